@@ -1,0 +1,92 @@
+"""One function builds every Celery app, one every Redis client, so that no two can disagree.
+
+Why each setting has its value: docs/why.md, "How messages survive".
+"""
+
+import redis
+from celery import Celery
+from kombu import Queue
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from . import names
+from .settings import Settings
+
+VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarter of this
+
+
+def celery_app(settings: Settings, **conf: object) -> Celery:
+    """The app of a client, a worker or the beat; `conf` is what only that side needs."""
+    prefix = f"{settings.key_prefix}:"
+    url = settings.url()
+    app = Celery("clipyard", broker=url, backend=url)
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        task_default_queue=names.EMBED,
+        task_queues=[Queue(names.EMBED), Queue(names.CONTROL)],
+        task_default_priority=names.INTERACTIVE,
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        task_send_sent_event=False,
+        task_publish_retry=True,
+        task_publish_retry_policy={
+            "max_retries": 10,
+            "interval_start": 0.1,
+            "interval_step": 0.5,
+            "interval_max": 3,
+        },
+        result_expires=settings.answer_ttl_s,
+        result_backend_always_retry=True,
+        result_backend_max_retries=60,
+        result_backend_transport_options={"global_keyprefix": prefix},
+        redis_socket_keepalive=True,
+        redis_socket_connect_timeout=5,
+        redis_socket_timeout=30,
+        redis_backend_health_check_interval=25,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=5,
+        broker_transport_options={
+            "global_keyprefix": prefix,
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 30,
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+            "health_check_interval": 25,
+            "max_connections": 64,
+            "priority_steps": [names.INTERACTIVE, names.BULK],
+            "queue_order_strategy": "round_robin",
+        },
+        worker_prefetch_multiplier=1,
+        worker_direct=True,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        **conf,
+    )
+    return app
+
+
+def redis_client(settings: Settings, *, patience_s: float = 30.0) -> redis.Redis:
+    """A client for our own keys. Bytes in, bytes out.
+
+    Args:
+        patience_s: about how long a command is retried while Redis is away.
+    """
+    tries = max(0, int(patience_s))  # the back-off reaches one second at once
+    return redis.Redis.from_url(
+        settings.url(),
+        socket_keepalive=True,
+        socket_connect_timeout=5,
+        socket_timeout=30,
+        health_check_interval=25,
+        retry=Retry(ExponentialBackoff(cap=1, base=0.05), tries),
+        retry_on_error=[redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
+    )

@@ -1,0 +1,81 @@
+"""Answers, vectors and status records to bytes and back.
+
+The only code that knows byte order and frame layout. An answer is one Redis string:
+
+    4 bytes   length of the header, unsigned little-endian
+    header    JSON of `Embedded`, `Managed` or `Refused`, under one key that names which
+    vectors   rows x dimension little-endian float32 or float16, row-major (Embedded only)
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from .messages import Embedded, Managed, Message, Refused
+
+Vectors = NDArray[np.float32]  # (rows, dimension), L2-normalised
+
+_LENGTH = struct.Struct("<I")
+_KINDS: dict[str, type[Message]] = {
+    "embedded": Embedded,
+    "managed": Managed,
+    "refused": Refused,
+}
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+_Record = TypeVar("_Record", bound=BaseModel)
+
+
+def pack_answer(answer: Embedded | Managed | Refused, vectors: Vectors | None = None) -> bytes:
+    """One frame; `vectors` has one row per item that did not fail, in the items' order."""
+    kind = type(answer).__name__.lower()
+    header = f'{{"{kind}":{answer.model_dump_json(exclude_defaults=True)}}}'.encode()
+    body = b""
+    if vectors is not None and isinstance(answer, Embedded):
+        body = np.ascontiguousarray(vectors, dtype=_DTYPES[answer.dtype]).tobytes()
+    return _LENGTH.pack(len(header)) + header + body
+
+
+def unpack_answer(frame: bytes) -> tuple[Message, Vectors | None]:
+    """The answer and, for `Embedded`, its float32 rows.
+
+    Raises:
+        ValueError: the frame is not one of ours, or was cut.
+    """
+    if len(frame) < _LENGTH.size:
+        raise ValueError(f"an answer of {len(frame)} bytes is too short")
+    (length,) = _LENGTH.unpack_from(frame)
+    body_at = _LENGTH.size + length
+    if body_at > len(frame):
+        raise ValueError("an answer's header was cut")
+    [(kind, fields)] = json.loads(frame[_LENGTH.size : body_at]).items()
+    answer = _KINDS[kind].model_validate(fields)
+    if not isinstance(answer, Embedded):
+        return answer, None
+    dtype = _DTYPES[answer.dtype]
+    rows = answer.items - len(answer.failures)
+    if len(frame) - body_at != rows * answer.dimension * dtype.itemsize:
+        raise ValueError(f"an answer's body is not {rows} x {answer.dimension} of {answer.dtype}")
+    flat = np.frombuffer(frame, dtype=dtype, offset=body_at)
+    return answer, flat.reshape(rows, answer.dimension).astype(np.float32)
+
+
+def pack_record(record: BaseModel) -> dict[str, str]:
+    """A status record as the fields of a Redis hash, each value JSON."""
+    return {name: json.dumps(value) for name, value in record.model_dump(mode="json").items()}
+
+
+def unpack_record(kind: type[_Record], fields: Mapping[bytes, bytes]) -> _Record:
+    """The record again; fields of a newer version are dropped."""
+    known = kind.model_fields
+    return kind.model_validate(
+        {
+            name: json.loads(value)
+            for name, value in ((n.decode(), v) for n, v in fields.items())
+            if name in known
+        }
+    )

@@ -1,0 +1,193 @@
+"""Everything that can go wrong, on either side of the wire.
+
+    ClipyardError
+    ├── BadRequest             an argument or a message that cannot be served      (ValueError)
+    │   └── UnknownModel       the catalogue has no such model
+    ├── SpaceMismatch          vectors of two different spaces would be mixed       (ValueError)
+    ├── BadSettings            a setting has a value that cannot be used           (ValueError)
+    ├── LoadFailed             a model cannot be brought into memory
+    │   ├── WeightsUnavailable its checkpoint is not here and cannot be fetched
+    │   └── BadCheckpoint      its checkpoint is broken, unsafe, or of another architecture
+    ├── ModelBusy              every slot is leased; ask again                     retryable
+    ├── OutOfMemory            device or host memory does not suffice              (MemoryError)
+    ├── BackendFailed          a back end misbehaved; its name is in the sentence
+    ├── Expired                the caller's deadline passed before the work began  retryable
+    ├── Cancelled              the request was withdrawn
+    ├── NoBroker               Redis cannot be reached                             (ConnectionError)
+    ├── NoWorker               no worker is alive                                  retryable
+    ├── NoAnswer               no answer came in time                              (TimeoutError)
+    └── ItemError              one image or text of many; its neighbours are served
+        ├── ImageMissing       there is no such file                       (FileNotFoundError)
+        ├── ImageForbidden     outside the allowed roots or hosts            (PermissionError)
+        ├── ImageUnreadable    empty, truncated, not an image, or hostile
+        ├── ImageTooLarge      over the limit of bytes, pixels or frames
+        ├── TextInvalid        empty, blank or not text
+        └── NonFiniteVector    the model answered with NaN or infinity
+
+They carry one sentence each: what was asked, and what would work. They cross the wire as
+(code, sentence, retryable) and are raised again as the same class on the other side.
+"""
+
+from typing import ClassVar
+
+
+class ClipyardError(Exception):
+    """Base of every error this project raises on purpose.
+
+    Attributes:
+        code: short, stable, for programs.
+        retryable: whether the same call may well succeed a little later.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+
+class BadRequest(ClipyardError, ValueError):
+    """An argument or a message that cannot be served."""
+
+    code = "bad_request"
+
+
+class UnknownModel(BadRequest):
+    """The catalogue has no model of that name."""
+
+    code = "unknown_model"
+
+
+class SpaceMismatch(ClipyardError, ValueError):
+    """Vectors of two different spaces would be compared or stored together."""
+
+    code = "space_mismatch"
+
+
+class BadSettings(ClipyardError, ValueError):
+    """A setting has a value that cannot be used. One line per mistake."""
+
+    code = "bad_settings"
+
+
+class LoadFailed(ClipyardError):
+    """A model cannot be brought into memory."""
+
+    code = "load_failed"
+
+
+class WeightsUnavailable(LoadFailed):
+    """The checkpoint is not on this machine and could not be fetched."""
+
+    code = "weights_unavailable"
+
+
+class BadCheckpoint(LoadFailed):
+    """The checkpoint is broken, contains code, or belongs to another architecture."""
+
+    code = "bad_checkpoint"
+
+
+class ModelBusy(ClipyardError):
+    """Every slot is leased to a running request."""
+
+    code = "model_busy"
+    retryable = True
+
+
+class OutOfMemory(ClipyardError, MemoryError):
+    """Device or host memory does not suffice, even after halving and letting go."""
+
+    code = "out_of_memory"
+    retryable = True
+
+
+class BackendFailed(ClipyardError):
+    """A back end raised something it should not, or answered with the wrong shape."""
+
+    code = "backend_failed"
+
+
+class Expired(ClipyardError):
+    """The caller's deadline passed before the work began."""
+
+    code = "expired"
+    retryable = True
+
+
+class Cancelled(ClipyardError):
+    """The request was withdrawn by its caller or an operator."""
+
+    code = "cancelled"
+
+
+class NoBroker(ClipyardError, ConnectionError):
+    """Redis cannot be reached."""
+
+    code = "no_broker"
+    retryable = True
+
+
+class NoWorker(ClipyardError):
+    """No worker is alive."""
+
+    code = "no_worker"
+    retryable = True
+
+
+class NoAnswer(ClipyardError, TimeoutError):
+    """No answer came before the timeout."""
+
+    code = "no_answer"
+    retryable = True
+
+
+class ItemError(ClipyardError):
+    """One image or text of many cannot be embedded; its neighbours are served."""
+
+    code = "item_error"
+
+
+class ImageMissing(ItemError, FileNotFoundError):
+    """There is no such file."""
+
+    code = "image_missing"
+
+
+class ImageForbidden(ItemError, PermissionError):
+    """The reference lies outside the allowed roots, protocols or hosts."""
+
+    code = "image_forbidden"
+
+
+class ImageUnreadable(ItemError):
+    """Empty, truncated, a directory, hostile, or no image at all."""
+
+    code = "image_unreadable"
+
+
+class ImageTooLarge(ItemError):
+    """Over the limit of bytes, pixels or frames."""
+
+    code = "image_too_large"
+
+
+class TextInvalid(ItemError, ValueError):
+    """Empty, blank, or not text."""
+
+    code = "text_invalid"
+
+
+class NonFiniteVector(ItemError):
+    """The model answered with NaN, infinity or a zero vector."""
+
+    code = "non_finite_vector"
+
+
+def _tree(kind: type[ClipyardError]) -> list[type[ClipyardError]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _tree(child))]
+
+
+BY_CODE = {kind.code: kind for kind in _tree(ClipyardError)}
+
+
+def from_wire(code: str, sentence: str) -> ClipyardError:
+    """The error that was raised on the other side; a code of a newer version becomes the base."""
+    return BY_CODE.get(code, ClipyardError)(sentence)

@@ -1,0 +1,257 @@
+"""What crosses the wire: one frozen model per payload, result and status record."""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from .errors import ClipyardError, from_wire
+
+WIRE_VERSION = 1
+MAX_ITEMS = 4096  # per message; the client cuts larger inputs
+MAX_TEXT_CHARS = 100_000  # far above any context length; bounds a message
+
+ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Message(BaseModel):
+    """A value on the wire. Unknown fields are refused: a typo must not pass for a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kind(StrEnum):
+    """What is embedded; also which tower of a two-tower model runs."""
+
+    IMAGE = "image"
+    TEXT = "text"
+
+
+class Priority(StrEnum):
+    """Interactive work goes before bulk at every batch boundary."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+class PathRef(Message):
+    """A file that the worker can open, under one of its allowed roots."""
+
+    path: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+class UrlRef(Message):
+    """An http(s) or object-store address; refused unless the worker's settings allow it."""
+
+    url: Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+
+
+class BlobRef(Message):
+    """File bytes that the client put into the request's blobs hash (`Keys.blobs`)."""
+
+    blob: Annotated[int, Field(ge=0)]
+
+
+ImageRef = PathRef | UrlRef | BlobRef
+
+
+class Request(Message):
+    """What every request carries.
+
+    Attributes:
+        wire: version of this protocol; a worker refuses a newer one than its own.
+        deadline: unix seconds; nobody works for a caller who has gone.
+        asked_by: a name for the event stream, e.g. `cli` or `user@host`.
+    """
+
+    wire: Annotated[int, Field(ge=1)] = WIRE_VERSION
+    deadline: float | None = None
+    asked_by: Annotated[str, StringConstraints(max_length=200)] = ""
+
+
+class EmbedBatch(Request):
+    """Asks for one vector per image or per text, all in the space of one model.
+
+    Attributes:
+        model: an id of the catalogue; None is the current model, else the default.
+        fingerprint: if given, answer only in this vector space.
+        dtype: of the vectors on the wire; float16 halves the bytes (error about 6e-5).
+        keep_alive_s: for the model: 0 goes when idle, negative stays, None as the settings say.
+    """
+
+    model: ModelId | None = None
+    images: Annotated[tuple[ImageRef, ...], Field(max_length=MAX_ITEMS)] = ()
+    texts: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)], ...],
+        Field(max_length=MAX_ITEMS),
+    ] = ()
+    priority: Priority = Priority.INTERACTIVE
+    fingerprint: str | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    keep_alive_s: float | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if bool(self.images) == bool(self.texts):
+            raise ValueError("give either images or texts, at least one")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.IMAGE if self.images else Kind.TEXT
+
+
+class Failure(Message):
+    """Why an item, or a whole request, has no vector."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, error: ClipyardError) -> Self:
+        return cls(code=error.code, message=str(error), retryable=error.retryable)
+
+    def error(self) -> ClipyardError:
+        return from_wire(self.code, self.message)
+
+
+class Timings(Message):
+    """Where the time of one request went, in seconds."""
+
+    queue_s: float = 0.0  # from the client's send to the task's start
+    load_s: float = 0.0  # waiting for the model
+    decode_s: float = 0.0  # from the first item's decoding to the last one's end
+    forward_s: float = 0.0  # from the first batch's start to the last one's end
+
+
+class Embedded(Message):
+    """Answers EmbedBatch; the vectors follow as raw bytes, see `codec.pack_answer`.
+
+    Item i either has a row, or an entry in `failures`; rows keep the order of the items.
+
+    Attributes:
+        fingerprint: vectors may be compared where the fingerprints are equal.
+        truncated: positions of texts cut to the model's context length.
+        device, precision: what computed the vectors.
+        worker: node name.
+    """
+
+    model: str
+    dimension: int
+    fingerprint: str
+    items: int
+    dtype: Literal["float32", "float16"] = "float32"
+    failures: dict[int, Failure] = {}
+    truncated: tuple[int, ...] = ()
+    device: str = ""
+    precision: str = ""
+    worker: str = ""
+    timings: Timings = Timings()
+
+
+class Load(Request):
+    """Asks one worker to bring a model onto its device."""
+
+    model: ModelId
+    keep_alive_s: float | None = None
+
+
+class Switch(Request):
+    """Asks for a model to become the current one; the one before it goes."""
+
+    model: ModelId
+
+
+class Unload(Request):
+    """Asks a worker to let a model go: the named one, or the current one."""
+
+    model: ModelId | None = None
+
+
+class Managed(Message):
+    """Answers Load, Switch and Unload.
+
+    Attributes:
+        changed: False when there was nothing to do, e.g. the model was already there.
+        message: one sentence for people.
+    """
+
+    worker: str
+    model: str | None
+    changed: bool
+    message: str
+    seconds: float = 0.0
+
+
+class Refused(Message):
+    """Answers any request that failed as a whole."""
+
+    failure: Failure
+
+
+class CatalogueEntry(Message):
+    """What a person needs to know to choose a model.
+
+    Attributes:
+        dimension: length of a vector. input_size: pixels along one edge, None for texts only.
+        memory_gb: device memory, a first guess until a worker has measured it.
+    """
+
+    id: str
+    name: str
+    family: str
+    description: str = ""
+    recommended_use: str = ""
+    dimension: int
+    input_size: int | None = None
+    memory_gb: float = 0.0
+    performance_rating: str = ""
+    kinds: tuple[Kind, ...] = (Kind.IMAGE, Kind.TEXT)
+    aliases: tuple[str, ...] = ()
+
+
+class ModelStatus(Message):
+    """One model on one worker, as its status hash tells it. Times are unix seconds."""
+
+    id: str
+    state: Literal["loading", "host", "device"]
+    type: Literal["vision", "text"] = "vision"
+    dimension: int | None = None
+    precision: str = ""
+    fingerprint: str = ""
+    leases: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    peak_batch_bytes: int = 0
+    load_s: float = 0.0
+    loaded_at: float = 0.0
+    last_used: float = 0.0
+    usage_count: int = 0
+    vram_timeout_s: float = 0.0
+    ram_timeout_s: float = 0.0
+    pinned: bool = False
+    next_out: bool = False  # what would be evicted next
+
+
+class WorkerStatus(Message):
+    """One worker process, as its status hash tells it. Times are unix seconds."""
+
+    name: str
+    device: str
+    pid: int
+    started_at: float
+    beat_at: float
+    state: Literal["starting", "ready", "broken", "stopping"]
+    current: str | None = None
+    default: str = ""
+    models: tuple[str, ...] = ()
+    slots: int = 0
+    device_total: int = 0
+    device_free: int = 0
+    host_total: int = 0
+    host_free: int = 0
+    pressure: Literal["normal", "elevated", "high", "critical"] = "normal"
+    trouble: str = ""
+    settings: dict[str, str] = {}  # those that can be changed at run time
+    versions: dict[str, str] = {}

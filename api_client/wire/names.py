@@ -1,0 +1,79 @@
+"""Every name two processes must spell alike: tasks, queues, Redis keys.
+
+The values are the protocol. Add to them; never rename one that has been released. Celery's own
+keys get the same prefix from the broker's settings, so one installation is one key prefix.
+"""
+
+from typing import Final
+
+# Tasks.
+EMBED_BATCH: Final = "clipyard.embed_batch"
+LOAD: Final = "clipyard.load"
+SWITCH: Final = "clipyard.switch"
+UNLOAD: Final = "clipyard.unload"
+SET: Final = "clipyard.set"
+SWEEP: Final = "clipyard.sweep"  # one worker sweeps itself
+SWEEP_FLEET: Final = "clipyard.sweep_fleet"  # whoever takes it sends SWEEP to every worker
+
+# Queues. Each worker also has a direct queue, see `direct_queue`.
+EMBED: Final = "embed"  # one worker takes each message
+CONTROL: Final = "control"  # the clock's small tasks
+
+# The two priority steps of every queue. Redis serves the lower number first.
+INTERACTIVE: Final = 0
+BULK: Final = 9
+
+
+def direct_queue(worker: str) -> str:
+    """The queue that only this worker reads; kept while the worker is away (`worker_direct`)."""
+    return f"{worker}.dq2"
+
+
+class Keys:
+    """The Redis keys of one installation.
+
+    Args:
+        prefix: what every key begins with, e.g. `clipyard`.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.workers = f"{prefix}:workers"  # set: node names seen; the hash says who is alive
+        self.events = f"{prefix}:events"  # stream, capped: every move with its reason
+        self.current = f"{prefix}:current"  # string: the model for requests that name none
+
+    def worker(self, worker: str) -> str:
+        """Hash: one worker process, expiring soon after the process is gone."""
+        return f"{self._prefix}:worker:{worker}"
+
+    def model(self, worker: str, model_id: str) -> str:
+        """Hash: one model on one worker, expiring with the worker's."""
+        return f"{self._prefix}:model:{worker}:{model_id}"
+
+    def answer(self, request: str) -> str:
+        """String: the answer's frame, see `codec.pack_answer`. Expires."""
+        return f"{self._prefix}:answer:{request}"
+
+    def done(self, request: str) -> str:
+        """List: wakes whoever waits for the answer. Expires."""
+        return f"{self._prefix}:done:{request}"
+
+    def blobs(self, request: str) -> str:
+        """Hash of position -> file bytes, for pictures sent by value. Expires."""
+        return f"{self._prefix}:blobs:{request}"
+
+    def gate(self, what: str) -> str:
+        """String, set once per period: makes a second beat harmless. Expires."""
+        return f"{self._prefix}:gate:{what}"
+
+    def usage(self, model_id: str) -> str:
+        """Hash of hour of the week -> uses. Expires when the model is forgotten."""
+        return f"{self._prefix}:usage:{model_id}"
+
+    def reserved(self, device: str) -> str:
+        """Hash of worker -> bytes: what processes sharing one device are about to take."""
+        return f"{self._prefix}:reserved:{device}"
+
+    def safe_batches(self) -> str:
+        """Hash of (model, precision, device) -> the batch size that is known to fit."""
+        return f"{self._prefix}:safe-batches"

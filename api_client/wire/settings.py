@@ -1,0 +1,172 @@
+"""Where the broker is and how long to wait; and how every settings class reads its values.
+
+A value comes from the first of: an argument, the environment, the JSON file named by
+CLIPYARD_CONFIG, the default. The environment name is CLIPYARD_ and the field's name in capitals;
+`ALSO` lists the names that people have set already. The JSON file takes either in lower case.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AliasChoices, AliasGenerator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import BadSettings, NoBroker
+from .home import running_stack_url
+
+PREFIX = "clipyard_"
+CONFIG_VARIABLE = "CLIPYARD_CONFIG"
+
+_TRACKER = "model_usage_tracker_"
+_PRESSURE = "lazy_loading_unloading_memory_pressure_"
+ALSO: Mapping[str, tuple[str, ...]] = {
+    "default_model": ("rag_clip_model", "clip_model_name"),
+    "batch_size": ("clip_batch_size",),
+    "decode_threads": ("clip_max_workers",),
+    "gpu_memory_threshold_gb": ("clip_gpu_memory_threshold",),
+    "keep_models": ("clip_enable_caching",),
+    "fallback_to_cpu": ("clip_fallback_to_cpu",),
+    "log_level": ("clip_log_level",),
+    "sweeps_enabled": (f"{_TRACKER}enabled",),
+    "sweep_interval_s": (f"{_TRACKER}cleanup_interval",),
+    "vision_vram_timeout_s": (f"{_TRACKER}vision_embedding_vram_timeout",),
+    "vision_ram_timeout_s": (f"{_TRACKER}vision_embedding_ram_timeout",),
+    "text_vram_timeout_s": (f"{_TRACKER}embedding_model_vram_timeout",),
+    "text_ram_timeout_s": (f"{_TRACKER}embedding_model_ram_timeout",),
+    "pressure_threshold": (f"{_PRESSURE}threshold",),
+    "pressure_timeout_s": (f"{_PRESSURE}timeout",),
+}
+
+
+def default_home() -> Path:
+    """Where a person's own stack keeps its state (the XDG state directory)."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "clipyard"
+
+
+def names_of(field: str) -> tuple[str, ...]:
+    """The names a setting is read by, in lower case, the first one wins."""
+    return (PREFIX + field, *ALSO.get(field, ()))
+
+
+class _JsonFile(PydanticBaseSettingsSource):
+    """The JSON file: our names and the older ones; keys of other programs are left alone."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        found = _json_file(os.environ.get(CONFIG_VARIABLE, ""))
+        for name in (*names_of(field_name), field_name):
+            if name in found:
+                return found[name], field_name, False
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {
+            name: self.get_field_value(field, name)[0]
+            for name, field in self.settings_cls.model_fields.items()
+        }
+        return {PREFIX + name: value for name, value in values.items() if value is not None}
+
+
+@cache
+def _json_file(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise BadSettings(f"{CONFIG_VARIABLE}: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadSettings(f"{CONFIG_VARIABLE}: {path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadSettings(f"{CONFIG_VARIABLE}: {path} must hold one JSON object")
+    return found
+
+
+class SettingsBase(BaseSettings):
+    """Reads one part's settings; a wrong value raises BadSettings with a line per mistake."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        env_parse_enums=True,
+        alias_generator=AliasGenerator(validation_alias=lambda name: AliasChoices(*names_of(name))),
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _JsonFile(settings_cls)
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """The settings, or BadSettings.
+
+        Args:
+            given: values that win over the environment and the file, by field name.
+        """
+        try:
+            return cls(**{PREFIX + field: value for field, value in given.items()})
+        except ValidationError as error:
+            raise BadSettings("\n".join(map(_line, error.errors()))) from None
+
+    def origin(self, field: str) -> str:
+        """Where a setting's value came from: a variable's name, the file, or `default`."""
+        for name in names_of(field):
+            if os.environ.get(name.upper()) or os.environ.get(name):
+                return name.upper()
+        path = os.environ.get(CONFIG_VARIABLE, "")
+        if any(name in _json_file(path) for name in (*names_of(field), field)):
+            return path
+        return "given" if field in self.model_fields_set else "default"
+
+
+def _line(mistake: Any) -> str:
+    name = str(mistake["loc"][0]) if mistake["loc"] else "settings"
+    return f"{name.upper()}: {mistake['msg']} (it is {mistake['input']!r})"
+
+
+class Settings(SettingsBase):
+    """What client, worker, beat and gateway all need to know."""
+
+    redis_url: SecretStr | None = None  # None: the stack that `clipyard up` runs in `home`
+    key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")] = "clipyard"
+    home: Path = Field(default_factory=default_home)
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    answer_ttl_s: Annotated[int, Field(ge=1)] = 600  # how long an answer waits to be fetched
+    chunk_size: Annotated[int, Field(ge=1, le=4096)] = 64  # items per message
+    in_flight: Annotated[int, Field(ge=1, le=256)] = 8  # messages a call keeps unanswered
+    sweeps_enabled: bool = True
+    sweep_interval_s: Annotated[float, Field(gt=0)] = 60.0
+
+    def url(self) -> str:
+        """The Redis URL, password included: never log it, see `masked_url`.
+
+        Raises:
+            NoBroker: none is configured, and no stack runs in `home`.
+        """
+        url = self.redis_url.get_secret_value() if self.redis_url else running_stack_url(self.home)
+        if not url:
+            raise NoBroker(
+                "no Redis is configured and no stack is running: "
+                "start one with `clipyard up`, or set CLIPYARD_REDIS_URL"
+            )
+        return url
+
+
+def masked(url: str) -> str:
+    """A URL that can be shown: the password is replaced by `***`."""
+    head, at, tail = url.rpartition("@")
+    scheme, sep, login = head.partition("://")
+    return f"{scheme}{sep}{login.partition(':')[0]}:***{at}{tail}" if at else url

@@ -1,0 +1,162 @@
+"""What a family of models must do. Read this, then `fake.py`, then write your own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from api_client.wire.messages import Kind
+
+from ..catalogue import Entry
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Tier(StrEnum):
+    """Where a model's weights are. On a worker without an accelerator both are host memory."""
+
+    HOST = "host"  # waiting, a moment away from use
+    DEVICE = "device"  # ready
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a worker process runs its models.
+
+    Attributes:
+        device: `cpu`, `cuda:N` or `mps`.
+        precision: of weights and forward pass.
+        decode: how pictures are decoded; part of the fingerprint.
+        models_dir: local checkpoints, `<architecture>/<tag>.safetensors`.
+        cache_dir: prepared checkpoints.
+        offline: never ask a model hub.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "float32"
+    decode: Literal["fast", "exact"] = "exact"
+    models_dir: Path | None = None
+    cache_dir: Path | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a loaded model can do, and which vector space it answers in.
+
+    Attributes:
+        dimension: length of a vector.
+        kinds: what it embeds.
+        input_size: pixels along one edge of what `prepare_image` makes; None without images.
+        max_batch: the most rows one `run` may get.
+        fingerprint: equal exactly where vectors may be compared; covers weights, preprocessing,
+            precision, dimension and normalisation.
+    """
+
+    dimension: int
+    kinds: tuple[Kind, ...]
+    fingerprint: str
+    precision: str = "float32"
+    input_size: int | None = None
+    max_batch: int = 4096
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a model's weights, by where they are."""
+
+    device_bytes: int = 0
+    host_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """One text, ready for `run`.
+
+    Attributes:
+        tokens: what the family's text tower takes for one row.
+        truncated: whether the text was cut to the context length.
+    """
+
+    tokens: NDArray[np.int64] | str
+    truncated: bool = False
+
+
+Prepared = NDArray[np.uint8] | PreparedText  # an image is (height, width, 3), not normalised
+
+
+class Model(Protocol):
+    """Weights in memory, in one tier.
+
+    `prepare_*` are called from many threads at once; `run`, `lift`, `lower` and `unload` by one
+    thread at a time, and `run` only while the model is on the device.
+    """
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """One decoded picture to the pixels of one row, on the CPU."""
+        ...
+
+    def prepare_text(self, text: str) -> PreparedText:
+        """One text to the tokens of one row, on the CPU."""
+        ...
+
+    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """(rows, dimension), in the batch's order, before normalisation.
+
+        Raises:
+            MemoryError: the batch does not fit; the caller halves it.
+        """
+        ...
+
+    def footprint(self) -> Footprint:
+        """Bytes of the weights now."""
+        ...
+
+    def lift(self) -> None:
+        """From host memory to the device.
+
+        Raises:
+            MemoryError: the device has no room; the model stays where it was.
+        """
+        ...
+
+    def lower(self) -> None:
+        """From the device to host memory."""
+        ...
+
+    def unload(self) -> None:
+        """Give all memory back; the model is not used again."""
+        ...
+
+
+class Backend(Protocol):
+    """Knows one family: turns a catalogue entry into a `Model`."""
+
+    def describe(self, model_id: str) -> Entry | None:
+        """An entry for an id that no catalogue lists, if the family can make one of it."""
+        ...
+
+    def check(self, entry: Entry) -> int:
+        """Refuse cheaply what cannot be loaded; estimate the bytes of the weights.
+
+        Raises:
+            LoadFailed: the checkpoint is missing, unreadable, unsafe, or of another shape.
+        """
+        ...
+
+    def load(self, entry: Entry) -> Model:
+        """Bring the weights into host memory.
+
+        Raises:
+            LoadFailed: as `check`, found later.
+            MemoryError: host memory does not suffice.
+        """
+        ...

@@ -1,0 +1,139 @@
+"""The models that may be asked for. Add one in catalogue.toml or a file of your own; no code."""
+
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from api_client.wire.errors import BadSettings, UnknownModel
+from api_client.wire.messages import CatalogueEntry, Kind
+
+BUILT_IN = Path(__file__).with_name("catalogue.toml")
+SUGGESTIONS = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model that may be asked for.
+
+    Attributes:
+        id: as shown to people, `architecture/tag`.
+        backend: the family that knows how to load it.
+        architecture: the family's own name for the shape of the model, or a path to its JSON
+            config (relative to the file that names it).
+        tag: which weights, for families that name them.
+        checkpoint: a local file of weights, instead of the tag's.
+        sha256: of the checkpoint, in hex; checked before loading where given.
+        dimension: length of a vector; 0 when unknown before loading.
+        input_size: pixels along one edge; None for models without images.
+        memory_gb: device memory, a first guess only; the ledger measures.
+        kinds: what it embeds. A model that embeds images counts as a vision model.
+        options: whatever else the family understands.
+    """
+
+    id: str
+    backend: str = "open_clip"
+    architecture: str = ""
+    tag: str = ""
+    checkpoint: Path | None = None
+    sha256: str = ""
+    name: str = ""
+    description: str = ""
+    recommended_use: str = ""
+    dimension: int = 0
+    input_size: int | None = None
+    memory_gb: float = 0.0
+    performance_rating: str = ""
+    kinds: tuple[Kind, ...] = (Kind.IMAGE, Kind.TEXT)
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def is_vision(self) -> bool:
+        return Kind.IMAGE in self.kinds
+
+    def public(self) -> CatalogueEntry:
+        """What a client is told of it."""
+        return CatalogueEntry(
+            id=self.id,
+            name=self.name or self.id,
+            family=self.backend,
+            description=self.description,
+            recommended_use=self.recommended_use,
+            dimension=self.dimension,
+            input_size=self.input_size,
+            memory_gb=self.memory_gb,
+            performance_rating=self.performance_rating,
+            kinds=self.kinds,
+            aliases=self.aliases,
+        )
+
+
+# Given an id that no file lists: an entry a family can make of it, or None.
+Describe = Callable[[str], Entry | None]
+
+
+class Catalogue:
+    """Looks models up by id or alias.
+
+    Args:
+        entries: of the files, later ones win.
+        describe: asked in turn for ids that no file lists.
+    """
+
+    def __init__(self, entries: Iterable[Entry], *, describe: Iterable[Describe] = ()) -> None:
+        self._entries = {entry.id: entry for entry in entries}
+        self._aliases = {a: entry.id for entry in self._entries.values() for a in entry.aliases}
+        self._describe = tuple(describe)
+
+    @classmethod
+    def read(cls, *files: Path, describe: Iterable[Describe] = ()) -> "Catalogue":
+        """The entries of TOML files, each a table named by the model's id.
+
+        Raises:
+            BadSettings: a file cannot be read or an entry has an unknown or unusable field.
+        """
+        return cls((entry for file in files for entry in _entries(file)), describe=describe)
+
+    def __getitem__(self, model_id: str) -> Entry:
+        known = self._aliases.get(model_id, model_id)
+        if known in self._entries:
+            return self._entries[known]
+        for describe in self._describe:
+            if (entry := describe(known)) is not None:
+                return entry
+        near = get_close_matches(known, [*self._entries, *self._aliases], SUGGESTIONS, cutoff=0.4)
+        hint = f"nearest are {', '.join(near)}" if near else f"known are {', '.join(self._entries)}"
+        raise UnknownModel(f"no model {model_id!r}; {hint}")
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+
+def _entries(file: Path) -> Iterable[Entry]:
+    try:
+        table = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise BadSettings(f"catalogue {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadSettings(f"catalogue {file}: {error}") from None
+    for model_id, row in table.items():
+        yield _entry(file, model_id, row)
+
+
+def _entry(file: Path, model_id: str, row: Any) -> Entry:
+    try:
+        fields = dict(row)
+        if "checkpoint" in fields:
+            fields["checkpoint"] = file.parent / Path(fields["checkpoint"]).expanduser()
+        if str(fields.get("architecture", "")).endswith(".json"):
+            fields["architecture"] = str(file.parent / Path(fields["architecture"]).expanduser())
+        if "kinds" in fields:
+            fields["kinds"] = tuple(Kind(kind) for kind in fields["kinds"])
+        if "aliases" in fields:
+            fields["aliases"] = tuple(fields["aliases"])
+        return Entry(id=model_id, **fields)
+    except (TypeError, ValueError) as error:
+        raise BadSettings(f"catalogue {file}: entry {model_id!r}: {error}") from None

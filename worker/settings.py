@@ -1,0 +1,72 @@
+"""The device's knobs: which device, how many models, how long they stay, what may be opened."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from api_client.wire.settings import Settings, default_home
+
+# Hugging Face names that people have in CLIP_MODEL_NAME -> the open_clip id of the same weights.
+HUGGING_FACE = {
+    "openai/clip-vit-base-patch32": "ViT-B-32/openai",
+    "openai/clip-vit-base-patch16": "ViT-B-16/openai",
+    "openai/clip-vit-large-patch14": "ViT-L-14/openai",
+    "openai/clip-vit-large-patch14-336": "ViT-L-14@336px/openai",
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": "ViT-B-32/laion2b_s34b_b79k",
+    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": "ViT-L-14/laion2b_s32b_b82k",
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "ViT-H-14/laion2b_s32b_b79k",
+}
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class WorkerSettings(Settings):
+    """What one worker process needs to know beside `Settings`."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    decode: Literal["fast", "exact"] = "fast"  # fast lets the JPEG decoder scale; see docs
+    gpu_memory_threshold_gb: Annotated[float, Field(ge=0)] = 4.0  # free, for auto to pick a GPU
+    fallback_to_cpu: bool = True
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    default_model: Annotated[str, Field(min_length=1, max_length=200)] = "ViT-L-14/openai"
+    catalogue: Path | None = None  # a person's own entries, TOML
+    models_dir: Path | None = None  # <architecture>/<tag>.safetensors, found before any download
+    cache_dir: Path = Field(default_factory=lambda: default_home() / "cache")
+    offline: bool = False  # never ask a model hub
+
+    slots: Count = 2  # models on the device at once
+    keep_models: bool = True  # False: a model goes as soon as nobody uses it
+    vision_vram_timeout_s: Seconds = 600.0
+    vision_ram_timeout_s: Seconds = 1800.0
+    text_vram_timeout_s: Seconds = 600.0
+    text_ram_timeout_s: Seconds = 1800.0
+    pressure_threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    pressure_timeout_s: Seconds = 60.0
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32  # the most that one forward takes
+    decode_threads: Annotated[int, Field(ge=1, le=256)] = 4
+    image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else
+    max_image_bytes: Count = 64 * 2**20
+    max_image_pixels: Count = 250_000_000
+
+    @field_validator("device")
+    @classmethod
+    def _a_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
+            raise ValueError("use auto, cpu, cuda, cuda:N or mps")
+        return device
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
+
+    @field_validator("default_model")
+    @classmethod
+    def _open_clip_id(cls, name: str) -> str:
+        return HUGGING_FACE.get(name, name)
