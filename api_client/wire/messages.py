@@ -255,3 +255,33 @@ class WorkerStatus(Message):
     trouble: str = ""
     settings: dict[str, str] = {}  # those that can be changed at run time
     versions: dict[str, str] = {}
+
+
+class EventKind(StrEnum):
+    """What happened to a model on a worker."""
+
+    LOADED = "loaded"  # into host memory
+    LIFTED = "lifted"  # from host memory to the device
+    LOWERED = "lowered"  # from the device to host memory
+    EVICTED = "evicted"  # gone, to make room
+    UNLOADED = "unloaded"  # gone, because it was asked for or idle
+    REFUSED = "refused"  # a load or lease was not possible
+    OUT_OF_MEMORY = "out_of_memory"
+
+
+class Event(Message):
+    """One line of the event stream. `at` is unix seconds.
+
+    Attributes:
+        reason: one phrase, e.g. `idle in VRAM for 612 s`, `made room for ViT-B-32/openai`.
+        bytes: given back or taken.
+    """
+
+    kind: EventKind
+    worker: str = ""
+    model: str
+    reason: str
+    asked_by: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    at: float = 0.0
