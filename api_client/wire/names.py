@@ -41,6 +41,7 @@ class Keys:
         self.workers = f"{prefix}:workers"  # set: node names seen; the hash says who is alive
         self.events = f"{prefix}:events"  # stream, capped: every move with its reason
         self.current = f"{prefix}:current"  # string: the model for requests that name none
+        self.catalogue = f"{prefix}:catalogue"  # hash: model id -> CatalogueEntry as JSON
 
     def worker(self, worker: str) -> str:
         """Hash: one worker process, expiring soon after the process is gone."""

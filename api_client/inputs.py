@@ -1,0 +1,108 @@
+"""What a caller may pass as pictures and texts, checked and made into messages.
+
+Everything impossible is refused here, before anything is sent.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .wire.errors import BadRequest
+from .wire.messages import MAX_TEXT_CHARS, BlobRef, ImageRef, PathRef, UrlRef
+
+Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillow loads only if used
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One message's pictures: references, and the bytes of those sent by value."""
+
+    refs: tuple[ImageRef, ...]
+    blobs: dict[int, bytes]
+
+
+def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
+    """References for one message.
+
+    A string is a URL if it has a scheme, else a path on the worker's machine; relative paths are
+    taken from here. Bytes are an image file's content. Pillow images and uint8 arrays (height,
+    width[, channels]) travel losslessly as PNG.
+
+    Args:
+        first: position of items[0] in the caller's list, for the error's sentence.
+
+    Raises:
+        BadRequest: an item is of another type, or an array of another dtype or shape.
+    """
+    refs: list[ImageRef] = []
+    blobs: dict[int, bytes] = {}
+    for position, item in enumerate(items):
+        match item:
+            case str() if "://" in item:
+                refs.append(UrlRef(url=item))
+            case str() | Path() if str(item):
+                refs.append(PathRef(path=str(Path(item).absolute())))
+            case _:
+                blobs[position] = _file_bytes(item, first + position)
+                refs.append(BlobRef(blob=position))
+    return Pictures(tuple(refs), blobs)
+
+
+def texts(items: str | Iterable[str]) -> list[str]:
+    """The texts, checked.
+
+    Raises:
+        BadRequest: one is no string, empty, blank, or absurdly long.
+    """
+    if isinstance(items, str):
+        items = [items]
+    found = list(items)
+    for position, text in enumerate(found):
+        if not isinstance(text, str):
+            raise BadRequest(f"texts[{position}] is {type(text).__name__}; pass a string")
+        if not text.strip():
+            raise BadRequest(f"texts[{position}] is empty or blank; pass at least one word")
+        if len(text) > MAX_TEXT_CHARS:
+            raise BadRequest(
+                f"texts[{position}] has {len(text)} characters; at most {MAX_TEXT_CHARS} are taken"
+            )
+    return found
+
+
+def _file_bytes(item: Picture, position: int) -> bytes:
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, np.ndarray):
+        return _png(_from_array(item, position))
+    if hasattr(item, "save") and hasattr(item, "mode"):
+        return _png(item)
+    raise BadRequest(
+        f"images[{position}] is {type(item).__name__ if item != '' else 'an empty string'}; "
+        "pass a path, a URL, bytes of an image file, a Pillow image or a uint8 array"
+    )
+
+
+def _from_array(array: NDArray[Any], position: int) -> Any:
+    from PIL import Image
+
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise BadRequest(
+            f"images[{position}] is an array of {array.dtype} {array.shape}; "
+            "pass uint8 of (height, width), (height, width, 3) or (height, width, 4)"
+        )
+    if not array.size:
+        raise BadRequest(f"images[{position}] is an empty array {array.shape}")
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
+
+
+def _png(image: Any) -> bytes:
+    # Lossless, and quick rather than small: the bytes live for one request.
+    out = BytesIO()
+    image.save(out, format="PNG" if image.mode != "CMYK" else "TIFF", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,119 @@
+"""What a caller gets back: rows in the order of the items, whatever happened to each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .wire.codec import Vectors
+from .wire.errors import ClipyardError, ItemError, SpaceMismatch
+from .wire.messages import Embedded
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture or text.
+
+    Attributes:
+        vector: float32 (dimension,), L2-normalised; None if it failed.
+        error: why it failed; None if it did not.
+        truncated: whether a text was cut to the model's context length.
+        model, fingerprint: which model answered, and in which vector space.
+    """
+
+    vector: Vectors | None
+    error: ClipyardError | None
+    truncated: bool
+    model: str
+    fingerprint: str
+
+
+class ItemsFailed(ItemError):
+    """Some items have no vector; the others do.
+
+    Attributes:
+        items: all of them, in order.
+    """
+
+    code = "items_failed"
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        failed = [(i, item.error) for i, item in enumerate(items) if item.error]
+        position, error = failed[0]
+        super().__init__(
+            f"{len(failed)} of {len(items)} items failed, the first at {position}: {error} "
+            "(the detailed calls answer item by item)"
+        )
+        self.items = tuple(items)
+
+
+def items_of(answer: Embedded, rows: Vectors) -> list[Item]:
+    """One Item per item that was asked for."""
+    row = iter(rows)
+    cut = set(answer.truncated)
+    return [
+        Item(
+            vector=None if (failure := answer.failures.get(i)) else next(row),
+            error=failure.error() if failure else None,
+            truncated=i in cut,
+            model=answer.model,
+            fingerprint=answer.fingerprint,
+        )
+        for i in range(answer.items)
+    ]
+
+
+def same_space(seen: str | None, fingerprint: str) -> str:
+    """The one fingerprint of a call's answers.
+
+    Raises:
+        SpaceMismatch: two answers of one call come from different spaces.
+    """
+    if seen is not None and seen != fingerprint:
+        raise SpaceMismatch(
+            f"workers answered in two vector spaces ({seen} and {fingerprint}); "
+            "give every worker the same CLIPYARD_PRECISION and CLIPYARD_DECODE, or name one model"
+        )
+    return fingerprint
+
+
+def matrix(items: Sequence[Item]) -> Vectors:
+    """(n, dimension) float32.
+
+    Raises:
+        ItemsFailed: at least one item has no vector.
+    """
+    vectors = [item.vector for item in items if item.vector is not None]
+    if len(vectors) != len(items):
+        raise ItemsFailed(items)
+    return np.stack(vectors)
+
+
+def similarity(a: Vectors, b: Vectors) -> Vectors:
+    """Cosine of every row of `a` with every row of `b`.
+
+    Args:
+        a: (dimension,) or (n, dimension). b: likewise, m rows.
+
+    Returns:
+        float32 of shape (n, m), without the axes that were not given.
+
+    Raises:
+        SpaceMismatch: the dimensions differ.
+    """
+    first, second = (
+        np.atleast_2d(np.asarray(a, np.float32)),
+        np.atleast_2d(np.asarray(b, np.float32)),
+    )
+    if first.shape[1] != second.shape[1]:
+        raise SpaceMismatch(
+            f"vectors of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared"
+        )
+    cosine = _unit(first) @ _unit(second).T
+    axes = tuple(axis for axis, given in enumerate((a, b)) if np.ndim(given) == 1)
+    return np.asarray(cosine.squeeze(axes), np.float32)
+
+
+def _unit(rows: Vectors) -> Vectors:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
