@@ -19,6 +19,7 @@ class Item:
         error: why it failed; None if it did not.
         truncated: whether a text was cut to the model's context length.
         model, fingerprint: which model answered, and in which vector space.
+        device, precision: what computed it.
     """
 
     vector: Vectors | None
@@ -26,6 +27,8 @@ class Item:
     truncated: bool
     model: str
     fingerprint: str
+    device: str = ""
+    precision: str = ""
 
 
 class ItemsFailed(ItemError):
@@ -58,6 +61,8 @@ def items_of(answer: Embedded, rows: Vectors) -> list[Item]:
             truncated=i in cut,
             model=answer.model,
             fingerprint=answer.fingerprint,
+            device=answer.device,
+            precision=answer.precision,
         )
         for i in range(answer.items)
     ]

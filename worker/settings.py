@@ -1,11 +1,14 @@
 """The device's knobs: which device, how many models, how long they stay, what may be opened."""
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from api_client.wire.errors import BadSettings
 from api_client.wire.settings import Settings, default_home
 
 # Hugging Face names that people have in CLIP_MODEL_NAME -> the open_clip id of the same weights.
@@ -70,3 +73,15 @@ class WorkerSettings(Settings):
     @classmethod
     def _open_clip_id(cls, name: str) -> str:
         return HUGGING_FACE.get(name, name)
+
+
+def main() -> None:
+    """Print every setting as JSON, for `clipyard doctor`."""
+    try:
+        print(json.dumps(WorkerSettings.read().rows()))
+    except BadSettings as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

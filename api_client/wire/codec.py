@@ -52,7 +52,10 @@ def unpack_answer(frame: bytes) -> tuple[Message, Vectors | None]:
     body_at = _LENGTH.size + length
     if body_at > len(frame):
         raise ValueError("an answer's header was cut")
-    [(kind, fields)] = json.loads(frame[_LENGTH.size : body_at]).items()
+    header = json.loads(frame[_LENGTH.size : body_at])
+    if not isinstance(header, dict) or len(header) != 1 or not header.keys() <= _KINDS.keys():
+        raise ValueError(f"an answer's header names none of {', '.join(_KINDS)}")
+    [(kind, fields)] = header.items()
     answer = _KINDS[kind].model_validate(fields)
     if not isinstance(answer, Embedded):
         return answer, None

@@ -121,6 +121,17 @@ class SettingsBase(BaseSettings):
         except ValidationError as error:
             raise BadSettings("\n".join(map(_line, error.errors()))) from None
 
+    def rows(self) -> list[dict[str, str]]:
+        """Every setting with its environment name, value (secrets masked) and origin."""
+        return [
+            {
+                "setting": names_of(field)[0].upper(),
+                "value": str(getattr(self, field)),
+                "origin": self.origin(field),
+            }
+            for field in type(self).model_fields
+        ]
+
     def origin(self, field: str) -> str:
         """Where a setting's value came from: a variable's name, the file, or `default`."""
         for name in names_of(field):

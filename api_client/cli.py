@@ -1,0 +1,255 @@
+"""The `clipyard` command. Each command is a few lines around the client; `--json` for scripts.
+
+Exit codes: 0 done, 1 some items or all of it failed, 2 wrong usage, 3 nobody to ask (no Redis, no
+worker, no answer), 130 interrupted.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from .client import Client
+
+app = typer.Typer(
+    help="Pictures and texts into CLIP vectors, through a fleet of workers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+FAILED, USAGE, NOBODY, INTERRUPTED = 1, 2, 3, 130
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="A model id; the current model if not given.")
+]
+Workers = Annotated[
+    list[str] | None, typer.Option("--worker", "-w", help="A worker's node name; repeatable.")
+]
+
+
+def main() -> NoReturn:
+    """Run the command line; every error of ours becomes one line and an exit code."""
+    from .wire.errors import BadRequest, BadSettings, ClipyardError, NoAnswer, NoBroker, NoWorker
+
+    try:
+        app()
+    except (BadRequest, BadSettings) as error:
+        _end(error, USAGE)
+    except (NoBroker, NoWorker, NoAnswer) as error:
+        _end(error, NOBODY)
+    except ClipyardError as error:
+        _end(error, FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+@app.command()
+def embed(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write vectors: .npy, .parquet or .jsonl.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed pictures."""
+    from . import show, vectorfile
+
+    paths = list(_pictures(images))
+    with _client() as client, show.progress("embedding", len(paths)) as advance:
+        options: dict[str, Any] = {"model": model, "progress": advance}
+        items = client.embed_images_detailed(paths, **options)
+    if out:
+        vectorfile.write(out, [str(path) for path in paths], items)
+    show.items(paths, items, out=out, as_json=as_json)
+    if any(item.error for item in items):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def text(
+    texts: Annotated[list[str], typer.Argument(help="Texts to embed.")],
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write vectors: .npy, .parquet or .jsonl.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed texts."""
+    from . import show, vectorfile
+
+    with _client() as client:
+        items = client.embed_texts_detailed(texts, model=model)
+    if out:
+        vectorfile.write(out, texts, items)
+    show.items(texts, items, out=out, as_json=as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    model: Model = None,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Find the pictures that fit a text best."""
+    from . import show
+    from .results import similarity
+
+    paths = list(_pictures(images))
+    with _client() as client, show.progress("embedding", len(paths)) as advance:
+        [wanted] = client.embed_texts(query, model=model)
+        items = client.embed_images_detailed(paths, model=model, progress=advance)
+    found = [
+        (float(similarity(wanted, item.vector)), path)
+        for path, item in zip(paths, items, strict=True)
+        if item.vector is not None
+    ]
+    best = sorted(found, key=lambda row: row[0], reverse=True)[:top]
+    show.table(
+        ["picture", "cosine"],
+        [{"picture": str(path), "cosine": round(cosine, 4)} for cosine, path in best],
+        as_json=as_json,
+    )
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that can be asked for."""
+    from . import show
+
+    with _client() as client:
+        entries = client.models()
+    show.table(
+        ["id", "dimension", "input_size", "memory_gb", "performance_rating", "recommended_use"],
+        [entry.model_dump(mode="json") for entry in entries],
+        as_json=as_json,
+    )
+
+
+@app.command()
+def load(
+    model: Annotated[str, typer.Argument(help="A model id.")],
+    worker: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a model onto a worker's device."""
+    with _client() as client:
+        _managed(client.load(model, workers=worker), as_json)
+
+
+@app.command()
+def switch(
+    model: Annotated[str, typer.Argument(help="A model id.")],
+    worker: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Make a model the current one; the one before it goes."""
+    with _client() as client:
+        _managed(client.switch(model, workers=worker), as_json)
+
+
+@app.command()
+def unload(
+    model: Annotated[
+        str | None, typer.Argument(help="A model id; the current one if none.")
+    ] = None,
+    worker: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Let a model go."""
+    with _client() as client:
+        _managed(client.unload(model, workers=worker), as_json)
+
+
+@app.command()
+def up(
+    device: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu or cuda:N; all visible if not given.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Only open pictures below this folder.")
+    ] = None,
+) -> None:
+    """Run a private stack: Redis, one worker per device, beat. Ctrl-C drains and stops it."""
+    from rich.console import Console
+
+    from .stack import up as stack
+
+    raise typer.Exit(stack.run(stack.options(devices=device, images=images), console=Console()))
+
+
+@app.command()
+def quickstart(
+    images: Annotated[Path | None, typer.Option(help="A folder of your own pictures.")] = None,
+    model: Annotated[str, typer.Option(help="A model id.")] = "shapes/demo",
+    queries: Annotated[str | None, typer.Option(help="Texts, separated by ';'.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("out/quickstart"),
+    as_json: Json = False,
+) -> None:
+    """Embed pictures through a private stack, find them by text, show the result."""
+    from .quickstart import run
+
+    summary = run.quickstart(
+        images=images,
+        model=model,
+        queries=[q.strip() for q in (queries or "").split(";") if q.strip()],
+        out=out,
+    )
+    if as_json:
+        print(json.dumps(summary))
+    if summary["failed"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Find what is wrong, and say the mend."""
+    from . import doctor as examination
+    from . import show
+
+    findings = examination.examine()
+    show.doctor(findings, as_json=as_json)
+    if findings.sick:
+        raise typer.Exit(FAILED)
+
+
+def _client() -> "Client":
+    from .client import Client
+
+    return Client(asked_by="cli")
+
+
+def _pictures(places: list[Path]) -> list[Path]:
+    """The files named, and the pictures below the folders named, sorted within each."""
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = (p for p in place.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+            found += sorted(inside)
+        else:
+            found.append(place)
+    return found
+
+
+def _managed(answers: Any, as_json: bool) -> None:
+    from . import show
+
+    show.table(
+        ["worker", "model", "changed", "seconds", "message"],
+        [answer.model_dump(mode="json") for answer in answers],
+        as_json=as_json,
+    )
+
+
+def _end(error: Exception, code: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,182 @@
+"""The main job from one end to the other: pictures in, vectors out, found again by text."""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from .. import show, vectorfile
+from ..client import Client
+from ..results import Item, similarity
+from ..stack.devices import visible_devices
+from ..stack.up import Options, temporary_stack
+from ..wire.codec import Vectors
+from ..wire.errors import BadRequest
+from ..wire.settings import Settings
+from . import shapes, sheet
+
+PICTURES = 384  # enough for every caption of the demonstration set, one at least
+SEED = 2026
+DEMO_QUERIES = (
+    "a red circle",
+    "a big blue square",
+    "two green triangles",
+    "a small yellow star",
+    "three purple hearts",
+    "a black ring",
+)
+OWN_QUERIES = ("a person", "an animal", "a building", "food", "a landscape")
+BEST = 5  # pictures shown per query
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Pictures on disk; `captions` only where they are known."""
+
+    files: tuple[Path, ...]
+    captions: tuple[str, ...] | None = None
+
+
+def quickstart(
+    *, images: Path | None, model: str, queries: Sequence[str], out: Path
+) -> dict[str, Any]:
+    """Run the job in a stack of its own; leaves only what it wrote under `out`.
+
+    Args:
+        images: a folder of pictures; None draws coloured shapes with known captions.
+        queries: texts to look for; a handful of our own if empty.
+
+    Returns:
+        What `summary.json` holds. `top1` is the share of pictures whose nearest caption is
+        theirs; None where captions are not known.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    collection = _own(images) if images else _drawn(out / "pictures")
+    asked = tuple(queries) or (OWN_QUERIES if images else DEMO_QUERIES)
+    with tempfile.TemporaryDirectory(prefix="clipyard-") as home:
+        options = Options(
+            home=Path(home),
+            devices=tuple(visible_devices()[:1]),
+            env=_worker_environment(collection, model),
+        )
+        console.print("starting a private Redis, one worker and beat ...")
+        with temporary_stack(options, tell=console.print) as stack:
+            stack.supervisor.wait_ready()
+            settings = Settings.read(redis_url=stack.url)
+            with Client(settings, asked_by="quickstart") as client:
+                return _job(client, collection, model, asked, out)
+
+
+def _worker_environment(collection: Collection, model: str) -> dict[str, str]:
+    roots = sorted({str(file.parent.resolve()) for file in collection.files})
+    return {"CLIPYARD_IMAGE_ROOTS": json.dumps(roots), "CLIPYARD_DEFAULT_MODEL": model}
+
+
+def _job(
+    client: Client, collection: Collection, model: str, queries: tuple[str, ...], out: Path
+) -> dict[str, Any]:
+    console.print(f"loading {model} ...")
+    client.load(model)
+    begun = time.perf_counter()
+    with show.progress("embedding pictures", len(collection.files)) as advance:
+        items = client.embed_images_detailed(collection.files, model=model, progress=advance)
+    seconds = time.perf_counter() - begun
+    good = [i for i, item in enumerate(items) if item.vector is not None]
+    if not good:
+        raise BadRequest(f"none of {len(items)} pictures could be embedded: {items[0].error}")
+    vectors = np.stack([v for item in items if (v := item.vector) is not None])
+    cosines = similarity(client.embed_texts(queries, model=model), vectors)
+    best = [_best(row, good) for row in cosines]
+    files = [str(file) for file in collection.files]
+    vectorfile.write(out / "vectors.parquet", files, items)
+    sheet.draw(queries, [[(collection.files[i], c) for i, c in row] for row in best]).save(
+        out / "contact-sheet.png"
+    )
+    _print(queries, best, collection)
+    summary = {
+        "images": len(items),
+        "failed": len(items) - len(good),
+        "images_per_second": round(len(good) / seconds, 1),
+        "top1": _top1(client, collection, model, vectors, good),
+        **_where(client, items[good[0]]),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    top1 = f", {summary['top1']:.1%} nearest their own caption" if summary["top1"] else ""
+    console.print(
+        f"{len(good)} of {len(items)} pictures at {summary['images_per_second']} images/s on "
+        f"{summary['device']} in {summary['precision']}{top1}; see {out}/contact-sheet.png"
+    )
+    return summary
+
+
+def _where(client: Client, item: Item) -> dict[str, Any]:
+    packages = ("clipyard", "celery", "torch", "open_clip_torch")
+    return {
+        "model_id": item.model,
+        "fingerprint": item.fingerprint,
+        "device": item.device,
+        "precision": item.precision,
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _best(cosines: Vectors, good: Sequence[int]) -> list[tuple[int, float]]:
+    order = np.argsort(-cosines)[:BEST]
+    return [(good[column], float(cosines[column])) for column in order]
+
+
+def _top1(
+    client: Client, collection: Collection, model: str, vectors: Vectors, good: Sequence[int]
+) -> float | None:
+    if collection.captions is None:
+        return None
+    captions = shapes.CAPTIONS
+    nearest = similarity(vectors, client.embed_texts(captions, model=model)).argmax(axis=1)
+    right = [captions[n] == collection.captions[i] for n, i in zip(nearest, good, strict=True)]
+    return round(float(np.mean(right)), 4)
+
+
+def _print(
+    queries: Sequence[str], best: Sequence[Sequence[tuple[int, float]]], collection: Collection
+) -> None:
+    def label(i: int) -> str:
+        return collection.captions[i] if collection.captions else collection.files[i].name
+
+    rows = [
+        {"query": query, "best pictures": "  ".join(f"{label(i)} ({c:.2f})" for i, c in row[:3])}
+        for query, row in zip(queries, best, strict=True)
+    ]
+    show.table(["query", "best pictures"], rows, as_json=False)
+
+
+def _drawn(folder: Path) -> Collection:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    files, captions = [], []
+    for number, (caption, picture) in enumerate(shapes.collection(PICTURES, SEED)):
+        file = folder / f"{number:04d} {caption}.png"
+        picture.save(file)
+        files.append(file)
+        captions.append(caption)
+    return Collection(tuple(files), tuple(captions))
+
+
+def _own(folder: Path) -> Collection:
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise BadRequest(f"{folder} is no folder; name one that holds pictures")
+    files = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS))
+    if not files:
+        raise BadRequest(f"{folder} holds no pictures ({', '.join(sorted(ENDINGS))})")
+    return Collection(files)

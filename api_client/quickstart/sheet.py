@@ -1,0 +1,32 @@
+"""A contact sheet: one row per query, its best pictures with their cosines."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+TILE_PX, GAP_PX, LABEL_PX = 160, 12, 24
+PAPER, INK, FAINT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
+
+
+def draw(queries: Sequence[str], best: Sequence[Sequence[tuple[Path, float]]]) -> Image.Image:
+    """The sheet; `best[i]` are the pictures for `queries[i]`, best first."""
+    columns = max(map(len, best), default=1)
+    row_px = TILE_PX + 2 * LABEL_PX + GAP_PX
+    size = (columns * (TILE_PX + GAP_PX) + GAP_PX, len(queries) * row_px + GAP_PX)
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    title, small = ImageFont.load_default(17), ImageFont.load_default(13)
+    for number, (query, row) in enumerate(zip(queries, best, strict=True)):
+        top = GAP_PX + number * row_px
+        pen.text((GAP_PX, top), f"“{query}”", INK, title)
+        for column, (file, cosine) in enumerate(row):
+            left = GAP_PX + column * (TILE_PX + GAP_PX)
+            sheet.paste(_tile(file), (left, top + LABEL_PX))
+            pen.text((left, top + LABEL_PX + TILE_PX + 3), f"{cosine:.3f}", FAINT, small)
+    return sheet
+
+
+def _tile(file: Path) -> Image.Image:
+    with Image.open(file) as picture:
+        return ImageOps.pad(picture.convert("RGB"), (TILE_PX, TILE_PX), color=(255, 255, 255))

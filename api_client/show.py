@@ -1,0 +1,93 @@
+"""What the command line prints: tables for people, JSON for scripts."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .results import Item
+
+SHOWN_NUMBERS = 4  # of a vector in a table
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, as long as that is a terminal; yields what advances it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task(title, total=total, rate="")
+
+        def advance(count: int) -> None:
+            bar.update(task, advance=count)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.0f}/s" if speed else "")
+
+        yield advance
+
+
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """The rows' columns as a table, or the whole rows as a JSON list."""
+    if as_json:
+        print(json.dumps(list(rows)))
+        return
+    drawn = Table(*(name.replace("_", " ") for name in columns))
+    for row in rows:
+        drawn.add_row(*(_cell(row.get(name)) for name in columns))
+    Console().print(drawn)
+
+
+def items(names: Sequence[Any], items: Sequence[Item], *, out: Path | None, as_json: bool) -> None:
+    """One line per picture or text; a table shows the first numbers, JSON all of them."""
+    if as_json:
+        print(json.dumps([_plain(name, item) for name, item in zip(names, items, strict=True)]))
+        return
+    rows = [
+        {
+            "item": str(name),
+            "vector": "" if item.vector is None else _first_numbers(item.vector),
+            "error": f"{item.error.code}: {item.error}" if item.error else "",
+        }
+        for name, item in zip(names, items, strict=True)
+    ]
+    table(["item", "vector", "error"], rows, as_json=False)
+    if out:
+        Console().print(f"{sum(item.error is None for item in items)} vectors in {out}")
+
+
+def _plain(name: Any, item: Item) -> dict[str, Any]:
+    return {
+        "item": str(name),
+        "model": item.model,
+        "fingerprint": item.fingerprint,
+        "truncated": item.truncated,
+        "vector": None if item.vector is None else item.vector.tolist(),
+        "error": {"code": item.error.code, "message": str(item.error)} if item.error else None,
+    }
+
+
+def _first_numbers(vector: Any) -> str:
+    shown = ", ".join(f"{number:+.3f}" for number in vector[:SHOWN_NUMBERS])
+    return f"[{shown}, ...] ({len(vector)})"
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)

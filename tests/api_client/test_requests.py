@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from api_client.inputs import pictures
+from api_client.requests import checked, image_calls, text_calls
+from api_client.wire.errors import BadRequest
+from api_client.wire.messages import BlobRef, PathRef, Priority, UrlRef
+from api_client.wire.settings import Settings
+
+SETTINGS = Settings.read(chunk_size=2)
+
+
+def test_every_way_to_name_a_picture_becomes_a_reference(tmp_path):
+    image = Image.new("RGB", (2, 2), "red")
+    array = np.zeros((2, 2, 3), np.uint8)
+    made = pictures(["a.jpg", tmp_path / "b.jpg", "https://x/c.jpg", b"bytes", image, array])
+    kinds = [type(ref) for ref in made.refs]
+    assert kinds == [PathRef, PathRef, UrlRef, BlobRef, BlobRef, BlobRef]
+    assert made.refs[0].path.startswith("/")
+    assert sorted(made.blobs) == [3, 4, 5]
+    assert made.blobs[4].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 7, "", np.zeros((2, 2, 3)), np.zeros((0, 2, 3), np.uint8), np.zeros(3, np.uint8)]
+)
+def test_what_is_no_picture_is_refused_with_its_position(bad):
+    with pytest.raises(BadRequest, match=r"images\[6\]"):
+        pictures([b"good", bad], first=5)
+
+
+@pytest.mark.parametrize("bad", [["ok", ""], ["ok", "  \n"], ["ok", 3], ["ok", None]])
+def test_what_is_no_text_is_refused_with_its_position(bad):
+    with pytest.raises(BadRequest, match=r"texts\[1\]"):
+        list(text_calls(bad, {}, SETTINGS, ""))
+
+
+def test_one_picture_instead_of_a_list_is_refused():
+    with pytest.raises(BadRequest, match="list"):
+        list(image_calls("a.jpg", {}, SETTINGS, ""))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"batch_size": 0}, {"batch_size": 1.5}, {"timeout": 0}, {"timeout": -1}, {"model": ""}],
+)
+def test_an_impossible_option_is_refused_by_name(option):
+    with pytest.raises(BadRequest, match=next(iter(option))):
+        checked(option)
+
+
+def test_an_option_that_is_none_of_ours_is_a_type_error():
+    with pytest.raises(TypeError, match="batchsize"):
+        checked({"batchsize": 3})
+
+
+def test_one_message_is_interactive_and_several_are_bulk():
+    [only] = text_calls(["a", "b"], {}, SETTINGS, "")
+    assert only.priority is Priority.INTERACTIVE
+    assert {call.priority for call in text_calls("abcde", {}, SETTINGS, "")} == {
+        Priority.INTERACTIVE
+    }
+    several = list(text_calls(list("abcde"), {}, SETTINGS, ""))
+    assert [len(call.request.texts) for call in several] == [2, 2, 1]
+    assert {call.priority for call in several} == {Priority.BULK}
+
+
+def test_a_generator_is_read_no_further_than_needed():
+    read = []
+
+    def source():
+        for name in "abcdefgh":
+            read.append(name)
+            yield f"{name}.jpg"
+
+    calls = image_calls(source(), {}, SETTINGS, "")
+    next(calls)
+    assert len(read) == 4

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from api_client.results import ItemsFailed, items_of, matrix, same_space, similarity
+from api_client.wire.errors import ImageMissing, SpaceMismatch
+from api_client.wire.messages import Embedded, Failure
+
+ROWS = np.eye(2, dtype=np.float32)
+ANSWER = Embedded(
+    model="a/b",
+    dimension=2,
+    fingerprint="f",
+    items=3,
+    failures={1: Failure.of(ImageMissing("no file /x"))},
+    truncated=(2,),
+)
+
+
+def test_neighbours_of_a_failed_item_keep_their_rows():
+    items = items_of(ANSWER, ROWS)
+    assert np.array_equal(items[0].vector, ROWS[0])
+    assert items[1].vector is None
+    assert isinstance(items[1].error, FileNotFoundError)
+    assert np.array_equal(items[2].vector, ROWS[1])
+    assert [item.truncated for item in items] == [False, False, True]
+
+
+def test_a_matrix_is_refused_while_an_item_failed_but_the_items_are_kept():
+    items = items_of(ANSWER, ROWS)
+    with pytest.raises(ItemsFailed, match="1 of 3 items failed, the first at 1: no file /x") as e:
+        matrix(items)
+    assert list(e.value.items) == items
+
+
+def test_two_spaces_in_one_call_are_refused():
+    with pytest.raises(SpaceMismatch, match="two vector spaces"):
+        same_space(same_space(None, "f"), "g")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shape"), [((3,), (3,), ()), ((3,), (2, 3), (2,)), ((4, 3), (2, 3), (4, 2))]
+)
+def test_similarity_keeps_the_axes_it_was_given(a, b, shape):
+    assert similarity(np.ones(a, np.float32), np.ones(b, np.float32)).shape == shape
+
+
+def test_similarity_is_the_cosine_whatever_the_lengths():
+    assert similarity(np.array([2.0, 0]), np.array([[5.0, 0], [0, 1], [-1, 0]])) == pytest.approx(
+        [1, 0, -1]
+    )
+
+
+def test_vectors_of_different_dimensions_cannot_be_compared():
+    with pytest.raises(SpaceMismatch, match="3 and 2 dimensions"):
+        similarity(np.ones(3), np.ones(2))

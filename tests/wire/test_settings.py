@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from api_client.wire.errors import BadSettings, NoBroker
+from api_client.wire.settings import Settings, masked
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in ("CLIPYARD_REDIS_URL", "CLIPYARD_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("CLIPYARD_SLOTS", "3", "slots", 3),
+        ("RAG_CLIP_MODEL", "ViT-B-32/openai", "default_model", "ViT-B-32/openai"),
+        ("CLIP_MODEL_NAME", "openai/clip-vit-base-patch32", "default_model", "ViT-B-32/openai"),
+        ("CLIP_BATCH_SIZE", "8", "batch_size", 8),
+        ("CLIP_MAX_WORKERS", "2", "decode_threads", 2),
+        ("CLIP_GPU_MEMORY_THRESHOLD", "6.5", "gpu_memory_threshold_gb", 6.5),
+        ("CLIP_ENABLE_CACHING", "false", "keep_models", False),
+        ("CLIP_FALLBACK_TO_CPU", "0", "fallback_to_cpu", False),
+        ("CLIP_LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("MODEL_USAGE_TRACKER_ENABLED", "false", "sweeps_enabled", False),
+        ("MODEL_USAGE_TRACKER_CLEANUP_INTERVAL", "5", "sweep_interval_s", 5),
+        (
+            "MODEL_USAGE_TRACKER_VISION_EMBEDDING_VRAM_TIMEOUT",
+            "1",
+            "vision_vram_timeout_s",
+            1,
+        ),
+        ("MODEL_USAGE_TRACKER_VISION_EMBEDDING_RAM_TIMEOUT", "2", "vision_ram_timeout_s", 2),
+        ("MODEL_USAGE_TRACKER_EMBEDDING_MODEL_VRAM_TIMEOUT", "3", "text_vram_timeout_s", 3),
+        ("MODEL_USAGE_TRACKER_EMBEDDING_MODEL_RAM_TIMEOUT", "4", "text_ram_timeout_s", 4),
+        (
+            "LAZY_LOADING_UNLOADING_MEMORY_PRESSURE_THRESHOLD",
+            "0.5",
+            "pressure_threshold",
+            0.5,
+        ),
+        ("LAZY_LOADING_UNLOADING_MEMORY_PRESSURE_TIMEOUT", "9", "pressure_timeout_s", 9),
+    ],
+)
+def test_the_names_people_have_set_are_honoured(
+    monkeypatch, tmp_path, variable, value, field, expected
+):
+    monkeypatch.setenv(variable, value)
+    read = WorkerSettings.read()
+    assert getattr(read, field) == expected
+    assert read.origin(field) == variable
+    monkeypatch.delenv(variable)
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({variable.lower(): json.loads(value) if value[0].isdigit() else value})
+    )
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
+    read = WorkerSettings.read()
+    assert getattr(read, field) == expected
+    assert read.origin(field) == str(config)
+
+
+def test_the_environment_wins_over_the_file_and_ours_over_the_older_name(monkeypatch, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text('{"slots": 5, "clip_batch_size": 5, "of_another_program": 1}')
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
+    monkeypatch.setenv("CLIPYARD_SLOTS", "4")
+    monkeypatch.setenv("CLIP_BATCH_SIZE", "9")
+    monkeypatch.setenv("CLIPYARD_BATCH_SIZE", "7")
+    read = WorkerSettings.read()
+    assert (read.slots, read.batch_size) == (4, 7)
+
+
+def test_every_mistake_gets_a_line_with_its_name(monkeypatch):
+    monkeypatch.setenv("CLIPYARD_SLOTS", "none")
+    monkeypatch.setenv("CLIPYARD_DEVICE", "tpu")
+    with pytest.raises(BadSettings) as raised:
+        WorkerSettings.read()
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 2
+    assert any(line.startswith("CLIPYARD_SLOTS: ") for line in lines)
+    assert any(line.startswith("CLIPYARD_DEVICE: ") and "cuda:N" in line for line in lines)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_a_config_file_that_cannot_be_used_is_one_line(monkeypatch, tmp_path, content):
+    config = tmp_path / "config.json"
+    if content is not None:
+        config.write_text(content)
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
+    with pytest.raises(BadSettings, match="CLIPYARD_CONFIG"):
+        Settings.read()
+
+
+def test_variables_of_other_programs_are_not_taken_for_ours(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv("SLOTS", "9")
+    assert WorkerSettings.read().slots == 2
+
+
+def test_the_password_is_masked_wherever_settings_are_shown():
+    read = Settings.read(redis_url="redis://user:s3cret@127.0.0.1:1/0")
+    assert "s3cret" not in repr(read)
+    assert "s3cret" not in str(read.rows())
+    assert masked(read.url()) == "redis://user:***@127.0.0.1:1/0"
+    assert masked("redis://:s3cret@127.0.0.1:1/0") == "redis://:***@127.0.0.1:1/0"
+
+
+def test_without_a_redis_the_error_says_what_to_do(tmp_path):
+    with pytest.raises(NoBroker, match="clipyard up"):
+        Settings.read(home=tmp_path).url()

@@ -1,0 +1,82 @@
+"""Which device this process runs its models on, and in which precision."""
+
+import logging
+
+import torch
+
+from api_client.wire.errors import BadSettings
+
+from ..settings import WorkerSettings
+from .base import Placement, Precision
+
+log = logging.getLogger(__name__)
+
+GB = 1_000_000_000
+
+
+def resolve(settings: WorkerSettings) -> Placement:
+    """The settings with every `auto` decided.
+
+    Raises:
+        BadSettings: the device is not here, and `fallback_to_cpu` is off.
+    """
+    device = _device(settings)
+    precision = settings.precision
+    return Placement(
+        device=device,
+        precision=best_precision(device) if precision == "auto" else precision,
+        decode=settings.decode,
+        models_dir=settings.models_dir,
+        cache_dir=settings.cache_dir,
+        offline=settings.offline,
+    )
+
+
+def best_precision(device: str) -> Precision:
+    """What the hardware is good at: the fastest precision that keeps cosine to float32 >= 0.999."""
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
+        return "bfloat16"
+    return "float32"
+
+
+def _device(settings: WorkerSettings) -> str:
+    wanted = settings.device
+    if wanted == "auto":
+        return _roomy_gpu(settings.gpu_memory_threshold_gb) or _other()
+    if _present(wanted):
+        return "cuda:0" if wanted == "cuda" else wanted
+    if settings.fallback_to_cpu:
+        log.warning("device %s is not here; using the CPU", wanted)
+        return "cpu"
+    raise BadSettings(
+        f"CLIPYARD_DEVICE: {wanted} is not here (torch {torch.__version__} sees "
+        f"{torch.cuda.device_count()} CUDA devices); use auto, or allow CLIPYARD_FALLBACK_TO_CPU"
+    )
+
+
+def _roomy_gpu(needed_gb: float) -> str | None:
+    for index in range(torch.cuda.device_count()):
+        free, _ = torch.cuda.mem_get_info(index)
+        if free >= needed_gb * GB:
+            return f"cuda:{index}"
+        log.warning("cuda:%d has %.1f GB free, %.1f are asked for", index, free / GB, needed_gb)
+    return None
+
+
+def _other() -> str:
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _present(device: str) -> bool:
+    kind, _, index = device.partition(":")
+    match kind:
+        case "cpu":
+            return True
+        case "mps":
+            return torch.backends.mps.is_available()
+        case _:
+            return int(index or 0) < torch.cuda.device_count()
