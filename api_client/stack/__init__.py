@@ -1,0 +1,1 @@
+"""A private stack on this machine: Redis, a worker per device, the beat, and who tends them."""

@@ -1,0 +1,56 @@
+"""What can go wrong while a stack is started or kept up.
+
+    StackError                 a stack cannot be started or kept running
+    ├── InUse                  somebody else runs a stack in that directory
+    ├── NoServerBinary         no Valkey or Redis server that would do is installed
+    ├── ServerFailed           the server is there and does not start
+    ├── NoCheckout             the worker's code is not here
+    ├── NotReady               a child runs and does not become ready
+    └── CrashLoop              a child dies again and again; everything was stopped
+
+They never cross the wire, so they live beside what raises them.
+"""
+
+from ..wire.errors import ClipyardError
+
+
+class StackError(ClipyardError):
+    """A stack cannot be started or kept running."""
+
+    code = "stack"
+
+
+class InUse(StackError):
+    """Somebody else runs a stack in that directory."""
+
+    code = "stack_in_use"
+
+
+class NoServerBinary(StackError):
+    """No Valkey or Redis server that would do is installed."""
+
+    code = "no_server_binary"
+
+
+class ServerFailed(StackError):
+    """The server is there and does not start; the sentence ends with the end of its log."""
+
+    code = "server_failed"
+
+
+class NoCheckout(StackError):
+    """The worker's code is not here: the wheel holds the client only."""
+
+    code = "no_checkout"
+
+
+class NotReady(StackError):
+    """A child runs and does not become ready; the sentence ends with the end of its log."""
+
+    code = "not_ready"
+
+
+class CrashLoop(StackError):
+    """A child dies again and again; everything was stopped. Ends with the end of its log."""
+
+    code = "crash_loop"

@@ -1,0 +1,198 @@
+"""The whole stack, for as long as a block or a person wants it."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.table import Table
+
+from ..wire.settings import masked
+from .child import Child
+from .errors import NoCheckout, StackError
+from .home import announce, private_directory, stack_file
+from .supervisor import Patience, Supervisor
+from .valkey import PrivateValkey
+
+_WORKER_GRACE_S = 30.0  # a batch of large pictures on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """One more process of the stack, such as a dashboard, and the address to show for it."""
+
+    name: str
+    argv: tuple[str, ...]
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What belongs to a stack.
+
+    Attributes:
+        home: the directory for its data, its logs and the file that announces it.
+        devices: one worker each, such as ("cpu",) or ("cuda:0", "cuda:1").
+        redis_url: a Redis to use instead of a private one.
+    """
+
+    home: Path
+    devices: tuple[str, ...]
+    redis_url: str | None = field(default=None, repr=False)
+    extras: tuple[Extra, ...] = ()
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A stack that runs.
+
+    Attributes:
+        url: of its Redis, with the password; never log it.
+        logs: the directory of its children's logs.
+    """
+
+    url: str = field(repr=False)
+    logs: Path
+    supervisor: Supervisor
+
+
+def run(options: Options, *, console: Console) -> int:
+    """Keep a stack up until Ctrl-C or SIGTERM (0), or until it cannot be kept up (1)."""
+    try:
+        with temporary_stack(options, tell=console.print) as stack:
+            console.print(_listening(stack, options))
+            try:
+                stack.supervisor.wait()
+            except (KeyboardInterrupt, _Terminated):
+                console.print("stopping: what was begun is finished first; Ctrl-C: at once")
+    except StackError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return 1
+    except (KeyboardInterrupt, _Terminated):  # while it started, or a second time
+        console.print("stopped at once")
+    return 0
+
+
+@contextmanager
+def temporary_stack(options: Options, *, tell: Callable[[str], None]) -> Iterator[Stack]:
+    """A stack for as long as the block lasts, also when SIGTERM or SIGHUP ends it.
+
+    The block begins as soon as Redis answers; `stack.supervisor.wait_ready` waits for the workers.
+
+    Args:
+        tell: gets one line per change of state, from another thread.
+
+    Raises:
+        StackError: it cannot be started, or, after the block, could not be kept running.
+    """
+    checkout = find_checkout()
+    logs = options.home / "logs"
+    with ExitStack() as parts:
+        parts.enter_context(_unwinding_on(signal.SIGTERM, signal.SIGHUP))
+        announcement = parts.enter_context(stack_file(options.home))
+        private_directory(logs)
+        foundation, url = None, options.redis_url
+        if url is None:
+            server = PrivateValkey(options.home / "valkey", log=logs / "valkey.log")
+            foundation, url = parts.enter_context(server).running, server.url
+        supervisor = Supervisor(
+            _children(options, url=url, checkout=checkout),
+            logs=logs,
+            tell=tell,
+            foundation=foundation,
+            patience=options.patience,
+        )
+        parts.enter_context(supervisor)
+        announce(announcement, url)
+        yield Stack(url=url, logs=logs, supervisor=supervisor)
+
+
+def find_checkout() -> Path:
+    """Where the worker's code lies: here, or beside this package.
+
+    Raises:
+        NoCheckout: it is in neither place; the wheel holds the client only.
+    """
+    for place in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (place / "worker" / "app.py").is_file() and (place / "beat_schedule").is_dir():
+            return place
+    raise NoCheckout("the worker is not here: run from a checkout of Clipyard")
+
+
+def node_names(devices: Sequence[str]) -> list[str]:
+    """A stable name per device: the same device's worker finds its own queue again.
+
+    "cuda:1" is gpu1; others are numbered among their kind, so "cpu" is cpu0.
+    """
+    names: list[str] = []
+    for device in devices:
+        kind, _, number = device.partition(":")
+        kind = "gpu" if kind == "cuda" else kind
+        names.append(kind + (number or str(sum(name.startswith(kind) for name in names))))
+    return names
+
+
+def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
+    schedule = private_directory(options.home / "beat").resolve() / "schedule"
+    celery = (sys.executable, "-m", "celery", "-A")
+    quiet = ("--without-gossip", "--without-mingle")
+    worker = (*celery, "worker.app", "worker", "-P", "threads", "-l", "INFO", *quiet)
+    beat = (*celery, "beat_schedule", "beat", "--schedule", str(schedule))
+    workers = [
+        Child(
+            name=name,
+            argv=(*worker, "-n", f"{name}@%h"),
+            cwd=checkout,
+            env={"CLIPYARD_REDIS_URL": url, "CLIPYARD_DEVICE": device},
+            grace_s=_WORKER_GRACE_S,
+            ready=lambda said: " ready." in said,
+        )
+        for name, device in zip(node_names(options.devices), options.devices, strict=True)
+    ]
+    others = [
+        Child(name=name, argv=argv, cwd=checkout, env={"CLIPYARD_REDIS_URL": url})
+        for name, argv in (("beat", beat), *((one.name, one.argv) for one in options.extras))
+    ]
+    return workers + others
+
+
+def _listening(stack: Stack, options: Options) -> Table:
+    table = Table("what", "where", title="Clipyard")
+    table.add_row("redis", masked(stack.url))
+    for name, device in zip(node_names(options.devices), options.devices, strict=True):
+        table.add_row(f"worker {name}", device)
+    for extra in options.extras:
+        table.add_row(extra.name, extra.address)
+    table.add_row("logs", str(stack.logs))
+    return table
+
+
+class _Terminated(SystemExit):
+    """A signal asks the process to end; raised so that every `with` block gets its turn."""
+
+
+@contextmanager
+def _unwinding_on(*signals: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers; whoever owns it decides
+        return
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise _Terminated(128 + number)
+
+    # One that is ignored stays so: that is how nohup works.
+    before = {one: signal.getsignal(one) for one in signals}
+    before = {one: handler for one, handler in before.items() if handler is not signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, unwind)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

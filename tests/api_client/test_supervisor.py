@@ -1,0 +1,170 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from api_client.stack.child import Child, Running
+from api_client.stack.errors import CrashLoop, NotReady, StackError
+from api_client.stack.supervisor import Patience, Supervisor
+
+WAITS = "import signal; print('here', flush=True); signal.pause()"
+DIES = "import sys; sys.exit('no such model')"
+IGNORES = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('here', flush=True)\nwhile True: signal.pause()"
+)
+BOUND_S = 20.0
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+BRISK = Patience(deaths=3, within_s=60, first_delay_s=0.01)
+
+
+def python(name: str, program: str, **rest) -> Child:
+    argv = (sys.executable, "-S", "-c", program)
+    return Child(name=name, argv=argv, cwd=Path(), ready=lambda said: "here" in said, **rest)
+
+
+def test_the_delay_doubles_up_to_a_limit_and_then_patience_ends():
+    patience = Patience(deaths=5, first_delay_s=1, longest_delay_s=3)
+    assert [patience.delay_s(deaths) for deaths in (1, 2, 3, 4, 5)] == [1, 2, 3, 3, None]
+
+
+def test_deaths_of_long_ago_are_forgiven():
+    assert Patience(within_s=60).recent([0.0, 50.0, 100.0], now=100.0) == [50.0, 100.0]
+
+
+def test_a_killed_child_is_started_again(tmp_path, told):
+    with Supervisor([python("it", WAITS)], logs=tmp_path, tell=told, patience=BRISK) as supervisor:
+        supervisor.wait_ready(within_s=BOUND_S)
+        told.until("it is ready")
+        (child,) = (
+            one
+            for one in psutil.Process().children(recursive=True)
+            if "signal.pause" in one.cmdline()[-1]
+        )
+        child.kill()
+        assert told.until("was ended") == "it was ended by signal 9; it starts again in 0.01 s"
+        told.until("it is ready")
+
+
+def test_a_crash_loop_ends_everything_and_shows_the_end_of_the_log(tmp_path, told):
+    children = [python("calm", WAITS), python("broken", DIES)]
+    with (
+        pytest.raises(CrashLoop, match=r"(?s)broken exited with code 1, 3 times.*no such model"),
+        Supervisor(children, logs=tmp_path, tell=told, patience=BRISK) as supervisor,
+    ):
+        supervisor.wait()
+
+
+def fail_when_it_ended(supervisor: Supervisor) -> None:
+    with suppress(CrashLoop):
+        supervisor.wait()
+    raise ConnectionError("the server is away")
+
+
+def test_a_crash_loop_is_the_reason_given_for_what_fails_because_of_it(tmp_path, told):
+    with (
+        pytest.raises(CrashLoop) as raised,
+        Supervisor([python("it", DIES)], logs=tmp_path, tell=told, patience=BRISK) as supervisor,
+    ):
+        fail_when_it_ended(supervisor)
+    assert isinstance(raised.value.__cause__, ConnectionError)
+
+
+def test_a_program_that_is_not_there_is_reported(tmp_path, told):
+    nothing = Child(name="it", argv=("/no/such/program",), cwd=Path())
+    with (
+        pytest.raises(StackError, match="/no/such/program"),
+        Supervisor([nothing], logs=tmp_path, tell=told) as supervisor,
+    ):
+        supervisor.wait()
+
+
+def test_a_child_that_does_not_become_ready_is_named(tmp_path, told):
+    silent = python("silent", "import signal; signal.pause()")
+    with (
+        pytest.raises(NotReady, match="silent is not ready"),
+        Supervisor([silent], logs=tmp_path, tell=told) as supervisor,
+    ):
+        supervisor.wait_ready(within_s=0.1)
+
+
+def test_the_foundation_ends_after_the_others(tmp_path, told):
+    order = tmp_path / "order"
+    says_when = (
+        "import signal, sys\n"
+        f"def end(*_): open({str(order)!r}, 'a').write(sys.argv[1] + ' '); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end); print('here', flush=True); signal.pause()"
+    )
+    floor, upper = (python(name, says_when) for name in ("floor", "upper"))
+    floor, upper = (
+        Child(name=one.name, argv=(*one.argv, one.name), cwd=one.cwd, ready=one.ready)
+        for one in (floor, upper)
+    )
+    foundation = Running(floor, log=tmp_path / "floor.log")
+    with Supervisor([upper], logs=tmp_path, tell=told, foundation=foundation):
+        told.until("floor is ready")
+        told.until("upper is ready")
+    assert order.read_text().split() == ["upper", "floor"]
+
+
+def test_a_child_that_ignores_the_stop_signal_is_killed_after_its_grace(tmp_path, told):
+    deaf = python("deaf", IGNORES, grace_s=0.1)
+    with Supervisor([deaf], logs=tmp_path, tell=told) as supervisor:
+        supervisor.wait_ready(within_s=BOUND_S)
+
+
+def test_a_second_interrupt_ends_every_grace(tmp_path, told):
+    deaf = python("deaf", IGNORES, grace_s=3600)
+
+    def interrupt_twice() -> None:
+        told.until("deaf is ready")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)  # the first has to be taken before the second counts as one
+        os.kill(os.getpid(), signal.SIGINT)
+
+    impatient = threading.Thread(target=interrupt_twice)
+    impatient.start()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Supervisor([deaf], logs=tmp_path, tell=told) as supervisor,
+    ):
+        supervisor.wait()
+    impatient.join()
+
+
+def test_what_a_child_started_ends_with_it(tmp_path, gone):
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {IGNORES!r}])"
+    parent = Running(python("parent", program), log=tmp_path / "parent.log")
+    while "here" not in parent.said():
+        time.sleep(0.01)
+    family = psutil.Process().children(recursive=True)
+    parent.end()
+    assert gone(family)
+
+
+def test_a_supervisor_that_is_killed_hard_leaves_no_process(tmp_path, gone):
+    program = f"""
+import sys
+from pathlib import Path
+from api_client.stack.child import Child
+from api_client.stack.supervisor import Supervisor
+deaf = Child(name="deaf", argv=(sys.executable, "-c", {IGNORES!r}), cwd=Path(),
+             ready=lambda said: "here" in said)
+with Supervisor([deaf], logs=Path({str(tmp_path)!r}), tell=lambda line: None) as supervisor:
+    supervisor.wait_ready(within_s={BOUND_S})
+    print("up", flush=True)
+    supervisor.wait()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout.readline() == b"up\n"
+        family = psutil.Process(supervisor.pid).children(recursive=True)
+        assert len(family) == 2  # the child and its warden
+        supervisor.kill()
+        assert gone(family)

