@@ -1,0 +1,126 @@
+"""Prepared checkpoints: copies in the serving form that a load can map at once."""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LIMIT_BYTES = 32 * 2**30  # a dozen of the largest models that people ask for
+
+
+class Checkpoints:
+    """A folder of prepared files and of what was once worked out about the originals.
+
+    An original is known by path, size and time of change. Several processes may share the folder:
+    each file is made by one of them under a lock and appears whole or not at all.
+
+    Args:
+        folder: made when first needed.
+        limit_bytes: of all prepared files together; those used longest ago go first.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+
+    def has(self, source: Path, form: str) -> bool:
+        """Whether `source` has been prepared in that form."""
+        return source.exists() and self._path(source, form).exists()
+
+    @contextmanager
+    def prepared(self, source: Path, *, form: str, write: Callable[[Path], None]) -> Iterator[Path]:
+        """The prepared file, made by `write(path)` if need be; inside the block it stays.
+
+        Args:
+            form: what it was made into; another form is another file.
+
+        Raises:
+            OSError: it could not be written; nothing is left behind.
+        """
+        file = self._path(source, form)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with _locked(file, fcntl.LOCK_EX):
+            if not file.exists():
+                self._make(file, write)
+            _touch(file)
+            yield file
+
+    def remember(self, file: Path, what: str, compute: Callable[[], str]) -> str:
+        """`compute()`, or what it answered when the file was the same as now."""
+        note = self._folder / f"{_key(file, what)}.json"
+        try:
+            return str(json.loads(note.read_text())[what])
+        except (OSError, ValueError, KeyError, TypeError):
+            answer = compute()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = note.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps({what: answer, "of": str(file)}))
+            temporary.replace(note)
+        except OSError:
+            pass  # it will be worked out again
+        return answer
+
+    def sha256(self, file: Path) -> str:
+        """Of the file's bytes, in hex; read once per version of the file."""
+        return self.remember(file, "sha256", lambda: _sha256(file))
+
+    def _path(self, source: Path, form: str) -> Path:
+        return self._folder / f"{_key(source, form)}.safetensors"
+
+    def _make(self, file: Path, write: Callable[[Path], None]) -> None:
+        for left_by_a_crash in self._folder.glob(f"{file.stem}.*.tmp"):
+            left_by_a_crash.unlink(missing_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            write(temporary)
+            _flush(temporary)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._trim(keep=file)
+
+    def _trim(self, *, keep: Path) -> None:
+        files = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_atime_ns)
+        excess = sum(file.stat().st_size for file in files) - self._limit_bytes
+        for file in files:
+            if excess > 0 and file != keep:
+                excess -= file.stat().st_size
+                try:
+                    with _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        file.unlink(missing_ok=True)  # whoever has it mapped keeps it
+                except BlockingIOError:
+                    pass  # about to be mapped
+
+
+def _key(source: Path, form: str) -> str:
+    status = source.stat()
+    identity = json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, form])
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _locked(file: Path, how: int) -> Iterator[None]:
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, how)
+        yield
+
+
+def _touch(file: Path) -> None:
+    """Counts as used now, on mounts without access times too; the time of change stays."""
+    status = file.stat()
+    os.utime(file, ns=(max(status.st_atime_ns, time.time_ns()), status.st_mtime_ns))
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

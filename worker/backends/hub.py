@@ -1,0 +1,95 @@
+"""Weights from a model hub: those that are here already, and the rest if the hub can be reached."""
+
+import os
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import constants
+from open_clip import pretrained
+
+from api_client.wire.errors import WeightsUnavailable
+
+PATIENCE_S = 4.0  # the hub's own client tries for 24 s, twice
+
+
+def fetch(name: str, source: Mapping[str, Any], cache_dir: Path, *, offline: bool) -> Path:
+    """The file that an entry of open_clip's registry means, downloaded if need be.
+
+    Args:
+        name: of the model, for sentences.
+        source: the registry's entry, with `hf_hub` or `url`.
+
+    Raises:
+        WeightsUnavailable: within `PATIENCE_S` if nobody answers.
+    """
+    if (here := cached(source, cache_dir)) is not None:
+        return here
+    require(f"the weights of {name}", address(source), offline=offline)
+    try:
+        return Path(pretrained.download_pretrained(dict(source), cache_dir=str(cache_dir)))
+    except Exception as error:  # whatever HTTP clients raise
+        first = str(error).partition("\n")[0]
+        raise WeightsUnavailable(f"the weights of {name} could not be fetched: {first}") from error
+
+
+def cached(source: Mapping[str, Any], cache_dir: Path) -> Path | None:
+    """The file of a registry entry, if an earlier download left it here."""
+    if not (address := source.get("hf_hub")):
+        file = cache_dir / os.path.basename(source.get("url", ""))
+        return file if file.is_file() else None
+    repository, name = os.path.split(address)
+    name = name or pretrained.HF_WEIGHTS_NAME
+    for candidate in (*pretrained._get_safe_alternatives(name), name):
+        found = huggingface_hub.try_to_load_from_cache(
+            repository, candidate, cache_dir=str(cache_dir)
+        )
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def address(source: Mapping[str, Any]) -> str:
+    """Whom open_clip would ask for a registry entry."""
+    return str(constants.ENDPOINT if source.get("hf_hub") else source.get("url", ""))
+
+
+def require(what: str, url: str, *, offline: bool) -> None:
+    """Refuse in seconds what could only be had from a hub that cannot be asked.
+
+    Raises:
+        WeightsUnavailable
+    """
+    hint = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
+    if offline:
+        raise WeightsUnavailable(f"{what} are not on this machine and offline is set; {hint}")
+    if not _answers(url):
+        host = urllib.parse.urlsplit(url).hostname
+        raise WeightsUnavailable(f"{what} are not on this machine and {host} is away; {hint}")
+
+
+def _answers(url: str) -> bool:
+    """Whether anybody answers, be it with a refusal. Name servers may be slow, hence the thread."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=PATIENCE_S).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+        except OSError:
+            done.set()
+            return
+        answered.set()
+        done.set()
+
+    done = threading.Event()
+    threading.Thread(target=ask, name="ask-hub", daemon=True).start()
+    done.wait(PATIENCE_S)
+    return answered.is_set()

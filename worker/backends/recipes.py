@@ -1,0 +1,175 @@
+"""How an open_clip model is built: its architecture, what it makes of pictures, its tokenizer."""
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip import pretrained
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
+
+from ..catalogue import Entry
+
+# Texts in, rows of token ids out; keyword context_length.
+Tokenizer = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One architecture, as one set of weights wants it.
+
+    Attributes:
+        architecture: open_clip's name, or the path of a JSON config.
+        model: the arguments of open_clip's model class.
+        preprocess: the fields of open_clip's PreprocessCfg that are not to be its defaults.
+        source: where open_clip would get the weights; empty if it knows none.
+    """
+
+    architecture: str
+    model: Mapping[str, Any]
+    preprocess: Mapping[str, Any]
+    source: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Recipe":
+        """
+        Raises:
+            LoadFailed: the architecture is unknown or its config unusable.
+        """
+        if entry.architecture.endswith(".json"):
+            return cls._from_file(Path(entry.architecture))
+        if (model := open_clip.get_model_config(entry.architecture)) is None:
+            near = get_close_matches(entry.architecture, open_clip.list_models(), 5)
+            hint = f"; nearest are {', '.join(near)}" if near else ""
+            raise LoadFailed(f"open_clip has no architecture {entry.architecture!r}{hint}")
+        source = pretrained.get_pretrained_cfg(entry.architecture, entry.tag)
+        # Weights trained with QuickGELU give wrong vectors, silently, under any other activation.
+        if source.get("quick_gelu") or entry.tag == "openai":
+            model["quick_gelu"] = True
+        return cls(entry.architecture, model, source, source)
+
+    @classmethod
+    def _from_file(cls, file: Path) -> "Recipe":
+        try:
+            config = json.loads(file.read_text())
+            model = config.get("model_cfg", config)
+            fields = {name: model[name] for name in ("embed_dim", "vision_cfg", "text_cfg")}
+        except OSError as error:
+            raise WeightsUnavailable(f"config {file}: {error.strerror}") from None
+        except KeyError as error:
+            raise BadCheckpoint(f"config {file} lacks {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BadCheckpoint(f"config {file} is no open_clip config: {error}") from None
+        return cls(str(file), {**model, **fields}, config.get("preprocess_cfg", {}), {})
+
+    @property
+    def dimension(self) -> int:
+        return int(self.model["embed_dim"])
+
+    @property
+    def input_size(self) -> int:
+        size = self.model["vision_cfg"].get("image_size", 224)
+        return int(max(size) if isinstance(size, list | tuple) else size)
+
+    @property
+    def asks_hub(self) -> bool:
+        """Whether the text tower or its tokenizer come from files of a model hub."""
+        text = self.model["text_cfg"]
+        named = "hf_model_name" in text or "hf_tokenizer_name" in text
+        return named and not self._has_tokenizer_files
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """The model without its weights: parameters on the meta device, buffers real.
+
+        Buffers are real because some, such as causal masks and rotary tables, are in no file.
+
+        Raises:
+            LoadFailed: the config does not make a model.
+        """
+        config: dict[str, Any] = deepcopy(dict(self.model))
+        if "timm_model_name" in config["vision_cfg"]:
+            config["vision_cfg"]["timm_model_pretrained"] = False
+        if is_hugging_face := "hf_model_name" in config["text_cfg"]:
+            config["text_cfg"]["hf_model_pretrained"] = False
+        is_custom = config.pop("custom_text", False) or is_hugging_face
+        if is_custom and "multimodal_cfg" in config:
+            kind: Callable[..., nn.Module] = open_clip.CoCa
+        else:
+            kind = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
+        _parameters_go_to_meta()
+        _building.now = True
+        try:
+            model = kind(**config)
+        except Exception as error:  # whatever a wrong config makes of a constructor
+            first = str(error).partition("\n")[0]
+            raise LoadFailed(f"{self.architecture} cannot be built: {first}") from error
+        finally:
+            _building.now = False
+        return model.requires_grad_(False).to(dtype).eval()
+
+    def preprocessing(self, model: nn.Module) -> dict[str, Any]:
+        """The fields of open_clip's PreprocessCfg for a model of this recipe."""
+        fields = merge_preprocess_dict(asdict(PreprocessCfg()), dict(self.preprocess))
+        fields["size"] = model.visual.image_size  # type: ignore[union-attr]
+        return dict(fields)
+
+    def tokenizer(self, cache_dir: Path) -> Tokenizer:
+        """
+        Raises:
+            WeightsUnavailable: its files or the package that reads them are not here.
+        """
+        try:
+            return self._tokenizer(str(cache_dir))
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            first = str(error).partition("\n")[0]
+            raise WeightsUnavailable(f"no tokenizer for {self.architecture}: {first}") from error
+
+    def _tokenizer(self, cache_dir: str) -> Tokenizer:
+        if not self.architecture.endswith(".json"):
+            named: Tokenizer = open_clip.get_tokenizer(self.architecture, cache_dir=cache_dir)
+            return named
+        text = self.model["text_cfg"]
+        kwargs = {
+            "context_length": text.get("context_length", 77),
+            **(text.get("tokenizer_kwargs") or {}),
+        }
+        if not (name := text.get("hf_tokenizer_name")):
+            simple: Tokenizer = open_clip.SimpleTokenizer(**kwargs)
+            return simple
+        hugging_face: Tokenizer = open_clip.tokenizer.HFTokenizer(
+            str(Path(self.architecture).parent) if self._has_tokenizer_files else name,
+            cache_dir=cache_dir,
+            tokenizer_mode=text.get("tokenizer_mode"),
+            **kwargs,
+        )
+        return hugging_face
+
+    @property
+    def _has_tokenizer_files(self) -> bool:
+        return Path(self.architecture).with_name("tokenizer_config.json").is_file()
+
+
+_building = threading.local()
+
+
+@cache
+def _parameters_go_to_meta() -> None:
+    """Lets `build` create parameters without memory, in its own thread only."""
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if getattr(_building, "now", False) and parameter is not None and not parameter.is_meta:
+            return nn.Parameter(parameter.to("meta"), requires_grad=False)
+        return None
+
+    register_module_parameter_registration_hook(to_meta)

@@ -1,0 +1,127 @@
+"""Weights in files: read without running code, compared, named by their content."""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
+
+State = Mapping[str, Tensor]
+
+NAMED = 3  # tensors named in a sentence about many
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a file, mapped rather than copied where the format allows.
+
+    Raises:
+        WeightsUnavailable: there is no such file.
+        BadCheckpoint: it is truncated, corrupt, holds code, or no tensors.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = _unpickle(file)
+    except FileNotFoundError:
+        raise WeightsUnavailable(f"there is no checkpoint {file}") from None
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{file} is truncated or corrupt: {error}") from None
+    except pickle.UnpicklingError as error:
+        raise BadCheckpoint(
+            f"{file} holds more than tensors and is not opened, because it could run code "
+            f"({_first_line(error)}); save its state_dict as safetensors"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise BadCheckpoint(f"{file} is truncated or corrupt: {_first_line(error)}") from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(map(_is_plain, content.values())) or not content:
+        raise BadCheckpoint(f"{file} is not a state_dict: it holds something else than tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def write(state: State, file: Path) -> None:
+    """As safetensors.
+
+    Raises:
+        OSError: no room, or no permission.
+    """
+    try:
+        save_file(dict(state), file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def differences(expected: State, state: State) -> str:
+    """What keeps `state` from being loaded into a model of `expected`; empty if nothing does."""
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    misshaped = [
+        f"{name} ({_shape(state[name])} instead of {_shape(tensor)})"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    return "; ".join(f"{_some(names)} {what}" for what, names in found.items() if names)
+
+
+def fits(expected: State, state: State) -> bool:
+    """Whether `state` can serve as it is: the same names, shapes and types."""
+    return expected.keys() == state.keys() and all(
+        tensor.shape == state[name].shape and tensor.dtype == state[name].dtype
+        for name, tensor in expected.items()
+    )
+
+
+def layout(state: State) -> str:
+    """A short name for names, shapes and types, whatever the values."""
+    lines = (f"{name} {_shape(state[name])} {state[name].dtype}" for name in sorted(state))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def identity(state: State) -> str:
+    """SHA-256 of names, shapes, types and values; the same for the same weights in any file."""
+    digest = hashlib.sha256(layout(state).encode())
+    for name in sorted(state):
+        content: NDArray[np.uint8] = state[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(content.data)
+    return digest.hexdigest()
+
+
+def _unpickle(file: Path) -> object:
+    mapped = zipfile.is_zipfile(file)  # the format before 2020 cannot be mapped
+    if mapped and _is_torchscript(file):
+        raise pickle.UnpicklingError("a TorchScript archive")
+    content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    return content
+
+
+def _is_torchscript(file: Path) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

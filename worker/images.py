@@ -1,0 +1,172 @@
+"""References to pixels, with limits on where they lie, how large and what they are.
+
+What comes out is what open_clip's own loading would have seen: orientation tags are not applied,
+16-bit, CMYK, palette and transparent pictures keep their mode until the model's preprocessing
+converts them with Pillow's `convert("RGB")` (16-bit values above 255 become white), and of an
+animation the first frame counts.
+"""
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from api_client.wire.errors import (
+    ImageForbidden,
+    ImageMissing,
+    ImageTooLarge,
+    ImageUnreadable,
+    ItemError,
+)
+from api_client.wire.messages import BlobRef, ImageRef, PathRef, UrlRef
+
+from .settings import WorkerSettings
+
+# What Pillow may try. Formats that run other programs or carry scripts (EPS, PDF, WMF) stay out.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# The JPEG decoder may shrink down to this many times the model's input, so that the resize after
+# it still decides how the picture looks.
+SPARE = 2
+
+
+class ImageReader:
+    """Opens pictures for one worker. Safe to call from many threads.
+
+    Args:
+        settings: `image_roots`, `max_image_bytes`, `max_image_pixels` and `decode` count.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._roots = tuple(
+            Path(os.path.realpath(root.expanduser())) for root in settings.image_roots
+        )
+        self._max_bytes = settings.max_image_bytes
+        self._max_pixels = settings.max_image_pixels
+        self._scales = settings.decode == "fast"
+        # Pillow's own limit is per process, half a warning and half an error; ours replaces it.
+        Image.MAX_IMAGE_PIXELS = None
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def open(self, ref: ImageRef, blobs: Mapping[int, bytes], *, near: int | None) -> Image.Image:
+        """The picture, decoded. With decode="fast" a JPEG may come smaller than it is.
+
+        Args:
+            blobs: file bytes that came with the request, by number.
+            near: pixels along one edge of the model's input; None always decodes in full.
+
+        Raises:
+            ItemError: the narrow one: missing, forbidden, too large, or unreadable.
+        """
+        match ref:
+            case PathRef(path=path):
+                return self._decode(self._read(path), _name(path), near)
+            case BlobRef(blob=number):
+                if (data := blobs.get(number)) is None:
+                    raise ImageMissing(f"the bytes of image {number} are gone; send them again")
+                return self._decode(data, f"image {number}", near)
+            case UrlRef():
+                raise ImageForbidden("URLs are off: send a path under an image root, or bytes")
+
+    def _read(self, path: str) -> bytes:
+        with _opening(path), os.fdopen(self._descriptor(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageUnreadable(f"{_name(path)} is not a regular file")
+            if status.st_size <= self._max_bytes:
+                data = file.read(self._max_bytes + 1)  # it may grow while it is read
+                if len(data) <= self._max_bytes:
+                    return data
+        raise ImageTooLarge(f"{_name(path)} has more than {self._max_bytes} bytes")
+
+    def _descriptor(self, path: str) -> int:
+        """Opens a file below a root without following a link on the way.
+
+        The name is resolved first and then walked from the root one step at a time, so what was
+        checked is what is opened, even if somebody swaps a directory for a link in between.
+        """
+        real = Path(os.path.realpath(path))
+        root = next((root for root in self._roots if real.is_relative_to(root)), None)
+        if root is None:
+            allowed = ", ".join(map(str, self._roots)) or "none; set CLIPYARD_IMAGE_ROOTS"
+            raise ImageForbidden(f"{_name(path)} is outside the image roots ({allowed})")
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        here = os.open(root, flags)
+        for part in real.relative_to(root).parts:
+            try:
+                below = os.open(part, flags, dir_fd=here)
+            finally:
+                os.close(here)
+            here = below
+        return here
+
+    def _decode(self, data: bytes, name: str, near: int | None) -> Image.Image:
+        if not data:
+            raise ImageUnreadable(f"{name} is empty")
+        if len(data) > self._max_bytes:
+            raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > self._max_pixels:
+                raise ImageTooLarge(
+                    f"{name} is {image.width}x{image.height}, more than {self._max_pixels} pixels"
+                )
+            if self._scales and near and (small := _scaled_jpeg(image, data, near)):
+                return small
+            image.load()
+        except ItemError:
+            raise
+        except UnidentifiedImageError:
+            raise ImageUnreadable(f"{name} is none of {', '.join(FORMATS)}") from None
+        except MemoryError:
+            raise ImageTooLarge(f"{name} does not fit into memory") from None
+        except Exception as error:  # a decoder given hostile bytes may raise anything
+            raise ImageUnreadable(f"{name} cannot be decoded: {error}") from None
+        return image
+
+
+def _scaled_jpeg(image: Image.Image, data: bytes, near: int) -> Image.Image | None:
+    """The picture shrunk by its decoder, or None where that does not apply or fails.
+
+    Why libjpeg-turbo's own interface and not Pillow's: see docs/why.md, "Which JPEG decoder".
+    """
+    least = SPARE * near
+    if image.format not in ("JPEG", "MPO") or image.mode != "RGB" or min(image.size) <= least:
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
+    except ValueError:
+        return None  # stricter than Pillow, which decides
+    return Image.fromarray(pixels)
+
+
+@contextmanager
+def _opening(path: str) -> Iterator[None]:
+    """Says what a refusal of the operating system means for the item."""
+    name = _name(path)
+    try:
+        yield
+    except ItemError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageMissing(f"there is no file {name}") from None
+    except IsADirectoryError:
+        raise ImageUnreadable(f"{name} is not a regular file") from None
+    except PermissionError:
+        raise ImageForbidden(f"the worker may not read {name}") from None
+    except OSError as error:
+        raise ImageUnreadable(f"{name} cannot be opened: {error.strerror}") from None
+    except ValueError:  # a null byte
+        raise ImageMissing(f"no file can be named {name}") from None
+
+
+def _name(path: str) -> str:
+    """For sentences: printable, and not longer than a line."""
+    return repr(path if len(path) <= 200 else f"{path[:100]}...{path[-97:]}")
