@@ -1,0 +1,82 @@
+"""A Redis transport that takes only so many bulk messages at once.
+
+With Redis a worker takes a message whenever it has a thread to spare. Under saturating bulk load
+bulk would hold all of them, and an interactive message would wait in Redis for a chunk to end. So
+a worker that holds `bulk_tasks` bulk messages listens for interactive ones only; one that holds
+none takes a bulk message before it takes more interactive ones, so that neither starves.
+
+What is held is read off the channel's own list of unacknowledged messages each time, so messages
+that are requeued, restored or carried over to a new connection are counted right.
+
+Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritten below),
+`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the client's `_prefix_args`,
+`QoS._delivered` and `_dirty`.
+"""
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES, redis
+
+from api_client.wire import names
+
+BULK_TASKS = 4
+LISTENS_AGAIN_S = 0.05  # for bulk, after one of the bulk messages at hand was acknowledged
+
+
+def use() -> None:
+    """Make `redis://` and `rediss://` mean this transport in this process.
+
+    To be called before the first connection. Celery's `broker_transport` would do it too, but
+    kombu sets TLS up by the name `rediss` only.
+    """
+    here = f"{__name__}:{Transport.__name__}"
+    TRANSPORT_ALIASES.update(redis=here, rediss=here)
+
+
+def priorities(steps: Sequence[int], *, bulk_held: int, bulk_tasks: int) -> list[int]:
+    """The priority steps to listen on, the first one wins."""
+    bulk = [step for step in steps if step >= names.BULK]
+    urgent = [step for step in steps if step < names.BULK]
+    if bulk_held >= bulk_tasks:
+        return urgent
+    return urgent + bulk if bulk_held else bulk + urgent
+
+
+class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
+    """Takes one more transport option, `bulk_tasks`: the most bulk messages held at once."""
+
+    bulk_tasks = BULK_TASKS
+    from_transport_options = (*redis.Channel.from_transport_options, "bulk_tasks")
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        held = self._bulk_held()
+        steps = priorities(self.priority_steps, bulk_held=held, bulk_tasks=self.bulk_tasks)
+        if held >= self.bulk_tasks:
+            timeout = LISTENS_AGAIN_S
+        keys = [self._q_for_pri(queue, step) for step in steps for queue in queues]
+        command = ["BRPOP", *keys, timeout or self.brpop_timeout]
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        if self.global_keyprefix:
+            command = self.client._prefix_args(command)
+        self.client.connection.send_command(*command)
+
+    def _bulk_held(self) -> int:
+        # Threads acknowledge by adding to `_dirty`; only this one changes `_delivered`.
+        delivered, dirty = self.qos._delivered, self.qos._dirty
+        return sum(tag not in dirty and _is_bulk(message) for tag, message in delivered.items())
+
+
+class Transport(redis.Transport):  # type: ignore[misc]  # kombu has no types
+    """kombu's Redis transport, with the channel above."""
+
+    Channel = Channel
+
+
+def _is_bulk(message: Any) -> bool:
+    return bool((message.properties.get("priority") or names.INTERACTIVE) >= names.BULK)
