@@ -1,0 +1,143 @@
+"""How much memory is free, and how pressing that is: the driver, the cgroup, psutil."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+
+import psutil
+
+__all__ = ["Bytes", "Memory", "Pressure", "PressureGauge", "next_level"]
+
+NO_LIMIT = 2**60  # cgroup v1 says "no limit" with a number near 2**63
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A memory's size, and how much of it can still be had."""
+
+    total: int
+    free: int
+
+    @property
+    def used_fraction(self) -> float:
+        return 1 - self.free / self.total if self.total else 1.0
+
+
+class Memory:
+    """The memories of one worker process.
+
+    Args:
+        device: `cpu`, `cuda:N` or `mps`.
+        root: where `proc` and `sys` are mounted.
+    """
+
+    def __init__(self, device: str, *, root: Path = Path("/")) -> None:
+        self._device = device
+        self._root = root
+
+    def host(self) -> Bytes:
+        """Host memory: inside a container, the container's share of it."""
+        machine = psutil.virtual_memory()
+        shares = [Bytes(machine.total, machine.available), *_cgroup_shares(self._root)]
+        return min(shares, key=lambda share: share.free)
+
+    def device(self) -> Bytes | None:
+        """Device memory as the driver sees it, strangers included; None where host and device
+        memory are one."""
+        if not self._device.startswith("cuda"):
+            return None
+        import torch
+
+        free, total = torch.cuda.mem_get_info(self._device)
+        return Bytes(total, free)
+
+
+def _cgroup_shares(root: Path) -> list[Bytes]:
+    """Every limit that applies to this process, from its own group up to the root's."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for hierarchy, controllers, path in (line.split(":", 2) for line in lines):
+        if hierarchy == "0" and not controllers:
+            top, files = root / "sys/fs/cgroup", V2
+        elif "memory" in controllers.split(","):
+            top, files = root / "sys/fs/cgroup/memory", V1
+        else:
+            continue
+        # In a container the path is often the host's and not visible: then the mount's top is ours.
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top) and (share := _share(folder, files)) is not None:
+                found.append(share)
+    return found
+
+
+@dataclass(frozen=True)
+class _Files:
+    limit: str
+    used: str
+    reclaimable: str  # the line of memory.stat with page cache that goes before anyone is killed
+
+
+V2 = _Files("memory.max", "memory.current", "inactive_file")
+V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _share(group: Path, files: _Files) -> Bytes | None:
+    try:
+        limit = (group / files.limit).read_text().strip()
+        used = int((group / files.used).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if limit == "max" or int(limit) >= NO_LIMIT:
+        return None
+    held = max(0, used - int(stat.get(files.reclaimable, 0)))
+    return Bytes(int(limit), max(0, int(limit) - held))
+
+
+class Pressure(StrEnum):
+    """How full memory is. The values are those of the status hash."""
+
+    NORMAL = "normal"
+    ELEVATED = "elevated"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+# A level begins at this used fraction. It ends HYSTERESIS below, so that it does not flicker.
+BEGINS: Mapping[Pressure, float] = MappingProxyType(
+    {Pressure.ELEVATED: 0.7, Pressure.HIGH: 0.8, Pressure.CRITICAL: 0.95}
+)
+HYSTERESIS = 0.03
+
+
+def next_level(
+    level: Pressure, used_fraction: float, *, begins: Mapping[Pressure, float] = BEGINS
+) -> Pressure:
+    """The level after `level`, once so much is used."""
+    order = list(Pressure)
+    reached = Pressure.NORMAL
+    for candidate, begin in begins.items():
+        is_on = order.index(candidate) <= order.index(level)
+        if used_fraction >= begin - (HYSTERESIS if is_on else 0.0):
+            reached = candidate
+    return reached
+
+
+class PressureGauge:
+    """Remembers the level between two readings."""
+
+    def __init__(self, *, begins: Mapping[Pressure, float] = BEGINS) -> None:
+        self.level = Pressure.NORMAL
+        self._begins = begins
+
+    def read(self, *memories: Bytes | None) -> Pressure:
+        """The level of the fullest of these memories."""
+        used = max((memory.used_fraction for memory in memories if memory), default=0.0)
+        self.level = next_level(self.level, used, begins=self._begins)
+        return self.level
