@@ -17,6 +17,7 @@ from .errors import CrashLoop, NotReady, StackError
 from .home import private_directory
 
 _TICK_S = 0.05
+_SLICE_S = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Supervisor:
     ) -> None:
         try:
             self._stop.set()
-            self._ended.wait()
+            self._wait_until_ended()
         finally:
             self._hurry.set()
             self._thread.join()
@@ -113,7 +114,7 @@ class Supervisor:
         Raises:
             StackError: always.
         """
-        self._ended.wait()
+        self._wait_until_ended()
         raise self._failure or StackError("the stack has ended")
 
     def wait_ready(self, *, within_s: float) -> None:
@@ -129,6 +130,12 @@ class Supervisor:
                 self.wait()
             if time.monotonic() > give_up_at:
                 raise _not_ready(waiting[0], within_s)
+
+    def _wait_until_ended(self) -> None:
+        # In slices: a signal that comes just before a wait begins, or that the kernel gives to
+        # another thread, does not interrupt it, and its handler would never run.
+        while not self._ended.wait(_SLICE_S):
+            pass
 
     def _run(self) -> None:
         posts = [*self._foundation, *self._dependents]

@@ -139,6 +139,19 @@ def test_a_second_interrupt_ends_every_grace(tmp_path, told):
     impatient.join()
 
 
+def test_an_interrupt_that_another_thread_receives_is_taken(tmp_path, told):
+    def interrupt_here() -> None:
+        told.until("it is ready")
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_here).start()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Supervisor([python("it", WAITS)], logs=tmp_path, tell=told) as supervisor,
+    ):
+        supervisor.wait()
+
+
 def test_what_a_child_started_ends_with_it(tmp_path, gone):
     program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {IGNORES!r}])"
     parent = Running(python("parent", program), log=tmp_path / "parent.log")
