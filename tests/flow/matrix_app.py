@@ -1,0 +1,43 @@
+"""The worker of the kill matrix: the project's broker, consumer and pool, and tasks that can wait.
+
+celery -A matrix_app worker -P threads
+"""
+
+import os
+import time
+from pathlib import Path
+
+from celery.concurrency import ALIASES
+
+from api_client.wire.broker import celery_app
+from api_client.wire.settings import Settings
+from worker.pool import stop_if_cancelled
+
+FOLDER = Path(os.environ["MATRIX_FOLDER"])
+
+ALIASES["threads"] = "worker.pool:TaskPool"
+app = celery_app(
+    Settings.read(),
+    worker_consumer="worker.consumer:Consumer",
+    worker_pool="worker.pool:TaskPool",
+    worker_enable_prefetch_count_reduction=False,
+)
+app.conf.broker_transport_options |= {
+    "visibility_timeout": float(os.environ["MATRIX_VISIBILITY_TIMEOUT_S"]),
+    "unacked_restore_interval": 0.5,
+}
+
+
+@app.task(name="hold")
+def hold(name: str) -> None:
+    """Run until the file `open` exists; what happens goes to a file, which outlives any Redis."""
+    note(f"start {name}")
+    while not (FOLDER / "open").exists():
+        stop_if_cancelled()
+        time.sleep(0.02)
+    note(f"end {name}")
+
+
+def note(line: str) -> None:
+    with (FOLDER / "journal").open("a") as journal:
+        journal.write(f"{line}\n")

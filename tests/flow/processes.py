@@ -1,0 +1,115 @@
+"""Real processes for the kill matrix: a Valkey server and Celery workers that may be killed."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+
+from api_client.stack.valkey import server_binary
+
+ROOT = Path(__file__).parents[2]
+
+
+def until(condition: Callable[[], object], *, within_s: float = 30.0) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still not so after {within_s} s")
+        time.sleep(0.02)
+
+
+class Valkey:
+    """A private server with an append-only file; it comes back on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._password = secrets.token_hex(8)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+        self.start()
+
+    def start(self) -> None:
+        options = {
+            "port": self._port,
+            "bind": "127.0.0.1",
+            "requirepass": self._password,
+            "dir": self._folder,
+            "appendonly": "yes",
+            "save": "",
+        }
+        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        self._process = subprocess.Popen(
+            [server_binary(), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Worker:
+    """One worker process of matrix_app in a group of its own."""
+
+    def __init__(
+        self, folder: Path, *, name: str, url: str, visibility_timeout_s: float, options: str = ""
+    ) -> None:
+        self._log = folder / f"{name}.log"
+        command = (
+            f"-m celery -A matrix_app worker -P threads -n {name}@matrix -l info"
+            f" --without-gossip --without-mingle {options}"
+        )
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command.split()],
+                cwd=ROOT,
+                env=os.environ
+                | {
+                    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/flow'}",
+                    "CLIPYARD_REDIS_URL": url,
+                    "MATRIX_FOLDER": str(folder),
+                    "MATRIX_VISIBILITY_TIMEOUT_S": str(visibility_timeout_s),
+                },
+                stdout=log,
+                stderr=log,
+            )
+        self.until_logged(" ready.")
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def until_logged(self, text: str, *, times: int = 1) -> None:
+        until(lambda: self.log().count(text) >= times)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def until_ended(self) -> int:
+        return self._process.wait(30)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
