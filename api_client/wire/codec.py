@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from redis.typing import EncodableT, FieldT
 
 from .messages import Embedded, Managed, Message, Refused
 
@@ -67,18 +68,23 @@ def unpack_answer(frame: bytes) -> tuple[Message, Vectors | None]:
     return answer, flat.reshape(rows, answer.dimension).astype(np.float32)
 
 
-def pack_record(record: BaseModel) -> dict[str, str]:
+def pack_record(record: BaseModel) -> dict[FieldT, EncodableT]:
     """A status record as the fields of a Redis hash, each value JSON."""
     return {name: json.dumps(value) for name, value in record.model_dump(mode="json").items()}
 
 
-def unpack_record(kind: type[_Record], fields: Mapping[bytes, bytes]) -> _Record:
+def text(raw: bytes | str) -> str:
+    """A name as Redis gives it back; its clients may or may not have decoded it."""
+    return raw.decode() if isinstance(raw, bytes) else raw
+
+
+def unpack_record(kind: type[_Record], fields: Mapping[Any, bytes | str]) -> _Record:
     """The record again; fields of a newer version are dropped."""
     known = kind.model_fields
     return kind.model_validate(
         {
             name: json.loads(value)
-            for name, value in ((n.decode(), v) for n, v in fields.items())
+            for name, value in ((text(n), v) for n, v in fields.items())
             if name in known
         }
     )

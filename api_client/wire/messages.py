@@ -12,6 +12,7 @@ MAX_ITEMS = 4096  # per message; the client cuts larger inputs
 MAX_TEXT_CHARS = 100_000  # far above any context length; bounds a message
 
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Message(BaseModel):
@@ -157,20 +158,68 @@ class Load(Request):
     keep_alive_s: float | None = None
 
 
-class Switch(Request):
-    """Asks for a model to become the current one; the one before it goes."""
+class Reload(Request):
+    """Asks one worker to read a model's checkpoint again and put it back onto the device."""
 
     model: ModelId
 
 
+class Switch(Request):
+    """Asks for a model to become a worker's current one; the one before it goes.
+
+    Attributes:
+        reach: `fleet` also makes it the model for requests that name none, now and for workers
+            to come. It is sent to every worker, one message each.
+    """
+
+    model: ModelId
+    reach: Literal["worker", "fleet"] = "worker"
+
+
 class Unload(Request):
-    """Asks a worker to let a model go: the named one, or the current one."""
+    """Asks a worker to let models go.
+
+    Attributes:
+        model: with the scope `one` only; None is the current one.
+        scope: the rest follow their kind, or the sweeps' own rules at once: those idle beyond
+            their timeouts, or as many as the memory pressure asks for.
+    """
 
     model: ModelId | None = None
+    scope: Literal["one", "vision", "text", "timeout", "pressure", "everything"] = "one"
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if self.model is not None and self.scope != "one":
+            raise ValueError(f"give either a model or the scope {self.scope}")
+        return self
+
+
+class Knobs(Message):
+    """The settings that can be changed while a worker runs; None leaves one as it is.
+
+    They bear the names and the meaning of the worker's settings.
+    """
+
+    slots: Annotated[int, Field(ge=1)] | None = None
+    vision_vram_timeout_s: Seconds | None = None
+    vision_ram_timeout_s: Seconds | None = None
+    text_vram_timeout_s: Seconds | None = None
+    text_ram_timeout_s: Seconds | None = None
+    pressure_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    pressure_timeout_s: Seconds | None = None
+    pinned: tuple[ModelId, ...] | None = None
+    adaptive_timeouts: bool | None = None
+
+
+class Set(Request):
+    """Asks a worker to change settings now, until it ends (see the setting `resume`)."""
+
+    knobs: Knobs
 
 
 class Managed(Message):
-    """Answers Load, Switch and Unload.
+    """Answers Load, Reload, Switch, Unload and Set.
 
     Attributes:
         changed: False when there was nothing to do, e.g. the model was already there.
@@ -230,6 +279,7 @@ class ModelStatus(Message):
     usage_count: int = 0
     vram_timeout_s: float = 0.0
     ram_timeout_s: float = 0.0
+    keep_alive_s: float | None = None  # asked for by a request; in place of the timeouts
     pinned: bool = False
     next_out: bool = False  # what would be evicted next
 
@@ -253,6 +303,7 @@ class WorkerStatus(Message):
     host_free: int = 0
     pressure: Literal["normal", "elevated", "high", "critical"] = "normal"
     trouble: str = ""
+    last_sweep_at: float = 0.0  # 0: not since it started; is the beat running?
     settings: dict[str, str] = {}  # those that can be changed at run time
     versions: dict[str, str] = {}
 

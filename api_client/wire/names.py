@@ -11,6 +11,7 @@ EMBED_BATCH: Final = "clipyard.embed_batch"
 LOAD: Final = "clipyard.load"
 SWITCH: Final = "clipyard.switch"
 UNLOAD: Final = "clipyard.unload"
+RELOAD: Final = "clipyard.reload"
 SET: Final = "clipyard.set"
 SWEEP: Final = "clipyard.sweep"  # one worker sweeps itself
 SWEEP_FLEET: Final = "clipyard.sweep_fleet"  # whoever takes it sends SWEEP to every worker
@@ -47,6 +48,10 @@ class Keys:
         """Hash: one worker process, expiring soon after the process is gone."""
         return f"{self._prefix}:worker:{worker}"
 
+    def will(self, worker: str) -> str:
+        """Hash: what the worker's successor takes up if told to. Expires a month after use."""
+        return f"{self._prefix}:will:{worker}"
+
     def model(self, worker: str, model_id: str) -> str:
         """Hash: one model on one worker, expiring with the worker's."""
         return f"{self._prefix}:model:{worker}:{model_id}"
@@ -63,6 +68,20 @@ class Keys:
         """Hash of position -> file bytes, for pictures sent by value. Expires."""
         return f"{self._prefix}:blobs:{request}"
 
+    def queue(self, queue: str, priority: int) -> str:
+        """List: messages that wait in one priority step of a queue. Kombu's, not ours."""
+        step = f"\x06\x16{priority}" if priority else ""
+        return f"{self._prefix}:{queue}{step}"
+
+    def reply_queues(self) -> str:
+        """Set: where answers to remote-control commands go. Kombu's, not ours."""
+        return f"{self._prefix}:_kombu.binding.reply.celery.pidbox"
+
+    def reply_queue(self, binding: str) -> str:
+        """List: the replies that one member of `reply_queues` leads to. Kombu's, not ours."""
+        _, _, queue = binding.rpartition("\x16")
+        return f"{self._prefix}:{queue}"
+
     def gate(self, what: str) -> str:
         """String, set once per period: makes a second beat harmless. Expires."""
         return f"{self._prefix}:gate:{what}"
@@ -72,7 +91,7 @@ class Keys:
         return f"{self._prefix}:usage:{model_id}"
 
     def reserved(self, device: str) -> str:
-        """Hash of worker -> bytes: what processes sharing one device are about to take."""
+        """Hash of holder -> bytes and expiry: what processes sharing a device are about to take."""
         return f"{self._prefix}:reserved:{device}"
 
     def safe_batches(self) -> str:

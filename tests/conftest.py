@@ -1,0 +1,85 @@
+"""A real Valkey for the whole session, a key prefix for each test."""
+
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from celery.signals import setup_logging
+
+from api_client.stack.valkey import PrivateValkey, server_binary
+from api_client.wire.names import Keys
+
+
+@setup_logging.connect
+def _leave_logging_alone(**_: object) -> None:
+    """A worker inside this process would otherwise take the log away from pytest."""
+
+
+class Valkey:
+    """A server on loopback that can be stopped and started again on the same port."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        config = self._directory / "valkey.conf"
+        config.write_text(
+            f"port {self._port}\nbind 127.0.0.1\ndir {self._directory}\nappendonly yes\nsave ''\n"
+        )
+        with (self._directory / "valkey.log").open("ab") as log:
+            self._process = subprocess.Popen([server_binary(), config], stdout=log, stderr=log)
+        with redis.Redis.from_url(self.url, retry=None) as client:
+            give_up_at = time.monotonic() + 30
+            while time.monotonic() < give_up_at:
+                try:
+                    client.ping()
+                    return
+                except redis.ConnectionError:
+                    time.sleep(0.02)
+        self.stop()
+        raise RuntimeError((self._directory / "valkey.log").read_text())
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with PrivateValkey(tmp_path_factory.mktemp("valkey") / "data") as server:
+        yield server.url
+
+
+@pytest.fixture
+def valkey_of_my_own(tmp_path: Path) -> Iterator[Valkey]:
+    """For tests that take the server away."""
+    server = Valkey(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A key prefix of this test alone, on the server that all share."""
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def keys(prefix: str) -> Keys:
+    return Keys(prefix)
+
+
+@pytest.fixture
+def store(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as client:
+        yield client
