@@ -50,6 +50,12 @@ class WorkerSettings(Settings):
     text_ram_timeout_s: Seconds = 1800.0
     pressure_threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
     pressure_timeout_s: Seconds = 60.0
+    pinned: tuple[str, ...] = ()  # models that no sweep and no eviction moves
+    preload: tuple[str, ...] = ()  # models to bring onto the device when the worker starts
+    adaptive_timeouts: bool = False  # outlast each model's own pauses
+    adaptive_timeouts_most: Annotated[float, Field(ge=1)] = 3.0  # times the timeouts, no longer
+    foresight: bool = True  # an idle worker brings what is mostly asked for at this hour
+    resume: bool = False  # take up the current model and the run-time settings of the predecessor
 
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32  # the most that one forward takes
     decode_threads: Annotated[int, Field(ge=1, le=256)] = 4

@@ -1,0 +1,310 @@
+import threading
+from functools import partial
+
+import pytest
+import redis
+
+from api_client.status import read_fleet
+from api_client.wire.messages import Event, EventKind, Knobs
+from worker import tracker as tracker_module
+from worker import usage
+from worker.backends.base import Placement
+from worker.backends.fake import Fake
+from worker.catalogue import Entry
+from worker.ledger import Ledger
+from worker.memory import Bytes
+from worker.settings import WorkerSettings
+from worker.slots import Limits, Slots
+from worker.tracker import Tracker
+
+VISION = Entry("clip/a", backend="fake", options={"device_bytes": 100, "host_bytes": 60})
+TEXT = Entry("text/b", backend="fake", kinds=("text",), options={"host_bytes": 7})
+WITHIN_S = 20
+
+
+class Room:
+    """A memory of which so much is used."""
+
+    def __init__(self):
+        self.used = 0
+
+    def host(self):
+        return Bytes(1000, 1000 - self.used)
+
+    def device(self):
+        return Bytes(800, 800)
+
+
+class Watch:
+    """A clock and, on the same second hand, the slots' clock."""
+
+    def __init__(self):
+        self.now = 1_800_000_000.0
+
+    def unix(self):
+        return self.now
+
+    def ticks(self):
+        return self.now - 1_700_000_000
+
+
+@pytest.fixture
+def watch():
+    return Watch()
+
+
+@pytest.fixture
+def settings():
+    return WorkerSettings.read(redis_url="redis://unused", default_model="clip/a")
+
+
+@pytest.fixture
+def make(store, keys, watch, settings):
+    """A tracker over real slots; `beat()` is the writer's next round, made by hand."""
+    trackers = []
+
+    def make(node="gpu0@here", settings=settings, store=store, **given):
+        tracker = Tracker(
+            store,
+            keys,
+            node=node,
+            settings=settings,
+            device="cuda:0",
+            clock=watch.unix,
+            ticks=watch.ticks,
+            **given,
+        )
+        fake, ledger = Fake(Placement("cuda:0")), Ledger()
+        tracker.slots = Slots(
+            check=fake.check,
+            load=fake.load,
+            limits=Limits(),
+            ledger=ledger,
+            unified=False,
+            clock=watch.ticks,
+            on_event=tracker.on_event,
+        )
+        tracker.room = Room()
+        tracker.attach(tracker.slots, tracker.room, ledger)
+        tracker.begin = partial(tracker.start, tracker.slots, tracker.room, ledger)
+        trackers.append(tracker)
+        return tracker
+
+    yield make
+    for tracker in trackers:
+        tracker.slots.close()
+
+
+def test_a_worker_and_its_models_are_shown_with_what_a_person_asks_first(make, store, keys, watch):
+    tracker = make(versions={"torch": "2.15"})
+    tracker.slots.load(VISION, asked_by="ann")
+    watch.now += 10
+    with tracker.slots.lease(VISION):
+        tracker.used(VISION, items=64)
+        tracker.say("ready")
+        tracker.beat()
+        [worker] = read_fleet(store, keys).workers
+    assert (worker.name, worker.state, worker.current) == ("gpu0@here", "ready", "clip/a")
+    assert (worker.host_total, worker.device_total) == (1000, 800)
+    assert worker.versions == {"torch": "2.15"}
+    assert worker.beat_at == watch.now
+    [model] = worker.held
+    assert (model.id, model.state, model.type, model.leases) == ("clip/a", "device", "vision", 1)
+    assert (model.device_bytes, model.host_bytes) == (100, 0)
+    assert (model.loaded_at, model.last_used) == (watch.now - 10, watch.now)
+    assert (model.usage_count, model.dimension) == (1, 8)
+    assert (model.vram_timeout_s, model.ram_timeout_s) == (600, 1800)
+    assert model.fingerprint.startswith("fake:")
+    assert model.next_out
+
+
+def test_text_models_have_timeouts_of_their_own(make, store, keys):
+    tracker = make()
+    tracker.change(Knobs(text_vram_timeout_s=5, text_ram_timeout_s=6))
+    tracker.slots.load(TEXT)
+    tracker.beat()
+    [model] = read_fleet(store, keys).workers[0].held
+    assert (model.type, model.vram_timeout_s, model.ram_timeout_s) == ("text", 5, 6)
+
+
+def test_a_model_that_went_is_shown_no_longer(make, store, keys):
+    tracker = make()
+    tracker.slots.load(VISION)
+    tracker.beat()
+    tracker.slots.unload("clip/a", reason="x", wait_s=0)
+    tracker.beat()
+    assert read_fleet(store, keys).workers[0].held == ()
+    assert not store.exists(keys.model("gpu0@here", "clip/a"))
+
+
+def test_all_a_worker_shows_expires_unless_it_shows_it_again(make, store, keys):
+    tracker = make(expiry_s=17)
+    tracker.slots.load(VISION)
+    tracker.beat()
+    for key in (keys.worker("gpu0@here"), keys.model("gpu0@here", "clip/a"), keys.current):
+        assert 0 < store.ttl(key) <= 17
+
+
+def test_every_move_stands_in_the_stream_with_its_reason_and_who_asked(make, store, keys, watch):
+    tracker = make()
+    tracker.slots.load(VISION, asked_by="ann")
+    tracker.slots.unload("clip/a", reason="enough", asked_by="bob", wait_s=0)
+    tracker.beat()
+    newest = read_fleet(store, keys).events
+    assert [event.kind for event in newest] == ["unloaded", "lifted", "loaded"]
+    assert (newest[0].reason, newest[0].asked_by) == ("enough", "bob")
+    assert {(event.worker, event.at) for event in newest} == {("gpu0@here", watch.now)}
+
+
+def test_the_stream_is_capped(make, store, keys, monkeypatch):
+    monkeypatch.setattr(tracker_module, "EVENTS_KEPT", 100)
+    tracker = make()
+    for _ in range(3):
+        for n in range(200):
+            tracker.on_event(Event(kind=EventKind.LOADED, model=f"m{n}", reason="r"))
+        tracker.beat()
+    assert store.xlen(keys.events) <= 200  # "about": whole nodes of the stream go at a time
+
+
+def test_while_redis_is_away_nobody_waits_and_the_newest_events_are_kept(
+    make, store, keys, monkeypatch, caplog
+):
+    monkeypatch.setattr(tracker_module, "EVENTS_UNSENT", 5)
+    nobody = redis.Redis(port=1, retry=None)
+    tracker = make(store=nobody)
+    for n in range(9):
+        tracker.on_event(Event(kind=EventKind.LOADED, model=f"m{n}", reason="r"))
+        tracker.used(VISION)
+        tracker.beat()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # once, not nine times
+    tracker._store = store
+    tracker.beat()
+    tracker.beat()
+    told = [event.model for event in read_fleet(store, keys).events]
+    assert told == ["m8", "m7", "m6", "m5", "m4"]
+    assert sum(usage.histogram(store, keys, "clip/a")) == 9
+    nobody.close()
+
+
+def test_a_beat_that_breaks_is_logged_and_the_next_one_is_tried(make, store, keys, caplog):
+    tracker = make()
+    tracker.room.host = lambda: 1 / 0
+    tracker.beat()
+    assert "division by zero" in caplog.text
+    del tracker.room.host
+    tracker.beat()
+    assert read_fleet(store, keys).workers
+
+
+def test_uses_are_counted_by_the_hour_over_all_processes(make, store, keys, watch):
+    for tracker in (make("gpu0@here"), make("gpu1@here")):
+        tracker.used(VISION, items=64)
+        tracker.used(VISION, items=1)
+        tracker.beat()
+        tracker.beat()
+    counts = usage.histogram(store, keys, "clip/a")
+    assert counts[usage.hour_of_week(watch.now)] == sum(counts) == 4
+
+
+def test_pressure_is_that_of_the_fuller_memory(make, store, keys):
+    tracker = make()
+    tracker.room.used = 850
+    tracker.beat()
+    assert read_fleet(store, keys).workers[0].pressure == "high"
+
+
+def test_changed_settings_hold_at_once_and_are_shown(make, store, keys):
+    tracker = make()
+    tracker.change(Knobs(slots=1, vision_vram_timeout_s=3))
+    tracker.change(Knobs(pinned=("clip/a",)))
+    now = tracker.settings
+    assert (now.slots, now.vision_vram_timeout_s, now.pinned) == (1, 3, ("clip/a",))
+    assert now.text_vram_timeout_s == 600
+    tracker.beat()
+    shown = read_fleet(store, keys).workers[0].settings
+    assert (shown["slots"], shown["pinned"]) == ("1", "('clip/a',)")
+
+
+def test_every_knob_is_a_setting_of_that_name():
+    assert set(Knobs.model_fields) <= set(WorkerSettings.model_fields)
+
+
+def test_a_restarted_worker_starts_from_its_environment(make):
+    first = make()
+    first.change(Knobs(slots=1))
+    first.make_current("text/b", reach="worker")
+    again = make()
+    again.resume()
+    assert (again.settings.slots, again.current()) == (2, "clip/a")
+
+
+def test_a_restarted_worker_takes_up_what_its_predecessor_had_if_told_so(make, settings):
+    first = make()
+    first.change(Knobs(slots=1))
+    first.change(Knobs(pressure_threshold=0.5))
+    first.make_current("text/b", reach="worker")
+    again = make(settings=settings.model_copy(update={"resume": True}))
+    again.resume()
+    assert (again.settings.slots, again.settings.pressure_threshold) == (1, 0.5)
+    assert again.current() == "text/b"
+    other = make("gpu1@here", settings=settings.model_copy(update={"resume": True}))
+    other.resume()
+    assert other.current() == "clip/a"
+
+
+def test_a_will_that_cannot_be_read_does_not_keep_a_worker_from_starting(
+    make, settings, store, keys
+):
+    store.hset(keys.will("gpu0@here"), "knobs", '{"slots": -1}')
+    tracker = make(settings=settings.model_copy(update={"resume": True}))
+    tracker.resume()
+    assert tracker.settings.slots == 2
+
+
+def test_one_workers_current_model_is_not_the_fleets_unless_it_is_meant_so(make, store, keys):
+    one, other = make("gpu0@here"), make("gpu1@here")
+    one.beat()
+    other.make_current("text/b", reach="worker")
+    other.beat()
+    assert read_fleet(store, keys).current == "clip/a"
+    other.make_current("text/b", reach="fleet")
+    assert read_fleet(store, keys).current == "text/b"
+
+
+def test_the_last_worker_to_leave_takes_the_fleets_current_model_with_it(make, store, keys):
+    trackers = make("gpu0@here"), make("gpu1@here")
+    for tracker in trackers:
+        tracker.begin()
+        tracker.say("ready")
+    trackers[0].close()
+    trackers[1].close()
+    assert read_fleet(store, keys).workers == ()
+    assert store.get(keys.current) is None
+    assert store.smembers(keys.workers) == set()
+
+
+def test_a_worker_that_closes_still_tells_its_last_moves(make, store, keys):
+    tracker = make(beat_s=3600)
+    tracker.begin()
+    tracker.slots.load(VISION)
+    tracker.close()
+    fleet = read_fleet(store, keys)
+    assert [event.kind for event in fleet.events] == ["lifted", "loaded"]
+    assert fleet.workers == ()
+
+
+def test_an_event_is_written_at_once_and_not_with_the_next_beat(make, store, keys):
+    tracker = make(beat_s=3600)
+    tracker.begin()
+    tracker.slots.load(VISION)
+    [(_, entries)] = store.xread({keys.events: 0}, block=WITHIN_S * 1000)
+    assert entries
+    tracker.close()
+
+
+def test_beats_renew_what_the_process_has_reserved(make):
+    renewed = threading.Event()
+    tracker = make(beat_s=3600)
+    tracker.begin(renew=renewed.set)
+    assert renewed.wait(WITHIN_S)
+    tracker.close()

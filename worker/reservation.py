@@ -1,0 +1,111 @@
+"""Device bytes that a process is about to take, so that its neighbours on the device count them.
+
+Between the look at the free memory and the moment the driver shows the bytes as taken, another
+process could admit a model into the same room. So each one writes down what it is about to take,
+and only then looks: of two that come together both see the other one, and neither overlooks it.
+"""
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import redis
+from redis.typing import EncodableT, FieldT
+
+from api_client.wire.codec import text
+from api_client.wire.errors import OutOfMemory
+from api_client.wire.names import Keys
+
+__all__ = ["Reservations"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Reservations:
+    """What this process and its neighbours have reserved of one device.
+
+    All processes that share a device share its machine, and thus its clock. While Redis is away
+    nobody's reservations are seen or written: the driver's figures alone must do.
+
+    Args:
+        store: a client of little patience, so that a load is not held up while Redis is away.
+        device: names the physical device, on every machine another one (a GPU's UUID).
+        free_bytes: the driver's figure now; None where nobody can tell.
+        ttl_s: after this a holder that has not renewed is taken for dead.
+    """
+
+    def __init__(
+        self,
+        store: redis.Redis,
+        keys: Keys,
+        *,
+        device: str,
+        free_bytes: Callable[[], int | None] = lambda: None,
+        ttl_s: float = 30.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._key = store, keys.reserved(device)
+        self._free_bytes, self._ttl_s, self._clock = free_bytes, ttl_s, clock
+        self._lock = threading.Lock()
+        self._mine: dict[str, int] = {}
+
+    @contextmanager
+    def reserve(self, wanted_bytes: int) -> Iterator[None]:
+        """Hold `wanted_bytes` for the length of the block; the `Reserve` of a ledger.
+
+        Raises:
+            OutOfMemory: what is free is promised to others on the device.
+        """
+        holder = uuid.uuid4().hex
+        with self._lock:
+            self._mine[holder] = wanted_bytes
+        try:
+            self.renew()
+            others, free = self.of_others(), self._free_bytes()
+            if others and free is not None and wanted_bytes > free - others:
+                raise OutOfMemory(
+                    f"{wanted_bytes} bytes do not fit: of {free} free ones on the device "
+                    f"{others} are promised to other processes"
+                )
+            yield
+        finally:
+            with self._lock:
+                del self._mine[holder]
+            self._trying(lambda: self._store.hdel(self._key, holder))
+
+    def renew(self) -> None:
+        """Say that we are alive; to be called more often than every `ttl_s`."""
+        with self._lock:
+            mine = dict(self._mine)
+        if mine:
+            until = self._clock() + self._ttl_s
+            rows: dict[FieldT, EncodableT] = {
+                holder: json.dumps([held, until]) for holder, held in mine.items()
+            }
+            self._trying(lambda: self._store.hset(self._key, mapping=rows))
+
+    def of_others(self) -> int:
+        """Bytes that other live processes hold on the device, beside what the driver shows."""
+        rows = self._trying(lambda: self._store.hgetall(self._key)) or {}
+        held = {text(holder): json.loads(row) for holder, row in rows.items()}
+        dead = [holder for holder, (_, until) in held.items() if until <= self._clock()]
+        if dead:
+            self._trying(lambda: self._store.hdel(self._key, *dead))
+        with self._lock:
+            ours = set(self._mine)
+        return sum(held[holder][0] for holder in held.keys() - ours - set(dead))
+
+    @staticmethod
+    def _trying(ask: Callable[[], T]) -> T | None:
+        try:
+            return ask()
+        except redis.RedisError as error:
+            log.warning("reservations of the device are not shared: %s", error)
+            return None

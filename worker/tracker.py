@@ -1,0 +1,362 @@
+"""What this process is asked for and holds, told to Redis: status hashes, events, usage.
+
+One thread writes, every few seconds and at once after an event. Nobody else ever waits for Redis
+here: a lease, a load or a forward pass only leaves a note in memory. While Redis is away the notes
+are kept, the newest of them at least, and written when it is back.
+
+One class, though long: notes and status go out in one transaction, under one lock.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import redis
+
+from api_client.wire.codec import pack_record, text
+from api_client.wire.messages import Event, Knobs, ModelStatus, WorkerStatus
+from api_client.wire.names import Keys
+
+from . import usage
+from .catalogue import Entry
+from .ledger import Ledger
+from .memory import Memory, Pressure, PressureGauge
+from .settings import WorkerSettings
+from .slots import Slots
+from .sweeps import SlotView, Timeouts
+from .usage import Use
+
+__all__ = ["Tracker"]
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+EXPIRY_S = 30  # a worker that was killed has vanished after this
+EVENTS_UNSENT = 1000  # kept while Redis is away
+EVENTS_KEPT = 10_000  # in the stream, about
+WILL_KEPT_S = 30 * 24 * 3600
+CLOSE_WITHIN_S = 5.0
+
+State = Literal["starting", "ready", "broken", "stopping"]
+
+
+class Tracker:
+    """Takes notes from all threads; its own thread writes them.
+
+    Args:
+        store: where the status goes; its patience is how long the writer hangs on each try.
+        node: this worker's name.
+        settings: as the environment says; `change` puts others in their place.
+        device: what the worker runs on.
+        versions: what a person asks for first when something is odd.
+        beat_s, expiry_s: of the status hashes.
+        clock: unix seconds.
+        ticks: the slots' clock.
+    """
+
+    def __init__(
+        self,
+        store: redis.Redis,
+        keys: Keys,
+        *,
+        node: str,
+        settings: WorkerSettings,
+        device: str,
+        versions: Mapping[str, str] | None = None,
+        beat_s: float = BEAT_S,
+        expiry_s: int = EXPIRY_S,
+        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._keys = store, keys
+        self._node, self._device, self._versions = node, device, dict(versions or {})
+        self._beat_s, self._expiry_s = beat_s, expiry_s
+        self._clock, self._ticks = clock, ticks
+        self._started_at = clock()
+        self._environment = settings
+        self._lock = threading.Lock()
+        self._knobs = Knobs()
+        self._current: str | None = None
+        self._state: State = "starting"
+        self._trouble = ""
+        self._swept_at = 0.0
+        self._seen_at: dict[str, float] = {}
+        self._uses: dict[str, Use] = defaultdict(Use)
+        self._hours: Counter[tuple[str, int]] = Counter()
+        self._events: deque[Event] = deque(maxlen=EVENTS_UNSENT)
+        self._shown: set[str] = set()  # models with a hash of this process's
+        self._gauge = PressureGauge()
+        self._redis_away = False
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
+
+    # Notes, from any thread.
+
+    def on_event(self, event: Event) -> None:
+        """Something happened to a model; it is written soon."""
+        at = event.at or self._clock()
+        with self._lock:
+            self._seen_at[event.model] = at
+            self._events.append(event.model_copy(update={"worker": self._node, "at": at}))
+        self._wake.set()
+
+    def used(self, entry: Entry, *, items: int = 1) -> None:
+        """A model has answered a request of so many items."""
+        now = self._clock()
+        with self._lock:
+            self._uses[entry.id].add(items=items, at=now)
+            self._hours[entry.id, usage.hour_of_week(now)] += 1
+
+    def say(self, state: State, *, trouble: str = "") -> None:
+        """How the worker is; `trouble` is a sentence for people."""
+        with self._lock:
+            self._state, self._trouble = state, trouble
+        self._wake.set()
+
+    def swept(self) -> None:
+        """A sweep has just looked at this worker."""
+        with self._lock:
+            self._swept_at = self._clock()
+
+    def show_soon(self) -> None:
+        """Something is worth a look before the next beat, e.g. that a load has begun."""
+        self._wake.set()
+
+    def pressure(self) -> Pressure:
+        """How full the fuller one of device and host memory is now."""
+        return self._gauge.read(self._memory.host(), self._memory.device())
+
+    # What the sweeps ask.
+
+    def timeouts(self, slot: SlotView) -> Timeouts:
+        """Of one model, by the settings and, where they allow it, by its own pauses."""
+        settings = self.settings
+        timeouts = Timeouts(settings.text_vram_timeout_s, settings.text_ram_timeout_s)
+        if slot.is_vision:
+            timeouts = Timeouts(settings.vision_vram_timeout_s, settings.vision_ram_timeout_s)
+        if not settings.adaptive_timeouts:
+            return timeouts
+        with self._lock:
+            pauses_s = tuple(self._uses[slot.model_id].pauses_s)
+        return usage.adapted(timeouts, pauses_s, most=settings.adaptive_timeouts_most)
+
+    def been_here(self, *, within_s: float) -> set[str]:
+        """Models that were in memory so recently."""
+        since = self._clock() - within_s
+        with self._lock:
+            return {model_id for model_id, at in self._seen_at.items() if at > since}
+
+    # What can change at run time.
+
+    @property
+    def settings(self) -> WorkerSettings:
+        """What holds now: the environment's, with what `change` has put in their place."""
+        return self._environment.model_copy(update=self._knobs.model_dump(exclude_none=True))
+
+    def change(self, knobs: Knobs) -> None:
+        """Those given take effect now and, with `resume`, in the next process of this name."""
+        with self._lock:
+            given = knobs.model_dump(exclude_none=True)
+            self._knobs = self._knobs.model_copy(update=given)
+        self._bequeath("knobs", self._knobs.model_dump_json(exclude_none=True))
+        self._wake.set()
+
+    def current(self) -> str:
+        """The model that answers requests which name none."""
+        return self._current or self._environment.default_model
+
+    def make_current(self, model_id: str, *, reach: Literal["worker", "fleet"]) -> None:
+        """For this worker, or for clients and workers to come as well. Returns once it is kept."""
+        self._current = model_id
+        self._bequeath("current", model_id)
+        if reach == "fleet":
+            self._store.set(self._keys.current, model_id, ex=self._expiry_s)
+        self._wake.set()
+
+    def resume(self) -> None:
+        """Take up the current model and the changed settings of the last process of this name.
+
+        Does nothing unless the settings say so, or when Redis is away: a worker that starts is
+        worth more than one that remembers.
+        """
+        if not self._environment.resume:
+            return
+        try:
+            will = self._store.hgetall(self._keys.will(self._node))
+            self._knobs = Knobs.model_validate_json(will.get(b"knobs", b"{}"))
+        except (redis.RedisError, ValueError) as error:
+            log.warning("starting without what the last %s left: %s", self._node, error)
+            return
+        self._current = text(will[b"current"]) if b"current" in will else None
+
+    def _bequeath(self, name: str, value: str) -> None:
+        with self._store.pipeline() as pipe:
+            pipe.hset(self._keys.will(self._node), name, value)
+            pipe.expire(self._keys.will(self._node), WILL_KEPT_S)
+            pipe.execute()
+
+    # The writer.
+
+    def attach(
+        self,
+        slots: Slots,
+        memory: Memory,
+        ledger: Ledger,
+        *,
+        renew: Callable[[], None] = lambda: None,
+    ) -> None:
+        """What to look at from now on; the slots are made with `on_event`, so they come second.
+
+        Args:
+            renew: called at every beat, e.g. `Reservations.renew`.
+        """
+        self._slots, self._memory, self._ledger, self._renew = slots, memory, ledger, renew
+
+    def start(
+        self,
+        slots: Slots,
+        memory: Memory,
+        ledger: Ledger,
+        *,
+        renew: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`attach`, and show this worker until `close`."""
+        self.attach(slots, memory, ledger, renew=renew)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Write everything that was noted, and the status as it is now."""
+        self._write(self._put_status)
+
+    def close(self) -> None:
+        """Write the last events and take this worker off the list; bounded if Redis is away."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(CLOSE_WITHIN_S)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.beat()
+            self._wake.wait(self._beat_s)
+            self._wake.clear()
+        self.say("stopping")
+        self._write(self._put_farewell)
+
+    def _write(self, put: Callable[["redis.client.Pipeline"], None]) -> None:
+        """In one transaction with the notes; what cannot be written stays noted."""
+        with self._lock:
+            events, hours = list(self._events), self._hours
+            self._hours = Counter()
+        try:
+            self._renew()
+            with self._store.pipeline() as pipe:
+                for event in events:
+                    fields = pack_record(event)
+                    pipe.xadd(self._keys.events, fields, maxlen=EVENTS_KEPT, approximate=True)
+                usage.record(pipe, self._keys, hours)
+                put(pipe)
+                pipe.execute()
+        except Exception as error:  # the fleet must not lose sight of a worker over one bad beat
+            self._keep(hours, error)
+            return
+        with self._lock:
+            for event in events:
+                if self._events and self._events[0] is event:
+                    self._events.popleft()
+        if self._redis_away:
+            log.info("the status is shown again")
+        self._redis_away = False
+
+    def _keep(self, hours: Counter[tuple[str, int]], error: Exception) -> None:
+        with self._lock:
+            self._hours += hours
+        if not self._redis_away:
+            expected = isinstance(error, redis.RedisError)
+            log.warning("the status is not shown: %s", error, exc_info=not expected)
+        self._redis_away = True
+
+    def _put_status(self, pipe: "redis.client.Pipeline") -> None:
+        view = self._slots.view()
+        settings = self.settings
+        for slot in view:
+            key = self._keys.model(self._node, slot.model_id)
+            pipe.hset(key, mapping=pack_record(self._model(slot)))
+            pipe.expire(key, self._expiry_s)
+        held = {slot.model_id for slot in view}
+        # Once gone, deleted at every beat: a beat that did not get through loses nothing.
+        for gone in self._shown - held:
+            pipe.delete(self._keys.model(self._node, gone))
+        self._shown |= held
+        pipe.hset(self._keys.worker(self._node), mapping=pack_record(self._worker(view, settings)))
+        pipe.expire(self._keys.worker(self._node), self._expiry_s)
+        pipe.sadd(self._keys.workers, self._node)
+        # The fleet's current model lives as long as anybody who could answer with it.
+        pipe.set(self._keys.current, self.current(), nx=True, ex=self._expiry_s)
+        pipe.expire(self._keys.current, self._expiry_s)
+
+    def _put_farewell(self, pipe: "redis.client.Pipeline") -> None:
+        others = set(map(text, self._store.smembers(self._keys.workers))) - {self._node}
+        is_last = not any(self._store.exists(self._keys.worker(name)) for name in others)
+        pipe.srem(self._keys.workers, self._node)
+        pipe.delete(
+            self._keys.worker(self._node),
+            *(self._keys.model(self._node, model_id) for model_id in self._shown),
+            *([self._keys.current] if is_last else []),
+        )
+
+    def _model(self, slot: SlotView) -> ModelStatus:
+        now, ticks, timeouts = self._clock(), self._ticks(), self.timeouts(slot)
+        measured = self._ledger[slot.model_id]
+        with self._lock:
+            uses = self._uses[slot.model_id].count
+        return ModelStatus(
+            id=slot.model_id,
+            state="loading" if slot.tier is None else slot.tier.value,
+            type="vision" if slot.is_vision else "text",
+            dimension=slot.traits.dimension if slot.traits else None,
+            precision=slot.traits.precision if slot.traits else "",
+            fingerprint=slot.traits.fingerprint if slot.traits else "",
+            leases=slot.leases,
+            device_bytes=slot.footprint.device_bytes,
+            host_bytes=slot.footprint.host_bytes,
+            peak_batch_bytes=measured.peak_batch_bytes,
+            load_s=slot.load_s,
+            loaded_at=now - (ticks - slot.loaded_at),
+            last_used=now - (ticks - slot.used_at),
+            usage_count=uses,
+            vram_timeout_s=timeouts.vram_s,
+            ram_timeout_s=timeouts.ram_s,
+            keep_alive_s=slot.keep_alive_s,
+            pinned=slot.pinned,
+            next_out=slot.next_out,
+        )
+
+    def _worker(self, view: tuple[SlotView, ...], settings: WorkerSettings) -> WorkerStatus:
+        host, device = self._memory.host(), self._memory.device()
+        with self._lock:
+            state, trouble = self._state, self._trouble
+        return WorkerStatus(
+            name=self._node,
+            device=self._device,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            beat_at=self._clock(),
+            state=state,
+            current=self.current(),
+            default=settings.default_model,
+            models=tuple(slot.model_id for slot in view),
+            slots=settings.slots,
+            device_total=device.total if device else 0,
+            device_free=device.free if device else 0,
+            host_total=host.total,
+            host_free=host.free,
+            pressure=self.pressure().value,
+            trouble=trouble,
+            last_sweep_at=self._swept_at,
+            settings={name: str(getattr(settings, name)) for name in Knobs.model_fields},
+            versions=self._versions,
+        )
