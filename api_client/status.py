@@ -1,0 +1,205 @@
+"""The fleet as its status hashes tell it: who lives, what each one holds, and why."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import redis
+from pydantic import Field
+
+from .talks import Talk
+from .wire import names
+from .wire.codec import text, unpack_record
+from .wire.messages import Event, EventKind, Message, ModelStatus, WorkerStatus
+
+__all__ = ["Depth", "Fleet", "Worker", "fleet_talk", "read_fleet", "why"]
+
+EVENTS = 200  # of the tail of the stream
+
+
+class Worker(WorkerStatus):
+    """One live worker and the models it holds, least recently used first."""
+
+    held: tuple[ModelStatus, ...] = ()
+
+
+class Depth(Message):
+    """Messages that wait in one queue, by priority step; those in work are not counted."""
+
+    interactive: int = 0
+    bulk: int = 0
+
+
+class Fleet(Message):
+    """One look at everything.
+
+    Attributes:
+        workers: those alive, by name.
+        current: the model for requests that name none.
+        depths: of the common queues and every live worker's direct one.
+        events: newest first.
+    """
+
+    workers: tuple[Worker, ...] = ()
+    current: str | None = None
+    depths: dict[str, Depth] = Field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+
+    def holding(self, model_id: str) -> list[tuple[Worker, ModelStatus]]:
+        """Where a model is in memory, or on its way there."""
+        return [
+            (worker, model)
+            for worker in self.workers
+            for model in worker.held
+            if model.id == model_id
+        ]
+
+
+def read_fleet(store: redis.Redis, keys: names.Keys, *, events: int = EVENTS) -> Fleet:
+    """What the workers have said of themselves; at most one heart-beat old.
+
+    Raises:
+        redis.ConnectionError: Redis is away.
+    """
+    talk = fleet_talk(keys, events=events)
+    step = next(talk)
+    while True:
+        try:
+            step = talk.send(step(store))
+        except StopIteration as end:
+            fleet: Fleet = end.value
+            return fleet
+
+
+def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
+    """`read_fleet` for the waiting and the awaiting client; four round trips."""
+    seen, current, tail = yield lambda r: _all(
+        r,
+        ("smembers", keys.workers),
+        ("get", keys.current),
+        ("xrevrange", keys.events, "+", "-", events),
+    )
+    members = sorted(map(text, seen))
+    hashes = yield lambda r: _all(r, *(("hgetall", keys.worker(name)) for name in members))
+    alive = [unpack_record(WorkerStatus, fields) for fields in hashes if fields]
+    pairs = [(worker.name, model_id) for worker in alive for model_id in worker.models]
+    models = yield lambda r: _all(r, *(("hgetall", keys.model(*pair)) for pair in pairs))
+    held = {
+        pair: unpack_record(ModelStatus, fields)
+        for pair, fields in zip(pairs, models, strict=True)
+        if fields
+    }
+    queues = [names.EMBED, names.CONTROL, *(names.direct_queue(worker.name) for worker in alive)]
+    depths = yield lambda r: _all(
+        r,
+        *(("llen", keys.queue(queue, names.INTERACTIVE)) for queue in queues),
+        *(("llen", keys.queue(queue, names.BULK)) for queue in queues),
+    )
+    return Fleet(
+        workers=tuple(_with_models(worker, held) for worker in alive),
+        current=text(current) if current else None,
+        depths={
+            queue: Depth(interactive=interactive, bulk=bulk)
+            for queue, interactive, bulk in zip(
+                queues, depths[: len(queues)], depths[len(queues) :], strict=True
+            )
+        },
+        events=tuple(unpack_record(Event, fields) for _, fields in tail),
+    )
+
+
+def _all(client: Any, *commands: tuple[Any, ...]) -> Any:
+    """One round trip; with the asyncio client an awaitable of it."""
+    pipe = client.pipeline(transaction=False)
+    for name, *arguments in commands:
+        getattr(pipe, name)(*arguments)
+    return pipe.execute()
+
+
+def _with_models(worker: WorkerStatus, held: dict[tuple[str, str], ModelStatus]) -> Worker:
+    mine = [held[pair] for m in worker.models if (pair := (worker.name, m)) in held]
+    return Worker(**dict(worker), held=tuple(mine))
+
+
+def why(fleet: Fleet, model_id: str) -> list[str]:
+    """Sentences: where a model is and why, why it went, and what goes next.
+
+    As far as `fleet.events` reach back.
+    """
+    story = [event for event in fleet.events if event.model == model_id]
+    holding = fleet.holding(model_id)
+    sentences = [_where(worker, model, story) for worker, model in holding]
+    if not holding:
+        sentences.append(f"{model_id} is in no worker's memory.")
+    sentences += _went(story, {worker.name for worker, _ in holding})
+    for worker, model in holding:
+        sentences += _goes(worker, model)
+    if not story:
+        sentences.append("The event stream tells nothing of it: too long ago, or never asked for.")
+    return sentences
+
+
+def _where(worker: Worker, model: ModelStatus, story: Iterable[Event]) -> str:
+    if model.state == "loading":
+        return f"{model.id} is being loaded on {worker.name}."
+    place = "on the device" if model.state == "device" else "in host memory"
+    if model.leases:
+        now = f"in use by {model.leases} request{'s' if model.leases > 1 else ''}"
+    else:
+        now = f"last used {_ago(worker.beat_at - model.last_used)} ago"
+    sentence = f"{model.id} is {place} of {worker.name}, {now}"
+    arrival = next((e for e in story if e.worker == worker.name and e.kind in ARRIVALS), None)
+    if arrival is None:
+        return f"{sentence}."
+    return f"{sentence}; {_told(arrival)}."
+
+
+def _went(story: Iterable[Event], present: set[str]) -> list[str]:
+    """For each worker without it: the last word on it there."""
+    sentences: dict[str, str] = {}
+    for event in story:
+        if event.worker not in present and event.kind not in ARRIVALS:
+            sentences.setdefault(event.worker, f"On {event.worker} {_told(event)}.")
+    return list(sentences.values())
+
+
+def _goes(worker: Worker, model: ModelStatus) -> list[str]:
+    if model.pinned:
+        return [f"It is pinned on {worker.name}: only an explicit unload moves it."]
+    sentences = []
+    if model.next_out:
+        sentences.append(f"On {worker.name} it is the next to make room for another model.")
+    elif next_out := next((other.id for other in worker.held if other.next_out), None):
+        sentences.append(f"On {worker.name} {next_out} goes before it to make room.")
+    if model.leases or model.state == "loading":
+        return sentences
+    if model.keep_alive_s is not None and model.keep_alive_s < 0:
+        return [*sentences, f"A request asked {worker.name} to keep it."]
+    idle_s = worker.beat_at - model.last_used
+    stays_s = model.ram_timeout_s if model.keep_alive_s is None else model.keep_alive_s
+    has_host_tier = worker.device_total > 0 and model.keep_alive_s is None
+    if has_host_tier and model.state == "device" and model.vram_timeout_s < stays_s:
+        left_s = model.vram_timeout_s - idle_s
+        sentences.append(f"Unused, it goes to host memory of {worker.name} {_in(left_s)}.")
+    return [*sentences, f"Unused, it leaves {worker.name} {_in(stays_s - idle_s)}."]
+
+
+ARRIVALS = (EventKind.LOADED, EventKind.LIFTED)
+
+
+def _told(event: Event) -> str:
+    at = datetime.fromtimestamp(event.at).strftime("%Y-%m-%d %H:%M:%S")
+    whom = f", asked by {event.asked_by}" if event.asked_by else ""
+    return f"{event.kind.replace('_', ' ')} at {at} ({event.reason}{whom})"
+
+
+def _ago(seconds: float) -> str:
+    seconds = max(0.0, seconds)
+    for unit, length_s in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _in(seconds: float) -> str:
+    return f"in {_ago(seconds)}" if seconds > 0 else "with the next sweep"
