@@ -1,0 +1,144 @@
+"""load, reload, switch, unload, set: what a person asks of one worker, on its direct queue.
+
+Each is idempotent: Celery may deliver a message twice, and `answering` tries a busy model again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from api_client.wire import names
+from api_client.wire.errors import ModelBusy, UnknownModel
+from api_client.wire.messages import Load, Managed, Reload, Request, Set, Switch, Unload
+from worker import runtime, sweeping
+from worker.answers import Call, answering
+from worker.sweeps import SlotView, Sweep, idle_in_ram, idle_in_vram, kept_alive, under_pressure
+
+DRAIN_S = 30.0  # how long an unload waits for those who use the model
+ANSWER_S = 1.0  # of the time until the deadline, kept for the answer
+
+
+@answering(names.LOAD, Load)
+def load(call: Call[Load]) -> Managed:
+    here, request = runtime.here(), call.request
+    entry, begun = here.catalogue[request.model], time.monotonic()
+    changed = here.slots.load(entry, keep_alive_s=request.keep_alive_s, asked_by=request.asked_by)
+    told = f"loaded {entry.id}" if changed else f"{entry.id} was on the device already"
+    return _managed(entry.id, told, changed=changed, begun=begun)
+
+
+@answering(names.RELOAD, Reload)
+def reload(call: Call[Reload]) -> Managed:
+    here, request = runtime.here(), call.request
+    entry, begun = here.catalogue[request.model], time.monotonic()
+    here.slots.unload(
+        entry.id, reason="to be read again", asked_by=request.asked_by, wait_s=_patience_s(request)
+    )
+    here.slots.load(entry, asked_by=request.asked_by)
+    return _managed(entry.id, f"loaded {entry.id} afresh", changed=True, begun=begun)
+
+
+@answering(names.SWITCH, Switch)
+def switch(call: Call[Switch]) -> Managed:
+    """The new model first: if it cannot be loaded, the one before it still serves."""
+    here, request = runtime.here(), call.request
+    entry, begun = here.catalogue[request.model], time.monotonic()
+    before = _current_id()
+    loaded = here.slots.load(entry, asked_by=request.asked_by)
+    here.tracker.make_current(entry.id, reach=request.reach)
+    if before == entry.id:
+        told = f"{entry.id} was the current model already"
+        return _managed(entry.id, told, changed=loaded, begun=begun)
+    told = f"switched from {before} to {entry.id}"
+    if before not in here.tracker.settings.pinned:
+        reason = f"{entry.id} is the current model now"
+        if _unload([before], request, reason=reason)[1]:
+            told += f"; {before} is in use and stays until it is idle"
+    return _managed(entry.id, told, changed=True, begun=begun)
+
+
+@answering(names.UNLOAD, Unload)
+def unload(call: Call[Unload]) -> Managed:
+    here, request, begun = runtime.here(), call.request, time.monotonic()
+    if request.scope == "one":
+        entry = here.catalogue[request.model or _current_id()]
+        changed = here.slots.unload(
+            entry.id, reason="asked for", asked_by=request.asked_by, wait_s=_patience_s(request)
+        )
+        told = f"unloaded {entry.id}" if changed else f"{entry.id} was not in memory"
+        return _managed(entry.id, told, changed=changed, begun=begun)
+    if which := SWEEPS_OF_SCOPE.get(request.scope):
+        moved = sweeping.sweep(here, which=which, asked_by=request.asked_by)
+        told = "; ".join(f"{move.model_id}: {move.reason}" for move in moved) or "nothing had to go"
+        return _managed(None, told, changed=bool(moved), begun=begun)
+    wanted = [slot.model_id for slot in here.slots.view() if OF_SCOPE[request.scope](slot)]
+    gone, busy = _unload(wanted, request, reason=f"unload {request.scope}")
+    told = f"unloaded {', '.join(gone) or 'nothing'}"
+    if busy:
+        told += f"; still in use: {', '.join(busy)}"
+    return _managed(None, told, changed=bool(gone), begun=begun)
+
+
+OF_SCOPE: dict[str, Callable[[SlotView], bool]] = {
+    "vision": lambda slot: slot.is_vision,
+    "text": lambda slot: not slot.is_vision,
+    "everything": lambda slot: True,
+}
+SWEEPS_OF_SCOPE: dict[str, tuple[Sweep, ...]] = {
+    "timeout": (kept_alive, idle_in_vram, idle_in_ram),
+    "pressure": (under_pressure,),
+}
+
+
+@answering(names.SET, Set)
+def set_(call: Call[Set]) -> Managed:
+    here, knobs, begun = runtime.here(), call.request.knobs, time.monotonic()
+    if knobs.pinned is not None:  # by their ids; an unknown one is refused before anything changes
+        known = tuple(here.catalogue[model].id for model in knobs.pinned)
+        knobs = knobs.model_copy(update={"pinned": known})
+    before = here.tracker.settings
+    here.tracker.change(knobs)
+    now = here.tracker.settings
+    here.slots.limits = replace(here.slots.limits, slots=now.slots, pinned=frozenset(now.pinned))
+    given = knobs.model_dump(exclude_none=True)
+    told = ", ".join(f"{name} {getattr(before, name)} -> {given[name]}" for name in given)
+    return _managed(None, told or "nothing was to be set", changed=now != before, begun=begun)
+
+
+def _current_id() -> str:
+    """Of the current model; as it stands where no catalogue knows it, so that a switch helps."""
+    here = runtime.here()
+    try:
+        return here.catalogue[here.tracker.current()].id
+    except UnknownModel:
+        return here.tracker.current()
+
+
+def _unload(models: list[str], request: Request, *, reason: str) -> tuple[list[str], list[str]]:
+    """Those that went and those still in use, all of them within one patience."""
+    here, give_up_at = runtime.here(), time.monotonic() + _patience_s(request)
+    gone, busy = [], []
+    for model_id in models:
+        wait_s = max(0.0, give_up_at - time.monotonic())
+        try:
+            if here.slots.unload(model_id, reason=reason, asked_by=request.asked_by, wait_s=wait_s):
+                gone.append(model_id)
+        except ModelBusy:
+            busy.append(model_id)
+    return gone, busy
+
+
+def _patience_s(request: Request) -> float:
+    if request.deadline is None:
+        return DRAIN_S
+    return max(0.0, min(DRAIN_S, request.deadline - time.time() - ANSWER_S))
+
+
+def _managed(model: str | None, told: str, *, changed: bool, begun: float) -> Managed:
+    return Managed(
+        worker=runtime.here().node,
+        model=model,
+        changed=changed,
+        message=told,
+        seconds=time.monotonic() - begun,
+    )

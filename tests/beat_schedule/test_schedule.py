@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from api_client.wire import names
+from api_client.wire.settings import Settings
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def schedule(monkeypatch, **settings):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://127.0.0.1:1/0")
+    import beat_schedule
+
+    return beat_schedule.schedule(Settings.read(**settings))
+
+
+def test_one_small_task_goes_to_whoever_takes_it_and_does_not_pile_up(monkeypatch):
+    [entry] = schedule(monkeypatch, sweep_interval_s=7).values()
+    assert (entry["task"], entry["schedule"]) == (names.SWEEP_FLEET, 7)
+    assert entry["options"] == {"queue": "control", "priority": 0, "expires": 7}
+
+
+def test_sweeps_can_be_switched_off(monkeypatch):
+    assert schedule(monkeypatch, sweeps_enabled=False) == {}
+
+
+def test_without_a_redis_it_says_so_in_one_line():
+    env = {"PATH": "/usr/bin:/bin", "CLIPYARD_HOME": "/nowhere"}
+    told = subprocess.run(
+        (sys.executable, "-m", "celery", "-A", "beat_schedule", "beat"),
+        cwd=CHECKOUT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode != 0
+    assert "no Redis is configured" in told.stderr
+    assert "Traceback" not in told.stderr

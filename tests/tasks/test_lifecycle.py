@@ -1,0 +1,237 @@
+import time
+import uuid
+
+import pytest
+from celery.contrib.testing.worker import start_worker
+
+from api_client.status import read_fleet
+from api_client.wire import codec, names
+from api_client.wire.broker import celery_app
+from tests.tasks import fleet
+from worker import answers, runtime
+from worker.settings import WorkerSettings
+
+NODE = "gpu0@here"
+
+
+@pytest.fixture(scope="module")
+def app(valkey_url):
+    settings = WorkerSettings.read(redis_url=valkey_url, key_prefix="lifecycle", default_model="a")
+    app = celery_app(settings, include=fleet.TASKS)
+    app.set_default()
+    with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False) as worker:
+        app.node = worker.hostname
+        yield app
+
+
+@pytest.fixture
+def here(app, valkey_url, monkeypatch):
+    settings = WorkerSettings.read(
+        redis_url=valkey_url, key_prefix="lifecycle", default_model="clip/a"
+    )
+    here = fleet.parts(settings, app.node)
+    monkeypatch.setattr(runtime, "here", lambda: here)
+    monkeypatch.setattr(answers, "BUSY_TRIES", 1)
+    yield here
+    fleet.stop(here)
+
+
+@pytest.fixture
+def ask(app, here):
+    """Sends a request to the worker's direct queue and waits for its answer."""
+
+    def ask(task, **fields):
+        request_id = str(uuid.uuid4())
+        queue = names.direct_queue(app.node)
+        app.send_task(task, kwargs=fields, task_id=request_id, queue=queue)
+        assert here.redis.blpop([here.keys.done(request_id)], timeout=20), "no answer"
+        return codec.unpack_answer(here.redis.get(here.keys.answer(request_id)))[0]
+
+    return ask
+
+
+@pytest.fixture
+def using(app, here):
+    """Has a task use a model; gives what ends it."""
+    bells = []
+
+    def using(model):
+        bell = str(uuid.uuid4())
+        bells.append(bell)
+        app.send_task("test.hold", kwargs={"model": model, "bell": bell}, queue=names.EMBED)
+        assert here.redis.blpop([f"{bell}:held"], timeout=20)
+        return lambda: here.redis.rpush(f"{bell}:let go", 1)
+
+    yield using
+    for bell in bells:
+        here.redis.rpush(f"{bell}:let go", 1)
+
+
+def held(here):
+    return {slot.model_id: slot.tier for slot in here.slots.view()}
+
+
+def test_load_brings_a_model_onto_the_device_by_id_or_alias(ask, here):
+    answer = ask(names.LOAD, model="a")
+    assert (answer.model, answer.changed, answer.worker) == ("clip/a", True, here.node)
+    assert held(here) == {"clip/a": "device"}
+
+
+def test_a_second_load_finds_nothing_to_do_and_says_so(ask):
+    ask(names.LOAD, model="a")
+    answer = ask(names.LOAD, model="a")
+    assert not answer.changed
+    assert "on the device already" in answer.message
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_names(ask, here):
+    answer = ask(names.LOAD, model="clip/z")
+    assert answer.failure.code == "unknown_model"
+    assert "clip/a" in answer.failure.message
+    assert held(here) == {}
+
+
+def test_a_load_that_fails_evicts_nobody(ask, here):
+    ask(names.LOAD, model="a")
+    ask(names.LOAD, model="b")
+    answer = ask(names.LOAD, model="clip/broken")
+    assert answer.failure.code == "load_failed"
+    assert "half of the file" in answer.failure.message
+    assert held(here) == {"clip/a": "device", "clip/b": "device"}
+
+
+def test_reload_reads_the_model_again(ask, here):
+    ask(names.LOAD, model="a")
+    loaded_at = here.slots.view()[0].loaded_at
+    assert ask(names.RELOAD, model="a").changed
+    assert here.slots.view()[0].loaded_at > loaded_at
+
+
+def test_switch_brings_the_new_model_and_the_one_before_it_goes(ask, here):
+    ask(names.LOAD, model="a")
+    answer = ask(names.SWITCH, model="b")
+    assert answer.message == "switched from clip/a to clip/b"
+    assert held(here) == {"clip/b": "device"}
+    assert here.tracker.current() == "clip/b"
+
+
+def test_a_switch_to_the_current_model_changes_nothing(ask, here):
+    ask(names.LOAD, model="a")
+    answer = ask(names.SWITCH, model="a")
+    assert (answer.changed, answer.message) == (False, "clip/a was the current model already")
+    assert held(here) == {"clip/a": "device"}
+
+
+def test_a_switch_that_fails_leaves_the_model_before_it_current(ask, here):
+    ask(names.LOAD, model="a")
+    assert ask(names.SWITCH, model="clip/broken").failure.code == "load_failed"
+    assert here.tracker.current() == "clip/a"
+    assert held(here) == {"clip/a": "device"}
+
+
+def test_a_switch_of_the_fleet_is_known_when_it_is_answered(ask, here):
+    ask(names.SWITCH, model="b", reach="fleet")
+    assert here.redis.get(here.keys.current) == b"clip/b"
+
+
+def test_a_switch_away_from_a_model_in_use_lets_it_finish(ask, here, using):
+    let_go = using("a")
+    answer = ask(names.SWITCH, model="b", deadline=time.time() + 3)
+    assert "clip/a is in use" in answer.message
+    assert here.tracker.current() == "clip/b"
+    assert held(here) == {"clip/a": "device", "clip/b": "device"}
+    let_go()
+
+
+def test_a_switch_helps_out_of_a_current_model_that_nobody_knows(ask, here):
+    here.tracker.make_current("clip/gone", reach="worker")
+    assert ask(names.SWITCH, model="a").message == "switched from clip/gone to clip/a"
+
+
+def test_a_pinned_model_stays_when_another_becomes_current(ask, here):
+    ask(names.SET, knobs={"pinned": ["a"]})
+    ask(names.LOAD, model="a")
+    ask(names.SWITCH, model="b")
+    assert held(here) == {"clip/a": "device", "clip/b": "device"}
+
+
+def test_unload_of_a_leased_model_waits_and_then_says_who_is_busy(ask, here, using):
+    let_go = using("a")
+    answer = ask(names.UNLOAD, model="a", deadline=time.time() + 1.5)
+    assert (answer.failure.code, answer.failure.retryable) == ("model_busy", True)
+    assert held(here) == {"clip/a": "device"}
+    let_go()
+    assert ask(names.UNLOAD, model="a", deadline=time.time() + 20).changed
+    assert held(here) == {}
+
+
+def test_unload_without_a_name_takes_the_current_model(ask, here):
+    ask(names.LOAD, model="a")
+    ask(names.LOAD, model="c")
+    assert ask(names.UNLOAD).message == "unloaded clip/a"
+    assert held(here) == {"text/c": "device"}
+
+
+def test_unload_of_what_is_not_there_is_no_error(ask):
+    answer = ask(names.UNLOAD, model="a")
+    assert (answer.changed, answer.message) == (False, "clip/a was not in memory")
+
+
+@pytest.mark.parametrize(
+    ("scope", "left"),
+    [("vision", {"text/c"}), ("text", {"clip/a"}), ("everything", set())],
+)
+def test_unload_by_kind(ask, here, scope, left):
+    ask(names.LOAD, model="a")
+    ask(names.LOAD, model="c")
+    assert ask(names.UNLOAD, scope=scope).changed
+    assert set(held(here)) == left
+
+
+def test_unload_of_everything_leaves_what_is_in_use_and_names_it(ask, here, using):
+    using("a")
+    ask(names.LOAD, model="c")
+    answer = ask(names.UNLOAD, scope="everything", deadline=time.time() + 1.5)
+    assert answer.message == "unloaded text/c; still in use: clip/a"
+    assert set(held(here)) == {"clip/a"}
+
+
+def test_a_scope_and_a_model_contradict_each_other(ask):
+    answer = ask(names.UNLOAD, model="a", scope="vision")
+    assert answer.failure.code == "bad_request"
+
+
+def test_set_changes_limits_and_pins_at_once_and_tells_what_they_were(ask, here):
+    ask(names.LOAD, model="a")
+    ask(names.LOAD, model="b")
+    answer = ask(names.SET, knobs={"slots": 1, "vision_vram_timeout_s": 5})
+    assert answer.changed
+    assert "slots 2 -> 1" in answer.message
+    assert "vision_vram_timeout_s 600.0 -> 5.0" in answer.message
+    assert held(here) == {"clip/a": "host", "clip/b": "device"}
+    here.tracker.beat()
+    [worker] = read_fleet(here.redis, here.keys).workers
+    assert worker.settings["slots"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"slots": 0}, "knobs.slots"),
+        ({"pressure_threshold": 1.5}, "knobs.pressure_threshold"),
+        ({"vision_ram_timeout_s": "NaN"}, "knobs.vision_ram_timeout_s"),
+        ({"colour": "red"}, "knobs.colour"),
+        ({"pinned": ["clip/z"]}, "no model 'clip/z'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name_and_nothing_changes(ask, here, knobs, told):
+    answer = ask(names.SET, knobs={"text_ram_timeout_s": 1, **knobs})
+    assert told in answer.failure.message
+    assert here.tracker.settings.text_ram_timeout_s == 1800
+
+
+def test_commands_are_answered_while_the_worker_is_busy(ask, here, using):
+    for _ in range(2):
+        using("a")
+    assert ask(names.LOAD, model="c").changed
+    assert ask(names.UNLOAD, model="c").changed
