@@ -183,8 +183,17 @@ def up(
     from rich.console import Console
 
     from .stack import up as stack
+    from .stack.devices import visible_devices
+    from .stack.settings import StackSettings
 
-    raise typer.Exit(stack.run(stack.options(devices=device, images=images), console=Console()))
+    settings = StackSettings.read(**({"image_roots": images} if images else {}))
+    options = stack.Options(
+        home=settings.home,
+        devices=tuple(device or visible_devices(cuda_visible=settings.cuda_visible_devices)),
+        redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
+        env=settings.for_workers(),
+    )
+    raise typer.Exit(stack.run(options, console=Console()))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .doctor import Report
 from .results import Item
 
 SHOWN_NUMBERS = 4  # of a vector in a table
@@ -63,6 +65,16 @@ def items(names: Sequence[Any], items: Sequence[Item], *, out: Path | None, as_j
     table(["item", "vector", "error"], rows, as_json=False)
     if out:
         Console().print(f"{sum(item.error is None for item in items)} vectors in {out}")
+
+
+def doctor(report: Report, *, as_json: bool) -> None:
+    """Every setting and finding."""
+    findings = [asdict(finding) for finding in report.findings]
+    if as_json:
+        print(json.dumps({"settings": report.settings, "findings": findings}))
+        return
+    table(["setting", "value", "origin"], report.settings, as_json=False)
+    table(["check", "health", "found", "mend"], findings, as_json=False)
 
 
 def _plain(name: Any, item: Item) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .. import show, vectorfile
 from ..client import Client
 from ..results import Item, similarity
 from ..stack.devices import visible_devices
+from ..stack.settings import StackSettings
 from ..stack.up import Options, temporary_stack
 from ..wire.codec import Vectors
 from ..wire.errors import BadRequest
@@ -33,6 +34,8 @@ DEMO_QUERIES = (
     "a black ring",
 )
 OWN_QUERIES = ("a person", "an animal", "a building", "food", "a landscape")
+READY_S = 60.0  # importing torch takes most of it on a cold disk
+PACKAGES = {"clipyard", "celery", "torch", "open_clip_torch"}
 BEST = 5  # pictures shown per query
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -63,23 +66,19 @@ def quickstart(
     out.mkdir(parents=True, exist_ok=True)
     collection = _own(images) if images else _drawn(out / "pictures")
     asked = tuple(queries) or (OWN_QUERIES if images else DEMO_QUERIES)
+    roots = tuple({file.parent.resolve() for file in collection.files})
+    settings = StackSettings.read(image_roots=roots, default_model=model)
     with tempfile.TemporaryDirectory(prefix="clipyard-") as home:
         options = Options(
             home=Path(home),
-            devices=tuple(visible_devices()[:1]),
-            env=_worker_environment(collection, model),
+            devices=visible_devices(cuda_visible=settings.cuda_visible_devices)[:1],
+            env=settings.for_workers(),
         )
         console.print("starting a private Redis, one worker and beat ...")
         with temporary_stack(options, tell=console.print) as stack:
-            stack.supervisor.wait_ready()
-            settings = Settings.read(redis_url=stack.url)
-            with Client(settings, asked_by="quickstart") as client:
+            stack.supervisor.wait_ready(within_s=READY_S)
+            with Client(Settings.read(redis_url=stack.url), asked_by="quickstart") as client:
                 return _job(client, collection, model, asked, out)
-
-
-def _worker_environment(collection: Collection, model: str) -> dict[str, str]:
-    roots = sorted({str(file.parent.resolve()) for file in collection.files})
-    return {"CLIPYARD_IMAGE_ROOTS": json.dumps(roots), "CLIPYARD_DEFAULT_MODEL": model}
 
 
 def _job(
@@ -120,13 +119,12 @@ def _job(
 
 
 def _where(client: Client, item: Item) -> dict[str, Any]:
-    packages = ("clipyard", "celery", "torch", "open_clip_torch")
     return {
         "model_id": item.model,
         "fingerprint": item.fingerprint,
         "device": item.device,
         "precision": item.precision,
-        "versions": {name: version(name) for name in packages},
+        "versions": {one.name: one.version for one in distributions() if one.name in PACKAGES},
     }
 
 
@@ -164,7 +162,7 @@ def _drawn(folder: Path) -> Collection:
     for old in folder.glob("*.png"):
         old.unlink()
     files, captions = [], []
-    for number, (caption, picture) in enumerate(shapes.collection(PICTURES, SEED)):
+    for number, (caption, picture) in enumerate(shapes.collection(PICTURES, seed=SEED)):
         file = folder / f"{number:04d} {caption}.png"
         picture.save(file)
         files.append(file)

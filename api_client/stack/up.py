@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +39,13 @@ class Options:
         home: the directory for its data, its logs and the file that announces it.
         devices: one worker each, such as ("cpu",) or ("cuda:0", "cuda:1").
         redis_url: a Redis to use instead of a private one.
+        env: settings for the workers, as environment variables.
     """
 
     home: Path
     devices: tuple[str, ...]
     redis_url: str | None = field(default=None, repr=False)
+    env: Mapping[str, str] = field(default_factory=dict)
     extras: tuple[Extra, ...] = ()
     patience: Patience = field(default_factory=Patience)
 
@@ -149,7 +151,7 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
             name=name,
             argv=(*worker, "-n", f"{name}@%h"),
             cwd=checkout,
-            env={"CLIPYARD_REDIS_URL": url, "CLIPYARD_DEVICE": device},
+            env={**options.env, "CLIPYARD_REDIS_URL": url, "CLIPYARD_DEVICE": device},
             grace_s=_WORKER_GRACE_S,
             ready=lambda said: " ready." in said,
         )

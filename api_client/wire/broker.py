@@ -5,7 +5,7 @@ Why each setting has its value: docs/why.md, "How messages survive".
 
 import redis
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -26,7 +26,7 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
         event_serializer="json",
         accept_content=["json"],
         task_default_queue=names.EMBED,
-        task_queues=[Queue(names.EMBED), Queue(names.CONTROL)],
+        task_queues=[_queue(names.EMBED), _queue(names.CONTROL)],
         task_default_priority=names.INTERACTIVE,
         task_acks_late=True,
         task_acks_on_failure_or_timeout=True,
@@ -69,9 +69,14 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
         worker_direct=True,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        **conf,
     )
+    app.conf.update(conf)
     return app
+
+
+def _queue(name: str) -> Queue:
+    # Without an exchange of its own a queue would be bound to the default one's.
+    return Queue(name, Exchange(name), routing_key=name)
 
 
 def redis_client(settings: Settings, *, patience_s: float = 30.0) -> redis.Redis:

@@ -40,6 +40,7 @@ ALSO: Mapping[str, tuple[str, ...]] = {
     "text_ram_timeout_s": (f"{_TRACKER}embedding_model_ram_timeout",),
     "pressure_threshold": (f"{_PRESSURE}threshold",),
     "pressure_timeout_s": (f"{_PRESSURE}timeout",),
+    "cuda_visible_devices": ("cuda_visible_devices",),
 }
 
 

@@ -28,7 +28,7 @@ from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
 from . import hub, weights
-from .base import Footprint, Placement, Precision, Prepared, PreparedText, Traits
+from .base import Footprint, Placement, Prepared, PreparedText, Traits
 from .checkpoints import Checkpoints
 from .recipes import Recipe, Tokenizer
 
@@ -315,20 +315,6 @@ class OpenClipModel:
         if self._device.type == "cuda":
             host = host.pin_memory()
         return host.to(self._device, non_blocking=True)
-
-
-def best_precision(device: str) -> Precision:
-    """What the hardware computes fastest while staying true to float32 (cosine 0.999 and more).
-
-    float16 on GPUs with tensor cores: three more bits than bfloat16 at the same speed.
-    """
-    kind = torch.device(device).type
-    if kind == "cpu":
-        can = torch.cpu.get_capabilities()
-        return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
-    if kind == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
-        return "float16"
-    return "float32"
 
 
 def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,89 @@
+"""embed_batch: pictures or texts in, vectors out."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from api_client.wire import names
+from api_client.wire.errors import BadRequest, ClipyardError, SpaceMismatch
+from api_client.wire.messages import EmbedBatch, Embedded, Failure, ImageRef, Kind, Timings
+from worker import runtime
+from worker.answers import Answer, Call, answering
+from worker.backends.base import Model, Prepared
+from worker.batcher import Rows
+from worker.pool import cancelled
+
+
+@answering(names.EMBED_BATCH, EmbedBatch)
+def embed_batch(call: Call[EmbedBatch]) -> Answer:
+    here, request = runtime.here(), call.request
+    # Before the lease: a typo must evict nobody.
+    entry = here.catalogue[request.model or here.tracker.current()]
+    begun = time.monotonic()
+    with here.slots.lease(
+        entry, keep_alive_s=request.keep_alive_s, asked_by=request.asked_by
+    ) as model:
+        loaded = time.monotonic()
+        _refuse_what_does_not_fit(request, model, entry.id)
+        rows = _embed(call, model, entry.id)
+        here.tracker.used(entry, items=len(rows.vectors))
+    vectors = [row for row in rows.vectors if not isinstance(row, ClipyardError)]
+    answer = Embedded(
+        model=entry.id,
+        dimension=model.traits.dimension,
+        fingerprint=model.traits.fingerprint,
+        items=len(rows.vectors),
+        dtype=request.dtype,
+        failures={
+            i: Failure.of(row)
+            for i, row in enumerate(rows.vectors)
+            if isinstance(row, ClipyardError)
+        },
+        truncated=rows.truncated,
+        device=here.placement.device,
+        precision=model.traits.precision,
+        worker=here.node,
+        timings=Timings(load_s=loaded - begun, decode_s=rows.decode_s, forward_s=rows.forward_s),
+    )
+    return answer, np.stack(vectors) if vectors else np.empty((0, answer.dimension), np.float32)
+
+
+def _refuse_what_does_not_fit(request: EmbedBatch, model: Model, model_id: str) -> None:
+    if request.kind not in model.traits.kinds:
+        raise BadRequest(f"{model_id} does not embed {request.kind}s")
+    if request.fingerprint not in (None, model.traits.fingerprint):
+        raise SpaceMismatch(
+            f"{model_id} answers in the space {model.traits.fingerprint} here, "
+            f"{request.fingerprint} was asked for"
+        )
+
+
+def _embed(call: Call[EmbedBatch], model: Model, model_id: str) -> Rows:
+    here, request = runtime.here(), call.request
+    items: Sequence[Any] = request.texts or request.images
+    prepare: Callable[[Any], Prepared] = model.prepare_text
+    if request.kind is Kind.IMAGE:
+        prepare = partial(_picture, model, _blobs(call.id))
+    return here.batcher.embed(
+        model,
+        request.kind,
+        items,
+        prepare,
+        model_id=model_id,
+        priority=request.priority,
+        deadline=request.deadline,
+        cancelled=cancelled,
+    )
+
+
+def _picture(model: Model, blobs: Mapping[int, bytes], ref: ImageRef) -> Prepared:
+    image = runtime.here().images.open(ref, blobs, near=model.traits.input_size)
+    return model.prepare_image(image)
+
+
+def _blobs(request_id: str) -> dict[int, bytes]:
+    found: Any = runtime.here().redis.hgetall(runtime.here().keys.blobs(request_id))
+    return {int(position): data for position, data in found.items()}

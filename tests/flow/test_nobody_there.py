@@ -1,0 +1,41 @@
+"""What a caller is told when there is nobody to ask: one sentence, soon."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from api_client import Client, Settings
+from api_client.wire.errors import NoBroker, NoWorker
+
+
+def test_no_redis_is_one_sentence_with_no_password_in_it():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"redis://:s3cret@127.0.0.1:{free.getsockname()[1]}/0"
+        client = Client(Settings.read(redis_url=url))
+        with pytest.raises(NoBroker, match="CLIPYARD_REDIS_URL") as raised:
+            client.embed_texts(["a"], model="fake/vision")
+        assert "s3cret" not in str(raised.value)
+        client.close()
+
+
+def test_no_worker_is_one_sentence(valkey_url):
+    with (
+        Client(Settings.read(redis_url=valkey_url, key_prefix="nobody")) as client,
+        pytest.raises(NoWorker, match="clipyard up"),
+    ):
+        client.embed_texts(["a"], model="fake/vision")
+
+
+@pytest.mark.parametrize("command", [["models"], ["text", "a"], ["load", "x/y"], ["unload"]])
+def test_the_command_line_never_shows_a_traceback(tmp_path, monkeypatch, command):
+    monkeypatch.setenv("CLIPYARD_HOME", str(tmp_path))
+    monkeypatch.delenv("CLIPYARD_REDIS_URL", raising=False)
+    argv = [sys.executable, "-m", "api_client", *command]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ran.returncode == 3
+    assert "Traceback" not in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert "clipyard up" in ran.stderr

@@ -1,0 +1,66 @@
+"""The Celery app of the worker, and what happens when its process starts and ends.
+
+celery -A worker.app worker -P threads
+"""
+
+import logging
+import sys
+import threading
+from typing import Any
+
+from celery import concurrency
+from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown
+
+from api_client.wire.broker import celery_app
+from api_client.wire.errors import ClipyardError
+
+from . import runtime, transport
+from .settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+# By name: Celery imports the tasks when the worker starts, and they import the runtime.
+TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep"]
+
+# The most messages at work at once: bulk ones, which take turns at the device, and beside them
+# interactive ones, which mostly wait for the batcher to join them.
+BULK_TASKS = transport.BULK_TASKS
+INTERACTIVE_TASKS = 32
+
+concurrency.ALIASES["threads"] = "worker.pool:TaskPool"  # what `-P threads` means here
+transport.use()
+
+try:
+    settings = WorkerSettings.read()
+    app = celery_app(
+        settings,
+        include=TASK_MODULES,
+        worker_pool="worker.pool:TaskPool",
+        worker_consumer="worker.consumer:Consumer",
+        worker_concurrency=BULK_TASKS + INTERACTIVE_TASKS,
+        worker_enable_prefetch_count_reduction=False,
+    )
+except ClipyardError as error:
+    sys.exit(str(error))  # one line a mistake, and no traceback above it
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def _start(sender: str, **_: Any) -> None:
+    try:
+        runtime.use(runtime.build(settings, node=sender))
+    except ClipyardError as error:
+        sys.exit(str(error))
+    except Exception:  # Celery would log it and go on without a runtime
+        log.exception("the worker cannot start")
+        sys.exit(1)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _ready(**_: Any) -> None:
+    threading.Thread(target=runtime.here().warm_up, name="warm-up", daemon=True).start()
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _stop(**_: Any) -> None:
+    runtime.here().close()
+    runtime.use(None)

@@ -1,0 +1,177 @@
+"""One process's working parts, put together once and handed to the tasks."""
+
+import logging
+from dataclasses import dataclass
+from importlib.metadata import distributions
+
+import redis
+
+from api_client.wire.broker import redis_client
+from api_client.wire.errors import ClipyardError
+from api_client.wire.names import Keys
+
+from .backends import Families
+from .backends.base import Model, Placement
+from .backends.placement import resolve
+from .batcher import Batcher
+from .catalogue import BUILT_IN, Catalogue, Entry
+from .images import ImageReader
+from .ledger import Ledger
+from .memory import Memory
+from .reservation import Reservations
+from .settings import WorkerSettings
+from .sizes import Sizes
+from .slots import Limits, Slots
+from .tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+PACKAGES = {"clipyard", "celery", "kombu", "redis", "torch", "open_clip_torch"}
+SAFE_BATCHES_KEPT_S = 30 * 24 * 3600
+CATALOGUE_KEPT_S = 60  # after the last worker's last beat
+HASTE_S = 1.0  # how long a load waits for Redis over a reservation
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The parts of a worker process. `node` is Celery's name for it, e.g. `gpu0@host`."""
+
+    node: str
+    settings: WorkerSettings
+    placement: Placement
+    catalogue: Catalogue
+    slots: Slots
+    batcher: Batcher
+    images: ImageReader
+    memory: Memory
+    ledger: Ledger
+    tracker: Tracker
+    redis: redis.Redis
+    keys: Keys
+
+    def warm_up(self) -> None:
+        """Bring the models that the settings ask for; then, whatever came of it, be ready."""
+        wanted = [*self.settings.preload]
+        if self.settings.resume:
+            wanted.append(self.tracker.current())
+        for model_id in dict.fromkeys(wanted):
+            try:
+                self.slots.load(self.catalogue[model_id], asked_by="the worker's start")
+            except ClipyardError as error:
+                log.warning("%s was not loaded at the start: %s", model_id, error)
+        self.tracker.say("ready")
+
+    def close(self) -> None:
+        """Fail what waits, give all memory back, take the worker off the list."""
+        self.tracker.say("stopping")
+        self.batcher.close()
+        self.slots.close()
+        self.tracker.close()
+        self.redis.close()
+
+
+def build(settings: WorkerSettings, *, node: str) -> Runtime:
+    """The parts for one device, at work: the worker shows itself to the fleet.
+
+    Raises:
+        BadSettings: the device is not here, or a catalogue file cannot be used.
+        NoBroker: no Redis is configured.
+    """
+    placement = resolve(settings)
+    families = Families(placement)
+    files = [BUILT_IN, settings.catalogue] if settings.catalogue else [BUILT_IN]
+    catalogue = Catalogue.read(*files, describe=[families.describe])
+    store, keys = redis_client(settings), Keys(settings.key_prefix)
+    memory = Memory(placement.device)
+    reservations = Reservations(
+        redis_client(settings, patience_s=HASTE_S),
+        keys,
+        device=f"{node.partition('@')[2]}/{placement.device}",
+        free_bytes=lambda: seen.free if (seen := memory.device()) else None,
+    )
+    ledger = Ledger(device=memory.device, host=memory.host, reserve=reservations.reserve)
+    tracker = Tracker(
+        store,
+        keys,
+        node=node,
+        settings=settings,
+        device=placement.device,
+        versions={one.name: one.version for one in distributions() if one.name in PACKAGES},
+    )
+    tracker.resume()
+
+    def load(entry: Entry) -> Model:
+        tracker.show_soon()  # that it is being loaded
+        return families.load(entry)
+
+    slots = Slots(
+        check=families.check,
+        load=load,
+        limits=_limits(tracker.settings),
+        ledger=ledger,
+        unified=memory.device() is None,
+        on_event=tracker.on_event,
+    )
+
+    def renew() -> None:
+        reservations.renew()
+        store.hset(keys.catalogue, mapping={e.id: e.public().model_dump_json() for e in catalogue})
+        store.expire(keys.catalogue, CATALOGUE_KEPT_S)
+
+    tracker.start(slots, memory, ledger, renew=renew)
+    return Runtime(
+        node=node,
+        settings=settings,
+        placement=placement,
+        catalogue=catalogue,
+        slots=slots,
+        batcher=Batcher(
+            batch_size=settings.batch_size,
+            decode_threads=settings.decode_threads,
+            sizes=_sizes(store, keys, placement.device),
+        ),
+        images=ImageReader(settings),
+        memory=memory,
+        ledger=ledger,
+        tracker=tracker,
+        redis=store,
+        keys=keys,
+    )
+
+
+def _limits(settings: WorkerSettings) -> Limits:
+    return Limits(slots=settings.slots, pinned=frozenset(settings.pinned))
+
+
+def _sizes(store: redis.Redis, keys: Keys, device: str) -> Sizes:
+    """Safe batch sizes, kept in Redis so that the next worker starts where this one learned."""
+
+    def get(space: str) -> int | None:
+        rows = store.hget(keys.safe_batches(), f"{space} {device}")
+        return int(rows) if rows else None
+
+    def put(space: str, rows: int) -> None:
+        store.hset(keys.safe_batches(), f"{space} {device}", rows)
+        store.expire(keys.safe_batches(), SAFE_BATCHES_KEPT_S)
+
+    return Sizes(get=get, put=put)
+
+
+_here: Runtime | None = None
+
+
+def here() -> Runtime:
+    """This process's runtime.
+
+    Raises:
+        RuntimeError: `use` has not been called; the worker's app does it when a worker starts.
+    """
+    if _here is None:
+        raise RuntimeError("this process is no worker")
+    return _here
+
+
+def use(runtime: Runtime | None) -> None:
+    """Make a runtime this process's, or forget it."""
+    global _here
+    _here = runtime
