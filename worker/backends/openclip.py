@@ -1,43 +1,34 @@
 """The open_clip family: every architecture of its registry, JSON configs, local checkpoints."""
 
-import ctypes
 import json
 import logging
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
+from shutil import rmtree
+from tempfile import mkdtemp
+from weakref import finalize
 
 import huggingface_hub
-import numpy as np
 import open_clip
 import torch
-from numpy.typing import NDArray
 from open_clip import factory, pretrained
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
 from torch import Tensor, nn
 
-from api_client.wire.errors import BadCheckpoint, ImageTooLarge, WeightsUnavailable
+from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
 from . import hub, weights
-from .base import Footprint, Placement, Prepared, PreparedText, Traits
+from .base import Placement, Traits
 from .checkpoints import Checkpoints
-from .recipes import Recipe, Tokenizer
+from .clip_model import ClipModel
+from .recipes import Recipe
+from .residence import bytes_of
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
-MAX_RESIZED_PIXELS = 32_000_000  # of a long strip, before it is cropped to the model's square
-ALIGN = 512  # bytes; where a GPU likes its tensors to start
-MAX_KNOWN_WORDS = 100_000  # open_clip's tokenizer remembers every word it ever saw
 
 
 class OpenClip:
@@ -50,9 +41,7 @@ class OpenClip:
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
         self._dtype: torch.dtype = getattr(torch, placement.precision)
-        if placement.cache_dir is None:
-            self._temporary = TemporaryDirectory(prefix="clipyard-")
-        self._cache_dir = placement.cache_dir or Path(self._temporary.name)
+        self._cache_dir = placement.cache_dir or _temporary_folder(self)
         self._checkpoints = Checkpoints(self._cache_dir / "prepared")
         if placement.offline:
             huggingface_hub.constants.HF_HUB_OFFLINE = True  # tokenizers have no other switch
@@ -86,9 +75,9 @@ class OpenClip:
             raise WeightsUnavailable(self._nowhere(entry))
         elif self._placement.offline:
             hub.require(f"the weights of {entry.id}", "", offline=True)
-        return _bytes(model)
+        return bytes_of(model)
 
-    def load(self, entry: Entry) -> "OpenClipModel":
+    def load(self, entry: Entry) -> ClipModel:
         """The model in host memory; its pages come from the file as they are first touched."""
         recipe = Recipe.of(entry)
         model = self._build(recipe)
@@ -98,9 +87,9 @@ class OpenClip:
         tokenizer = recipe.tokenizer(self._hub_dir)
         state, identity = self._state(source, model)
         model.load_state_dict(state, assign=True)
-        return OpenClipModel(
+        return ClipModel(
             model,
-            placement=self._placement,
+            device=torch.device(self._placement.device),
             preprocessing=recipe.preprocessing(model),
             tokenizer=tokenizer,
             traits=self._traits(recipe, model, identity),
@@ -199,122 +188,10 @@ class OpenClip:
         )
 
 
-class OpenClipModel:
-    """One open_clip model. On a CPU, device and host are the same memory and moves cost nothing.
-
-    With a GPU the weights keep their host copy while they are on the device: the mapped file at
-    first, page-locked memory from the first `lower` on, so that a later `lift` runs at the speed
-    of the bus and `lower` only drops the device's copy.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        placement: Placement,
-        preprocessing: dict[str, Any],
-        tokenizer: Tokenizer,
-        traits: Traits,
-    ) -> None:
-        config = PreprocessCfg(**preprocessing)
-        # open_clip's own transform; its last two steps, to float and normalise, are in `run`.
-        self._to_pixels = image_transform_v2(config, is_train=False).transforms[:-2]
-        self._model: Any = model
-        self._device = torch.device(placement.device)
-        self._dtype: torch.dtype = getattr(torch, placement.precision)
-        self._mean, self._std = (
-            torch.tensor(values).view(1, 3, 1, 1) for values in (config.mean, config.std)
-        )
-        self._tokenizer = tokenizer
-        self._tokenizing = threading.Lock()  # Hugging Face's tokenizers refuse a second thread
-        self._host = [tensor.data for tensor in _tensors(model)]
-        self._pinned: Tensor | None = None
-        self._traits = traits
-
-    @property
-    def traits(self) -> Traits:
-        return self._traits
-
-    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """(height, width, 3), the pixels that open_clip's preprocessing would normalise."""
-        _refuse_strips(image, self._traits.input_size or 1)
-        for step in self._to_pixels:
-            image = step(image)
-        return np.asarray(image)
-
-    def prepare_text(self, text: str) -> PreparedText:
-        """The model's own tokens, cut to its context length."""
-        length: int = self._tokenizer.context_length  # type: ignore[attr-defined]
-        with self._tokenizing:
-            row = self._tokenizer([text], context_length=length)[0]
-            longer = self._tokenizer([text], context_length=length + 1)[0]
-            _forget_words(self._tokenizer)
-        kept = length - 1 if getattr(self._tokenizer, "tokenizer_mode", "") == "clips" else length
-        truncated = not torch.equal(row[:kept], longer[:kept])
-        return PreparedText(tokens=row.numpy(), truncated=truncated)
-
-    @torch.inference_mode()
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        with _memory_errors():
-            if kind is Kind.IMAGE:
-                rows = self._model.encode_image(self._normalised(batch), normalize=False)
-            else:
-                tokens = np.stack([row.tokens for row in cast(Sequence[PreparedText], batch)])
-                rows = self._model.encode_text(self._moved(tokens), normalize=False)
-            vectors: NDArray[np.float32] = rows.float().cpu().numpy()
-            return vectors
-
-    def footprint(self) -> Footprint:
-        size = _bytes(self._model)
-        if self._on_device():
-            return Footprint(device_bytes=size, host_bytes=size if self._pinned is not None else 0)
-        return Footprint(host_bytes=size)
-
-    def lift(self) -> None:
-        if self._device.type != "cpu" and not self._on_device():
-            with _memory_errors():
-                copies = [host.to(self._device, non_blocking=True) for host in self._host]
-                self._mean, self._std = (each.to(self._device) for each in (self._mean, self._std))
-            self._place(copies)
-
-    def lower(self) -> None:
-        if self._on_device():
-            if self._device.type == "cuda" and self._pinned is None:
-                self._pinned, self._host = _pinned(self._host)
-            self._place(self._host)
-
-    def unload(self) -> None:
-        self._model.to_empty(device="meta")
-        self._host = []
-        self._free()
-
-    def _free(self) -> None:
-        if self._pinned is not None:
-            _cuda().cudaHostUnregister(self._pinned.data_ptr())
-            self._pinned = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)
-
-    def _on_device(self) -> bool:
-        return next(_tensors(self._model)).device.type == self._device.type != "cpu"
-
-    def _place(self, data: Sequence[Tensor]) -> None:
-        for tensor, where in zip(_tensors(self._model), data, strict=True):
-            tensor.data = where
-
-    def _normalised(self, batch: Sequence[Prepared]) -> Tensor:
-        """(rows, 3, height, width); the same float32 steps as torchvision's, then cast."""
-        images = np.stack(cast(Sequence[NDArray[np.uint8]], batch))
-        pixels = self._moved(images).permute(0, 3, 1, 2)
-        return ((pixels.float() / 255 - self._mean) / self._std).to(self._dtype)
-
-    def _moved(self, rows: NDArray[Any]) -> Tensor:
-        host = torch.from_numpy(rows)
-        if self._device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self._device, non_blocking=True)
+def _temporary_folder(owner: object) -> Path:
+    folder = mkdtemp(prefix="clipyard-")
+    finalize(owner, rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -334,57 +211,3 @@ def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         factory.resize_pos_embed(state, model)
         factory.resize_text_pos_embed(state, model)
     return state
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    return chain(model.parameters(), model.buffers())
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(model))
-
-
-def _pinned(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Copies in one page-locked block, and the block.
-
-    Registered by hand, because torch's own allocator rounds pinned memory up to a power of two.
-    """
-    starts = np.cumsum([0, *(-(-tensor.nbytes // ALIGN) * ALIGN for tensor in tensors)])
-    block = torch.empty(int(starts[-1]), dtype=torch.uint8)
-    views = [
-        block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for start, tensor in zip(starts, tensors, strict=False)
-    ]
-    for view, tensor in zip(views, tensors, strict=True):
-        view.copy_(tensor)
-    _cuda().cudaHostRegister(block.data_ptr(), block.nbytes, 0)
-    return block, views
-
-
-def _cuda() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """torch's two ways to run out of memory, as the one that callers expect."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from None
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise MemoryError(str(error)) from None
-
-
-def _refuse_strips(image: Image.Image, size: int) -> None:
-    """open_clip enlarges the short edge first, which would take gigabytes for a thin strip."""
-    short, long = sorted(image.size)
-    if size * size * (long / short) > MAX_RESIZED_PIXELS:
-        raise ImageTooLarge(f"a picture of {image.width}x{image.height} is too thin to embed")
-
-
-def _forget_words(tokenizer: Any) -> None:
-    if len(getattr(tokenizer, "cache", ())) > MAX_KNOWN_WORDS:
-        tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}

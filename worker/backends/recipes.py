@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -13,6 +13,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip import pretrained
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -136,19 +137,18 @@ class Recipe:
             raise WeightsUnavailable(f"no tokenizer for {self.architecture}: {first}") from error
 
     def _tokenizer(self, cache_dir: str) -> Tokenizer:
-        if not self.architecture.endswith(".json"):
+        text = self.model["text_cfg"]
+        name = text.get("hf_tokenizer_name")
+        kwargs = text.get("tokenizer_kwargs") or {}
+        length = text.get("context_length", DEFAULT_CONTEXT_LENGTH)
+        if not name and (self._is_file or "siglip" not in self.architecture.lower()):
+            return _own_tokenizer(length, kwargs)
+        if not self._is_file:
             named: Tokenizer = open_clip.get_tokenizer(self.architecture, cache_dir=cache_dir)
             return named
-        text = self.model["text_cfg"]
-        kwargs = {
-            "context_length": text.get("context_length", 77),
-            **(text.get("tokenizer_kwargs") or {}),
-        }
-        if not (name := text.get("hf_tokenizer_name")):
-            simple: Tokenizer = open_clip.SimpleTokenizer(**kwargs)
-            return simple
-        hugging_face: Tokenizer = open_clip.tokenizer.HFTokenizer(
+        hugging_face: Tokenizer = HFTokenizer(
             str(Path(self.architecture).parent) if self._has_tokenizer_files else name,
+            context_length=length,
             cache_dir=cache_dir,
             tokenizer_mode=text.get("tokenizer_mode"),
             **kwargs,
@@ -156,8 +156,24 @@ class Recipe:
         return hugging_face
 
     @property
+    def _is_file(self) -> bool:
+        return self.architecture.endswith(".json")
+
+    @property
     def _has_tokenizer_files(self) -> bool:
         return Path(self.architecture).with_name("tokenizer_config.json").is_file()
+
+
+def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:
+    """open_clip's own one. Its tables are large and made when open_clip is imported: share them."""
+    if kwargs:
+        special: Tokenizer = open_clip.SimpleTokenizer(context_length=context_length, **kwargs)
+        return special
+    shared: Any = copy(open_clip.tokenizer._tokenizer)
+    shared.context_length = context_length
+    shared.cache = dict(shared.cache)
+    plain: Tokenizer = shared
+    return plain
 
 
 _building = threading.local()
