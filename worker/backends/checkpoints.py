@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 LIMIT_BYTES = 32 * 2**30  # a dozen of the largest models that people ask for
 
 
@@ -44,7 +46,7 @@ class Checkpoints:
         file = self._path(source, form)
         self._folder.mkdir(parents=True, exist_ok=True)
         with _locked(file, fcntl.LOCK_EX):
-            if not file.exists():
+            if not _is_whole(file):
                 self._make(file, write)
             _touch(file)
             yield file
@@ -95,6 +97,15 @@ class Checkpoints:
                         file.unlink(missing_ok=True)  # whoever has it mapped keeps it
                 except BlockingIOError:
                     pass  # about to be mapped
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether it is there and as long as its header says."""
+    try:
+        with safe_open(file, framework="numpy"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _key(source: Path, form: str) -> str:

@@ -10,7 +10,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from api_client.wire.errors import ImageTooLarge
+from api_client.wire.errors import ImageTooLarge, ImageUnreadable
 from api_client.wire.messages import Kind
 
 from .base import Footprint, Prepared, PreparedText, Traits
@@ -60,8 +60,13 @@ class ClipModel:
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that open_clip's preprocessing would normalise."""
         _refuse_strips(image, self._traits.input_size or 1)
-        for step in self._to_pixels:
-            image = step(image)
+        try:
+            for step in self._to_pixels:
+                image = step(image)
+        except ValueError as error:  # e.g. nothing is left of a thin strip
+            raise ImageUnreadable(
+                f"a picture of {image.width}x{image.height} cannot be resized: {error}"
+            ) from None
         return np.asarray(image)
 
     def prepare_text(self, text: str) -> PreparedText:

@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -98,26 +99,40 @@ class Recipe:
         Raises:
             LoadFailed: the config does not make a model.
         """
+        try:
+            model = self._without_memory() or self._with_memory()
+        except Exception as error:  # whatever a wrong config makes of a constructor
+            first = str(error).partition("\n")[0]
+            raise LoadFailed(f"{self.architecture} cannot be built: {first}") from error
+        return model.requires_grad_(False).to(dtype).eval()
+
+    def _without_memory(self) -> nn.Module | None:
+        """None for the few constructors that compute with parameters, or a mask where they are."""
+        with suppress(Exception), _parameters_on_meta():
+            model = self._construct()
+            return None if any(buffer.is_meta for buffer in model.buffers()) else model
+        return None
+
+    def _with_memory(self) -> nn.Module:
+        model = self._construct()
+        with _parameters_on_meta():
+            for module in model.modules():
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    module.register_parameter(name, parameter)
+        return model
+
+    def _construct(self) -> nn.Module:
+        """As `open_clip.create_model` does, and never with weights of its own from a hub."""
         config: dict[str, Any] = deepcopy(dict(self.model))
         if "timm_model_name" in config["vision_cfg"]:
             config["vision_cfg"]["timm_model_pretrained"] = False
         if is_hugging_face := "hf_model_name" in config["text_cfg"]:
             config["text_cfg"]["hf_model_pretrained"] = False
         is_custom = config.pop("custom_text", False) or is_hugging_face
+        kind: Callable[..., nn.Module] = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
         if is_custom and "multimodal_cfg" in config:
-            kind: Callable[..., nn.Module] = open_clip.CoCa
-        else:
-            kind = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
-        _parameters_go_to_meta()
-        _building.now = True
-        try:
-            model = kind(**config)
-        except Exception as error:  # whatever a wrong config makes of a constructor
-            first = str(error).partition("\n")[0]
-            raise LoadFailed(f"{self.architecture} cannot be built: {first}") from error
-        finally:
-            _building.now = False
-        return model.requires_grad_(False).to(dtype).eval()
+            kind = open_clip.CoCa
+        return kind(**config)
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
         """The fields of open_clip's PreprocessCfg for a model of this recipe."""
@@ -179,10 +194,19 @@ def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:
 _building = threading.local()
 
 
-@cache
-def _parameters_go_to_meta() -> None:
-    """Lets `build` create parameters without memory, in its own thread only."""
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters that this thread registers inside the block take no memory."""
+    _watch_registrations()
+    _building.now = True
+    try:
+        yield
+    finally:
+        _building.now = False
 
+
+@cache
+def _watch_registrations() -> None:
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if getattr(_building, "now", False) and parameter is not None and not parameter.is_meta:
             return nn.Parameter(parameter.to("meta"), requires_grad=False)
