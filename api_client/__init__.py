@@ -9,14 +9,16 @@ Importing this costs little: torch is never loaded, Celery and NumPy only with t
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .aio import AsyncClient
     from .client import Client
     from .results import Item, ItemsFailed
     from .wire.errors import ClipyardError
     from .wire.settings import Settings
 
-__all__ = ["Client", "ClipyardError", "Item", "ItemsFailed", "Settings"]
+__all__ = ["AsyncClient", "Client", "ClipyardError", "Item", "ItemsFailed", "Settings"]
 
 _HOMES = {
+    "AsyncClient": "aio",
     "Client": "client",
     "ClipyardError": "wire.errors",
     "Item": "results",

@@ -1,27 +1,21 @@
 """The client a RAG pipeline holds."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Self, TypeVar, Unpack
 
-import numpy as np
-import redis
-from kombu.exceptions import OperationalError
-
+from .desk import Desk
+from .embedding import Embedding, Submitted
 from .inputs import Picture
-from .requests import EmbedOptions, checked, image_calls, text_calls
-from .results import Item, items_of, matrix, same_space, similarity
-from .talks import Answer, Call, Line, Talk
-from .wire import names
-from .wire.broker import celery_app, redis_client
+from .requests import EmbedOptions, Scope
+from .results import Item, Loaded, MemoryUse, Pressure, similarity
+from .status import Fleet
+from .talks import Line, Step, Talk
+from .wire.broker import redis_client
 from .wire.codec import Vectors
-from .wire.errors import NoBroker, NoWorker
-from .wire.messages import CatalogueEntry, Embedded, Load, Managed, Request, Switch, Unload
-from .wire.settings import Settings, masked
+from .wire.messages import CatalogueEntry, Managed
+from .wire.settings import Settings
 
-# Publishing gives up after about two and a half seconds: a person is waiting.
-PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1.2}
 PATIENCE_S = 2.0
 
 _T = TypeVar("_T")
@@ -31,7 +25,9 @@ class Client:
     """Embeds through the workers. Cheap to make, safe to share between threads.
 
     Everything comes from CLIPYARD_* in the environment, or from the running `clipyard up`, unless
-    given here. Options of the embedding calls: see `EmbedOptions`.
+    given here. Options of the embedding calls: see `EmbedOptions`. A call fails with BadRequest
+    before anything is sent, with NoBroker, NoWorker or NoAnswer if nobody answers, and with
+    whatever the worker raised; it works again as soon as Redis and a worker are back.
 
     Args:
         settings: where Redis is and how long to wait.
@@ -39,11 +35,9 @@ class Client:
     """
 
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
-        self._settings = settings or Settings.read()
-        self._asked_by = asked_by
-        self._app = celery_app(self._settings, task_publish_retry_policy=PUBLISH_RETRY)
-        self._redis = redis_client(self._settings, patience_s=PATIENCE_S)
-        self._line = Line(self._settings, self._app)
+        settings = settings or Settings.read()
+        self._redis: Any = redis_client(settings, patience_s=PATIENCE_S)
+        self._desk = Desk(Line(settings), asked_by=asked_by)
 
     def embed_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> Vectors:
         """One row per picture, in the order given: float32 (n, dimension), L2-normalised.
@@ -56,20 +50,27 @@ class Client:
                 by item instead.
             ClipyardError: the call failed as a whole.
         """
-        return self._rows(self.embed_images_detailed(images, **options), options.get("model"))
+        return self._hold(self._desk.rows(self._desk.images(images, options), options.get("model")))
 
     def embed_images_detailed(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
     ) -> list[Item]:
         """As `embed_images`, but every picture gets an Item: a vector, or why there is none."""
-        return list(self.stream_images(images, **options))
+        return self._hold(self._desk.images(images, options).all())
 
     def stream_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
     ) -> Iterator[Item]:
         """As `embed_images_detailed`, item by item; a long iterable is read a window ahead."""
-        asked = self._asked(options)
-        return self._embed(image_calls(images, asked, self._settings, self._asked_by), asked)
+        return self._stream(self._desk.images(images, options))
+
+    def submit_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> "Handle":
+        """Send pictures and wait for nothing.
+
+        Each message has `timeout` seconds to begin, `answer_ttl_s` unless given, and its answer
+        is kept for `answer_ttl_s`.
+        """
+        return self._submit(self._desk.submission(self._desk.images, images, options))
 
     def embed_texts(self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]) -> Vectors:
         """One row per text, in the order given: float32 (n, dimension), L2-normalised.
@@ -77,14 +78,21 @@ class Client:
         A text longer than the model's context is cut, as open_clip does; `embed_texts_detailed`
         tells which.
         """
-        return self._rows(self.embed_texts_detailed(texts, **options), options.get("model"))
+        return self._hold(self._desk.rows(self._desk.texts(texts, options), options.get("model")))
 
     def embed_texts_detailed(
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
     ) -> list[Item]:
         """As `embed_texts`, but every text gets an Item."""
-        asked = self._asked(options)
-        return list(self._embed(text_calls(texts, asked, self._settings, self._asked_by), asked))
+        return self._hold(self._desk.texts(texts, options).all())
+
+    def submit_texts(self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]) -> "Handle":
+        """As `submit_images`, for texts."""
+        return self._submit(self._desk.submission(self._desk.texts, texts, options))
+
+    def handle(self, id: str) -> "Handle":
+        """What was submitted under this id, by this process or another."""
+        return Handle(self._desk, self._hold, self._desk.submitted(id))
 
     @staticmethod
     def similarity(a: Vectors, b: Vectors) -> Vectors:
@@ -92,39 +100,102 @@ class Client:
         return similarity(a, b)
 
     def load(
+        self,
+        model: str,
+        *,
+        workers: Sequence[str] | None = None,
+        keep_alive_s: float | None = None,
+        timeout: float | None = None,
+    ) -> list[Managed]:
+        """Bring a model onto the device of the given workers; of one of them if none is given.
+
+        Args:
+            keep_alive_s: how long it stays unused: negative for ever, None as the settings say.
+        """
+        return self._hold(self._desk.load(model, workers, timeout, keep_alive_s))
+
+    def reload(
         self, model: str, *, workers: Sequence[str] | None = None, timeout: float | None = None
     ) -> list[Managed]:
-        """Bring a model onto the device of the given workers; of one of them if none is given."""
-        chosen = self._workers(workers)
-        if workers is None:
-            chosen = chosen[:1]
-        return self._manage(names.LOAD, Load(model=model, **self._fields(timeout)), chosen)
+        """Read a model's checkpoint again; where it is loaded unless workers are given."""
+        return self._hold(self._desk.reload(model, workers, timeout))
 
     def switch(
         self, model: str, *, workers: Sequence[str] | None = None, timeout: float | None = None
     ) -> list[Managed]:
         """Make a model the current one, on all workers unless some are given."""
-        request = Switch(model=model, **self._fields(timeout))
-        return self._manage(names.SWITCH, request, self._workers(workers))
+        return self._hold(self._desk.switch(model, workers, timeout))
 
     def unload(
         self,
         model: str | None = None,
         *,
+        scope: Scope = "one",
         workers: Sequence[str] | None = None,
         timeout: float | None = None,
     ) -> list[Managed]:
-        """Let a model go, or the current one; on all workers unless some are given."""
-        request = Unload(model=model, **self._fields(timeout))
-        return self._manage(names.UNLOAD, request, self._workers(workers))
+        """Let models go, on all workers unless some are given.
+
+        Args:
+            model: for the scope `one`; the current one unless given.
+            scope: `one`, all of a kind (`vision`, `text`), those idle beyond their timeouts
+                (`timeout`), as many as the memory pressure asks for (`pressure`), `everything`.
+        """
+        return self._hold(self._desk.unload(model, scope, workers, timeout))
+
+    def set_knobs(
+        self,
+        knobs: Mapping[str, Any],
+        *,
+        workers: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> list[Managed]:
+        """Change settings of running workers, of all unless some are given.
+
+        Args:
+            knobs: setting -> value, see `messages.Knobs`.
+        """
+        return self._hold(self._desk.set_knobs(knobs, workers, timeout))
+
+    def status(self) -> Fleet:
+        """Workers, their models and memory, queues and the latest events, in one picture."""
+        return self._hold(self._desk.status())
+
+    def current_model(self) -> str:
+        """The model that answers when none is named."""
+        return self._hold(self._desk.current_model())
+
+    def is_loaded(self, model: str) -> bool:
+        """Whether any worker has the model in device or host memory."""
+        return self._hold(self._desk.is_loaded(model))
+
+    def loaded_models(self) -> list[Loaded]:
+        """Every model in memory with its worker, bytes, times and uses."""
+        return self._hold(self._desk.loaded())
+
+    def memory_use(self, model: str | None = None) -> MemoryUse:
+        """Bytes that a model takes, or the current one."""
+        return self._hold(self._desk.memory_use(model))
+
+    def pressure(self) -> Pressure:
+        """How short memory is on the worker where it is shortest."""
+        return self._hold(self._desk.pressure())
 
     def models(self) -> list[CatalogueEntry]:
         """The catalogue, as the workers published it."""
-        return self._talk(self._line.catalogue())
+        return self._hold(self._desk.models())
+
+    def model_info(self, model: str | None = None) -> CatalogueEntry:
+        """The catalogue's entry of a model, or of the current one."""
+        return self._hold(self._desk.model_info(model))
+
+    def dimension(self, model: str | None = None) -> int:
+        """Length of a vector of a model, or of the current one."""
+        return self._hold(self._desk.dimension(model))
 
     def close(self) -> None:
         """Give the connections back."""
-        self._app.close()
+        self._desk.line.close()
         self._redis.close()
 
     def __enter__(self) -> Self:
@@ -133,91 +204,54 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _asked(self, options: EmbedOptions) -> EmbedOptions:
-        """The options with the model named: all messages of one call ask for the same one."""
-        asked = checked(options)
-        if asked.get("model") is None:
-            asked = {**asked, "model": self._talk(self._line.current_model())}
-        return asked
-
-    def _embed(self, calls: Iterator[Call], options: EmbedOptions) -> Iterator[Item]:
-        progress = options.get("progress")
-        space: str | None = None
-        for answer in self._answers(calls):
-            assert isinstance(answer.message, Embedded)
-            assert answer.vectors is not None
-            space = same_space(space, answer.message.fingerprint)
-            yield from items_of(answer.message, answer.vectors)
-            if progress:
-                progress(answer.message.items)
-
-    def _answers(self, calls: Iterator[Call]) -> Iterator[Answer]:
-        """The calls' answers in order, with at most `in_flight` of them on the way."""
-        pending: deque[Call] = deque()
+    def _stream(self, embedding: Embedding) -> Iterator[Item]:
         try:
-            for call in calls:
-                if len(pending) == self._settings.in_flight:
-                    yield self._wait(pending)
-                self._send(call)
-                pending.append(call)
-            while pending:
-                yield self._wait(pending)
+            while items := self._hold(embedding.more()):
+                yield from items
         finally:
-            if pending:
-                self._talk(self._line.withdraw(pending))
+            self._hold(embedding.end())
 
-    def _send(self, call: Call) -> None:
-        self._talk(self._line.put_blobs(call))
-        with self._broker():
-            self._line.publish(call)
+    def _submit(self, embedding: Embedding) -> "Handle":
+        return Handle(self._desk, self._hold, self._hold(embedding.submit()))
 
-    def _wait(self, pending: deque[Call]) -> Answer:
-        answer = self._talk(self._line.wait(pending[0]))
-        pending.popleft()
-        return answer
-
-    def _manage(self, task: str, request: Request, workers: Sequence[str]) -> list[Managed]:
-        calls = [Call(task, request, queue=names.direct_queue(worker)) for worker in workers]
-        for call in calls:
-            self._send(call)
-        answers = [self._talk(self._line.wait(call)).message for call in calls]
-        return [answer for answer in answers if isinstance(answer, Managed)]
-
-    def _workers(self, workers: Sequence[str] | None) -> list[str]:
-        chosen = list(workers) if workers is not None else self._talk(self._line.live_workers())
-        if not chosen:
-            raise NoWorker("no worker is alive; start one with `clipyard up`")
-        return chosen
-
-    def _fields(self, timeout: float | None) -> dict[str, Any]:
-        return self._line.deadline(timeout) | {"asked_by": self._asked_by}
-
-    def _rows(self, items: list[Item], model: str | None) -> Vectors:
-        if items:
-            return matrix(items)
-        return np.empty((0, self._talk(self._line.dimension(model))), np.float32)
-
-    def _talk(self, talk: Talk[_T]) -> _T:
-        with self._broker():
-            step_result: Any = None
+    def _hold(self, talk: Talk[_T]) -> _T:
+        with self._desk.line.reaching():
+            following: Callable[[], Step] = partial(next, talk)
             while True:
                 try:
-                    step = talk.send(step_result)
+                    step = following()
                 except StopIteration as end:
                     result: _T = end.value
                     return result
-                step_result = step(self._redis)
+                try:
+                    said = step(self._redis)
+                except BaseException as error:
+                    following = partial(talk.throw, error)
+                else:
+                    following = partial(talk.send, said)
 
-    @contextmanager
-    def _broker(self) -> Iterator[None]:
-        try:
-            yield
-        except (redis.RedisError, OperationalError) as error:
-            if isinstance(error, redis.ResponseError) and not isinstance(
-                error, redis.AuthenticationError
-            ):
-                raise
-            raise NoBroker(
-                f"cannot reach Redis at {masked(self._settings.url())} ({error}); "
-                "is it running, and is CLIPYARD_REDIS_URL right?"
-            ) from None
+
+class Handle:
+    """Something submitted. Any process may wait for it or cancel it, by `Client.handle(id)`.
+
+    Attributes:
+        id: keep this.
+    """
+
+    def __init__(self, desk: Desk, hold: Callable[[Talk[Any]], Any], submitted: Submitted) -> None:
+        self.id = submitted.id
+        self._desk, self._hold, self._submitted = desk, hold, submitted
+
+    def wait(self, timeout: float | None = None) -> list[Item]:
+        """All items, in order; any number of times, until the answers expire.
+
+        Raises:
+            NoAnswer: not all of it is here within `timeout` seconds.
+            Cancelled: it was cancelled before.
+        """
+        items: list[Item] = self._hold(self._desk.wait(self._submitted, timeout))
+        return items
+
+    def cancel(self) -> None:
+        """Stop what has not been answered."""
+        self._hold(self._submitted.cancel())

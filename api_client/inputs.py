@@ -53,6 +53,17 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
     return Pictures(tuple(refs), blobs)
 
 
+def several(images: Iterable[Picture]) -> Iterable[Picture]:
+    """The pictures, unread.
+
+    Raises:
+        BadRequest: it is one picture, or no pictures at all.
+    """
+    if isinstance(images, str | bytes | Path | np.ndarray) or not isinstance(images, Iterable):
+        raise BadRequest(f"images is {type(images).__name__}; pass a list of pictures")
+    return images
+
+
 def texts(items: str | Iterable[str]) -> list[str]:
     """The texts, checked.
 
@@ -61,6 +72,8 @@ def texts(items: str | Iterable[str]) -> list[str]:
     """
     if isinstance(items, str):
         items = [items]
+    if not isinstance(items, Iterable) or isinstance(items, bytes):
+        raise BadRequest(f"texts is {type(items).__name__}; pass a list of strings")
     found = list(items)
     for position, text in enumerate(found):
         if not isinstance(text, str):

@@ -1,19 +1,29 @@
-"""An embedding call cut into messages: what may be asked, checked, in bounded pieces."""
+"""What may be asked: options and arguments checked, inputs cut into messages."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
+
+from pydantic import ValidationError
 
 from . import inputs
 from .inputs import Picture
 from .talks import Call
 from .wire import names
 from .wire.errors import BadRequest
-from .wire.messages import MAX_ITEMS, EmbedBatch, Priority
+from .wire.messages import MAX_ITEMS, EmbedBatch, Priority, Request
 from .wire.settings import Settings
 
+LONGEST_S = 7 * 24 * 3600.0
+
 _T = TypeVar("_T")
+MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
+
+# Of an unload, see `Unload`.
+Scope = Literal["one", "vision", "text", "timeout", "pressure", "everything"]
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -30,10 +40,10 @@ class EmbedOptions(TypedDict, total=False):
 
     model: str | None
     batch_size: int
-    priority: Priority
+    priority: Priority | Literal["interactive", "bulk"]
     progress: Callable[[int], Any]
-    timeout: float
-    keep_alive_s: float
+    timeout: float | None
+    keep_alive_s: float | None
 
 
 def checked(options: EmbedOptions) -> EmbedOptions:
@@ -47,35 +57,113 @@ def checked(options: EmbedOptions) -> EmbedOptions:
     size = options.get("batch_size", 1)
     if not isinstance(size, int) or not 1 <= size <= MAX_ITEMS:
         raise BadRequest(f"batch_size is {size!r}; use 1 to {MAX_ITEMS}")
-    if not options.get("timeout", 1.0) > 0:
-        raise BadRequest(f"timeout is {options['timeout']!r}; use a number of seconds above 0")
-    model = options.get("model")
-    if model is not None and (not isinstance(model, str) or not 1 <= len(model) <= 200):
-        raise BadRequest(f"model is {model!r}; name one as `clipyard models` lists it")
+    if (model := options.get("model")) is not None:
+        model_id(model)
+    if (timeout := options.get("timeout")) is not None:
+        _positive(timeout)
+    keep = options.get("keep_alive_s")
+    if keep is not None and not _is_number(keep):
+        raise BadRequest(f"keep_alive_s is {keep!r}; use a number of seconds")
+    if options.get("priority", "bulk") not in list(Priority):
+        raise BadRequest(f"priority is {options['priority']!r}; use {' or '.join(Priority)}")
+    if not callable(options.get("progress", print)):
+        raise BadRequest(f"progress is {options['progress']!r}; use a function of a number")
     return options
+
+
+def managing(kind: type[Request], **fields: Any) -> Request:
+    """A request about models.
+
+    Raises:
+        BadRequest: a field has a value that cannot be used.
+    """
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, mistake["loc"])) or kind.__name__.lower()
+        raise BadRequest(f"{field}: {mistake['msg']}") from None
+
+
+def model_id(model: Any) -> str:
+    """The model a call names, if it can be one.
+
+    Raises:
+        BadRequest: it is no string, empty or too long.
+    """
+    if not isinstance(model, str) or not 1 <= len(model) <= 200:
+        raise BadRequest(f"model is {model!r}; name one as `clipyard models` lists it")
+    return model
+
+
+def seconds(timeout: Any, settings: Settings) -> float:
+    """How long a call may take; the setting `answer_timeout_s` if None is given.
+
+    Raises:
+        BadRequest: it is no finite number above 0.
+    """
+    return settings.answer_timeout_s if timeout is None else _positive(timeout)
+
+
+def _positive(timeout: Any) -> float:
+    if not (_is_number(timeout) and 0 < timeout <= LONGEST_S):
+        raise BadRequest(f"timeout is {timeout!r}; use a number of seconds above 0, a week at most")
+    return float(timeout)
+
+
+def node_names(workers: Sequence[str] | None) -> Sequence[str] | None:
+    """The workers a call names.
+
+    Raises:
+        BadRequest: they are no list of names.
+    """
+    if workers is not None and (
+        isinstance(workers, str) or not workers or not all(isinstance(w, str) for w in workers)
+    ):
+        raise BadRequest(f"workers is {workers!r}; use node names as in `clipyard status`")
+    return workers
 
 
 def image_calls(
     images: Iterable[Picture], options: EmbedOptions, settings: Settings, asked_by: str
-) -> Iterator[Call]:
-    """One call per message. Reads `images` as far as the next call needs, and no further."""
-    if isinstance(images, str | bytes) or not isinstance(images, Iterable):
-        raise BadRequest(f"images is {type(images).__name__}; pass a list of pictures")
+) -> Iterator[MakeCall]:
+    """One call per message, yet to be made. Reads `images` one message ahead, and no further."""
     first = 0
     for chunk, priority in _cut(images, options, settings):
-        pictures = inputs.pictures(chunk, first=first)
+        yield partial(_image_call, chunk, first, options, settings, asked_by, priority)
         first += len(chunk)
-        request = EmbedBatch(images=pictures.refs, **_common(options, settings, asked_by, priority))
-        yield Call(names.EMBED_BATCH, request, priority=priority, blobs=pictures.blobs)
 
 
 def text_calls(
-    texts: str | Iterable[str], options: EmbedOptions, settings: Settings, asked_by: str
-) -> Iterator[Call]:
-    """One call per message, after all the texts have been checked."""
-    for chunk, priority in _cut(inputs.texts(texts), options, settings):
-        request = EmbedBatch(texts=tuple(chunk), **_common(options, settings, asked_by, priority))
-        yield Call(names.EMBED_BATCH, request, priority=priority)
+    texts: Iterable[str], options: EmbedOptions, settings: Settings, asked_by: str
+) -> Iterator[MakeCall]:
+    """As `image_calls`, for texts that have been checked."""
+    for chunk, priority in _cut(texts, options, settings):
+        yield partial(_text_call, chunk, options, settings, asked_by, priority)
+
+
+def _image_call(
+    chunk: Sequence[Picture],
+    first: int,
+    options: EmbedOptions,
+    settings: Settings,
+    asked_by: str,
+    priority: Priority,
+) -> Call:
+    pictures = inputs.pictures(chunk, first=first)
+    request = EmbedBatch(images=pictures.refs, **_common(options, settings, asked_by, priority))
+    return Call(names.EMBED_BATCH, request, priority=priority, blobs=pictures.blobs)
+
+
+def _text_call(
+    chunk: Sequence[str],
+    options: EmbedOptions,
+    settings: Settings,
+    asked_by: str,
+    priority: Priority,
+) -> Call:
+    request = EmbedBatch(texts=tuple(chunk), **_common(options, settings, asked_by, priority))
+    return Call(names.EMBED_BATCH, request, priority=priority)
 
 
 def _cut(
@@ -89,7 +177,7 @@ def _cut(
         following = list(islice(source, size))
         several = several or bool(following)
         usual = Priority.BULK if several else Priority.INTERACTIVE
-        yield chunk, options.get("priority", usual)
+        yield chunk, Priority(options.get("priority", usual))
         chunk = following
 
 
@@ -100,6 +188,10 @@ def _common(
         "model": options.get("model"),
         "priority": priority,
         "keep_alive_s": options.get("keep_alive_s"),
-        "deadline": time.time() + options.get("timeout", settings.answer_timeout_s),
+        "deadline": time.time() + seconds(options.get("timeout"), settings),
         "asked_by": asked_by,
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

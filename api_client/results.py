@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from .wire.codec import Vectors
 from .wire.errors import ClipyardError, ItemError, SpaceMismatch
-from .wire.messages import Embedded
+from .wire.messages import Embedded, ModelStatus
+
+Pressure = Literal["normal", "elevated", "high", "critical"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,20 @@ class Item:
     fingerprint: str
     device: str = ""
     precision: str = ""
+
+
+class Loaded(ModelStatus):
+    """A model in the memory of one worker."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What a model takes, over all workers that hold it."""
+
+    device_bytes: int
+    host_bytes: int
 
 
 class ItemsFailed(ItemError):

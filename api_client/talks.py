@@ -1,31 +1,66 @@
-"""What is said to Redis and the workers, written once for the waiting and the awaiting client.
+"""How one request travels, written once for the waiting and the awaiting client.
 
-A talk is a generator: it yields steps, is sent each step's result, and returns an answer. A step
-is a function of a Redis client; `Client` calls it, `AsyncClient` calls it with the asyncio twin
-and awaits the result.
+A talk is a generator: it yields steps, is sent each step's result, and returns an answer. `Client`
+takes the steps itself; `AsyncClient` takes the same ones and awaits them.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from celery import Celery
+import redis
+from kombu.exceptions import OperationalError
 
 from .wire import names
-from .wire.codec import Vectors, unpack_answer
-from .wire.errors import NoAnswer, NoWorker, UnknownModel
-from .wire.messages import CatalogueEntry, Message, Priority, Refused, Request
-from .wire.settings import Settings
+from .wire.broker import celery_app
+from .wire.codec import Vectors, pack_answer, unpack_answer
+from .wire.errors import Cancelled, NoAnswer, NoBroker, NoWorker
+from .wire.messages import Failure, Message, Priority, Refused, Request
+from .wire.settings import Settings, masked
 
 SLICE_S = 1.0  # how long one look at an answer blocks
-NO_WORKER_AFTER_S = 2.5  # how long nobody may be alive before we say so
+ALONE_SLICES = 2  # so many slices without a live worker, and we say so
+SEARCH_EVERY = 5  # slices without an answer between two searches for the message
+SEARCHED = 256  # messages at the head of a queue; ours may wait behind more of them
+# Publishing gives up after about two and a half seconds: a person is waiting.
+PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1.2}
+
+# Whether a message is still with the broker: held by a worker, or in a queue, or in one that is
+# too long to be searched. KEYS: the held ones, then the queues. ARGV: its id, how many to search.
+_FIND = """
+local function holds(messages)
+  for _, message in ipairs(messages) do
+    if string.find(message, ARGV[1], 1, true) then return true end
+  end
+end
+if holds(redis.call('HVALS', KEYS[1])) then return 1 end
+for queue = 2, #KEYS do
+  if redis.call('LLEN', KEYS[queue]) > tonumber(ARGV[2]) then return 1 end
+  if holds(redis.call('LRANGE', KEYS[queue], 0, -1)) then return 1 end
+end
+return 0
+"""
 
 _T = TypeVar("_T")
-Step = Callable[[Any], Any]  # redis.Redis -> value, or redis.asyncio.Redis -> awaitable of it
+
+
+# A function of redis.Redis, or of redis.asyncio.Redis with an awaitable of the same result.
+Step = Callable[[Any], Any]
 Talk = Generator[Step, Any, _T]
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """A step of another kind: it blocks for milliseconds, so the awaiting client takes a thread."""
+
+    do: Callable[[], Any]
+
+    def __call__(self, _: Any) -> Any:
+        return self.do()
 
 
 @dataclass(frozen=True)
@@ -39,6 +74,12 @@ class Call:
     blobs: Mapping[int, bytes] = field(default_factory=dict)
     id: str = field(default_factory=lambda: str(uuid4()))
 
+    @property
+    def until(self) -> float:
+        """When nobody waits any more, in unix seconds. Every request of a client has an end."""
+        assert self.request.deadline is not None
+        return self.request.deadline
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -48,17 +89,52 @@ class Answer:
     vectors: Vectors | None
 
 
+@dataclass
+class _Vigil:
+    """What the last looks at an unanswered request showed."""
+
+    slices: int = 0
+    alone: int = 0
+    missed: bool = False
+    crew: frozenset[tuple[bytes, bytes]] = frozenset()
+
+
 class Line:
-    """The talks of one installation: its keys, its Celery app, its patience."""
+    """One installation's keys, its Celery app and its patience."""
 
-    def __init__(self, settings: Settings, app: Celery) -> None:
-        self._settings = settings
-        self._app = app
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.keys = names.Keys(settings.key_prefix)
+        self._app = celery_app(settings, task_publish_retry_policy=PUBLISH_RETRY)
 
-    def deadline(self, timeout: float | None) -> dict[str, float]:
-        """The deadline field of a request that may take `timeout` seconds from now."""
-        return {"deadline": time.time() + (timeout or self._settings.answer_timeout_s)}
+    def close(self) -> None:
+        """Give the publishing connections back."""
+        self._app.close()
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turns what Redis and Kombu raise inside into NoBroker."""
+        try:
+            yield
+        except (redis.RedisError, OperationalError) as error:
+            if isinstance(error, redis.ResponseError) and not isinstance(
+                error, redis.AuthenticationError
+            ):
+                raise
+            raise NoBroker(
+                f"cannot reach Redis at {masked(self.settings.url())} ({error}); "
+                "is it running, and is CLIPYARD_REDIS_URL right?"
+            ) from None
+
+    def send(self, call: Call) -> Talk[None]:
+        """Lay down the bytes that the message refers to, then the message.
+
+        Sending a call again does no harm: a worker ignores a request that has its answer.
+        """
+        if call.blobs:
+            ttl_s = int(_seconds_left(call.until) + self.settings.answer_ttl_s)
+            yield partial(_lay_down, key=self.keys.blobs(call.id), blobs=call.blobs, ttl_s=ttl_s)
+        yield Blocking(partial(self.publish, call))
 
     def publish(self, call: Call) -> None:
         """Hand the message to the broker. Blocks for well under a millisecond."""
@@ -67,98 +143,97 @@ class Line:
             kwargs=call.request.model_dump(mode="json", exclude_defaults=True),
             task_id=call.id,
             queue=call.queue,
-            priority=names.BULK if call.priority is Priority.BULK else names.INTERACTIVE,
-            expires=_seconds_left(call.request),
+            priority=_step(call.priority),
+            expires=_seconds_left(call.until),
+            ignore_result=True,  # else it listens for a result that nobody stores
         )
 
-    def put_blobs(self, call: Call) -> Talk[None]:
-        """Lay down the bytes that the message refers to; they expire with the answer."""
-        if call.blobs:
-            key = self.keys.blobs(call.id)
-            ttl = int((_seconds_left(call.request) or 0) + self._settings.answer_ttl_s)
-            yield lambda r: r.hset(key, mapping=call.blobs)
-            yield lambda r: r.expire(key, ttl)
-
     def wait(self, call: Call) -> Talk[Answer]:
-        """The answer to a call that was published.
+        """The answer to a call that was sent; a message that was lost on the way is sent again.
 
         Raises:
             NoAnswer: the call's deadline passed. NoWorker: nobody is alive to answer.
             ClipyardError: whatever the worker raised.
         """
-        done, answer = self.keys.done(call.id), self.keys.answer(call.id)
-        alone_since: float | None = None
-        while (left := _seconds_left(call.request)) is None or left > 0:
-            # Redis takes a timeout of zero as for ever.
-            block_s = max(0.01, SLICE_S if left is None else min(SLICE_S, left))
-            yield partial(_pop, key=done, block_s=block_s)
+        answer = yield from self.fetch(call.id, until=call.until, call=call)
+        if call.blobs:
+            yield lambda r: r.delete(self.keys.blobs(call.id))
+        return answer
+
+    def fetch(self, request_id: str, *, until: float, call: Call | None = None) -> Talk[Answer]:
+        """As `wait`, for an id; without the call nothing can be sent again."""
+        answer, done = self.keys.answer(request_id), self.keys.done(request_id)
+        vigil = _Vigil()
+        while True:
             frame = yield lambda r: r.get(answer)
             if frame is not None:
-                if call.blobs:
-                    yield lambda r: r.delete(self.keys.blobs(call.id))
                 return _open(frame)
-            now = time.monotonic()
-            if (yield from self.live_workers()):
-                alone_since = None
-            elif alone_since is None:
-                alone_since = now
-            elif now - alone_since >= NO_WORKER_AFTER_S - SLICE_S:
-                raise NoWorker("no worker is alive; start one with `clipyard up`")
-        raise NoAnswer(
-            f"no answer to {call.task} in time; look at `clipyard status`, or allow more than "
-            f"{self._settings.answer_timeout_s:g} s"
-        )
+            if (left_s := _seconds_left(until)) <= 0:
+                raise NoAnswer(
+                    f"no answer to {request_id} in time; look at `clipyard status`, or allow more "
+                    "than this timeout"
+                )
+            # Redis takes a timeout of zero as for ever.
+            block_s = max(0.01, min(SLICE_S, left_s))
+            if (yield partial(_pop, key=done, block_s=block_s)) is None:
+                yield from self._look_after(vigil, call)
 
-    def withdraw(self, calls: Iterable[Call]) -> Talk[None]:
-        """Nobody waits for these any more: unstarted ones are dropped, started ones stop."""
-        ids = [call.id for call in calls]
-        if ids:
-            self._app.control.revoke(ids, terminate=True)
-            yield lambda r: r.delete(*map(self.keys.blobs, ids))
+    def _look_after(self, vigil: _Vigil, call: Call | None) -> Talk[None]:
+        """After a slice without an answer: is anybody there, and is the message?
+
+        A worker that was killed may have taken the message with it, or holds it until the broker
+        delivers it again, minutes later; a Redis that was restarted may have forgotten it.
+        """
+        crew = yield from self._crew()
+        lost, vigil.crew = bool(vigil.crew - crew), crew
+        vigil.slices += 1
+        vigil.alone = 0 if crew else vigil.alone + 1
+        if vigil.alone >= ALONE_SLICES:
+            raise NoWorker("no worker is alive; start one with `clipyard up`")
+        if call is None:
+            return
+        if vigil.slices % SEARCH_EVERY == 0:
+            # Twice in a row: a worker that takes a message holds it nowhere for a moment.
+            missed = not (yield partial(_find, call=call, keys=self.keys))
+            lost, vigil.missed = lost or (missed and vigil.missed), missed
+        if lost:
+            yield from self.send(call)
+
+    def withdraw(self, ids: Sequence[str]) -> Talk[None]:
+        """Nobody wants these any more: unstarted ones are dropped, started ones stop.
+
+        Whoever waits for one hears Cancelled; and as it has its answer, no worker begins it.
+        """
+        refused = pack_answer(Refused(failure=Failure.of(Cancelled("withdrawn by its caller"))))
+        ttl_s = self.settings.answer_ttl_s
+        yield partial(_refuse, keys=self.keys, ids=ids, frame=refused, ttl_s=ttl_s)
+        yield Blocking(partial(self.revoke, ids))
+
+    def revoke(self, ids: Sequence[str]) -> None:
+        """Tell the workers that are there to let these go."""
+        self._app.control.revoke(list(ids), terminate=True)
 
     def live_workers(self) -> Talk[list[str]]:
         """Node names of the workers whose status hash has not expired, sorted."""
+        crew = yield from self._crew()
+        return sorted(name.decode() for name, _ in crew)
+
+    def _crew(self) -> Talk[frozenset[tuple[bytes, bytes]]]:
+        """Who is alive, as (node name, when it started): a restarted worker is another one."""
         seen = yield lambda r: r.smembers(self.keys.workers)
-        members = sorted(member.decode() for member in seen)
-        alive = []
-        for name in members:
-            if (yield partial(_exists, key=self.keys.worker(name))):
-                alive.append(name)
-        return alive
-
-    def current_model(self) -> Talk[str | None]:
-        """The model that answers when none is named; None before any worker has said so."""
-        name = yield lambda r: r.get(self.keys.current)
-        return name.decode() if name else None
-
-    def dimension(self, model: str | None) -> Talk[int]:
-        """Length of a vector of the model, of the current one if None.
-
-        Raises:
-            UnknownModel: no live worker lists it.
-        """
-        wanted = model or (yield from self.current_model())
-        for entry in (yield from self.catalogue()):
-            if wanted in (entry.id, *entry.aliases):
-                return entry.dimension
-        raise UnknownModel(f"no live worker lists a model {wanted!r}; see `clipyard models`")
-
-    def catalogue(self) -> Talk[list[CatalogueEntry]]:
-        """What the live workers can be asked for, as they published it."""
-        rows = yield lambda r: r.hgetall(self.keys.catalogue)
-        return [CatalogueEntry.model_validate_json(row) for row in rows.values()]
+        members = sorted(seen)
+        started = yield partial(
+            _started, keys=[self.keys.worker(name.decode()) for name in members]
+        )
+        return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
 
 
-def _seconds_left(request: Request) -> float | None:
-    return None if request.deadline is None else request.deadline - time.time()
+def _seconds_left(deadline: float) -> float:
+    return deadline - time.time()
 
 
-def _pop(redis: Any, *, key: str, block_s: float) -> Any:
-    return redis.blpop([key], timeout=block_s)
-
-
-def _exists(redis: Any, *, key: str) -> Any:
-    return redis.exists(key)
+def _step(priority: Priority) -> int:
+    return names.BULK if priority is Priority.BULK else names.INTERACTIVE
 
 
 def _open(frame: bytes) -> Answer:
@@ -166,3 +241,39 @@ def _open(frame: bytes) -> Answer:
     if isinstance(message, Refused):
         raise message.failure.error()
     return Answer(message, vectors)
+
+
+# Steps. Each is one round trip, and returns an awaitable if the client does.
+
+
+def _lay_down(client: Any, *, key: str, blobs: Mapping[int, bytes], ttl_s: int) -> Any:
+    pipe = client.pipeline()
+    pipe.hset(key, mapping=blobs)
+    pipe.expire(key, ttl_s)
+    return pipe.execute()
+
+
+def _pop(client: Any, *, key: str, block_s: float) -> Any:
+    return client.blpop([key], timeout=block_s)
+
+
+def _find(client: Any, *, call: Call, keys: names.Keys) -> Any:
+    queue = keys.queue(call.queue, _step(call.priority))
+    return client.eval(_FIND, 2, keys.held(), queue, call.id, SEARCHED)
+
+
+def _refuse(client: Any, *, keys: names.Keys, ids: Sequence[str], frame: bytes, ttl_s: int) -> Any:
+    pipe = client.pipeline()
+    for request_id in ids:
+        pipe.set(keys.answer(request_id), frame, nx=True, ex=ttl_s)
+        pipe.rpush(keys.done(request_id), 1)
+        pipe.expire(keys.done(request_id), ttl_s)
+        pipe.delete(keys.blobs(request_id))
+    return pipe.execute()
+
+
+def _started(client: Any, *, keys: Sequence[str]) -> Any:
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.hget(key, "started_at")
+    return pipe.execute()

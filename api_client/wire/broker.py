@@ -3,6 +3,8 @@
 Why each setting has its value: docs/why.md, "How messages survive".
 """
 
+from typing import TYPE_CHECKING, Any
+
 import redis
 from celery import Celery
 from kombu import Exchange, Queue
@@ -12,7 +14,20 @@ from redis.retry import Retry
 from . import names
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
+
 VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarter of this
+
+_BACKOFF = ExponentialBackoff(cap=1, base=0.05)
+_REDIS_OPTIONS: dict[str, Any] = {
+    "socket_keepalive": True,
+    "socket_connect_timeout": 5,
+    "socket_timeout": 30,
+    "health_check_interval": 25,
+    "max_connections": 1000,  # each call that waits blocks one; they are opened as needed
+    "retry_on_error": [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
+}
 
 
 def celery_app(settings: Settings, **conf: object) -> Celery:
@@ -85,13 +100,20 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0) -> redis.Redis
     Args:
         patience_s: about how long a command is retried while Redis is away.
     """
-    tries = max(0, int(patience_s))  # the back-off reaches one second at once
     return redis.Redis.from_url(
-        settings.url(),
-        socket_keepalive=True,
-        socket_connect_timeout=5,
-        socket_timeout=30,
-        health_check_interval=25,
-        retry=Retry(ExponentialBackoff(cap=1, base=0.05), tries),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
+        settings.url(), retry=Retry(_BACKOFF, _tries(patience_s)), **_REDIS_OPTIONS
     )
+
+
+def async_redis_client(settings: Settings, *, patience_s: float = 30.0) -> "AsyncRedis":
+    """As `redis_client`, for asyncio."""
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+
+    return Redis.from_url(
+        settings.url(), retry=Retry(_BACKOFF, _tries(patience_s)), **_REDIS_OPTIONS
+    )
+
+
+def _tries(patience_s: float) -> int:
+    return max(0, int(patience_s))  # the back-off reaches one second at once

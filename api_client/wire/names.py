@@ -73,6 +73,10 @@ class Keys:
         step = f"\x06\x16{priority}" if priority else ""
         return f"{self._prefix}:{queue}{step}"
 
+    def held(self) -> str:
+        """Hash: messages that workers have taken and not yet finished. Kombu's, not ours."""
+        return f"{self._prefix}:unacked"
+
     def reply_queues(self) -> str:
         """Set: where answers to remote-control commands go. Kombu's, not ours."""
         return f"{self._prefix}:_kombu.binding.reply.celery.pidbox"

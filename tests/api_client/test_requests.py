@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api_client.inputs import pictures
+from api_client.inputs import pictures, several, texts
 from api_client.requests import checked, image_calls, text_calls
 from api_client.wire.errors import BadRequest
 from api_client.wire.messages import BlobRef, PathRef, Priority, UrlRef
@@ -33,12 +33,12 @@ def test_what_is_no_picture_is_refused_with_its_position(bad):
 @pytest.mark.parametrize("bad", [["ok", ""], ["ok", "  \n"], ["ok", 3], ["ok", None]])
 def test_what_is_no_text_is_refused_with_its_position(bad):
     with pytest.raises(BadRequest, match=r"texts\[1\]"):
-        list(text_calls(bad, {}, SETTINGS, ""))
+        texts(bad)
 
 
 def test_one_picture_instead_of_a_list_is_refused():
     with pytest.raises(BadRequest, match="list"):
-        list(image_calls("a.jpg", {}, SETTINGS, ""))
+        several("a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,13 @@ def test_an_option_that_is_none_of_ours_is_a_type_error():
 
 
 def test_one_message_is_interactive_and_several_are_bulk():
-    [only] = text_calls(["a", "b"], {}, SETTINGS, "")
-    assert only.priority is Priority.INTERACTIVE
-    assert {call.priority for call in text_calls("abcde", {}, SETTINGS, "")} == {
-        Priority.INTERACTIVE
-    }
-    several = list(text_calls(list("abcde"), {}, SETTINGS, ""))
-    assert [len(call.request.texts) for call in several] == [2, 2, 1]
-    assert {call.priority for call in several} == {Priority.BULK}
+    [make] = text_calls(["a", "b"], {}, SETTINGS, "")
+    assert make().priority is Priority.INTERACTIVE
+    calls = [make() for make in text_calls(list("abcde"), {}, SETTINGS, "")]
+    assert [len(call.request.texts) for call in calls] == [2, 2, 1]
+    assert {call.priority for call in calls} == {Priority.BULK}
+    [first, *_] = text_calls(list("abcde"), {"priority": "interactive"}, SETTINGS, "")
+    assert first().priority is Priority.INTERACTIVE
 
 
 def test_a_generator_is_read_no_further_than_needed():

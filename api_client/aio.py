@@ -1,0 +1,218 @@
+"""The same client for asyncio: every call is awaited on Redis, none waits in a thread."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar, Unpack
+
+from .client import PATIENCE_S, Client, Handle
+from .desk import Desk
+from .embedding import Embedding, Submitted
+from .inputs import Picture
+from .requests import EmbedOptions, Scope
+from .results import Item, Loaded, MemoryUse, Pressure, similarity
+from .status import Fleet
+from .talks import Blocking, Line, Step, Talk
+from .wire.broker import async_redis_client
+from .wire.codec import Vectors
+from .wire.messages import CatalogueEntry, Managed
+from .wire.settings import Settings
+
+_T = TypeVar("_T")
+
+
+class AsyncClient:
+    """`Client` with `await` before it: same calls, same arguments, same errors; see there.
+
+    It belongs to the event loop that it is first used in. A call that is cancelled withdraws what
+    it has sent.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
+        settings = settings or Settings.read()
+        self._redis: Any = async_redis_client(settings, patience_s=PATIENCE_S)
+        self._desk = Desk(Line(settings), asked_by=asked_by)
+
+    async def embed_images(
+        self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
+    ) -> Vectors:
+        return await self._hold(
+            self._desk.rows(self._desk.images(images, options), options.get("model"))
+        )
+
+    async def embed_images_detailed(
+        self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
+    ) -> list[Item]:
+        return await self._hold(self._desk.images(images, options).all())
+
+    def stream_images(
+        self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
+    ) -> AsyncIterator[Item]:
+        return self._stream(self._desk.images(images, options))
+
+    async def submit_images(
+        self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
+    ) -> "AsyncHandle":
+        return await self._submit(self._desk.submission(self._desk.images, images, options))
+
+    async def embed_texts(
+        self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
+    ) -> Vectors:
+        return await self._hold(
+            self._desk.rows(self._desk.texts(texts, options), options.get("model"))
+        )
+
+    async def embed_texts_detailed(
+        self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
+    ) -> list[Item]:
+        return await self._hold(self._desk.texts(texts, options).all())
+
+    async def submit_texts(
+        self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
+    ) -> "AsyncHandle":
+        return await self._submit(self._desk.submission(self._desk.texts, texts, options))
+
+    def handle(self, id: str) -> "AsyncHandle":
+        return AsyncHandle(self._desk, self._hold, self._desk.submitted(id))
+
+    @staticmethod
+    def similarity(a: Vectors, b: Vectors) -> Vectors:
+        """As `Client.similarity`; there is nothing to await."""
+        return similarity(a, b)
+
+    async def load(
+        self,
+        model: str,
+        *,
+        workers: Sequence[str] | None = None,
+        keep_alive_s: float | None = None,
+        timeout: float | None = None,
+    ) -> list[Managed]:
+        return await self._hold(self._desk.load(model, workers, timeout, keep_alive_s))
+
+    async def reload(
+        self, model: str, *, workers: Sequence[str] | None = None, timeout: float | None = None
+    ) -> list[Managed]:
+        return await self._hold(self._desk.reload(model, workers, timeout))
+
+    async def switch(
+        self, model: str, *, workers: Sequence[str] | None = None, timeout: float | None = None
+    ) -> list[Managed]:
+        return await self._hold(self._desk.switch(model, workers, timeout))
+
+    async def unload(
+        self,
+        model: str | None = None,
+        *,
+        scope: Scope = "one",
+        workers: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> list[Managed]:
+        return await self._hold(self._desk.unload(model, scope, workers, timeout))
+
+    async def set_knobs(
+        self,
+        knobs: Mapping[str, Any],
+        *,
+        workers: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> list[Managed]:
+        return await self._hold(self._desk.set_knobs(knobs, workers, timeout))
+
+    async def status(self) -> Fleet:
+        return await self._hold(self._desk.status())
+
+    async def current_model(self) -> str:
+        return await self._hold(self._desk.current_model())
+
+    async def is_loaded(self, model: str) -> bool:
+        return await self._hold(self._desk.is_loaded(model))
+
+    async def loaded_models(self) -> list[Loaded]:
+        return await self._hold(self._desk.loaded())
+
+    async def memory_use(self, model: str | None = None) -> MemoryUse:
+        return await self._hold(self._desk.memory_use(model))
+
+    async def pressure(self) -> Pressure:
+        return await self._hold(self._desk.pressure())
+
+    async def models(self) -> list[CatalogueEntry]:
+        return await self._hold(self._desk.models())
+
+    async def model_info(self, model: str | None = None) -> CatalogueEntry:
+        return await self._hold(self._desk.model_info(model))
+
+    async def dimension(self, model: str | None = None) -> int:
+        return await self._hold(self._desk.dimension(model))
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._desk.line.close)
+        await self._redis.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _stream(self, embedding: Embedding) -> AsyncIterator[Item]:
+        try:
+            while items := await self._hold(embedding.more()):
+                for item in items:
+                    yield item
+        finally:
+            await self._hold(embedding.end())
+
+    async def _submit(self, embedding: Embedding) -> "AsyncHandle":
+        return AsyncHandle(self._desk, self._hold, await self._hold(embedding.submit()))
+
+    async def _hold(self, talk: Talk[_T]) -> _T:
+        with self._desk.line.reaching():
+            following: Callable[[], Step] = partial(next, talk)
+            while True:
+                try:
+                    step = following()
+                except StopIteration as end:
+                    result: _T = end.value
+                    return result
+                try:
+                    said = await self._take(step)
+                except BaseException as error:
+                    following = partial(talk.throw, error)
+                else:
+                    following = partial(talk.send, said)
+
+    async def _take(self, step: Step) -> Any:
+        if isinstance(step, Blocking):
+            return await asyncio.to_thread(step, None)
+        me = asyncio.current_task()
+        before = me.cancelling() if me else 0
+        said = await step(self._redis)
+        if me and me.cancelling() > before:  # redis.asyncio swallows it while it connects
+            raise asyncio.CancelledError
+        return said
+
+
+class AsyncHandle:
+    """`Handle` with `await` before it."""
+
+    def __init__(
+        self, desk: Desk, hold: Callable[[Talk[Any]], Awaitable[Any]], submitted: Submitted
+    ) -> None:
+        self.id = submitted.id
+        self._desk, self._hold, self._submitted = desk, hold, submitted
+
+    async def wait(self, timeout: float | None = None) -> list[Item]:
+        items: list[Item] = await self._hold(self._desk.wait(self._submitted, timeout))
+        return items
+
+    async def cancel(self) -> None:
+        await self._hold(self._submitted.cancel())
+
+
+# The documentation stands once, with the twin.
+for _mine, _twin in ((AsyncClient, Client), (AsyncHandle, Handle)):
+    for _name, _call in vars(_mine).items():
+        if not _name.startswith("_") and not _call.__doc__:
+            _call.__doc__ = getattr(_twin, _name).__doc__

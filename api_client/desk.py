@@ -1,0 +1,230 @@
+"""Everything a client may be asked for, as talks. Arguments are checked before the first step."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from . import inputs
+from .embedding import Embedding, Submitted
+from .inputs import Picture
+from .requests import (
+    EmbedOptions,
+    MakeCall,
+    Scope,
+    checked,
+    image_calls,
+    managing,
+    model_id,
+    node_names,
+    seconds,
+    text_calls,
+)
+from .results import Item, Loaded, MemoryUse, Pressure, matrix
+from .status import Fleet, Worker, fleet_talk
+from .talks import Call, Line, Talk
+from .wire import names
+from .wire.codec import Vectors
+from .wire.errors import ClipyardError, NoWorker, UnknownModel
+from .wire.messages import (
+    CatalogueEntry,
+    Load,
+    Managed,
+    Reload,
+    Request,
+    Set,
+    Switch,
+    Unload,
+)
+
+PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
+
+Workers = Sequence[str] | None
+CallsOf = Callable[[EmbedOptions], Iterator[MakeCall]]
+
+
+class Desk:
+    """Says what to do for each call of a client.
+
+    Args:
+        asked_by: a name for the event stream.
+    """
+
+    def __init__(self, line: Line, *, asked_by: str) -> None:
+        self.line = line
+        self._settings = line.settings
+        self._asked_by = asked_by
+
+    def images(self, images: Iterable[Picture], options: EmbedOptions) -> Embedding:
+        source = inputs.several(images)
+        return self._embedding(
+            lambda named: image_calls(source, named, self._settings, self._asked_by), options
+        )
+
+    def texts(self, texts: str | Iterable[str], options: EmbedOptions) -> Embedding:
+        found = inputs.texts(texts)
+        return self._embedding(
+            lambda named: text_calls(found, named, self._settings, self._asked_by), options
+        )
+
+    def _embedding(self, calls_of: CallsOf, options: EmbedOptions) -> Embedding:
+        return Embedding(self.line, calls_of, checked(options))
+
+    def submission(
+        self, embed: Callable[[Any, EmbedOptions], Embedding], items: Any, options: EmbedOptions
+    ) -> Embedding:
+        """As `images` or `texts`, with the longest patience that makes sense by default."""
+        if options.get("timeout") is None:
+            options = {**options, "timeout": float(self._settings.answer_ttl_s)}
+        return embed(items, options)
+
+    def rows(self, embedding: Embedding, model: str | None) -> Talk[Vectors]:
+        items: list[Item] = yield from embedding.all()
+        if items:
+            return matrix(items)
+        return np.empty((0, (yield from self.dimension(model))), np.float32)
+
+    def submitted(self, submitted_id: str) -> Submitted:
+        return Submitted(self.line, submitted_id)
+
+    def wait(self, submitted: Submitted, timeout: float | None) -> Talk[list[Item]]:
+        return submitted.wait(time.time() + seconds(timeout, self._settings))
+
+    def load(
+        self, model: str, workers: Workers, timeout: float | None, keep_alive_s: float | None
+    ) -> Talk[list[Managed]]:
+        request = self._about(Load, timeout, model=model_id(model), keep_alive_s=keep_alive_s)
+        chosen = node_names(workers) or [(yield from self._best_for(model)).name]
+        return (yield from self._ask(names.LOAD, request, chosen))
+
+    def reload(self, model: str, workers: Workers, timeout: float | None) -> Talk[list[Managed]]:
+        request = self._about(Reload, timeout, model=model_id(model))
+        chosen = node_names(workers)
+        if chosen is None:
+            holding = yield from self._loaded(model)
+            chosen = [one.worker for one in holding] or [(yield from self._best_for(model)).name]
+        return (yield from self._ask(names.RELOAD, request, chosen))
+
+    def switch(self, model: str, workers: Workers, timeout: float | None) -> Talk[list[Managed]]:
+        reach = "fleet" if workers is None else "worker"
+        request = self._about(Switch, timeout, model=model_id(model), reach=reach)
+        return (yield from self._ask_all(names.SWITCH, request, workers))
+
+    def unload(
+        self, model: str | None, scope: Scope, workers: Workers, timeout: float | None
+    ) -> Talk[list[Managed]]:
+        named = None if model is None else model_id(model)
+        request = self._about(Unload, timeout, model=named, scope=scope)
+        return (yield from self._ask_all(names.UNLOAD, request, workers))
+
+    def set_knobs(
+        self, knobs: Mapping[str, Any], workers: Workers, timeout: float | None
+    ) -> Talk[list[Managed]]:
+        request = self._about(Set, timeout, knobs=knobs)
+        return (yield from self._ask_all(names.SET, request, workers))
+
+    def _about(self, kind: type[Request], timeout: float | None, **fields: Any) -> Request:
+        fields |= {"deadline": time.time() + seconds(timeout, self._settings)}
+        return managing(kind, asked_by=self._asked_by, **fields)
+
+    def _ask_all(self, task: str, request: Request, workers: Workers) -> Talk[list[Managed]]:
+        chosen = node_names(workers)
+        if chosen is None and not (chosen := (yield from self.line.live_workers())):
+            raise _nobody()
+        return (yield from self._ask(task, request, chosen))
+
+    def _ask(self, task: str, request: Request, workers: Sequence[str]) -> Talk[list[Managed]]:
+        """Every worker's answer; if one refused, its refusal once all have answered."""
+        calls = [Call(task, request, queue=names.direct_queue(worker)) for worker in workers]
+        for call in calls:
+            yield from self.line.send(call)
+        answers: list[Managed] = []
+        refusals: list[ClipyardError] = []
+        for call in calls:
+            try:
+                answer = (yield from self.line.wait(call)).message
+            except ClipyardError as error:
+                refusals.append(error)
+            else:
+                assert isinstance(answer, Managed)
+                answers.append(answer)
+        if refusals:
+            raise refusals[0]
+        return answers
+
+    def _best_for(self, model: str) -> Talk[Worker]:
+        """The live worker that holds a model already, or has the most slots to spare."""
+        fleet = yield from self.status()
+        if not fleet.workers:
+            raise _nobody()
+        holding = {worker.name for worker, _ in fleet.holding(model)}
+        return min(
+            fleet.workers, key=lambda w: (w.name not in holding, len(w.held) - w.slots, w.name)
+        )
+
+    def status(self) -> Talk[Fleet]:
+        return fleet_talk(self.line.keys)
+
+    def loaded(self) -> Talk[list[Loaded]]:
+        fleet = yield from self.status()
+        return [
+            Loaded(worker=worker.name, **dict(model))
+            for worker in fleet.workers
+            for model in worker.held
+            if model.state != "loading"
+        ]
+
+    def is_loaded(self, model: str) -> Talk[bool]:
+        return bool((yield from self._loaded(model_id(model))))
+
+    def _loaded(self, model: str) -> Talk[list[Loaded]]:
+        alike = yield from self._aliases(model)
+        return [loaded for loaded in (yield from self.loaded()) if loaded.id in alike]
+
+    def _aliases(self, model: str) -> Talk[set[str]]:
+        for entry in (yield from self.models()):
+            if model in (entry.id, *entry.aliases):
+                return {entry.id, *entry.aliases}
+        return {model}
+
+    def current_model(self) -> Talk[str]:
+        fleet = yield from self.status()
+        if fleet.current:
+            return fleet.current
+        if not fleet.workers:
+            raise _nobody()
+        return fleet.workers[0].current or fleet.workers[0].default
+
+    def memory_use(self, model: str | None) -> Talk[MemoryUse]:
+        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        loaded = yield from self._loaded(wanted)
+        return MemoryUse(
+            device_bytes=sum(one.device_bytes for one in loaded),
+            host_bytes=sum(one.host_bytes for one in loaded),
+        )
+
+    def pressure(self) -> Talk[Pressure]:
+        fleet = yield from self.status()
+        return max((w.pressure for w in fleet.workers), key=PRESSURES.index, default="normal")
+
+    def models(self) -> Talk[list[CatalogueEntry]]:
+        rows = yield lambda r: r.hgetall(self.line.keys.catalogue)
+        return [CatalogueEntry.model_validate_json(row) for row in rows.values()]
+
+    def model_info(self, model: str | None) -> Talk[CatalogueEntry]:
+        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        for entry in (yield from self.models()):
+            if wanted in (entry.id, *entry.aliases):
+                return entry
+        raise UnknownModel(f"no worker lists a model {wanted!r}; see `clipyard models`")
+
+    def dimension(self, model: str | None) -> Talk[int]:
+        entry = yield from self.model_info(model)
+        for loaded in (yield from self._loaded(entry.id)) if not entry.dimension else ():
+            return loaded.dimension or 0
+        return entry.dimension
+
+
+def _nobody() -> NoWorker:
+    return NoWorker("no worker is alive; start one with `clipyard up`")

@@ -1,0 +1,146 @@
+"""One embedding call: its messages, a bounded number of them on the way, its items in order."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from uuid import uuid4
+
+import redis
+from kombu.exceptions import OperationalError
+
+from .requests import EmbedOptions, MakeCall
+from .results import Item, items_of, same_space
+from .talks import Answer, Blocking, Call, Line, Talk
+from .wire.errors import BadRequest
+from .wire.messages import Embedded
+
+_ID = re.compile(r"(?P<trunk>[0-9a-f-]{36})\.(?P<size>[1-9]\d{0,5})")
+
+MakeCalls = Callable[[EmbedOptions], Iterator[MakeCall]]
+
+
+class Embedding:
+    """Sends what is next while it waits for what is first.
+
+    Args:
+        make_calls: of the options with the model named.
+    """
+
+    def __init__(self, line: Line, make_calls: MakeCalls, options: EmbedOptions) -> None:
+        self._line = line
+        self._make_calls = make_calls
+        self._options = options
+        self._makes: Iterator[MakeCall] | None = None
+        self._pending: deque[Call] = deque()
+        self._space: str | None = None
+
+    def more(self) -> Talk[list[Item]]:
+        """The items of the next message; none when all have come."""
+        while len(self._pending) < self._line.settings.in_flight:
+            call = yield from self._next_call()
+            if call is None:
+                break
+            self._pending.append(call)
+            yield from self._line.send(call)
+        if not self._pending:
+            return []
+        answer = yield from self._line.wait(self._pending[0])
+        self._pending.popleft()
+        items, self._space = _opened(answer, self._space)
+        if progress := self._options.get("progress"):
+            progress(len(items))
+        return items
+
+    def all(self) -> Talk[list[Item]]:
+        """All items, in order."""
+        items: list[Item] = []
+        try:
+            while more := (yield from self.more()):
+                items += more
+            return items
+        finally:
+            yield from self.end()
+
+    def end(self) -> Talk[None]:
+        """Withdraw what nobody waits for any more."""
+        pending = [call.id for call in self._pending]
+        self._pending.clear()
+        if pending:
+            # Where Redis is away, the deadline stops them.
+            with suppress(redis.RedisError, OperationalError):
+                yield from self._line.withdraw(pending)
+
+    def submit(self) -> Talk["Submitted"]:
+        """Send everything and wait for nothing."""
+        trunk = str(uuid4())
+        try:
+            while (call := (yield from self._next_call())) is not None:
+                call = replace(call, id=f"{trunk}.{len(self._pending)}")
+                self._pending.append(call)
+                yield from self._line.send(call)
+        except BaseException:
+            yield from self.end()
+            raise
+        if not self._pending:
+            raise BadRequest("there is nothing to submit; pass at least one item")
+        return Submitted(self._line, f"{trunk}.{len(self._pending)}", self._pending)
+
+    def _next_call(self) -> Talk[Call | None]:
+        if self._makes is None:
+            self._makes = self._make_calls((yield from self._named()))
+        make = next(self._makes, None)
+        return (yield Blocking(make)) if make else None
+
+    def _named(self) -> Talk[EmbedOptions]:
+        """The options with the model named: all messages of one call ask for the same one."""
+        if self._options.get("model") is not None:
+            return self._options
+        name = yield lambda r: r.get(self._line.keys.current)
+        return {**self._options, "model": name.decode() if name else None}
+
+
+class Submitted:
+    """An embedding call that was sent, under an id that any process can ask with.
+
+    Args:
+        submitted_id: `<trunk>.<number of messages>`; message i travels as `<trunk>.<i>`.
+        calls: where they are known, a message that was lost is sent again.
+
+    Raises:
+        BadRequest: the id is none of `submit`.
+    """
+
+    def __init__(self, line: Line, submitted_id: str, calls: Iterable[Call] = ()) -> None:
+        if not (match := _ID.fullmatch(submitted_id)):
+            raise BadRequest(f"{submitted_id!r} is no id of a submitted call")
+        self.id = submitted_id
+        self._line = line
+        self._parts = [f"{match['trunk']}.{part}" for part in range(int(match["size"]))]
+        self._calls = {call.id: call for call in calls}
+
+    def wait(self, until: float) -> Talk[list[Item]]:
+        """All items, in order, any number of times, as long as the answers are kept.
+
+        Raises:
+            NoAnswer: `until`, in unix seconds, has passed, or the answers have expired.
+        """
+        items: list[Item] = []
+        space: str | None = None
+        for part in self._parts:
+            answer = yield from self._line.fetch(part, until=until, call=self._calls.get(part))
+            more, space = _opened(answer, space)
+            items += more
+        return items
+
+    def cancel(self) -> Talk[None]:
+        """Whoever waits hears Cancelled, unless the answer was there before."""
+        yield from self._line.withdraw(self._parts)
+
+
+def _opened(answer: Answer, space: str | None) -> tuple[list[Item], str]:
+    assert isinstance(answer.message, Embedded)
+    assert answer.vectors is not None
+    space = same_space(space, answer.message.fingerprint)
+    return items_of(answer.message, answer.vectors), space

@@ -1,0 +1,345 @@
+"""The clients without Redis and workers, for the tests of those who use them.
+
+    def test_my_index():
+        index = MyIndex(FakeClient())
+
+They are the real clients with a worker in memory: the same checks, messages and results. Equal
+inputs get equal vectors, different ones get vectors that are all but orthogonal. No file is opened.
+"""
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .aio import AsyncClient
+from .client import Client
+from .desk import Desk
+from .talks import Call, Line
+from .wire import names
+from .wire.codec import Vectors, pack_answer, pack_record
+from .wire.errors import ClipyardError, NoAnswer, UnknownModel
+from .wire.messages import (
+    BlobRef,
+    CatalogueEntry,
+    EmbedBatch,
+    Embedded,
+    Failure,
+    ImageRef,
+    Load,
+    Managed,
+    ModelStatus,
+    PathRef,
+    Refused,
+    Reload,
+    Request,
+    Switch,
+    Unload,
+    UrlRef,
+    WorkerStatus,
+)
+from .wire.settings import Settings
+
+__all__ = ["MODELS", "FakeAsyncClient", "FakeClient"]
+
+NODE = "fake@memory"
+MODELS = (
+    CatalogueEntry(id="fake/small", name="Fake, small", family="fake", dimension=16, input_size=32),
+    CatalogueEntry(id="fake/large", name="Fake, large", family="fake", dimension=64, input_size=64),
+)
+
+
+class FakeClient(Client):
+    """A `Client` that answers from memory.
+
+    Args:
+        models: the catalogue; the first one is current.
+        failing: a picture's path or URL, or a text -> the error its item gets.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[CatalogueEntry] = MODELS,
+        failing: Mapping[str, ClipyardError] | None = None,
+    ) -> None:
+        worker = FakeWorker(models, failing or {})
+        self._redis = worker.store
+        self._desk = Desk(_FakeLine(worker), asked_by="fake")
+
+
+class FakeAsyncClient(AsyncClient):
+    """An `AsyncClient` that answers from memory, see `FakeClient`."""
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[CatalogueEntry] = MODELS,
+        failing: Mapping[str, ClipyardError] | None = None,
+    ) -> None:
+        worker = FakeWorker(models, failing or {})
+        self._redis = _Awaited(worker.store)
+        self._desk = Desk(_FakeLine(worker), asked_by="fake")
+
+
+class FakeWorker:
+    """Answers requests as a worker does, with vectors made of a hash of each item."""
+
+    def __init__(
+        self, models: Sequence[CatalogueEntry], failing: Mapping[str, ClipyardError]
+    ) -> None:
+        self.keys = names.Keys("fake")
+        self.store = MemoryStore()
+        self._models = {name: entry for entry in models for name in (entry.id, *entry.aliases)}
+        self._failing = {
+            **failing,
+            **{str(Path(name).absolute()): failing[name] for name in failing},
+        }
+        self._current = models[0].id
+        self._loaded: dict[str, ModelStatus] = {}
+        self.store.hset(
+            self.keys.catalogue, {entry.id: entry.model_dump_json() for entry in models}
+        )
+        self._show()
+
+    def take(self, call: Call) -> None:
+        """Answer a call that was published."""
+        if self.store.get(self.keys.answer(call.id)) is None:
+            self.store.set(self.keys.answer(call.id), self.frame(call.request, call.blobs))
+
+    def frame(self, request: Request, blobs: Mapping[int, bytes]) -> bytes:
+        """The answer to a request."""
+        try:
+            match request:
+                case EmbedBatch():
+                    return pack_answer(*self._embed(request, blobs))
+                case Load() | Reload():
+                    return pack_answer(self._load(request.model))
+                case Switch():
+                    return pack_answer(self._switch(request.model))
+                case Unload():
+                    return pack_answer(self._unload(request))
+                case _:
+                    return pack_answer(_managed(None, changed=False))
+        except ClipyardError as error:
+            return pack_answer(Refused(failure=Failure.of(error)))
+
+    def _embed(self, request: EmbedBatch, blobs: Mapping[int, bytes]) -> tuple[Embedded, Vectors]:
+        entry = self._entry(request.model or self._current)
+        items = [_content(ref, blobs) for ref in request.images] or list(request.texts)
+        failures = {
+            i: Failure.of(self._failing[item])
+            for i, item in enumerate(items)
+            if isinstance(item, str) and item in self._failing
+        }
+        rows = [_vector(entry, item) for i, item in enumerate(items) if i not in failures]
+        self._touch(entry)
+        answer = Embedded(
+            model=entry.id,
+            dimension=entry.dimension,
+            fingerprint=f"fake:{entry.id}",
+            items=len(items),
+            failures=failures,
+            device="memory",
+            precision="float32",
+            worker=NODE,
+        )
+        return answer, np.asarray(rows, np.float32).reshape(-1, entry.dimension)
+
+    def _load(self, model: str) -> Managed:
+        entry = self._entry(model)
+        changed = entry.id not in self._loaded
+        self._touch(entry)
+        return _managed(entry.id, changed=changed)
+
+    def _switch(self, model: str) -> Managed:
+        entry = self._entry(model)
+        changed = entry.id != self._current
+        if changed:
+            self._loaded.pop(self._current, None)
+        self._current = entry.id
+        self._touch(entry)
+        return _managed(entry.id, changed=changed)
+
+    def _unload(self, request: Unload) -> Managed:
+        if request.scope == "one":
+            going = [self._entry(request.model or self._current).id]
+        elif request.scope == "everything":
+            going = list(self._loaded)
+        else:
+            going = [model.id for model in self._loaded.values() if model.type == request.scope]
+        gone = [self._loaded.pop(model) for model in going if model in self._loaded]
+        self._show()
+        return _managed(going[0] if going else None, changed=bool(gone))
+
+    def _entry(self, model: str) -> CatalogueEntry:
+        if model not in self._models:
+            raise UnknownModel(f"no model {model!r}; known are {', '.join(self._models)}")
+        return self._models[model]
+
+    def _touch(self, entry: CatalogueEntry) -> None:
+        uses = self._loaded.pop(entry.id).usage_count if entry.id in self._loaded else 0
+        self._loaded[entry.id] = ModelStatus(
+            id=entry.id,
+            state="device",
+            type="vision" if entry.input_size else "text",
+            dimension=entry.dimension,
+            device_bytes=int(entry.memory_gb * 1e9),
+            last_used=time.time(),
+            usage_count=uses + 1,
+        )
+        self._show()
+
+    def _show(self) -> None:
+        status = WorkerStatus(
+            name=NODE,
+            device="memory",
+            pid=1,
+            started_at=1.0,
+            beat_at=time.time(),
+            state="ready",
+            current=self._current,
+            default=self._current,
+            models=tuple(self._loaded),
+            slots=len(self._models),
+        )
+        self.store.sadd(self.keys.workers, NODE)
+        self.store.set(self.keys.current, self._current.encode())
+        self.store.hset(self.keys.worker(NODE), pack_record(status))
+        for model in self._loaded.values():
+            self.store.hset(self.keys.model(NODE, model.id), pack_record(model))
+
+
+def _managed(model: str | None, *, changed: bool) -> Managed:
+    return Managed(worker=NODE, model=model, changed=changed, message="done, in memory")
+
+
+def _content(ref: ImageRef, blobs: Mapping[int, bytes]) -> str | bytes:
+    match ref:
+        case PathRef():
+            return ref.path
+        case UrlRef():
+            return ref.url
+        case BlobRef():
+            return blobs[ref.blob]
+
+
+def _vector(entry: CatalogueEntry, item: str | bytes) -> Vectors:
+    content = item.encode() if isinstance(item, str) else item
+    seed = hashlib.sha256(entry.id.encode() + b"\0" + content).digest()
+    vector = np.random.default_rng(list(seed)).standard_normal(entry.dimension)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+class _FakeLine(Line):
+    def __init__(self, worker: FakeWorker) -> None:
+        self.settings = Settings.read(redis_url="memory://", key_prefix="fake")
+        self.keys = worker.keys
+        self._worker = worker
+
+    def publish(self, call: Call) -> None:
+        self._worker.take(call)
+
+    def revoke(self, ids: Sequence[str]) -> None:
+        """Nothing is ever on its way."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class MemoryStore:
+    """The few Redis commands that the talks speak."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self, key: str) -> Any:
+        return self._values.get(key)
+
+    def set(self, key: str, value: bytes, *, nx: bool = False, ex: int | None = None) -> None:
+        if not (nx and key in self._values):
+            self._values[key] = value
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self._values.pop(key, None)
+
+    def sadd(self, key: str, member: str) -> None:
+        self._values.setdefault(key, set()).add(member.encode())
+
+    def smembers(self, key: str) -> frozenset[bytes]:
+        return frozenset(self._values.get(key, ()))
+
+    def hset(self, key: str, mapping: Mapping[Any, Any]) -> None:
+        fields = {_bytes(name): _bytes(value) for name, value in mapping.items()}
+        self._values[key] = self._values.get(key, {}) | fields
+
+    def hget(self, key: str, name: str) -> Any:
+        return self.hgetall(key).get(name.encode())
+
+    def hgetall(self, key: str) -> dict[bytes, bytes]:
+        return dict(self._values.get(key, {}))
+
+    def llen(self, key: str) -> int:
+        return 0
+
+    def xrevrange(self, *_: Any) -> list[Any]:
+        return []
+
+    def rpush(self, *_: Any) -> None:
+        """Nobody ever waits."""
+
+    def expire(self, *_: Any) -> None:
+        """Nothing ever expires."""
+
+    def blpop(self, keys: Sequence[str], *, timeout: float) -> None:
+        raise NoAnswer("nothing was submitted under this id")
+
+    def pipeline(self, transaction: bool = True) -> "_Pipeline":
+        return _Pipeline(self)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Pipeline:
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._said: list[Any] = []
+
+    def __getattr__(self, command: str) -> Callable[..., None]:
+        return lambda *args, **kw: self._said.append(getattr(self._store, command)(*args, **kw))
+
+    def execute(self) -> list[Any]:
+        return self._said
+
+
+class _AwaitedPipeline(_Pipeline):
+    async def execute(self) -> list[Any]:  # type: ignore[override]
+        return self._said
+
+
+class _Awaited:
+    """The store as redis.asyncio shows it."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def pipeline(self, transaction: bool = True) -> "_AwaitedPipeline":
+        return _AwaitedPipeline(self._store)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def __getattr__(self, command: str) -> Callable[..., Awaitable[Any]]:
+        async def say(*args: Any, **kw: Any) -> Any:
+            return getattr(self._store, command)(*args, **kw)
+
+        return say
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()

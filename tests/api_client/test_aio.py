@@ -1,0 +1,45 @@
+import asyncio
+import threading
+
+from api_client.aio import AsyncClient
+from api_client.wire import names
+
+
+def test_a_hundred_calls_wait_without_a_thread_each(stage):
+    stage.show_worker()
+
+    async def story():
+        async with AsyncClient(stage.settings) as client:
+            calls = [asyncio.create_task(client.embed_texts([f"text {i}"])) for i in range(100)]
+            queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
+            while stage.store.llen(queue) < len(calls):
+                await asyncio.sleep(0.01)
+            threads = threading.active_count()
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            return threads
+
+    before = threading.active_count()
+    # Publishing takes turns in the loop's own few threads.
+    assert asyncio.run(story()) < before + 40
+
+
+def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage):
+    stage.show_worker()
+    queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
+
+    async def story():
+        async with AsyncClient(stage.settings) as client:
+            call = asyncio.create_task(client.embed_images([b"picture"]))
+            while not stage.store.llen(queue):
+                await asyncio.sleep(0.01)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(story())
+    prefix = stage.settings.key_prefix
+    assert not list(stage.store.scan_iter(f"{prefix}:blobs:*"))
+    assert len(list(stage.store.scan_iter(f"{prefix}:answer:*"))) == 1  # says Cancelled
+    with stage.worker():
+        pass

@@ -1,0 +1,261 @@
+import threading
+
+import numpy as np
+import pytest
+
+from api_client import talks
+from api_client.results import ItemsFailed, matrix
+from api_client.wire import names
+from api_client.wire.errors import (
+    BadRequest,
+    Cancelled,
+    ImageMissing,
+    NoAnswer,
+    NoBroker,
+    NoWorker,
+    UnknownModel,
+)
+from api_client.wire.settings import Settings
+
+TEXTS = [f"text {i}" for i in range(9)]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(talks, "SLICE_S", 0.05)
+
+
+def test_rows_come_in_the_order_of_many_messages(stage, connect):
+    client = connect(stage.settings)
+    told = []
+    with stage.worker():
+        rows = client.embed_texts(TEXTS, progress=told.append)
+        backwards = client.embed_texts(TEXTS[::-1], batch_size=9)
+    assert rows.shape == (9, 16)
+    assert np.array_equal(rows, backwards[::-1])
+    assert told == [2, 2, 2, 2, 1]
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1)
+
+
+def test_pictures_go_by_path_url_and_value(stage, connect):
+    with stage.worker():
+        rows = connect(stage.settings).embed_images(
+            ["a.jpg", "https://x/b.jpg", b"bytes", b"bytes"]
+        )
+    assert np.array_equal(rows[2], rows[3])
+    assert len({row.tobytes() for row in rows}) == 3
+
+
+def test_no_items_are_no_rows_of_the_models_dimension(stage, connect):
+    stage.show_worker()
+    client = connect(stage.settings)
+    assert client.embed_images([]).shape == (0, 16)
+    assert client.embed_texts([], model="fake/large").shape == (0, 64)
+    assert client.embed_images_detailed([]) == []
+
+
+def test_one_bad_item_costs_one_item(stage, connect):
+    stage.failing["text 3"] = ImageMissing("gone")
+    client = connect(stage.settings)
+    with stage.worker():
+        items = client.embed_texts_detailed(TEXTS)
+        with pytest.raises(ItemsFailed, match="1 of 9 items failed, the first at 3: gone"):
+            client.embed_texts(TEXTS)
+    assert [item.vector is None for item in items] == [i == 3 for i in range(9)]
+
+
+def test_a_whole_refusal_is_raised_as_what_it_was(stage, connect):
+    with stage.worker(), pytest.raises(UnknownModel, match="no model 'x/y'"):
+        connect(stage.settings).embed_texts(TEXTS, model="x/y")
+
+
+def test_a_stream_reads_its_source_a_window_ahead(stage, connect):
+    read = []
+
+    def source():
+        for i in range(100):
+            read.append(i)
+            yield f"{i}.jpg"
+
+    with stage.worker():
+        stream = connect(stage.settings).stream_images(source())
+        next(stream)
+        window = stage.settings.in_flight * stage.settings.chunk_size
+        assert len(read) <= window + stage.settings.chunk_size
+        stream.close()
+
+
+def test_an_impossible_stream_is_refused_before_it_is_read(stage, connect):
+    with pytest.raises(BadRequest, match="batch_size"):
+        connect(stage.settings).stream_images(["a.jpg"], batch_size=0)
+
+
+def test_models_are_managed_and_seen(stage, connect):
+    client = connect(stage.settings)
+    with stage.worker():
+        assert [answer.changed for answer in client.load("fake/large")] == [True]
+        assert [answer.changed for answer in client.reload("fake/large")] == [False]
+        assert client.switch("fake/large")[0].model == "fake/large"
+        assert client.unload("fake/large")[0].changed
+        assert not client.unload(scope="everything")[0].changed
+        with pytest.raises(UnknownModel):
+            client.load("x/y")
+        assert client.current_model() == "fake/small"
+        assert [entry.id for entry in client.models()] == ["fake/small", "fake/large"]
+        assert client.dimension() == 16
+        assert client.model_info("fake/large").input_size == 64
+        assert client.pressure() == "normal"
+        assert not client.is_loaded("fake/small")
+        with pytest.raises(UnknownModel, match="x/y"):
+            client.dimension("x/y")
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda c: c.load(""), "model"),
+        (lambda c: c.load(None), "model"),
+        (lambda c: c.load("x" * 201), "model"),
+        (lambda c: c.switch(7), "model"),
+        (lambda c: c.unload(""), "model"),
+        (lambda c: c.unload("a/b", scope="vision"), "scope"),
+        (lambda c: c.unload(scope="some"), "scope"),
+        (lambda c: c.load("a/b", workers="cpu0@host"), "workers"),
+        (lambda c: c.load("a/b", workers=[]), "workers"),
+        (lambda c: c.load("a/b", timeout=-1), "timeout"),
+        (lambda c: c.load("a/b", timeout=float("nan")), "timeout"),
+        (lambda c: c.load("a/b", timeout="5"), "timeout"),
+        (lambda c: c.load("a/b", keep_alive_s="long"), "keep_alive_s"),
+        (lambda c: c.set_knobs({"slots": 0}), "slots"),
+        (lambda c: c.set_knobs({"no_such": 1}), "no_such"),
+        (lambda c: c.is_loaded(b"a/b"), "model"),
+        (lambda c: c.memory_use(3), "model"),
+        (lambda c: c.embed_texts(["a"], timeout=float("inf")), "timeout"),
+        (lambda c: c.embed_texts(["a"], timeout=1e12), "timeout"),
+        (lambda c: c.embed_texts(["a"], priority="urgent"), "priority"),
+        (lambda c: c.embed_texts(["a"], progress=3), "progress"),
+        (lambda c: c.embed_texts(["a"], keep_alive_s=float("nan")), "keep_alive_s"),
+        (lambda c: c.embed_texts(None), "texts"),
+        (lambda c: c.embed_texts(b"abc"), "texts"),
+        (lambda c: c.embed_images("a.jpg"), "images"),
+        (lambda c: c.embed_images(3), "images"),
+        (lambda c: c.embed_images(np.zeros((3, 2, 2, 3), np.uint8)), "images"),
+        (lambda c: c.submit_images([]), "nothing to submit"),
+        (lambda c: c.submit_texts([""]), r"texts\[0\]"),
+        (lambda c: c.handle("no id"), "no id"),
+        (lambda c: c.handle("../../etc.1"), "is no id"),
+    ],
+)
+def test_an_impossible_argument_is_named_before_anything_is_sent(stage, connect, call, argument):
+    stage.show_worker()
+    before = stage.store.dbsize()
+    with pytest.raises(BadRequest, match=argument):
+        call(connect(stage.settings))
+    assert stage.store.dbsize() == before
+
+
+def test_what_was_submitted_is_fetched_by_id_and_more_than_once(stage, connect):
+    with stage.worker():
+        submitted = connect(stage.settings).submit_texts(TEXTS).id
+        handle = connect(stage.settings).handle(submitted)
+        first = matrix(handle.wait(timeout=20))
+        assert np.array_equal(matrix(handle.wait(timeout=20)), first)
+        assert np.array_equal(connect(stage.settings).embed_texts(TEXTS), first)
+
+
+def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, connect):
+    stage.show_worker()
+    handle = connect(stage.settings).submit_images([b"one", b"two", b"three"])
+    handle.cancel()
+    with pytest.raises(Cancelled):
+        connect(stage.settings).handle(handle.id).wait(timeout=20)
+    assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
+
+
+def test_a_handle_says_when_there_is_no_answer_in_time(stage, connect, quick):
+    stage.show_worker()
+    handle = connect(stage.settings).submit_texts(["a"])
+    with pytest.raises(NoAnswer):
+        handle.wait(timeout=0.2)
+
+
+def test_nobody_alive_is_said_soon(stage, connect, quick):
+    with pytest.raises(NoWorker, match="clipyard up"):
+        connect(stage.settings).embed_texts(["a"])
+    with pytest.raises(NoWorker):
+        connect(stage.settings).switch("a/b")
+
+
+@pytest.fixture
+def asking(stage, connect, quick):
+    """A call under way that nobody answers yet; its rows, once `join` has returned."""
+    stage.show_worker()
+    client = connect(stage.settings)
+    rows = []
+    thread = threading.Thread(target=lambda: rows.append(client.embed_texts(["a"], timeout=60)))
+    thread.start()
+
+    def join():
+        thread.join(30)
+        return rows
+
+    yield join
+    thread.join(30)
+
+
+def test_a_message_that_a_worker_took_to_its_grave_is_sent_again(stage, asking):
+    queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
+    _, taken = stage.store.brpop(queue, 20)
+    stage.store.hset(stage.keys.held(), "tag", taken)  # the broker will deliver it, much later
+    while not stage.store.llen(queue):
+        stage.show_worker()
+    with stage.worker():
+        assert len(asking()) == 1
+
+
+def test_a_message_that_is_nowhere_is_sent_again_under_its_id(stage, asking):
+    queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
+    _, lost = stage.store.brpop(queue, 20)
+    _, again = stage.store.brpop(queue, 20)
+    stage.store.lpush(queue, again)
+    with stage.worker():
+        assert len(asking()) == 1
+    assert stage.published[0][1].encode() in lost
+
+
+def test_a_message_that_waits_its_turn_is_not_sent_again(stage, connect, quick):
+    stage.show_worker()
+    client = connect(stage.settings)
+    with pytest.raises(NoAnswer):
+        client.embed_texts(["a"], timeout=1.0)
+    assert stage.store.llen(stage.keys.queue(names.EMBED, names.INTERACTIVE)) == 1
+
+
+def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
+    with stage.worker():
+        stream = connect(stage.settings).stream_images(f"{i}.jpg" for i in range(100))
+        next(stream)
+        stream.close()
+    stage.published.clear()
+    with stage.worker():
+        assert connect(stage.settings).embed_texts(["a"]).shape == (1, 16)
+
+
+def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, connect):
+    client = connect(Settings.read(redis_url=valkey_of_my_own.url, answer_timeout_s=20))
+    assert client.models() == []
+    valkey_of_my_own.stop()
+    for call in (client.models, lambda: client.embed_texts(["a"], model="a/b")):
+        with pytest.raises(NoBroker, match="CLIPYARD_REDIS_URL"):
+            call()
+    valkey_of_my_own.start()
+    assert client.models() == []
+    with pytest.raises(NoWorker):
+        client.embed_texts(["a"], model="a/b")
+
+
+def test_a_wrong_password_is_no_broker(valkey_url, connect):
+    url = f"redis://:secret@{valkey_url.rpartition('@')[2]}"
+    with pytest.raises(NoBroker) as refused:
+        connect(Settings.read(redis_url=url)).models()
+    assert "secret" not in str(refused.value)

@@ -1,0 +1,64 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from api_client.results import ItemsFailed
+from api_client.testing import FakeAsyncClient, FakeClient
+from api_client.wire.errors import BadRequest, ImageUnreadable, NoAnswer, UnknownModel
+
+
+def test_equal_items_get_equal_vectors_and_others_others():
+    client = FakeClient()
+    rows = client.embed_texts(["a", "b", "a"])
+    assert np.array_equal(rows[0], rows[2])
+    assert abs(client.similarity(rows[0], rows[1])) < 0.9
+    assert np.array_equal(FakeClient().embed_texts(["a"])[0], rows[0])
+    assert client.embed_images(["x.jpg", b"x"], model="fake/large").shape == (2, 64)
+
+
+def test_an_item_fails_where_it_is_told_to():
+    client = FakeClient(failing={"broken.jpg": ImageUnreadable("cut short")})
+    with pytest.raises(ItemsFailed, match="at 1: cut short"):
+        client.embed_images(["good.jpg", "broken.jpg"])
+
+
+def test_arguments_are_checked_as_the_client_does():
+    with pytest.raises(BadRequest, match="texts"):
+        FakeClient().embed_texts([""])
+    with pytest.raises(UnknownModel, match="fake/small"):
+        FakeClient().load("a/b")
+
+
+def test_models_come_and_go():
+    client = FakeClient()
+    client.embed_texts(["a"])
+    assert client.is_loaded("fake/small")
+    client.switch("fake/large")
+    assert client.current_model() == "fake/large"
+    assert [model.id for model in client.loaded_models()] == ["fake/large"]
+    client.unload(scope="vision")
+    assert client.loaded_models() == []
+    assert client.status().workers[0].current == "fake/large"
+
+
+def test_what_is_submitted_can_be_fetched_and_nothing_else():
+    client = FakeClient()
+    handle = client.submit_texts(["a"] * 3, batch_size=2)
+    assert len(client.handle(handle.id).wait()) == 3
+    with pytest.raises(NoAnswer):
+        client.handle("00000000-0000-0000-0000-000000000000.1").wait()
+
+
+def test_the_awaited_fake_is_the_same():
+    async def story():
+        async with FakeAsyncClient() as client:
+            rows = await client.embed_texts(["a"])
+            items = [item async for item in client.stream_images([b"1", b"2", b"3"], batch_size=2)]
+            status = await client.status()
+            return rows, items, status
+
+    rows, items, status = asyncio.run(story())
+    assert np.array_equal(rows, FakeClient().embed_texts(["a"]))
+    assert len(items) == 3
+    assert status.workers[0].held[0].usage_count == 3
