@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from api_client.wire.errors import ClipyardError
+from api_client.wire.errors import ClipyardError, OutOfMemory
 
 from .backends.base import Footprint, Model, Tier
 from .catalogue import Entry
@@ -144,9 +144,14 @@ class Residents:
     def remove(self, slot: Slot) -> None:
         del self._slots[slot.id]
 
-    def touch(self, slot: Slot, *, now: float) -> None:
-        slot.used_at = now
-        self._slots.move_to_end(slot.id)
+    def lease(self, slot: Slot, *, now: float, times: int = 1) -> None:
+        slot.leases += times
+        slot.uses += times
+        self._touch(slot, now)
+
+    def give_back(self, slot: Slot, *, now: float) -> None:
+        slot.leases -= 1
+        self._touch(slot, now)
 
     def in_state(self, *states: State) -> list[Slot]:
         return [slot for slot in self if slot.state in states]
@@ -159,6 +164,15 @@ class Residents:
         """Whether one more has a place on the device by the limits."""
         seated = self.in_state(*SEATED)
         return len(seated) < self.limits.slots and self._within(seated, device_bytes)
+
+    def refuse_the_impossible(self, model_id: str, size: int) -> None:
+        """
+        Raises:
+            OutOfMemory: so many bytes are over the limit, whoever leaves.
+        """
+        limit = self.limits.device_bytes
+        if not self._unified and limit is not None and size > limit:
+            raise OutOfMemory(f"{model_id} takes {size} bytes on the device, the limit is {limit}")
 
     def is_over(self) -> bool:
         """Whether more are on the device to stay than the limits allow."""
@@ -223,6 +237,10 @@ class Residents:
             )
             for slot in self
         )
+
+    def _touch(self, slot: Slot, now: float) -> None:
+        slot.used_at = now
+        self._slots.move_to_end(slot.id)
 
     def _within(self, seated: list[Slot], more_bytes: int) -> bool:
         limit = self.limits.device_bytes

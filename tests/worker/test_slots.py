@@ -179,7 +179,7 @@ def test_a_leased_model_stays():
     bench = Bench(slots=1)
     with bench.lease("a"):
         assert bench.slots.apply([Move("a", None, "test"), Move("a", Tier.HOST, "test")]) == []
-        with pytest.raises(ModelBusy, match="no free slot of 1; leased are a"):
+        with pytest.raises(ModelBusy, match="no place, with 1 slots; leased are a"):
             bench.use("b")
     assert bench.tiers == {"a": Tier.DEVICE, "b": Tier.HOST}
 

@@ -1,7 +1,8 @@
 """A back end for tests and demonstrations: no weights, no GPU, real behaviour and real mistakes.
 
 It is strict: using a model that is not on the device, that has gone, or that another thread is
-moving raises AssertionError. That is how the walks over the slots find their bugs.
+moving raises AssertionError, and is noted in `Fake.misuses` for those who would swallow that. So
+the walks over the slots find their bugs.
 """
 
 import hashlib
@@ -121,6 +122,7 @@ class Fake:
         self.precision = placement.precision
         self.unified = placement.device == "cpu"
         self.sleep = sleep
+        self.misuses: list[str] = []
 
     def describe(self, model_id: str) -> Entry | None:
         return None
@@ -159,19 +161,19 @@ class FakeModel:
         self._doing = Lock()
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        assert not self.unloaded, f"{self.id} prepares an image after it was unloaded"
+        self._must(not self.unloaded, "prepares an image after it was unloaded")
         edge = self._options.input_size
         return np.asarray(image.convert("RGB").resize((edge, edge), Image.Resampling.BOX))
 
     def prepare_text(self, text: str) -> PreparedText:
-        assert not self.unloaded, f"{self.id} prepares a text after it was unloaded"
+        self._must(not self.unloaded, "prepares a text after it was unloaded")
         context = self._options.context_chars
         return PreparedText(text[:context], truncated=len(text) > context)
 
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         options = self._options
         with self._alone("run"):
-            assert self.tier is Tier.DEVICE, f"{self.id} runs while it is not on the device"
+            self._must(self.tier is Tier.DEVICE, "runs while it is not on the device")
             self._family.sleep(options.run_s)
             if len(batch) > options.out_of_memory_above:
                 raise MemoryError(f"{len(batch)} rows, {options.out_of_memory_above} fit")
@@ -189,7 +191,7 @@ class FakeModel:
 
     def lift(self) -> None:
         with self._alone("lift"):
-            assert self.tier is Tier.HOST, f"{self.id} is lifted twice"
+            self._must(self.tier is Tier.HOST, "is lifted twice")
             self._family.sleep(self._options.lift_s)
             if not self._family.unified:
                 self._family.device.take(self._options.device_bytes)
@@ -198,7 +200,7 @@ class FakeModel:
 
     def lower(self) -> None:
         with self._alone("lower"):
-            assert self.tier is Tier.DEVICE, f"{self.id} is lowered twice"
+            self._must(self.tier is Tier.DEVICE, "is lowered twice")
             if not self._family.unified:
                 self._family.host.take(self._options.host_bytes)
                 self._leave_device()
@@ -218,13 +220,18 @@ class FakeModel:
     @contextmanager
     def _alone(self, step: str) -> Iterator[None]:
         """One step at a time, and none after the end."""
-        assert self._doing.acquire(blocking=False), f"{step} of {self.id} during another step"
+        self._must(self._doing.acquire(blocking=False), f"has to {step} during another step")
         try:
-            assert not self.unloaded, f"{step} of {self.id} after it was unloaded"
+            self._must(not self.unloaded, f"has to {step} after it was unloaded")
             self._options.before(step)
             yield
         finally:
             self._doing.release()
+
+    def _must(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self._family.misuses.append(f"{self.id} {otherwise}")
+            raise AssertionError(self._family.misuses[-1])
 
 
 def _marked(item: Prepared, marker: str) -> bool:
