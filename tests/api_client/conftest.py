@@ -27,7 +27,7 @@ TASKS: dict[str, type[Request]] = {
     names.UNLOAD: Unload,
 }
 
-BOUND_S = 20.0
+BOUND_S = 60.0  # a worker on a busy machine
 
 
 class Told:

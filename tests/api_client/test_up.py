@@ -210,13 +210,14 @@ def test_a_real_worker_and_its_redis_come_back_after_kill_9(home, checkout, told
     shutil.rmtree(checkout / "celery")
     (checkout / "worker" / "app.py").write_text(REAL)
     (checkout / "beat_schedule" / "__init__.py").write_text(REAL)
+    others = psutil.Process().children(recursive=True)
     with temporary_stack(options(home), tell=told) as stack:
         told.until("cpu0 is ready")
         with redis.Redis.from_url(stack.url) as client:
             client.set("kept", 1)
-        kill(by_command="-n cpu0@%h")
+        kill(by_command="-n cpu0@%h", spare=others)
         told.until("cpu0 was ended by signal 9")
-        kill(by_command="valkey-server 127.0.0.1")
+        kill(by_command="valkey-server 127.0.0.1", spare=others)
         told.until("valkey was ended by signal 9")
         told.until("cpu0 is ready")
         with Celery(broker=stack.url, backend=stack.url) as app:
@@ -226,7 +227,7 @@ def test_a_real_worker_and_its_redis_come_back_after_kill_9(home, checkout, told
             assert client.get("kept") == b"1"
 
 
-def kill(*, by_command: str) -> None:
-    ours = psutil.Process().children(recursive=True)
+def kill(*, by_command: str, spare: list[psutil.Process]) -> None:
+    ours = (one for one in psutil.Process().children(recursive=True) if one not in spare)
     (one,) = (process for process in ours if by_command in " ".join(process.cmdline()))
     one.kill()
