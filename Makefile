@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 .PHONY: quickstart test check bench clean
 
 quickstart: $(READY)
-	$(BIN)/python -m api_client quickstart $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERIES),--queries "$(QUERIES)")
+	$(BIN)/python -m api_client quickstart $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERIES),--queries "$(QUERIES)") $(if $(OUT),--out "$(OUT)")
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

@@ -7,7 +7,7 @@ worker, no answer), 130 interrupted.
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -158,16 +158,72 @@ def switch(
 
 
 @app.command()
+def reload(
+    model: Annotated[str, typer.Argument(help="A model id.")],
+    worker: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Read a model's checkpoint again."""
+    with _client() as client:
+        _managed(client.reload(model, workers=worker), as_json)
+
+
+@app.command()
 def unload(
     model: Annotated[
         str | None, typer.Argument(help="A model id; the current one if none.")
     ] = None,
+    scope: Annotated[
+        str, typer.Option(help="one, vision, text, timeout, pressure or everything.")
+    ] = "one",
     worker: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Let a model go."""
+    """Let a model go, or all of a kind, or what the sweeps would let go now."""
     with _client() as client:
-        _managed(client.unload(model, workers=worker), as_json)
+        _managed(client.unload(model, scope=cast("Any", scope), workers=worker), as_json)
+
+
+@app.command("set")
+def set_(
+    knobs: Annotated[list[str], typer.Argument(help="NAME=VALUE, e.g. vision_ram_timeout_s=900.")],
+    worker: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Change settings of workers while they run."""
+    given = dict(_name_and_value(knob) for knob in knobs)
+    with _client() as client:
+        _managed(client.set_knobs(given, workers=worker), as_json)
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, once a second.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which model is where, and what goes next."""
+    from . import overview
+
+    with _client() as client:
+        if watch:
+            overview.watch(client.status)
+        elif as_json:
+            print(client.status().model_dump_json())
+        else:
+            overview.show(client.status())
+
+
+@app.command()
+def why(
+    model: Annotated[str, typer.Argument(help="A model id.")],
+    as_json: Json = False,
+) -> None:
+    """Tell why a model is here, why it went, and what goes next."""
+    from .status import why as sentences
+
+    with _client() as client:
+        told = sentences(client.status(), model)
+    print(json.dumps(told) if as_json else "\n".join(told))
 
 
 @app.command()
@@ -247,6 +303,16 @@ def _pictures(places: list[Path]) -> list[Path]:
         else:
             found.append(place)
     return found
+
+
+def _name_and_value(knob: str) -> tuple[str, Any]:
+    name, equals, value = knob.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{knob!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, [part for part in value.split(",") if part]  # model ids, for `pinned`
 
 
 def _managed(answers: Any, as_json: bool) -> None:

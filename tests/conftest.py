@@ -14,6 +14,8 @@ from celery.signals import setup_logging
 from api_client.stack.valkey import PrivateValkey, server_binary
 from api_client.wire.names import Keys
 
+pytest_plugins = ["tests.stack"]
+
 
 @setup_logging.connect
 def _leave_logging_alone(**_: object) -> None:

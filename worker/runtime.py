@@ -79,6 +79,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     """
     placement = resolve(settings)
     families = Families(placement)
+    families["open_clip"]  # its import takes seconds and holds everybody up: now, not in a request
     files = [BUILT_IN, settings.catalogue] if settings.catalogue else [BUILT_IN]
     catalogue = Catalogue.read(*files, describe=[families.describe])
     store, keys = redis_client(settings), Keys(settings.key_prefix)

@@ -1,4 +1,4 @@
-"""One real stack for all flow tests: Valkey, a worker process, beat; and clients of it."""
+"""One real stack for all tests that want one: Valkey, a worker process, beat; and clients of it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -42,6 +42,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(7)
     model = open_clip.create_model("ViT-B-32", pretrained=None)
     save_file(model.state_dict(), folder / "ViT-B-32.safetensors")
+    by_tag = folder / "by-tag" / "ViT-B-32"
+    by_tag.mkdir(parents=True)
+    save_file(model.state_dict(), by_tag / "openai.safetensors")  # QuickGELU has no weights
     (folder / "catalogue.toml").write_text(CATALOGUE)
     return folder
 
@@ -52,6 +55,7 @@ def running(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     home = tmp_path_factory.mktemp("stack")
     env = {
         "CLIPYARD_CATALOGUE": str(models / "catalogue.toml"),
+        "CLIPYARD_MODELS_DIR": str(models / "by-tag"),
         "CLIPYARD_CACHE_DIR": str(home / "cache"),
         "CLIPYARD_IMAGE_ROOTS": json.dumps([str(tmp_path_factory.getbasetemp())]),
         "CLIPYARD_DEFAULT_MODEL": "fake/vision",

@@ -1,0 +1,96 @@
+"""The fleet on a terminal: workers, models, the last events; once, or live."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .status import Fleet, Worker
+
+REFRESH_S = 1.0
+EVENTS_SHOWN = 8
+STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "broken": "red"}
+PRESSURE_STYLES = {"normal": "green", "elevated": "yellow", "high": "red", "critical": "bold red"}
+MB = 1_000_000
+
+
+def show(fleet: Fleet) -> None:
+    """Print it once."""
+    Console().print(drawn(fleet))
+
+
+def watch(look: Callable[[], Fleet]) -> None:
+    """Show it until Ctrl-C."""
+    with Live(drawn(look()), screen=True) as live:
+        while True:
+            time.sleep(REFRESH_S)
+            live.update(drawn(look()))
+
+
+def drawn(fleet: Fleet) -> RenderableType:
+    """Workers, their models in LRU order, and the newest events."""
+    if not fleet.workers:
+        return Text("no worker is alive; start one with `clipyard up`", style="red")
+    return Group(_workers(fleet), _models(fleet), _events(fleet))
+
+
+def _workers(fleet: Fleet) -> Table:
+    columns = ("worker", "device", "state", "memory", "pressure", "waiting", "last sweep")
+    table = Table(*columns, title=f"current model: {fleet.current or 'none'}")
+    for worker in fleet.workers:
+        waiting = [d for q, d in fleet.depths.items() if "@" not in q or q.startswith(worker.name)]
+        table.add_row(
+            worker.name,
+            worker.device,
+            Text(f"{worker.state} {worker.trouble}".strip(), style=STYLES[worker.state]),
+            _memory(worker),
+            Text(worker.pressure, style=PRESSURE_STYLES[worker.pressure]),
+            str(sum(depth.interactive + depth.bulk for depth in waiting)),
+            _ago(worker.beat_at - worker.last_sweep_at) if worker.last_sweep_at else "never",
+        )
+    return table
+
+
+def _models(fleet: Fleet) -> Table:
+    columns = ("worker", "model", "tier", "leases", "MB", "uses", "idle", "steps down", "next")
+    table = Table(*columns)
+    for worker in fleet.workers:
+        for model in worker.held:
+            idle_s = worker.beat_at - model.last_used
+            on_gpu = worker.device_total > 0 and model.state == "device"
+            timeout_s = model.vram_timeout_s if on_gpu else model.ram_timeout_s
+            table.add_row(
+                worker.name,
+                model.id,
+                model.state,
+                str(model.leases),
+                f"{(model.device_bytes + model.host_bytes) / MB:.0f}",
+                str(model.usage_count),
+                _ago(idle_s),
+                "pinned" if model.pinned else f"in {max(0.0, timeout_s - idle_s):.0f} s",
+                "goes next" if model.next_out else "",
+            )
+    return table
+
+
+def _events(fleet: Fleet) -> Table:
+    table = Table("when", "worker", "what", "model", "why", "by", show_header=bool(fleet.events))
+    for event in fleet.events[:EVENTS_SHOWN]:
+        when = time.strftime("%H:%M:%S", time.localtime(event.at))
+        row = (when, event.worker, event.kind.value, event.model, event.reason, event.asked_by)
+        table.add_row(*row)
+    return table
+
+
+def _memory(worker: Worker) -> str:
+    total, free = worker.host_total, worker.host_free
+    if worker.device_total:
+        total, free = worker.device_total, worker.device_free
+    return f"{(total - free) / MB / 1000:.1f} of {total / MB / 1000:.1f} GB"
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s ago" if seconds >= 1 else "now"
