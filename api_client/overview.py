@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .status import Fleet, Worker
@@ -55,8 +55,8 @@ def _workers(fleet: Fleet) -> Table:
 
 
 def _models(fleet: Fleet) -> Table:
-    columns = ("worker", "model", "tier", "leases", "MB", "uses", "idle", "steps down", "next")
-    table = Table(*columns)
+    rest = ("tier", "leases", "MB", "uses", "idle", "steps down", "next")
+    table = Table("worker", Column("model", no_wrap=True), *rest)
     for worker in fleet.workers:
         for model in worker.held:
             idle_s = worker.beat_at - model.last_used
@@ -71,7 +71,7 @@ def _models(fleet: Fleet) -> Table:
                 str(model.usage_count),
                 _ago(idle_s),
                 "pinned" if model.pinned else f"in {max(0.0, timeout_s - idle_s):.0f} s",
-                "goes next" if model.next_out else "",
+                "out" if model.next_out else "",
             )
     return table
 
