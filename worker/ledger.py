@@ -71,7 +71,7 @@ class Ledger:
 
     @property
     def residue_bytes(self) -> int:
-        """All that unloads of this process have not given back."""
+        """What the last unload of each model has not given back."""
         return sum(measured.residue_bytes for measured in list(self._measured.values()))
 
     def saw(self, model_id: str, footprint: Footprint) -> None:

@@ -89,15 +89,16 @@ V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fi
 
 def _share(group: Path, files: _Files) -> Bytes | None:
     try:
-        limit = (group / files.limit).read_text().strip()
+        content = (group / files.limit).read_text().strip()
+        limit = NO_LIMIT if content == "max" else int(content)
         used = int((group / files.used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return None
-    if limit == "max" or int(limit) >= NO_LIMIT:
+    if limit >= NO_LIMIT:
         return None
     held = max(0, used - int(stat.get(files.reclaimable, 0)))
-    return Bytes(int(limit), max(0, int(limit) - held))
+    return Bytes(limit, max(0, limit - held))
 
 
 class Pressure(StrEnum):

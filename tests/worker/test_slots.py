@@ -391,6 +391,24 @@ def test_one_load_serves_everyone_who_waits_for_it():
     assert [(slot.leases, slot.uses) for slot in bench.slots.view()] == [(0, 4)]
 
 
+def test_those_who_shared_a_load_do_not_wait_for_the_first_to_finish():
+    bench, gate, done = Bench(), Gate("load"), Event()
+
+    def use_for_long():
+        with bench.lease("a", before=gate):
+            assert done.wait(SOON_S)
+
+    with threads() as pool:
+        first = pool.submit(use_for_long)
+        assert gate.reached.wait(SOON_S)
+        second = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: _joined(bench, "a") == 2)
+        gate.open.set()
+        second.result(SOON_S)
+        done.set()
+        first.result(SOON_S)
+
+
 def test_one_error_serves_everyone_who_waits_for_it():
     bench, gate = Bench(), Gate("load")
     with threads() as pool:
@@ -511,6 +529,80 @@ def test_a_sweep_leaves_what_was_used_since_it_looked():
     [seen] = bench.slots.view()
     bench.use("a")
     assert bench.slots.apply([Move("a", None, "idle", used_at=seen.used_at)]) == []
+
+
+def warm(bench, name, to, **options):
+    return bench.slots.warm(entry(name, **options), to=to, reason="likely")
+
+
+def test_a_model_can_be_warmed_up_before_anyone_asks():
+    bench = Bench()
+    assert warm(bench, "a", Tier.HOST)
+    assert bench.tiers == {"a": Tier.HOST}
+    assert warm(bench, "a", Tier.DEVICE)
+    assert bench.tiers == {"a": Tier.DEVICE}
+    assert [(event.kind, event.reason) for event in bench.events] == [
+        (EventKind.LOADED, "likely"),
+        (EventKind.LIFTED, "likely"),
+    ]
+    assert not warm(bench, "a", Tier.DEVICE)
+    assert not warm(bench, "a", Tier.HOST)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"slots": 2}, {"device_bytes": 250}, {"slots": 9, "total": 250}]
+)
+def test_nobody_leaves_the_device_for_a_model_that_is_warmed_up(limits):
+    bench = Bench(**limits)
+    bench.use("a", "b")
+    before = bench.tiers
+    assert not warm(bench, "c", Tier.DEVICE)
+    assert bench.tiers == before
+
+
+def test_nobody_leaves_host_memory_for_a_model_that_is_warmed_up():
+    bench = Bench(slots=1, host_bytes=150)
+    bench.use("a", "b")
+    assert not warm(bench, "c", Tier.HOST)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+
+
+def test_a_model_that_cannot_be_warmed_up_leaves_nothing_behind():
+    bench = Bench()
+    bench.device.take(950)
+    with pytest.raises(OutOfMemory):
+        warm(bench, "a", Tier.DEVICE)
+    with pytest.raises(LoadFailed):
+        warm(bench, "b", Tier.HOST, fail_load="no weights")
+    assert bench.tiers == {}
+    assert bench.host.used == 0
+
+
+def test_who_asks_for_a_model_that_is_being_warmed_up_gets_it():
+    bench, gate = Bench(), Gate("load")
+    with threads() as pool:
+        likely = pool.submit(warm, bench, "a", Tier.HOST, before=gate)
+        assert gate.reached.wait(SOON_S)
+        asked = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: _joined(bench, "a") == 1)
+        gate.open.set()
+        assert likely.result(SOON_S)
+        asked.result(SOON_S)
+    assert bench.tiers == {"a": Tier.DEVICE}
+    assert bench.loads == ["a"]
+
+
+def test_whoever_waits_for_a_place_goes_before_a_model_that_is_warmed_up():
+    bench, gate = Bench(slots=3, device_bytes=250, wait_s=SOON_S), Gate("load")
+    with threads() as pool, bench.lease("c"):
+        likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
+        assert gate.reached.wait(SOON_S)
+        big = pool.submit(bench.use, "big", size=200)
+        until(bench.slots, lambda: bench.slots._lifts)
+        gate.open.set()
+        assert not likely.result(SOON_S)
+        assert not warm(bench, "b", Tier.HOST)
+        assert not big.done()
 
 
 def test_without_an_accelerator_there_is_one_tier():
