@@ -42,8 +42,11 @@ class Carrier:
         self._on_event = on_event
         self._moving = Lock()  # one move on the device at a time, so that its bytes can be measured
 
-    def load(self, entry: Entry, *, guess: int) -> Model:
+    def load(self, entry: Entry, *, guess: int) -> tuple[Model, Footprint]:
         """
+        Args:
+            guess: bytes it will take, if it was never measured.
+
         Raises:
             MemoryError: host memory is short, or would be.
             Exception: whatever else the back end raises.
@@ -51,9 +54,10 @@ class Carrier:
         size = self._ledger[entry.id].host_bytes or guess
         if short := self._ledger.host_shortfall(size):
             raise OutOfMemory(f"{entry.id} takes {size} bytes of host memory, {short} too many")
-        return self._load(entry)
+        model = self._load(entry)
+        return model, self._weigh(entry.id, model)
 
-    def lift(self, slot: Slot, *, size: int) -> None:
+    def lift(self, slot: Slot, *, size: int) -> Footprint:
         """
         Raises:
             MemoryError: it is still where it was.
@@ -61,10 +65,12 @@ class Carrier:
         """
         with self._moving, self._ledger.reserve(size):
             slot.weights.lift()
+        return self._weigh(slot.id, slot.weights)
 
-    def lower(self, slot: Slot) -> None:
+    def lower(self, slot: Slot) -> Footprint:
         with self._moving, self._ledger.coming_back(slot.id, slot.held.device_bytes):
             slot.weights.lower()
+        return self._weigh(slot.id, slot.weights)
 
     def unload(self, slot: Slot) -> None:
         try:
@@ -72,12 +78,6 @@ class Carrier:
                 slot.weights.unload()
         except Exception:
             log.exception("%s did not unload as it should; it is gone all the same", slot.id)
-
-    def weigh(self, slot: Slot) -> Footprint:
-        """What it takes where it is now; the ledger remembers."""
-        footprint = slot.weights.footprint()
-        self._ledger.saw(slot.id, footprint)
-        return footprint
 
     def tell(
         self,
@@ -110,3 +110,8 @@ class Carrier:
                 seconds=seconds,
             )
         )
+
+    def _weigh(self, model_id: str, model: Model) -> Footprint:
+        footprint = model.footprint()
+        self._ledger.saw(model_id, footprint)
+        return footprint

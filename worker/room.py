@@ -97,13 +97,13 @@ class Room:
             return
         size, started = slot.held.device_bytes, self._clock()
         try:
-            self._carrier.lower(slot)
+            held = self._carrier.lower(slot)
         except Exception as error:
             log.warning("%s could not be lowered", slot.id, exc_info=True)
             self.drop(slot, gone, f"{reason}; could not be lowered: {error}", asked_by)
             return
         with self._changed:
-            slot.state, slot.held = State.HOST, self._carrier.weigh(slot)
+            slot.state, slot.held = State.HOST, held
             self._changed.notify_all()
         self._carrier.tell(EventKind.LOWERED, slot.id, reason, asked_by, size=size, since=started)
 
@@ -180,7 +180,8 @@ class Room:
 
     def _make_host_room(self, slot: Slot, asked_by: str) -> bool:
         """Promises host memory to a slot, letting go of older ones; False where that is no use."""
-        size = self._ledger[slot.id].host_bytes
+        copy = slot.held.host_bytes  # some leave one behind when they are lifted
+        size = max(0, self._ledger[slot.id].host_bytes - copy)
         short = self._ledger.host_shortfall(size)
         with self._changed:
             older = self._slots.older_in_host(slot, size, short=short)
@@ -188,7 +189,7 @@ class Room:
                 return False
             for other in older:
                 other.leave()
-            slot.held = Footprint(slot.held.device_bytes, slot.held.host_bytes + size)
+            slot.held = Footprint(slot.held.device_bytes, copy + size)
         for other in older:
             reason = f"made room in host memory for {slot.id}"
             self.drop(other, EventKind.EVICTED, reason, asked_by)

@@ -26,7 +26,7 @@ from threading import Condition
 from api_client.wire.errors import BackendFailed, ClipyardError, ModelBusy, OutOfMemory, from_wire
 from api_client.wire.messages import Event, EventKind
 
-from .backends.base import Model, Tier
+from .backends.base import Footprint, Model, Tier
 from .carrier import Carrier
 from .catalogue import Entry
 from .ledger import Ledger
@@ -281,19 +281,24 @@ class Slots:
             elif slot.model is None:
                 self._slots.remove(slot)
             else:
-                slot.state, slot.held = State.HOST, slot.model.footprint()
+                slot.state, slot.held = State.HOST, Footprint(host_bytes=slot.held.host_bytes)
             self._changed.notify_all()
         self._room.trim()
 
-    def _load(self, slot: Slot, load: Callable[[], Model], reason: str, asked_by: str) -> None:
+    def _load(
+        self,
+        slot: Slot,
+        load: Callable[[], tuple[Model, Footprint]],
+        reason: str,
+        asked_by: str,
+    ) -> None:
         started = self._clock()
-        model = load()
+        model, held = load()
         with self._changed:
-            slot.model, slot.state = model, State.HOST
-            slot.held = self._carrier.weigh(slot)
+            slot.model, slot.held, slot.state = model, held, State.HOST
             slot.loaded_at = self._clock()
             slot.load_s = slot.loaded_at - started
-        size = slot.held.host_bytes
+        size = held.host_bytes
         self._carrier.tell(EventKind.LOADED, slot.id, reason, asked_by, size=size, since=started)
 
     def _lift(self, slot: Slot, deadline: float, asked_by: str) -> None:
@@ -304,10 +309,10 @@ class Slots:
             twice = partial(self._room.try_twice, lift, slot, State.DEVICE, asked_by)
             self._rise(slot, twice, "asked for", asked_by)
 
-    def _rise(self, slot: Slot, lift: Callable[[], None], reason: str, asked_by: str) -> None:
+    def _rise(self, slot: Slot, lift: Callable[[], Footprint], reason: str, asked_by: str) -> None:
         started = self._clock()
         try:
-            lift()
+            held = lift()
         except MemoryError:
             raise
         except Exception:
@@ -315,9 +320,9 @@ class Slots:
             slot.model = None  # who knows where it was
             raise
         with self._changed:
-            slot.state, slot.held = State.DEVICE, self._carrier.weigh(slot)
+            slot.state, slot.held = State.DEVICE, held
             slot.lifted_at = self._clock()
-        size = slot.held.device_bytes
+        size = held.device_bytes
         self._carrier.tell(EventKind.LIFTED, slot.id, reason, asked_by, size=size, since=started)
 
     def _warm(self, slot: Slot, to: Tier, reason: str, asked_by: str) -> bool:
@@ -341,7 +346,7 @@ class Slots:
     def _device_bytes(self, slot: Slot) -> int:
         if self._unified:
             return 0
-        return self._ledger[slot.id].device_bytes or slot.weights.footprint().host_bytes
+        return self._ledger[slot.id].device_bytes or slot.held.host_bytes
 
     def _release(self, slot: Slot, asked_by: str) -> None:
         with self._changed:

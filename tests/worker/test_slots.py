@@ -147,6 +147,33 @@ def test_host_memory_is_not_emptied_for_a_model_that_does_not_fit_anyway():
     assert bench.tiers == {"a": Tier.HOST, "c": Tier.DEVICE}
 
 
+def test_a_copy_left_in_host_memory_counts_once():
+    bench = Bench(slots=1, host_bytes=100)
+    bench.use("a", host_copy=True)
+    bench.use("b")
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+    bench.use("a", host_copy=True)
+    assert bench.tiers == {"a": Tier.DEVICE}
+
+
+def test_a_model_whose_weight_cannot_be_told_is_not_kept():
+    bench = Bench()
+    bench.use("a")
+    load = bench.family.load
+    bench.family.load = lambda entry: _Weightless(load(entry))
+    with pytest.raises(BackendFailed, match="no scales"):
+        bench.use("b")
+    assert bench.tiers == {"a": Tier.DEVICE}
+
+
+class _Weightless:
+    def __init__(self, model):
+        self._model = model
+
+    def footprint(self):
+        raise RuntimeError("no scales")
+
+
 def test_a_limit_of_bytes_counts_as_well_as_the_number():
     bench = Bench(slots=5, device_bytes=250)
     bench.use("a", "b", "c")

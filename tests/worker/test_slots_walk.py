@@ -107,6 +107,7 @@ class Walk(RuleBasedStateMachine):
         options = {
             "device_bytes": size,
             "host_bytes": size,
+            "host_copy": name == "b",
             "before": lambda step: self.step(name, step),
         }
         return Entry(name, backend="fake", options=options)

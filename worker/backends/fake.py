@@ -38,6 +38,7 @@ class Options:
         context_chars: longer texts are truncated.
         device_bytes, host_bytes: of the weights while there; without an accelerator only the
             latter counts.
+        host_copy: whether it keeps its host memory while it is on the device.
         residue_bytes: of the device's, what an unload forgets to give back.
         load_s, lift_s, run_s: how long each step sleeps.
         fail_load: the sentence of LoadFailed; empty loads.
@@ -54,6 +55,7 @@ class Options:
     context_chars: int = 400
     device_bytes: int = 0
     host_bytes: int = 0
+    host_copy: bool = False
     residue_bytes: int = 0
     load_s: float = 0.0
     lift_s: float = 0.0
@@ -185,9 +187,11 @@ class FakeModel:
     def footprint(self) -> Footprint:
         if self.unloaded:
             return Footprint()
-        if self.tier is Tier.DEVICE and not self._family.unified:
-            return Footprint(device_bytes=self._options.device_bytes)
-        return Footprint(host_bytes=self._options.host_bytes)
+        on_device = self.tier is Tier.DEVICE and not self._family.unified
+        return Footprint(
+            device_bytes=self._options.device_bytes if on_device else 0,
+            host_bytes=self._options.host_bytes if self._holds_host() else 0,
+        )
 
     def lift(self) -> None:
         with self._alone("lift"):
@@ -195,14 +199,16 @@ class FakeModel:
             self._family.sleep(self._options.lift_s)
             if not self._family.unified:
                 self._family.device.take(self._options.device_bytes)
-                self._family.host.give(self._options.host_bytes)
             self.tier = Tier.DEVICE
+            if not self._holds_host():
+                self._family.host.give(self._options.host_bytes)
 
     def lower(self) -> None:
         with self._alone("lower"):
             self._must(self.tier is Tier.DEVICE, "is lowered twice")
-            if not self._family.unified:
+            if not self._holds_host():
                 self._family.host.take(self._options.host_bytes)
+            if not self._family.unified:
                 self._leave_device()
             self.tier = Tier.HOST
 
@@ -210,9 +216,12 @@ class FakeModel:
         with self._alone("unload"):
             if self.tier is Tier.DEVICE and not self._family.unified:
                 self._leave_device()
-            else:
+            if self._holds_host():
                 self._family.host.give(self._options.host_bytes)
             self.unloaded = True
+
+    def _holds_host(self) -> bool:
+        return self.tier is Tier.HOST or self._family.unified or self._options.host_copy
 
     def _leave_device(self) -> None:
         self._family.device.give(self._options.device_bytes - self._options.residue_bytes)

@@ -69,6 +69,13 @@ def test_it_runs_on_the_device_only():
         texts(model, "a")
 
 
+def test_misuse_is_noted_for_those_who_would_swallow_it():
+    family = Fake(Placement())
+    with pytest.raises(AssertionError):
+        family.load(entry()).lower()
+    assert family.misuses == ["fake/a is lowered twice"]
+
+
 def test_nothing_works_after_an_unload():
     model = ready()
     model.unload()
@@ -135,6 +142,20 @@ def test_without_an_accelerator_weights_stay_in_host_memory():
     assert model.footprint() == Footprint(host_bytes=50)
     model.unload()
     assert host.used == 0
+
+
+def test_a_model_may_keep_a_copy_in_host_memory():
+    device, host = Pool(100), Pool(100)
+    model = Fake(Placement(device="cuda:0"), device=device, host=host).load(
+        entry(device_bytes=60, host_bytes=50, host_copy=True)
+    )
+    model.lift()
+    assert model.footprint() == Footprint(device_bytes=60, host_bytes=50)
+    model.lower()
+    assert (device.used, host.used) == (0, 50)
+    model.lift()
+    model.unload()
+    assert (device.used, host.used) == (0, 0)
 
 
 def test_a_lift_without_room_leaves_the_model_where_it_was():
