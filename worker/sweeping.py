@@ -6,10 +6,9 @@ import time
 from api_client.wire.errors import ClipyardError
 
 from . import usage
-from .backends.base import Tier
-from .memory import Pressure
+from .backends.base import Footprint, Tier
 from .runtime import Runtime
-from .sweeps import SWEEPS, Move, Sweep, View
+from .sweeps import SWEEPS, Move, Sweep, View, preload
 from .sweeps import sweep as decide
 
 __all__ = ["foresee", "sweep", "view"]
@@ -43,36 +42,28 @@ def view(here: Runtime) -> View:
 def foresee(here: Runtime) -> str | None:
     """Brings the model most likely wanted next, where that costs nobody anything; gives its id.
 
-    Only on an idle worker with a slot to spare and memory in plenty. A model that was here within
-    the hour is not brought back: if it went, there was a reason.
+    A model that was here within the hour is not brought back: if it went, there was a reason.
     """
-    slots = here.slots.view()
-    on_device = [slot.model_id for slot in slots if slot.tier is Tier.DEVICE]
-    if (
-        not here.tracker.settings.foresight
-        or any(slot.busy for slot in slots)
-        or len(on_device) >= here.slots.limits.slots
-        or here.tracker.pressure() is not Pressure.NORMAL
-    ):
+    if not here.tracker.settings.foresight:
         return None
-    been = here.tracker.been_here(within_s=3600.0) | set(on_device)
+    been = here.tracker.been_here(within_s=3600.0)
     histograms = {
         entry.id: usage.histogram(here.redis, here.keys, entry.id) for entry in here.catalogue
     }
-    for model_id in usage.wanted_next(histograms, at=time.time()):
-        if model_id not in been:
-            return _bring(here, model_id, on_device)
+    wanted = [m for m in usage.wanted_next(histograms, at=time.time()) if m not in been]
+    weights = {model_id: _weight(here, model_id) for model_id in wanted}
+    slots = here.slots.limits.slots
+    for move in preload(view(here), slots=slots, wanted=wanted, weights=weights):
+        entry, to = here.catalogue[move.model_id], move.to or Tier.HOST
+        try:
+            if here.slots.warm(entry, to=to, reason=move.reason, asked_by="foresight"):
+                return move.model_id
+        except ClipyardError as error:  # whoever wants it later gets the error
+            log.info("%s was not brought in time: %s", move.model_id, error)
     return None
 
 
-def _bring(here: Runtime, model_id: str, resident: list[str]) -> str | None:
-    entry = here.catalogue[model_id]
-    size = here.ledger[model_id].device_bytes or int(entry.memory_gb * 2**30)
-    if here.ledger.shortfall(model_id, size, resident=resident):
-        return None
-    try:
-        here.slots.load(entry, asked_by="foresight")
-    except ClipyardError as error:  # told by an event; whoever wants it later gets the error
-        log.info("%s was not brought in time: %s", model_id, error)
-        return None
-    return model_id
+def _weight(here: Runtime, model_id: str) -> Footprint:
+    guess = int(here.catalogue[model_id].memory_gb * 2**30)
+    measured = here.ledger[model_id]
+    return Footprint(measured.device_bytes or guess, measured.host_bytes or guess)

@@ -1,10 +1,10 @@
 """What to let go, and when. Each sweep is a pure function: a view in, moves out."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .backends.base import Footprint, Tier, Traits
-from .memory import Bytes, Pressure
+from .memory import BEGINS, Bytes, Pressure
 
 __all__ = [
     "Move",
@@ -14,6 +14,7 @@ __all__ = [
     "idle_in_ram",
     "idle_in_vram",
     "kept_alive",
+    "preload",
     "sweep",
     "under_pressure",
 ]
@@ -184,3 +185,37 @@ def sweep(view: View, *, which: Iterable[Sweep] = SWEEPS) -> list[Move]:
         for move in decide(view):
             moves.setdefault(move.model_id, move)
     return [replace(move, used_at=used_at[move.model_id]) for move in moves.values()]
+
+
+def preload(
+    view: View, *, slots: int, wanted: Sequence[str], weights: Mapping[str, Footprint]
+) -> list[Move]:
+    """At most one move up, for `Slots.warm`: the first model wanted that is not here yet.
+
+    Only while nobody uses the worker and memory is plentiful, now and with that model; onto a free
+    place of the device, else into host memory. Nobody ever leaves for it.
+
+    Args:
+        slots: models that the device may hold.
+        wanted: the likeliest to be wanted next comes first.
+        weights: what each would take; one that is not listed is left alone.
+    """
+    here = {slot.model_id for slot in view.slots}
+    if view.pressure is not Pressure.NORMAL or any(slot.busy for slot in view.slots):
+        return []
+    has_place = sum(slot.tier is Tier.DEVICE for slot in view.slots) < slots
+    for model_id in wanted:
+        weight = weights.get(model_id)
+        if weight is None or model_id in here or not _is_plenty(view.host, weight.host_bytes):
+            continue
+        if has_place and _is_plenty(view.device, weight.device_bytes):
+            return [Move(model_id, Tier.DEVICE, "likely to be wanted next")]
+        if not view.unified:
+            return [Move(model_id, Tier.HOST, "likely to be wanted next")]
+    return []
+
+
+def _is_plenty(memory: Bytes | None, more: int) -> bool:
+    if memory is None:
+        return True
+    return memory.total - memory.free + more < BEGINS[Pressure.ELEVATED] * memory.total

@@ -133,13 +133,13 @@ def test_nothing_is_brought_to_a_busy_worker(here, much_used):
         assert sweep() == {}
 
 
-def test_nothing_is_brought_where_another_model_would_have_to_go(here, much_used):
+def test_with_every_place_taken_what_is_wanted_waits_in_host_memory(here, much_used):
     much_used(b=500)
     here.tracker.change(Knobs(slots=1))
     here.slots.limits = here.slots.limits.__class__(slots=1)
     load(here, "clip/a")
-    assert sweep() == {}
-    assert held(here) == {"clip/a": "device"}
+    assert sweep() == {"clip/b": "likely to be wanted next"}
+    assert held(here) == {"clip/a": "device", "clip/b": "host"}
 
 
 def test_nothing_is_brought_into_memory_that_is_short(here, much_used):

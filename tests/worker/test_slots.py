@@ -393,6 +393,34 @@ def test_an_unload_drains_and_who_comes_meanwhile_loads_anew():
     assert bench.loads == ["a", "a"]
 
 
+def test_a_lease_goes_on_as_soon_as_an_unload_gives_up():
+    bench = Bench(wait_s=SOON_S)
+    with threads() as pool, bench.lease("a"):
+        gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=0.05)
+        until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+        late = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: len(bench.slots._changed._waiters) == 2)
+        bench.now += 1  # too late for the one, not for the other
+        with pytest.raises(ModelBusy):
+            gone.result(SOON_S)
+        late.result(SOON_S / 2)
+
+
+def test_nobody_else_is_pushed_out_while_one_is_leaving():
+    bench, gate = Bench(slots=2, wait_s=SOON_S), Gate("lower")
+    bench.use("a", before=gate)
+    bench.use("b")
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        c = pool.submit(bench.use, "c")
+        until(bench.slots, lambda: bench.slots._lifts)
+        gate.open.set()
+        swept.result(SOON_S)
+        c.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
+
+
 def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
     bench = Bench(slots=1, wait_s=SOON_S)
     with threads() as pool:

@@ -12,6 +12,7 @@ from worker.sweeps import (
     idle_in_ram,
     idle_in_vram,
     kept_alive,
+    preload,
     sweep,
     under_pressure,
 )
@@ -173,3 +174,44 @@ def test_a_sweep_moves_each_model_once_and_remembers_when_it_was_used():
     [move] = sweep(seen)
     assert move.reason.startswith("high pressure")
     assert move.used_at == NOW - 999
+
+
+PLENTY = Bytes(1000, 1000)
+
+
+def warmed(*slots, places=2, wanted=("a", "b"), weights="ab", **given):
+    footprint = Footprint(device_bytes=100, host_bytes=100)
+    seen = view(*slots, **{"device": PLENTY, "host": PLENTY, **given})
+    return preload(seen, slots=places, wanted=wanted, weights=dict.fromkeys(weights, footprint))
+
+
+def test_the_likeliest_model_is_brought_and_says_why():
+    assert warmed() == [Move("a", Tier.DEVICE, "likely to be wanted next")]
+
+
+@pytest.mark.parametrize("tier", [Tier.DEVICE, Tier.HOST])
+def test_one_that_is_here_already_is_passed_over(tier):
+    assert ids(warmed(slot("a", tier=tier))) == ["b"]
+
+
+@pytest.mark.parametrize("given", [{"places": 1}, {"device": Bytes(1000, 390)}])
+def test_without_a_place_on_the_device_it_is_brought_into_host_memory(given):
+    assert [move.to for move in warmed(slot("c"), **given)] == [Tier.HOST]
+
+
+def test_without_an_accelerator_a_model_is_brought_to_a_free_place_or_not_at_all():
+    assert warmed(slot("c"), places=1, unified=True, device=None) == []
+    assert [move.to for move in warmed(unified=True, device=None)] == [Tier.DEVICE]
+
+
+@pytest.mark.parametrize("given", [{"pressure": Pressure.ELEVATED}, {"host": Bytes(1000, 390)}])
+def test_nothing_is_brought_where_memory_is_not_plentiful(given):
+    assert warmed(**given) == []
+
+
+def test_nothing_is_brought_to_a_busy_worker():
+    assert warmed(slot("c", busy=True)) == []
+
+
+def test_what_nobody_has_weighed_is_not_brought():
+    assert warmed(weights="") == []
