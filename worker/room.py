@@ -159,7 +159,8 @@ class Room:
         """By the limits, and by the memory itself as long as somebody could still leave for it."""
         if not self._slots.fits(size):
             return False
-        others = self._slots.movable(State.DEVICE) + self._slots.in_state(State.LEAVING)
+        on_the_move = self._slots.in_state(State.LIFTING, State.LEAVING)
+        others = self._slots.movable(State.DEVICE) + on_the_move
         resident = [other.id for other in self._slots.in_state(*SEATED)]
         return not others or not self._ledger.shortfall(slot.id, size, resident=resident)
 

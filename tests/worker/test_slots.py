@@ -421,6 +421,48 @@ def test_nobody_else_is_pushed_out_while_one_is_leaving():
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
 
 
+def test_a_place_is_free_when_its_model_has_gone_and_not_before():
+    bench, gate = Bench(slots=1, wait_s=SOON_S), Gate("lower")
+    bench.use("a", before=gate)
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b")
+        until(bench.slots, lambda: bench.slots._lifts and bench.slots._changed._waiters)
+        gate.open.set()
+        swept.result(SOON_S)
+        b.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+
+
+def test_one_model_moves_at_a_time_so_that_its_bytes_can_be_seen():
+    bench, gate, lifted = Bench(slots=3, wait_s=SOON_S), Gate("lower"), Event()
+    bench.use("a", before=gate)
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b", before=lambda step: step != "lift" or lifted.set())
+        until(bench.slots, lambda: any(slot.state == "lifting" for slot in bench.slots._slots))
+        assert not lifted.wait(0.05)
+        gate.open.set()
+        swept.result(SOON_S)
+        b.result(SOON_S)
+    assert lifted.is_set()
+
+
+def test_a_place_is_taken_from_the_beginning_of_a_lift():
+    bench, gate = Bench(slots=1, total=150, wait_s=SOON_S), Gate("lift")
+    with threads() as pool:
+        likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b")
+        until(bench.slots, lambda: bench.slots._lifts and bench.slots._changed._waiters)
+        gate.open.set()
+        assert likely.result(SOON_S)
+        b.result(SOON_S)
+    assert bench.told(EventKind.OUT_OF_MEMORY) == []
+
+
 def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
     bench = Bench(slots=1, wait_s=SOON_S)
     with threads() as pool:
