@@ -1,0 +1,1 @@
+"""HTTP for those who do not speak Celery. Needs `pip install 'clipyard[gateway]'`."""

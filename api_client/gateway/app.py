@@ -1,0 +1,61 @@
+"""The application: its routes, its door, its one shape of errors."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
+
+from ..aio import AsyncClient
+from . import health, openai, plain, rag, refusals
+from .guard import Guard
+from .settings import GatewaySettings
+
+KEEP_ALIVE_S = 5
+DRAIN_S = 30
+
+
+def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
+    """The application around a client, which it closes at the end."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await client.close()
+
+    app = FastAPI(
+        title="Clipyard",
+        description="Pictures and texts into CLIP vectors. Errors have the shape "
+        '`{"error": {"code", "message"}}`.',
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    # The guard looks at the token before it reads a body; here it is for the OpenAPI page.
+    bearer = [Security(HTTPBearer(auto_error=False))] if settings.gateway_tokens else []
+    app.include_router(health.router(client))
+    app.include_router(rag.router(client), dependencies=bearer)
+    app.include_router(plain.router(client), dependencies=bearer)
+    app.include_router(
+        openai.router(client, most_items=settings.gateway_items), dependencies=bearer
+    )
+    refusals.install(app)
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+def serve(settings: GatewaySettings) -> None:
+    """Listen until SIGINT or SIGTERM; what is at work then is finished.
+
+    Raises:
+        BadSettings: others could reach the port, and no token is configured.
+    """
+    settings.guarded()
+    uvicorn.run(
+        build(AsyncClient(settings, asked_by="gateway"), settings),
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        server_header=False,
+    )

@@ -1,0 +1,74 @@
+"""What callers send: texts, and pictures as data URIs or web addresses; never a path."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Literal
+
+from ..aio import AsyncClient
+from ..results import Item, ItemsFailed, same_space
+from ..wire.errors import BadRequest
+
+Modality = Literal["text", "image"]
+
+
+async def embed(
+    client: AsyncClient, inputs: Sequence[str], *, model: str | None, modality: Modality | None
+) -> list[Item]:
+    """One item per input, in order, all of one vector space.
+
+    Args:
+        modality: what all inputs are; None takes data URIs and web addresses for pictures.
+
+    Raises:
+        ItemsFailed: an input has no vector. BadRequest: an input is no picture at all.
+    """
+    kinds = [modality or guess(one) for one in inputs]
+    texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
+    images = [picture(one) for one, kind in zip(inputs, kinds, strict=True) if kind == "image"]
+    found = await asyncio.gather(
+        client.embed_texts_detailed(texts, model=model),
+        client.embed_images_detailed(images, model=model),
+    )
+    in_order = {"text": iter(found[0]), "image": iter(found[1])}
+    items = [next(in_order[kind]) for kind in kinds]
+    if any(item.error for item in items):
+        raise ItemsFailed(items)
+    space: str | None = None
+    for item in items:
+        space = same_space(space, item.fingerprint)
+    return items
+
+
+def guess(item: str) -> Modality:
+    """What a string is meant as. A sentence that mentions an address is a text."""
+    start = item[:12].lower()
+    if not start.startswith(("data:image/", "http://", "https://")):
+        return "text"
+    return "text" if any(map(str.isspace, item)) else "image"
+
+
+def picture(item: str) -> str | bytes:
+    """The address, or the bytes of a data URI.
+
+    Raises:
+        BadRequest: it is neither.
+    """
+    start, _, rest = item.partition(":")
+    match start.lower():
+        case "http" | "https":
+            return item
+        case "data":
+            return _data(rest)
+    raise BadRequest("a picture is sent as data:image/...;base64,... or as an http(s) address")
+
+
+def _data(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise BadRequest("a picture's data URI is data:image/...;base64,...")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest("a picture's data URI holds no base64") from None

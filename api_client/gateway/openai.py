@@ -1,0 +1,123 @@
+"""The paths of OpenAI's embeddings, for pictures too."""
+
+import base64
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, StringConstraints
+
+from ..aio import AsyncClient
+from ..results import Item
+from ..wire.errors import BadRequest
+from ..wire.messages import MAX_TEXT_CHARS, CatalogueEntry
+from .inputs import Modality, embed
+from .refusals import RESPONSES
+
+# A picture as a data URI may be as long as the body; the client looks at the length of texts.
+Input = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class EmbeddingsRequest(BaseModel):
+    """As OpenAI's, and `modality` for inputs that could be taken for something else."""
+
+    input: Input | Annotated[list[Input], Field(min_length=1)] = Field(
+        description=f"Texts of up to {MAX_TEXT_CHARS} characters; pictures as data:image/... "
+        "URIs or http(s) addresses"
+    )
+    model: Model | None = Field(None, description="An id of GET /v1/models; else the current one")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="The model's own number; these models cannot be cut"
+    )
+    modality: Modality | None = Field(None, description="What all inputs are; guessed if not given")
+    user: str | None = None
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Nobody is billed here."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class EmbeddingsResponse(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage = Usage()
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def router(client: AsyncClient, *, most_items: int) -> APIRouter:
+    """POST /v1/embeddings, GET /v1/models and /v1/models/{id}."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=RESPONSES)
+
+    @routes.post("/embeddings")
+    async def embeddings(asked: EmbeddingsRequest) -> EmbeddingsResponse:
+        """One vector per input."""
+        inputs = [asked.input] if isinstance(asked.input, str) else asked.input
+        if len(inputs) > most_items:
+            raise BadRequest(f"input has {len(inputs)} items; send at most {most_items}")
+        if asked.dimensions is not None:
+            await _same_dimension(client, asked)
+        items = await embed(client, inputs, model=asked.model, modality=asked.modality)
+        return EmbeddingsResponse(
+            data=[
+                Embedding(index=i, embedding=encoded(item, asked.encoding_format))
+                for i, item in enumerate(items)
+            ],
+            model=items[0].model,
+        )
+
+    @routes.get("/models")
+    async def models() -> ModelList:
+        """The catalogue."""
+        return ModelList(data=[card(entry) for entry in await client.models()])
+
+    @routes.get("/models/{model_id:path}")
+    async def model(model_id: Model) -> ModelCard:
+        """One model."""
+        return card(await client.model_info(model_id))
+
+    return routes
+
+
+async def _same_dimension(client: AsyncClient, asked: EmbeddingsRequest) -> None:
+    dimension = await client.dimension(asked.model)
+    if asked.dimensions != dimension:
+        raise BadRequest(
+            f"dimensions is {asked.dimensions}; vectors of this model have {dimension} "
+            "and cannot be cut"
+        )
+
+
+def encoded(item: Item, encoding_format: str) -> list[float] | str:
+    """The vector as numbers, or as base64 of little-endian float32."""
+    assert item.vector is not None
+    if encoding_format == "base64":
+        return base64.b64encode(item.vector.astype("<f4").tobytes()).decode()
+    numbers: list[float] = np.asarray(item.vector, np.float64).tolist()
+    return numbers
+
+
+def card(entry: CatalogueEntry) -> ModelCard:
+    return ModelCard(id=entry.id, owned_by=entry.family)

@@ -1,0 +1,75 @@
+"""encode/text, encode/image, similarity: one item in, one vector or number out."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, File, Form, Query, UploadFile
+from pydantic import BaseModel, StringConstraints
+
+from ..aio import AsyncClient
+from ..wire.errors import BadRequest
+from ..wire.messages import MAX_TEXT_CHARS
+from .refusals import RESPONSES
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS, pattern=r"\S")]
+Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+AskedModel = Annotated[Model | None, Query(description="A model id; the current one if not given")]
+
+
+class TextBody(BaseModel):
+    text: Text
+
+
+class Encoded(BaseModel):
+    """`embedding` is L2-normalised."""
+
+    embedding: list[float]
+
+
+class Similarity(BaseModel):
+    """Cosine, -1 to 1."""
+
+    similarity: float
+
+
+def router(client: AsyncClient) -> APIRouter:
+    """POST /encode/text, /encode/image and /similarity."""
+    routes = APIRouter(tags=["encode"], responses=RESPONSES)
+
+    @routes.post("/encode/text")
+    async def encode_text(
+        text: Annotated[Text | None, Query(description="The text, if no body is sent")] = None,
+        body: Annotated[TextBody | None, Body()] = None,
+        model: AskedModel = None,
+    ) -> Encoded:
+        """The vector of a text."""
+        [row] = await client.embed_texts([_one(text, body.text if body else None)], model=model)
+        return Encoded(embedding=row.tolist())
+
+    @routes.post("/encode/image")
+    async def encode_image(
+        file: Annotated[UploadFile, File(description="An image file")], model: AskedModel = None
+    ) -> Encoded:
+        """The vector of a picture."""
+        [row] = await client.embed_images([await file.read()], model=model)
+        return Encoded(embedding=row.tolist())
+
+    @routes.post("/similarity")
+    async def similarity(
+        file: Annotated[UploadFile, File(description="An image file")],
+        text: Annotated[Text | None, Query(description="The text, if the form has none")] = None,
+        form_text: Annotated[Text | None, Form(alias="text")] = None,
+        model: AskedModel = None,
+    ) -> Similarity:
+        """How well a text and a picture fit."""
+        words = await client.embed_texts([_one(text, form_text)], model=model)
+        pixels = await client.embed_images([await file.read()], model=model)
+        return Similarity(similarity=float(client.similarity(words[0], pixels[0])))
+
+    return routes
+
+
+def _one(*ways: str | None) -> str:
+    texts = [text for text in ways if text is not None]
+    if len(texts) != 1:
+        raise BadRequest("text is sent either as a query parameter or in the body")
+    return texts[0]

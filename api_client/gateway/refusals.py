@@ -1,0 +1,128 @@
+"""What goes wrong, as HTTP: one table from our errors to status codes, one shape for all."""
+
+import logging
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from ..results import ItemsFailed
+from ..wire import errors
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = "1"
+
+
+class Refusal(NamedTuple):
+    """A status, and what to say; None says what the error says."""
+
+    status: int
+    sentence: str | None = None
+
+
+# Sentences of our own side's troubles name hosts, paths and processes: they go to the log.
+TABLE: dict[type[errors.ClipyardError], Refusal] = {
+    errors.BadRequest: Refusal(400),
+    errors.UnknownModel: Refusal(404),
+    errors.SpaceMismatch: Refusal(409),
+    errors.ItemError: Refusal(400),
+    errors.ImageMissing: Refusal(404),
+    errors.ImageForbidden: Refusal(403),
+    errors.ImageTooLarge: Refusal(413),
+    errors.NonFiniteVector: Refusal(500, "the model answered with no usable vector"),
+    errors.LoadFailed: Refusal(503, "the model cannot be loaded"),
+    errors.ModelBusy: Refusal(503, "every slot is busy; ask again"),
+    errors.OutOfMemory: Refusal(503, "memory does not suffice at the moment"),
+    errors.Cancelled: Refusal(409, "the request was withdrawn"),
+    errors.Expired: Refusal(504, "no worker was free in time"),
+    errors.NoAnswer: Refusal(504, "no answer in time"),
+    errors.NoBroker: Refusal(503, "the message broker cannot be reached"),
+    errors.NoWorker: Refusal(503, "no worker is alive"),
+    errors.ClipyardError: Refusal(500, "internal error"),
+}
+
+
+class Trouble(BaseModel):
+    """`code` is for programs, `message` for people."""
+
+    code: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    error: Trouble
+
+
+# Of every route, for the OpenAPI page.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in {
+        400: "The request cannot be served",
+        401: "No or a wrong bearer token",
+        403: "Refused: outside the allowed hosts",
+        404: "No such model",
+        408: "The body did not arrive in time",
+        409: "Not in the present state",
+        413: "More than the gateway takes",
+        422: "The request is not understood",
+        429: "Too many requests at once",
+        500: "Internal error",
+        503: "Nobody can answer at the moment",
+        504: "No answer in time",
+    }.items()
+}
+
+
+def refuse(status: int, code: str, message: str) -> JSONResponse:
+    """The one shape of everything that is no success."""
+    headers = {"Retry-After": RETRY_AFTER_S} if status in (429, 503) else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+
+def refusal_of(error: errors.ClipyardError) -> tuple[errors.ClipyardError, Refusal]:
+    """What to answer for an error; for failed items, for the first of them."""
+    if isinstance(error, ItemsFailed):
+        error = next(item.error for item in error.items if item.error)
+    kind = next(kind for kind in type(error).__mro__ if kind in TABLE)
+    return error, TABLE[kind]
+
+
+def install(app: FastAPI) -> None:
+    """Give every error the one shape."""
+    app.add_exception_handler(errors.ClipyardError, _ours)
+    app.add_exception_handler(RequestValidationError, _not_understood)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.ClipyardError)
+    error, refusal = refusal_of(error)
+    if refusal.sentence:
+        log.warning("%s %s: %s: %s", request.method, request.url.path, error.code, error)
+    return refuse(refusal.status, error.code, refusal.sentence or str(error))
+
+
+def _not_understood(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    mistake = error.errors()[0]
+    place = ".".join(str(step) for step in mistake["loc"])
+    return refuse(422, "not_understood", f"{place}: {mistake['msg']}")
+
+
+def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    answer = refuse(error.status_code, f"http_{error.status_code}", error.detail)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return refuse(500, "internal", "internal error")

@@ -1,0 +1,58 @@
+"""Where the gateway listens, who may come in, and how much each may ask."""
+
+from ipaddress import ip_address
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from ..wire.errors import BadSettings
+from ..wire.settings import Settings
+
+SHORTEST_TOKEN = 16  # characters
+
+
+def _listed(value: Any) -> Any:
+    return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
+
+
+class GatewaySettings(Settings):
+    """The gateway's own settings, beside where Redis is and how long to wait."""
+
+    gateway_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    gateway_port: Annotated[int, Field(ge=0, le=65535)] = 7000
+    # Any of them lets a caller in; in the environment they are separated by commas.
+    gateway_tokens: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = ()
+    gateway_body_bytes: Annotated[int, Field(ge=1)] = 32 * 1024**2
+    gateway_body_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for all of a body to arrive
+    gateway_items: Annotated[int, Field(ge=1)] = 2048  # inputs of one request
+    gateway_concurrency: Annotated[int, Field(ge=1)] = 64  # requests at work at once
+
+    def guarded(self) -> Self:
+        """These settings, if nobody is let in by mistake.
+
+        Raises:
+            BadSettings: others could reach the port and no token is configured, or one can be
+                guessed.
+        """
+        if not self.gateway_tokens and not is_loopback(self.gateway_host):
+            raise BadSettings(
+                f"CLIPYARD_GATEWAY_HOST: {self.gateway_host} can be reached by others; set "
+                "CLIPYARD_GATEWAY_TOKENS first, or listen on 127.0.0.1"
+            )
+        if any(len(token.get_secret_value()) < SHORTEST_TOKEN for token in self.gateway_tokens):
+            raise BadSettings(
+                f"CLIPYARD_GATEWAY_TOKENS: one has fewer than {SHORTEST_TOKEN} characters and "
+                "could be guessed; make one with `openssl rand -hex 24`"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

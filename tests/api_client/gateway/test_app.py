@@ -1,0 +1,282 @@
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from api_client.testing import FakeClient
+from api_client.wire.errors import (
+    BackendFailed,
+    ImageForbidden,
+    ImageTooLarge,
+    ImageUnreadable,
+    LoadFailed,
+    NoBroker,
+)
+
+RAG = "/api/rag/embedding"
+
+
+def png():
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(out, "PNG")
+    return out.getvalue()
+
+
+def data_uri():
+    return "data:image/png;base64," + base64.b64encode(png()).decode()
+
+
+def test_a_text_is_encoded_from_the_body_and_from_the_query(http):
+    wanted = FakeClient().embed_texts(["red apple"])[0]
+    by_body = http.post("/encode/text", json={"text": "red apple"})
+    by_query = http.post("/encode/text", params={"text": "red apple"})
+    assert by_body.json().keys() == {"embedding"}
+    assert np.allclose(by_body.json()["embedding"], wanted)
+    assert by_query.json() == by_body.json()
+    assert http.post("/encode/text").status_code == 400
+    assert http.post("/encode/text?text=a", json={"text": "b"}).status_code == 400
+
+
+def test_an_uploaded_picture_is_encoded(http):
+    answer = http.post("/encode/image", files={"file": ("a.png", png())})
+    assert np.allclose(answer.json()["embedding"], FakeClient().embed_images([png()])[0])
+
+
+@pytest.mark.parametrize("where", ["params", "data"])
+def test_similarity_takes_a_text_and_an_upload(http, where):
+    answer = http.post("/similarity", files={"file": png()}, **{where: {"text": "red"}})
+    fake = FakeClient()
+    wanted = fake.similarity(fake.embed_texts(["red"])[0], fake.embed_images([png()])[0])
+    assert answer.json() == {"similarity": pytest.approx(float(wanted), abs=1e-6)}
+
+
+def test_openai_embeddings_of_texts_and_pictures_keep_their_order(http):
+    inputs = ["one", data_uri(), "two", "https://example.com/cat.jpg"]
+    answer = http.post("/v1/embeddings", json={"input": inputs, "model": "fake/large"}).json()
+    fake = FakeClient()
+    texts = fake.embed_texts(["one", "two"], model="fake/large")
+    images = fake.embed_images([png(), "https://example.com/cat.jpg"], model="fake/large")
+    rows = [row["embedding"] for row in answer["data"]]
+    assert np.allclose(rows, [texts[0], images[0], texts[1], images[1]])
+    assert [row["index"] for row in answer["data"]] == [0, 1, 2, 3]
+    assert (answer["model"], answer["object"]) == ("fake/large", "list")
+
+
+def test_an_address_is_a_text_where_the_caller_says_so(http):
+    asked = {"input": "https://example.com/cat.jpg", "modality": "text"}
+    [row] = http.post("/v1/embeddings", json=asked).json()["data"]
+    assert np.allclose(row["embedding"], FakeClient().embed_texts([asked["input"]])[0])
+
+
+def test_base64_is_little_endian_float32(http):
+    asked = {"input": "a", "encoding_format": "base64", "dimensions": 16}
+    [row] = http.post("/v1/embeddings", json=asked).json()["data"]
+    vector = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
+    assert np.array_equal(vector, FakeClient().embed_texts(["a"])[0])
+
+
+def test_models_are_listed_for_openai(http):
+    listed = http.get("/v1/models").json()
+    assert [card["id"] for card in listed["data"]] == ["fake/small", "fake/large", "fake/words"]
+    assert http.get("/v1/models/fake/large").json()["owned_by"] == "fake"
+    assert http.get("/v1/models/no/such").status_code == 404
+
+
+def test_models_are_listed_by_kind(http):
+    listed = http.get(f"{RAG}/models").json()
+    assert [entry["model_id"] for entry in listed["vision_embeddings"]] == [
+        "fake/small",
+        "fake/large",
+    ]
+    [words] = listed["text_embeddings"]
+    assert words["supported_features"] == ["text_embedding"]
+
+
+def test_a_model_is_loaded_switched_and_unloaded_by_an_id_with_a_slash(http):
+    loaded = http.post(f"{RAG}/vision/load/fake/large").json()
+    assert (loaded["success"], loaded["model_id"]) == (True, "fake/large")
+    switched = http.post(f"{RAG}/vision/switch/fake/large").json()
+    assert switched.keys() == {"success", "model_id", "message"}
+    gone = http.post(f"{RAG}/vision/unload/fake%2Flarge").json()
+    assert (gone["unloaded"], gone["model_id"]) == (True, "fake/large")
+
+
+def test_an_id_may_hold_an_at_sign(http):
+    refused = http.post(f"{RAG}/vision/load/ViT-L-14@336px/openai")
+    assert refused.status_code == 404
+    assert "'ViT-L-14@336px/openai'" in refused.json()["error"]["message"]
+
+
+def test_a_type_is_unloaded_and_reloaded(http):
+    http.post("/encode/text", json={"text": "a"})
+    gone = http.post(f"{RAG}/unload/vision").json()
+    assert gone == {"unloaded": True, "model_type": "vision", "message": gone["message"]}
+    assert not http.post(f"{RAG}/unload/text").json()["unloaded"]
+    back = http.post(f"{RAG}/reload/vision", json={"model_id": "fake/small"}).json()
+    assert back == {"success": True, "model_id": "fake/small", "message": back["message"]}
+    assert http.post(f"{RAG}/reload/text", json={"model_id": "fake/small"}).status_code == 400
+    assert http.post(f"{RAG}/unload/sound").status_code == 422
+
+
+def test_status_has_the_shape_that_callers_know(http):
+    http.post("/encode/text", json={"text": "a"})
+    http.post("/encode/text?model=fake/words", json={"text": "a"})
+    status = http.get(f"{RAG}/status").json()
+    vision = status["vision_embeddings"]
+    assert vision["loaded"] is True
+    assert vision["model_info"] == {"model_id": "fake/small", "dimension": 16, "metric": "cosine"}
+    assert vision["memory_usage"].keys() == {"vram_mb", "ram_mb"}
+    assert vision["memory_pressure_level"] == "normal"
+    assert vision["last_used"] > 0
+    words = status["text_embeddings"]["fake/words"]
+    assert words["loaded"] is True
+    assert words["model_info"]["dimension"] == 8
+    assert status["memory_pressure"] == {"text_embeddings": "normal"}
+    tracked = status["tracker_status"]["clip_vision_embedding"]
+    assert tracked["model_type"] == "vision_embedding"
+    assert tracked["usage_count"] == 1
+    assert tracked["is_loaded"] is True
+    assert {"last_used", "vram_timeout", "ram_timeout"} <= tracked.keys()
+
+
+def test_health_has_the_shape_that_callers_know(http):
+    health = http.get(f"{RAG}/health").json()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", health["timestamp"])
+    clip = health["services"]["clip_embedding_service"]
+    assert clip.keys() == {"status", "model_loaded", "memory_usage", "last_used"}
+    assert health["services"]["embedding_service"]["loaded_models"] == []
+    assert health["summary"] == {
+        "total_services": 2,
+        "healthy": 2,
+        "degraded": 0,
+        "unhealthy": 0,
+    }
+
+
+def test_vision_status_has_the_shape_that_callers_know(http):
+    status = http.get(f"{RAG}/vision/status").json()
+    assert status["current_model"]["model_id"] == "fake/small"
+    assert status["current_model"]["loaded"] is False
+    assert status["available_models"][0]["supported_features"] == [
+        "image_embedding",
+        "text_embedding",
+    ]
+
+
+def test_the_process_is_alive_and_a_worker_is_ready(http):
+    assert http.get("/healthz").json() == {"status": "ok"}
+    assert http.get("/readyz").json() == {"status": "ready", "workers": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status"),
+    [
+        ("/v1/embeddings", {"content": b"{"}, 422),
+        ("/v1/embeddings", {"content": b"\xff\xfe"}, 422),
+        ("/v1/embeddings", {"json": []}, 422),
+        ("/v1/embeddings", {"json": {}}, 422),
+        ("/v1/embeddings", {"json": {"input": 3}}, 422),
+        ("/v1/embeddings", {"json": {"input": []}}, 422),
+        ("/v1/embeddings", {"json": {"input": [1, 2, 3]}}, 422),
+        ("/v1/embeddings", {"json": {"input": ["a", ""]}}, 422),
+        ("/v1/embeddings", {"json": {"input": ["a", " \n"]}}, 422),
+        ("/v1/embeddings", {"json": {"input": "a", "model": ""}}, 422),
+        ("/v1/embeddings", {"json": {"input": "a", "model": "x" * 201}}, 422),
+        ("/v1/embeddings", {"json": {"input": "a", "model": "../../etc/passwd"}}, 404),
+        ("/v1/embeddings", {"json": {"input": "a", "model": "no/such"}}, 404),
+        ("/v1/embeddings", {"json": {"input": "a", "encoding_format": "xml"}}, 422),
+        ("/v1/embeddings", {"json": {"input": "a", "dimensions": 15}}, 400),
+        ("/v1/embeddings", {"json": {"input": "a", "dimensions": 0}}, 422),
+        ("/v1/embeddings", {"json": {"input": "x" * 100_001}}, 400),
+        ("/v1/embeddings", {"json": {"input": ["a"] * 2049}}, 400),
+        ("/v1/embeddings", {"json": {"input": "data:image/png;base64,!!"}}, 400),
+        ("/v1/embeddings", {"json": {"input": "data:image/png,plain"}}, 400),
+        ("/v1/embeddings", {"json": {"input": "/etc/passwd", "modality": "image"}}, 400),
+        ("/v1/embeddings", {"json": {"input": "file:///etc/passwd", "modality": "image"}}, 400),
+        ("/encode/text", {"json": {"text": ""}}, 422),
+        ("/encode/text", {"json": {"text": 5}}, 422),
+        ("/encode/text", {"params": {"text": "a", "model": "no/such"}}, 404),
+        ("/encode/image", {}, 422),
+        ("/encode/image", {"data": {"file": "no file"}}, 422),
+        (
+            "/encode/image",
+            {"content": b"--x", "headers": {"content-type": "multipart/form-data"}},
+            400,
+        ),
+        ("/similarity", {"files": {"file": b"x"}}, 400),
+        ("/similarity", {"files": {"file": b"x"}, "params": {"text": " "}}, 422),
+        (f"{RAG}/reload/vision", {"json": {}}, 422),
+        (f"{RAG}/reload/vision", {"json": {"model_id": "no/such"}}, 404),
+        (f"{RAG}/vision/load/..%2F..%2Fetc%2Fpasswd", {}, 404),
+        (f"{RAG}/vision/load/" + "x" * 201, {}, 422),
+        (f"{RAG}/vision/load/", {}, 422),
+        (f"{RAG}/no/such", {}, 404),
+        ("/healthz", {}, 405),
+    ],
+)
+def test_a_bad_request_gets_a_code_and_a_sentence(http, path, sent, status):
+    answer = http.post(path, **sent)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error.keys() == {"code", "message"}
+    assert error["code"]
+    assert error["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "leaks"),
+    [
+        (NoBroker("cannot reach Redis at redis://10.0.0.7:6379/0"), 503, "10.0.0.7"),
+        (LoadFailed("cannot read /srv/models/secret.safetensors"), 503, "/srv"),
+        (BackendFailed("internal error on gpu0@inner-host"), 500, "inner-host"),
+        (RuntimeError("at 0x7f password=hunter2"), 500, "hunter2"),
+    ],
+)
+def test_our_own_troubles_are_told_without_their_details(http, fake, error, status, leaks):
+    async def fails(*_, **__):
+        raise error
+
+    fake.embed_texts = fails
+    answer = http.post("/encode/text", json={"text": "a"})
+    assert answer.status_code == status
+    assert answer.json()["error"].keys() == {"code", "message"}
+    assert leaks not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ImageUnreadable("not an image"), 400),
+        (ImageForbidden("host not allowed"), 403),
+        (ImageTooLarge("too many pixels"), 413),
+    ],
+)
+def test_a_refused_picture_says_why(settings, error, status):
+    from fastapi.testclient import TestClient
+
+    from api_client.gateway.app import build
+    from api_client.testing import FakeAsyncClient
+
+    client = FakeAsyncClient(failing={"https://x/a.png": error})
+    with TestClient(build(client, settings), base_url="http://localhost") as http:
+        answer = http.post("/v1/embeddings", json={"input": ["words", "https://x/a.png"]})
+    assert answer.status_code == status
+    assert answer.json() == {"error": {"code": error.code, "message": str(error)}}
+
+
+def test_the_openapi_page_describes_every_path_and_refusal(http):
+    page = http.get("/openapi.json").json()
+    assert {f"{RAG}/vision/load/{{model_id}}", "/encode/text", "/v1/embeddings"} <= set(
+        page["paths"]
+    )
+    for path, operations in page["paths"].items():
+        for operation in operations.values():
+            assert operation["description"], path
+            refused = [code for code in operation["responses"] if code[0] in "45"]
+            assert refused
+            for code in refused:
+                [schema] = operation["responses"][code]["content"].values()
+                assert schema["schema"]["$ref"].endswith("/ErrorBody")
