@@ -43,6 +43,7 @@ class OpenClip:
         self._dtype: torch.dtype = getattr(torch, placement.precision)
         self._cache_dir = placement.cache_dir or _temporary_folder(self)
         self._checkpoints = Checkpoints(self._cache_dir / "prepared")
+        self._built: tuple[Entry, nn.Module] | None = None  # by `check`, for the load after it
         if placement.offline:
             huggingface_hub.constants.HF_HUB_OFFLINE = True  # tokenizers have no other switch
 
@@ -75,12 +76,15 @@ class OpenClip:
             raise WeightsUnavailable(self._nowhere(entry))
         elif self._placement.offline:
             hub.require(f"the weights of {entry.id}", "", offline=True)
+        self._built = entry, model
         return bytes_of(model)
 
     def load(self, entry: Entry) -> ClipModel:
         """The model in host memory; its pages come from the file as they are first touched."""
         recipe = Recipe.of(entry)
-        model = self._build(recipe)
+        (checked, model), self._built = self._built or (None, None), None
+        if model is None or checked != entry:
+            model = self._build(recipe)
         source = self._source(entry, recipe)
         if entry.sha256 and self._checkpoints.sha256(source) != entry.sha256.lower():
             raise BadCheckpoint(f"{source} does not have the SHA-256 that {entry.id} asks for")

@@ -1,0 +1,88 @@
+"""What every benchmark ends with: one line of JSON, its ratios beside their goals."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("celery", "kombu", "numpy", "open_clip_torch", "pillow", "redis", "simplejpeg", "torch")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks of any benchmark.
+
+    Attributes:
+        quick: end within one minute; noisier.
+        device: what the worker runs on.
+    """
+
+    quick: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Report:
+    """One benchmark's outcome. A ratio reaches its goal from below: more is always better.
+
+    Attributes:
+        ratios: by name, each from this one run on this one machine.
+        goals: the least that each ratio should be; same names.
+        figures: what the ratios were made of, with the unit in the name.
+        note: what a reader must know, e.g. why nothing was measured.
+    """
+
+    name: str
+    seconds: float
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    goals: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return all(self.ratios[name] >= goal for name, goal in self.goals.items())
+
+    def line(self) -> str:
+        """The line of JSON."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "ratios": _rounded(self.ratios),
+                "goals": dict(self.goals),
+                "ok": self.ok,
+                "figures": _rounded(self.figures),
+                "note": self.note,
+                "machine": machine(),
+                "versions": {name: version(name) for name in PACKAGES},
+                "seconds": round(self.seconds, 1),
+            }
+        )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on beside the code."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1),  # above the cores, others were measured as well
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
