@@ -11,7 +11,7 @@ from importlib import import_module
 
 from .report import Options, Report
 
-NAMES = ("load",)
+NAMES = ("load", "residency")
 
 
 def main() -> int:

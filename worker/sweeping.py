@@ -15,6 +15,8 @@ __all__ = ["foresee", "sweep", "view"]
 
 log = logging.getLogger(__name__)
 
+LEFT_ALONE_S = 1800.0  # longer keeps an hour's model away for its whole hour (see the benchmark)
+
 
 def sweep(here: Runtime, *, which: tuple[Sweep, ...] = SWEEPS, asked_by: str) -> list[Move]:
     """Carries out what some sweeps decide, on models that nobody uses meanwhile."""
@@ -42,11 +44,11 @@ def view(here: Runtime) -> View:
 def foresee(here: Runtime) -> str | None:
     """Brings the model most likely wanted next, where that costs nobody anything; gives its id.
 
-    A model that was here within the hour is not brought back: if it went, there was a reason.
+    One that has just gone is not brought back at once: if it went, there was a reason.
     """
     if not here.tracker.settings.foresight:
         return None
-    been = here.tracker.been_here(within_s=3600.0)
+    been = here.tracker.been_here(within_s=LEFT_ALONE_S)
     histograms = {
         entry.id: usage.histogram(here.redis, here.keys, entry.id) for entry in here.catalogue
     }

@@ -19,7 +19,8 @@ PAUSES_KEPT = 32
 PAUSES_TO_LEARN = 4
 CERTAINTY = 0.9  # of the pauses that a model should outlast
 MARGIN = 1.1
-USES_TO_FORESEE = 10  # within this hour and the next one, over all weeks
+USES_TO_FORESEE = 10  # within the hours that are looked at, over all weeks
+AHEAD_S = 900.0
 
 Histogram = tuple[int, ...]  # uses in each hour of the week, Monday 00:00 UTC first
 
@@ -73,15 +74,16 @@ def adapted(timeouts: Timeouts, pauses_s: Sequence[float], *, most: float) -> Ti
 
 
 def wanted_next(histograms: Mapping[str, Histogram], *, at: float) -> list[str]:
-    """The models that this hour and the next have seen most of, the likeliest first.
+    """The models that this hour, or the one about to begin, has seen most of; likeliest first.
 
     An hour counts by its own past and, for a seventh each, by the same hour of the other days.
+    What was brought much earlier would be swept out again before its hour (see the benchmark).
     """
-    hour = hour_of_week(at)
+    hours = {hour_of_week(at), hour_of_week(at + AHEAD_S)}
 
     def score(counts: Histogram) -> float:
-        daily = sum(counts[(hour + ahead) % DAY :: DAY][d] for ahead in (0, 1) for d in range(7))
-        weekly = counts[hour] + counts[(hour + 1) % HOURS]
+        weekly = sum(counts[hour] for hour in hours)
+        daily = sum(sum(counts[hour % DAY :: DAY]) for hour in hours)
         return weekly + (daily - weekly) / 7
 
     scores = {model_id: score(counts) for model_id, counts in histograms.items()}

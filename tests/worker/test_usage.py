@@ -62,10 +62,10 @@ def week(**uses):
     return tuple(uses.get(f"h{hour}", 0) for hour in range(usage.HOURS))
 
 
-MONDAY_8H30 = datetime(2026, 11, 16, 8, 30, tzinfo=UTC).timestamp()
+MONDAY_8H50 = datetime(2026, 11, 16, 8, 50, tzinfo=UTC).timestamp()
 
 
-def test_what_this_hour_and_the_next_have_seen_most_of_is_wanted_first():
+def test_what_this_hour_and_the_one_about_to_begin_have_seen_most_of_is_wanted_first():
     histograms = {
         "morning": week(h8=3, h9=9),
         "rush": week(h9=40),
@@ -73,16 +73,21 @@ def test_what_this_hour_and_the_next_have_seen_most_of_is_wanted_first():
         "rare": week(h8=2),
         "never": week(),
     }
-    assert usage.wanted_next(histograms, at=MONDAY_8H30) == ["rush", "morning"]
+    assert usage.wanted_next(histograms, at=MONDAY_8H50) == ["rush", "morning"]
 
 
 def test_the_same_hour_of_other_days_counts_for_a_seventh():
     every_day_but_monday = {f"h{day * 24 + 9}": 12 for day in range(1, 7)}
-    assert usage.wanted_next({"m": week(**every_day_but_monday)}, at=MONDAY_8H30) == ["m"]
+    assert usage.wanted_next({"m": week(**every_day_but_monday)}, at=MONDAY_8H50) == ["m"]
     tuesday_only = {"h33": 12}
-    assert usage.wanted_next({"m": week(**tuesday_only)}, at=MONDAY_8H30) == []
+    assert usage.wanted_next({"m": week(**tuesday_only)}, at=MONDAY_8H50) == []
 
 
 def test_sunday_night_looks_forward_to_monday():
-    sunday_23h = datetime(2026, 11, 15, 23, 5, tzinfo=UTC).timestamp()
+    sunday_23h = datetime(2026, 11, 15, 23, 50, tzinfo=UTC).timestamp()
     assert usage.wanted_next({"m": week(h0=20)}, at=sunday_23h) == ["m"]
+
+
+def test_an_hour_that_is_far_off_is_not_looked_at():
+    monday_8h30 = MONDAY_8H50 - 20 * 60
+    assert usage.wanted_next({"m": week(h9=40)}, at=monday_8h30) == []
