@@ -1,20 +1,25 @@
 """One process's working parts, put together once and handed to the tasks."""
 
 import logging
+import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import distributions
 
 import redis
+from PIL import Image
 
 from api_client.wire.broker import redis_client
 from api_client.wire.errors import ClipyardError
+from api_client.wire.messages import Kind, Priority
 from api_client.wire.names import Keys
 
 from .backends import Families
-from .backends.base import Model, Placement
+from .backends.base import Model, Placement, Prepared
 from .backends.placement import resolve
 from .batcher import Batcher
 from .catalogue import BUILT_IN, Catalogue, Entry
+from .health import Health, Verdict
 from .images import ImageReader
 from .ledger import Ledger
 from .memory import Memory
@@ -29,6 +34,7 @@ log = logging.getLogger(__name__)
 PACKAGES = {"clipyard", "celery", "kombu", "redis", "torch", "open_clip_torch"}
 SAFE_BATCHES_KEPT_S = 30 * 24 * 3600
 CATALOGUE_KEPT_S = 60  # after the last worker's last beat
+PROBE_S = 30.0
 HASTE_S = 1.0  # how long a load waits for Redis over a reservation
 
 
@@ -46,11 +52,12 @@ class Runtime:
     memory: Memory
     ledger: Ledger
     tracker: Tracker
+    health: Health
     redis: redis.Redis
     keys: Keys
 
     def warm_up(self) -> None:
-        """Bring the models that the settings ask for; then, whatever came of it, be ready."""
+        """Bring the models that the settings ask for; whatever came of it, then be ready."""
         wanted = [*self.settings.preload]
         if self.settings.resume:
             wanted.append(self.tracker.current())
@@ -59,10 +66,11 @@ class Runtime:
                 self.slots.load(self.catalogue[model_id], asked_by="the worker's start")
             except ClipyardError as error:
                 log.warning("%s was not loaded at the start: %s", model_id, error)
-        self.tracker.say("ready")
+        self.health.start()
 
     def close(self) -> None:
         """Fail what waits, give all memory back, take the worker off the list."""
+        self.health.close()
         self.tracker.say("stopping")
         self.batcher.close()
         self.slots.close()
@@ -119,6 +127,14 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         store.hset(keys.catalogue, mapping={e.id: e.public().model_dump_json() for e in catalogue})
         store.expire(keys.catalogue, CATALOGUE_KEPT_S)
 
+    def say(found: Verdict) -> None:
+        tracker.say(found.state, trouble=found.trouble)
+
+    batcher = Batcher(
+        batch_size=settings.batch_size,
+        decode_threads=settings.decode_threads,
+        sizes=_sizes(store, keys, placement.device),
+    )
     tracker.start(slots, memory, ledger, renew=renew)
     return Runtime(
         node=node,
@@ -126,18 +142,41 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         placement=placement,
         catalogue=catalogue,
         slots=slots,
-        batcher=Batcher(
-            batch_size=settings.batch_size,
-            decode_threads=settings.decode_threads,
-            sizes=_sizes(store, keys, placement.device),
-        ),
+        batcher=batcher,
         images=ImageReader(settings),
         memory=memory,
         ledger=ledger,
         tracker=tracker,
+        health=Health(
+            pulse=batcher.pulse, probe=partial(_probe, catalogue, slots, batcher), say=say
+        ),
         redis=store,
         keys=keys,
     )
+
+
+def _probe(catalogue: Catalogue, slots: Slots, batcher: Batcher) -> None:
+    """One tiny forward pass of the model that was used last; nothing where there is none."""
+    if not (held := slots.view()):
+        return
+    last = held[-1].model_id
+    with slots.lease(catalogue[last], asked_by="health") as model:
+        batcher.embed(
+            model,
+            model.traits.kinds[0],
+            [model],
+            _tiny,
+            model_id=last,
+            priority=Priority.INTERACTIVE,
+            deadline=time.time() + PROBE_S,
+        )
+
+
+def _tiny(model: Model) -> Prepared:
+    if Kind.IMAGE in model.traits.kinds[:1]:
+        size = model.traits.input_size or 1
+        return model.prepare_image(Image.new("RGB", (size, size)))
+    return model.prepare_text("ok")
 
 
 def _limits(settings: WorkerSettings) -> Limits:

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+
+from worker.batcher import Pulse
+from worker.health import WEDGED_S, Health, verdict
+
+CALM = Pulse(queued=0, oldest_s=0, active_s=0, last_forward_ok=None, batches=0, rows=0)
+
+
+@pytest.mark.parametrize("ok", [None, True])
+def test_a_worker_is_ready_until_a_forward_pass_fails(ok):
+    assert verdict(replace(CALM, last_forward_ok=ok)).state == "ready"
+
+
+def test_a_failed_forward_pass_makes_it_broken_and_says_so():
+    found = verdict(replace(CALM, last_forward_ok=False))
+    assert found.state == "broken"
+    assert "failed" in found.trouble
+
+
+def test_a_forward_pass_that_never_ends_is_seen_by_its_age():
+    assert verdict(replace(CALM, active_s=WEDGED_S / 2)).state == "ready"
+    assert "forward pass" in verdict(replace(CALM, active_s=WEDGED_S + 1)).trouble
+
+
+class Device:
+    """A device that works, or does not, and can be probed."""
+
+    def __init__(self, *, works):
+        self.works = works
+        self.pulse = replace(CALM, last_forward_ok=False)
+        self.probes = 0
+        self.said = []
+        self.health = Health(pulse=lambda: self.pulse, probe=self.probe, say=self.said.append)
+
+    def probe(self):
+        self.probes += 1
+        self.pulse = replace(CALM, last_forward_ok=self.works)
+        if not self.works:
+            raise RuntimeError("the device is on fire")
+
+
+def test_a_tiny_probe_brings_a_worker_back():
+    device = Device(works=True)
+    assert device.health.look().state == "ready"
+    assert device.probes == 1
+    device.health.look()
+    assert device.probes == 1
+
+
+def test_it_stays_broken_while_the_probe_fails_and_says_so_once():
+    device = Device(works=False)
+    for _ in range(3):
+        assert device.health.look().state == "broken"
+    assert device.probes == 3
+    assert [found.state for found in device.said] == ["broken"]
+    device.works = True
+    device.health.look()
+    assert [found.state for found in device.said] == ["broken", "ready"]
+
+
+def test_a_busy_device_is_not_probed():
+    device = Device(works=True)
+    device.pulse = replace(device.pulse, active_s=1.0)
+    device.health.look()
+    assert device.probes == 0
