@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable
 from api_client.wire.messages import Kind
 
+from .attention import without_detour
 from .base import Footprint, Prepared, PreparedText, Traits
 from .recipes import Tokenizer
 from .residence import Residence, memory_errors
@@ -45,6 +46,7 @@ class ClipModel:
             torch.tensor(values, device=device).view(1, 3, 1, 1)
             for values in (config.mean, config.std)
         )
+        without_detour(model)
         self._model: Any = model
         self._text_tower = TextTower(model)
         self._tokens = Tokens(tokenizer)
