@@ -14,7 +14,7 @@ from worker import runtime
 from worker.answers import Answer, Call, answering
 from worker.backends.base import Model, Prepared
 from worker.batcher import Rows
-from worker.pool import cancelled
+from worker.pool import canceller
 
 
 @answering(names.EMBED_BATCH, EmbedBatch)
@@ -75,7 +75,7 @@ def _embed(call: Call[EmbedBatch], model: Model, model_id: str) -> Rows:
         model_id=model_id,
         priority=request.priority,
         deadline=request.deadline,
-        cancelled=cancelled,
+        cancelled=canceller(),
     )
 
 

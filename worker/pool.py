@@ -31,7 +31,7 @@ from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-__all__ = ["Reason", "TaskPool", "cancelled", "stop_if_cancelled"]
+__all__ = ["Reason", "TaskPool", "cancelled", "canceller", "stop_if_cancelled"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,12 @@ def cancelled() -> Reason | None:
     """
     run = _current.get()
     return None if run is None else run.reason()
+
+
+def canceller() -> Callable[[], Reason | None]:
+    """`cancelled` for the task that runs in this thread, to be asked in any other."""
+    run = _current.get()
+    return cancelled if run is None else run.reason
 
 
 def stop_if_cancelled() -> None:

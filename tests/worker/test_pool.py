@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-from worker.pool import Reason, TaskPool, cancelled, stop_if_cancelled
+from worker.pool import Reason, TaskPool, cancelled, canceller, stop_if_cancelled
 
 PAST_AT_ONCE_S = 1e-9
 
@@ -81,6 +82,15 @@ def test_a_revoked_task_learns_that_it_was_revoked(tasks: Tasks, revoked: str) -
 
 def test_a_task_that_is_terminated_but_not_revoked_learns_of_a_shutdown(tasks: Tasks) -> None:
     assert outcome_after_terminate(tasks, "another task", cancelled) is Reason.SHUTDOWN
+
+
+def test_another_thread_can_ask_for_a_task(tasks: Tasks, revoked: str) -> None:
+    def ask_elsewhere() -> object:
+        ask = canceller()
+        with ThreadPoolExecutor(1) as elsewhere:
+            return elsewhere.submit(ask).result()
+
+    assert outcome_after_terminate(tasks, revoked, ask_elsewhere) is Reason.REVOKED
 
 
 @pytest.mark.parametrize(
