@@ -4,6 +4,7 @@ celery -A worker.app worker -P threads
 """
 
 import logging
+import os
 import sys
 import threading
 from typing import Any
@@ -26,6 +27,10 @@ TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep"]
 # interactive ones, which mostly wait for the batcher to join them.
 BULK_TASKS = transport.BULK_TASKS
 INTERACTIVE_TASKS = 32
+
+# torch's threads sleep while they wait for each other: spinning would take the cores that the
+# decoders need. OpenMP reads this when torch is imported, which is later than now.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 concurrency.ALIASES["threads"] = "worker.pool:TaskPool"  # what `-P threads` means here
 transport.use()

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator
 from api_client.wire.errors import BadSettings
 from api_client.wire.settings import Settings, default_home
 
+from . import processors
+
 # Hugging Face names that people have in CLIP_MODEL_NAME -> the open_clip id of the same weights.
 HUGGING_FACE = {
     "openai/clip-vit-base-patch32": "ViT-B-32/openai",
@@ -58,7 +60,9 @@ class WorkerSettings(Settings):
     resume: bool = False  # take up the current model and the run-time settings of the predecessor
 
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32  # the most that one forward takes
-    decode_threads: Annotated[int, Field(ge=1, le=256)] = 4
+    decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=processors.decode_threads
+    )
     image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else
     max_image_bytes: Count = 64 * 2**20
     max_image_pixels: Count = 250_000_000

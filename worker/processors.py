@@ -1,0 +1,39 @@
+"""How many processor cores this process may use."""
+
+import os
+from math import ceil
+from pathlib import Path
+
+MOST_DECODE_THREADS = 64
+
+
+def available(*, root: Path = Path("/")) -> int:
+    """Cores by affinity and, inside a container, by its share of processor time.
+
+    Args:
+        root: where `sys` is mounted.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    share = _share(root / "sys/fs/cgroup")
+    return cores if share is None else max(1, min(cores, ceil(share)))
+
+
+def decode_threads() -> int:
+    """One per core: decoders hold a core, and fill in where the forward pass leaves one idle."""
+    return min(available(), MOST_DECODE_THREADS)
+
+
+def _share(cgroup: Path) -> float | None:
+    """Cores' worth of time that the container gets; None where nothing limits it."""
+    try:
+        if (file := cgroup / "cpu.max").exists():
+            quota, period = file.read_text().split()
+        else:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
