@@ -1,0 +1,56 @@
+"""LangChain's `Embeddings`, for pictures too."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+from langchain_core.embeddings import Embeddings
+
+from ..aio import AsyncClient
+from ..client import Client
+from ..inputs import Picture
+from ..requests import EmbedOptions
+from ..wire.codec import Vectors
+
+
+class ClipyardEmbeddings(Embeddings):
+    """Embeds texts and pictures into one space.
+
+    Args:
+        client: made from the environment unless given.
+        async_client: for the awaited calls; without it they wait for `client` in a thread.
+        options: of every call, e.g. `model`; see `EmbedOptions`.
+    """
+
+    def __init__(
+        self,
+        client: Client | None = None,
+        *,
+        async_client: AsyncClient | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> None:
+        self._client = client or Client(asked_by="langchain")
+        self._async_client = async_client
+        self._options = options
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return _rows(self._client.embed_texts(texts, **self._options))
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+    def embed_image(self, uris: Sequence[Picture]) -> list[list[float]]:
+        """One vector per picture: paths, URLs, bytes, Pillow images or arrays."""
+        return _rows(self._client.embed_images(uris, **self._options))
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        if self._async_client is None:
+            return await super().aembed_documents(texts)
+        return _rows(await self._async_client.embed_texts(texts, **self._options))
+
+    async def aembed_query(self, text: str) -> list[float]:
+        return (await self.aembed_documents([text]))[0]
+
+
+def _rows(vectors: Vectors) -> list[list[float]]:
+    rows: list[list[float]] = vectors.tolist()
+    return rows

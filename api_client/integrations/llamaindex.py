@@ -1,0 +1,83 @@
+"""LlamaIndex's multi-modal embedding."""
+
+import asyncio
+from typing import Any, Unpack
+
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import ImageType
+
+from ..client import Client
+from ..requests import EmbedOptions
+from ..wire.codec import Vectors
+
+
+class ClipyardEmbedding(MultiModalEmbedding):
+    """Embeds texts and pictures into one space.
+
+    Args:
+        client: made from the environment unless given.
+        embed_batch_size: items that LlamaIndex collects for one call.
+        options: of every call, e.g. `model`; see `EmbedOptions`.
+    """
+
+    _client: Client = PrivateAttr()
+    _options: EmbedOptions = PrivateAttr()
+
+    def __init__(
+        self,
+        client: Client | None = None,
+        *,
+        embed_batch_size: int = 256,
+        **options: Unpack[EmbedOptions],
+    ) -> None:
+        super().__init__(
+            model_name=options.get("model") or "clipyard", embed_batch_size=embed_batch_size
+        )
+        self._client = client or Client(asked_by="llamaindex")
+        self._options = options
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ClipyardEmbedding"
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return _rows(self._client.embed_texts(texts, **self._options))
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._get_text_embedding(query)
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        pictures: list[Any] = [_picture(one) for one in img_file_paths]
+        return _rows(self._client.embed_images(pictures, **self._options))
+
+    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return await self._aget_text_embedding(query)
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        return await asyncio.to_thread(self._get_image_embeddings, img_file_paths)
+
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return (await self._aget_image_embeddings([img_file_path]))[0]
+
+
+def _picture(one: ImageType) -> Any:
+    return one if isinstance(one, str) else one.getvalue()  # a path, or what was read from one
+
+
+def _rows(vectors: Vectors) -> list[Embedding]:
+    rows: list[Embedding] = vectors.tolist()
+    return rows

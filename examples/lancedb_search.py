@@ -1,0 +1,35 @@
+"""Find pictures by words with LanceDB, in a folder of its own.
+
+    clipyard up &
+    python examples/lancedb_search.py PICTURES "a red circle"
+
+Needs `pip install lancedb`.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import lancedb
+
+from api_client import Client
+
+MODEL = "shapes/demo"  # or another of `clipyard models`
+
+
+def main(folder: Path, query: str) -> None:
+    pictures = sorted(folder.rglob("*.png"))
+    with Client() as clip, tempfile.TemporaryDirectory() as place:
+        rows = [
+            {"path": str(path), "vector": item.vector}
+            for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True)
+            if item.vector is not None  # a picture that cannot be read
+        ]
+        table = lancedb.connect(place).create_table("pictures", rows)
+        [wanted] = clip.embed_texts(query, model=MODEL)
+        for row in table.search(wanted).distance_type("cosine").limit(5).to_list():
+            print(f"{1 - row['_distance']:.3f}  {row['path']}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,42 @@
+"""LangChain's own test kit, and what it does not ask."""
+
+import asyncio
+
+import numpy as np
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+from langchain_tests.unit_tests import EmbeddingsUnitTests
+
+from api_client.integrations.langchain import ClipyardEmbeddings
+from api_client.testing import FakeAsyncClient, FakeClient
+
+
+class TestUnit(EmbeddingsUnitTests):
+    @property
+    def embeddings_class(self):
+        return ClipyardEmbeddings
+
+    @property
+    def embedding_model_params(self):
+        return {"client": FakeClient(), "model": "fake/large"}
+
+
+class TestIntegration(EmbeddingsIntegrationTests):
+    @property
+    def embeddings_class(self):
+        return ClipyardEmbeddings
+
+    @property
+    def embedding_model_params(self):
+        return {"client": FakeClient(), "async_client": FakeAsyncClient(), "model": "fake/large"}
+
+
+def test_pictures_share_the_space_of_the_texts():
+    embeddings = ClipyardEmbeddings(FakeClient(), model="fake/large")
+    wanted = FakeClient().embed_images([b"picture"], model="fake/large")
+    assert np.allclose(embeddings.embed_image([b"picture"]), wanted)
+    assert len(embeddings.embed_query("a")) == len(wanted[0])
+
+
+def test_without_an_async_client_the_awaited_calls_give_the_same():
+    embeddings = ClipyardEmbeddings(FakeClient())
+    assert asyncio.run(embeddings.aembed_query("a")) == embeddings.embed_query("a")

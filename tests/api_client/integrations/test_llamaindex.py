@@ -1,0 +1,39 @@
+import asyncio
+import io
+
+import numpy as np
+
+from api_client.integrations.llamaindex import ClipyardEmbedding
+from api_client.testing import FakeClient
+
+
+def test_texts_and_queries_are_embedded_one_by_one_and_in_batches():
+    model, fake = ClipyardEmbedding(FakeClient(), model="fake/large"), FakeClient()
+    wanted = fake.embed_texts(["a", "b"], model="fake/large")
+    assert np.allclose(model.get_text_embedding_batch(["a", "b"]), wanted)
+    assert np.allclose(model.get_text_embedding("a"), wanted[0])
+    assert np.allclose(model.get_query_embedding("b"), wanted[1])
+
+
+def test_pictures_are_embedded_from_paths_and_from_memory():
+    model, fake = ClipyardEmbedding(FakeClient()), FakeClient()
+    wanted = fake.embed_images(["a.jpg", b"bytes"])
+    assert np.allclose(model.get_image_embedding_batch(["a.jpg", io.BytesIO(b"bytes")]), wanted)
+    assert np.allclose(model.get_image_embedding("a.jpg"), wanted[0])
+
+
+def test_the_awaited_calls_give_the_same():
+    model = ClipyardEmbedding(FakeClient())
+
+    async def story():
+        return (
+            await model.aget_text_embedding_batch(["a", "b"]),
+            await model.aget_query_embedding("a"),
+            await model.aget_image_embedding_batch(["a.jpg"]),
+            await model.aget_image_embedding("a.jpg"),
+        )
+
+    texts, query, images, image = asyncio.run(story())
+    assert texts == model.get_text_embedding_batch(["a", "b"])
+    assert query == model.get_query_embedding("a")
+    assert images == [image] == [model.get_image_embedding("a.jpg")]
