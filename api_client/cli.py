@@ -38,7 +38,7 @@ def main() -> NoReturn:
     from .wire.errors import BadRequest, BadSettings, ClipyardError, NoAnswer, NoBroker, NoWorker
 
     try:
-        app()
+        app(prog_name="clipyard")
     except (BadRequest, BadSettings) as error:
         _end(error, USAGE)
     except (NoBroker, NoWorker, NoAnswer) as error:
@@ -62,6 +62,8 @@ def embed(
     """Embed pictures."""
     from . import show, vectorfile
 
+    if out:
+        vectorfile.checked(out)
     paths = list(_pictures(images))
     with _client() as client, show.progress("embedding", len(paths)) as advance:
         options: dict[str, Any] = {"model": model, "progress": advance}
@@ -85,11 +87,15 @@ def text(
     """Embed texts."""
     from . import show, vectorfile
 
+    if out:
+        vectorfile.checked(out)
     with _client() as client:
         items = client.embed_texts_detailed(texts, model=model)
     if out:
         vectorfile.write(out, texts, items)
     show.items(texts, items, out=out, as_json=as_json)
+    if any(item.error for item in items):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -119,6 +125,8 @@ def search(
         [{"picture": str(path), "cosine": round(cosine, 4)} for cosine, path in best],
         as_json=as_json,
     )
+    if len(found) < len(paths):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -250,6 +258,24 @@ def up(
         env=settings.for_workers(),
     )
     raise typer.Exit(stack.run(options, console=Console()))
+
+
+@app.command()
+def gateway(
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes a free one.")] = None,
+) -> None:
+    """Answer HTTP for those who do not speak Celery. Ctrl-C finishes what was begun."""
+    try:
+        from .gateway import app as application
+    except ModuleNotFoundError as error:
+        print(f"error: no {error.name}: pip install 'clipyard[gateway]'", file=sys.stderr)
+        raise typer.Exit(USAGE) from None
+    from .gateway.settings import GatewaySettings
+
+    given = {"gateway_host": host, "gateway_port": port}
+    settings = GatewaySettings.read(**{k: v for k, v in given.items() if v is not None})
+    application.serve(settings)
 
 
 @app.command()

@@ -220,10 +220,11 @@ class Desk:
         raise UnknownModel(f"no worker lists a model {wanted!r}; see `clipyard models`")
 
     def dimension(self, model: str | None) -> Talk[int]:
-        entry = yield from self.model_info(model)
-        for loaded in (yield from self._loaded(entry.id)) if not entry.dimension else ():
-            return loaded.dimension or 0
-        return entry.dimension
+        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        for loaded in (yield from self._loaded(wanted)):
+            if loaded.dimension:  # a model that no catalogue lists tells it when it is loaded
+                return loaded.dimension
+        return (yield from self.model_info(wanted)).dimension
 
 
 def _nobody() -> NoWorker:

@@ -9,6 +9,21 @@ import numpy as np
 from .results import Item, matrix
 from .wire.errors import BadRequest
 
+ENDINGS = (".npy", ".parquet", ".jsonl")
+
+
+def checked(path: Path) -> Path:
+    """The path, if vectors can be written there; ask before the work, not after.
+
+    Raises:
+        BadRequest: the ending is none of ENDINGS, or it is a folder.
+    """
+    if path.suffix not in ENDINGS:
+        raise BadRequest(f"cannot write vectors to {path}; use {', '.join(ENDINGS)}")
+    if path.is_dir():
+        raise BadRequest(f"cannot write vectors to {path}: it is a folder")
+    return path
+
 
 def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> None:
     """Write one row per item: reference, vector, model, fingerprint, error code.
@@ -16,7 +31,7 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> None:
     `.npy` holds the vectors alone, so it refuses items that failed.
 
     Raises:
-        BadRequest: the ending is none of .npy, .parquet and .jsonl. ItemsFailed: see above.
+        ItemsFailed: see above.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     match path.suffix:
@@ -24,12 +39,10 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> None:
             np.save(path, matrix(items))
         case ".parquet":
             _parquet(path, references, items)
-        case ".jsonl":
+        case _:
             with path.open("w") as lines:
                 for reference, item in zip(references, items, strict=True):
                     lines.write(json.dumps(_row(reference, item)) + "\n")
-        case ending:
-            raise BadRequest(f"cannot write vectors as {ending!r}; use .npy, .parquet or .jsonl")
 
 
 def _row(reference: str, item: Item) -> dict[str, object]:

@@ -58,4 +58,5 @@ def serve(settings: GatewaySettings) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
         server_header=False,
+        access_log=False,  # a query may hold a text, and texts are nobody else's business
     )

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import time
 
 import numpy as np
 import pytest
@@ -52,6 +53,10 @@ def test_a_model_is_loaded_seen_and_unloaded(http, client):
 
 
 def test_it_is_ready_and_healthy(http):
+    give_up_at = time.monotonic() + 20
+    while http.get("/readyz").status_code == 503:  # until the worker has first looked at itself
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
     assert http.get("/readyz").json()["workers"] == 1
     assert http.get(f"{RAG}/health").json()["summary"]["healthy"] == 2
 

@@ -1,0 +1,184 @@
+"""The command line, on the fake client: what it prints, and the exit code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from api_client import cli
+from api_client.testing import FakeClient
+from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def clipyard(monkeypatch, capsys):
+    """Runs a command line on a client; answers with exit code, output and errors."""
+
+    def run(*argv, client=None):
+        monkeypatch.setattr(cli, "_client", lambda: client or FakeClient())
+        monkeypatch.setattr(sys, "argv", ["clipyard", *map(str, argv)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name in ("b.png", "a.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_pictures_of_a_folder_are_embedded_in_order(clipyard, pictures):
+    code, out, _ = clipyard("embed", pictures, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [Path(row["item"]).name for row in rows] == ["a.png", "b.png"]
+    assert len(rows[0]["vector"]) == 16
+
+
+@pytest.mark.parametrize("ending", ["npy", "jsonl", "parquet"])
+def test_vectors_are_written_where_they_are_wanted(clipyard, pictures, tmp_path, ending):
+    out = tmp_path / "results" / f"vectors.{ending}"
+    code, _, _ = clipyard("embed", pictures, "-o", out)
+    assert code == 0
+    assert out.stat().st_size
+    if ending == "npy":
+        assert np.load(out).shape == (2, 16)
+
+
+@pytest.mark.parametrize("out", ["vectors.csv", "vectors", "."])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(clipyard, pictures, out):
+    code, said, error = clipyard("embed", pictures, "-o", out, client=object())
+    assert (code, said) == (2, "")
+    assert re.match(r"error: cannot write vectors to .*\n$", error)
+
+
+def test_some_failed_items_are_shown_and_told_by_the_exit_code(clipyard, pictures):
+    client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("cut short")})
+    code, out, _ = clipyard("embed", pictures, "--json", client=client)
+    assert code == 1
+    assert json.loads(out)[0]["error"] == {"code": "image_unreadable", "message": "cut short"}
+    assert clipyard("search", "words", pictures, client=client)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"),
+    [
+        (["text", "words"], "vector"),
+        (["models"], "id"),
+        (["load", "fake/large"], "changed"),
+        (["reload", "fake/large"], "changed"),
+        (["switch", "fake/large"], "changed"),
+        (["unload"], "changed"),
+        (["unload", "--scope", "everything"], "changed"),
+        (["set", "slots=3"], "changed"),
+    ],
+)
+def test_rows_are_tables_for_people_and_json_for_scripts(clipyard, argv, key):
+    code, out, _ = clipyard(*argv, "--json")
+    assert code == 0
+    assert key in json.loads(out)[0]
+    assert clipyard(*argv)[0] == 0
+
+
+def test_status_is_one_json_object(clipyard):
+    code, out, _ = clipyard("status", "--json")
+    assert code == 0
+    assert json.loads(out)["current"] == "fake/small"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["no-such-command"],
+        ["embed"],
+        ["text", ""],
+        ["text", "a", "--model", ""],
+        ["load", "x" * 201],
+        ["unload", "fake/small", "--scope", "vision"],
+        ["unload", "--scope", "some"],
+        ["set", "slots"],
+        ["set", "slots=0"],
+        ["set", "no_such=1"],
+        ["switch", "no/such"],
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(clipyard, argv):
+    code, out, error = clipyard(*argv)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in error
+    assert error
+
+
+@pytest.mark.parametrize("error", [NoBroker("no Redis"), NoWorker("nobody"), NoAnswer("late")])
+def test_nobody_to_ask_is_exit_code_3(clipyard, error):
+    class Away:
+        def __enter__(self):
+            raise error
+
+        def __exit__(self, *_):
+            pass
+
+    assert clipyard("models", client=Away()) == (3, "", f"error: {error}\n")
+
+
+def test_a_gateway_for_others_without_a_token_is_exit_code_2(clipyard, monkeypatch):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://127.0.0.1:1/0")
+    code, _, error = clipyard("gateway", "--host", "0.0.0.0")
+    assert code == 2
+    assert "CLIPYARD_GATEWAY_TOKENS" in error
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_are_completed(shell):
+    env = {
+        **os.environ,
+        "_CLIPYARD_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "clipyard stat",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "clipyard stat",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_WORD_TO_COMPLETE": "stat",
+    }
+    said = subprocess.run(
+        [sys.executable, "-m", "api_client"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert "status" in said.stdout
+
+
+def test_help_loads_nothing_heavy():
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "api_client", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in said.stderr.splitlines()
+    }
+    assert not loaded & {"numpy", "celery", "kombu", "redis", "pydantic", "rich", "PIL", "torch"}
+    assert "Usage: clipyard" in said.stdout
+
+
+def test_every_command_and_exit_code_is_documented():
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    commands = {
+        info.name or info.callback.__name__.strip("_") for info in cli.app.registered_commands
+    }
+    assert {name for name in commands if f"`{name}`" not in page} == set()
+    for code in (0, cli.FAILED, cli.USAGE, cli.NOBODY, cli.INTERRUPTED):
+        assert f"| {code} |" in page

@@ -1,0 +1,40 @@
+"""The page about the gateway names every path and every setting."""
+
+from pathlib import Path
+
+import pytest
+
+from api_client.gateway.app import build
+from api_client.gateway.settings import GatewaySettings
+from api_client.testing import FakeAsyncClient
+from api_client.wire.settings import Settings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+APP = build(FakeAsyncClient(), GatewaySettings.read(redis_url="redis://127.0.0.1:1/0"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"`{method.upper()} {path}`"
+        for path, operations in APP.openapi()["paths"].items()
+        for method in operations
+    ],
+)
+def test_a_path_is_documented(path):
+    assert path in PAGE
+
+
+@pytest.mark.parametrize(
+    "field", sorted(GatewaySettings.model_fields.keys() - Settings.model_fields.keys())
+)
+def test_a_setting_is_documented_with_its_default(field):
+    default = GatewaySettings.model_fields[field].default
+    told = (
+        "none"
+        if default == ()
+        else f"`{default:g}`"
+        if isinstance(default, float)
+        else f"`{default}`"
+    )
+    assert f"| `CLIPYARD_{field.upper()}` | {told} |" in PAGE
