@@ -27,6 +27,8 @@ from api_client.wire.errors import (
 from api_client.wire.messages import BlobRef, ImageRef, PathRef, UrlRef
 
 from .settings import WorkerSettings
+from .stores import Stores
+from .web import PORTS, Web
 
 # What Pillow may try. Formats that run other programs or carry scripts (EPS, PDF, WMF) stay out.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -40,16 +42,25 @@ class ImageReader:
     """Opens pictures for one worker. Safe to call from many threads.
 
     Args:
-        settings: `image_roots`, `max_image_bytes`, `max_image_pixels` and `decode` count.
+        settings: the `image_...` and `max_image_...` ones and `decode` count.
+        web: fetches http(s) URLs; the settings decide unless given.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, *, web: Web | None = None) -> None:
         self._roots = tuple(
             Path(os.path.realpath(root.expanduser())) for root in settings.image_roots
         )
         self._max_bytes = settings.max_image_bytes
         self._max_pixels = settings.max_image_pixels
         self._scales = settings.decode == "fast"
+        self._stores = Stores(settings.image_stores, max_bytes=settings.max_image_bytes)
+        self._web = web
+        if settings.image_urls and web is None:
+            self._web = Web(
+                hosts=settings.image_url_hosts,
+                max_bytes=settings.max_image_bytes,
+                timeout_s=settings.image_url_timeout_s,
+            )
         # Pillow's own limit is per process, half a warning and half an error; ours replaces it.
         Image.MAX_IMAGE_PIXELS = None
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -71,8 +82,17 @@ class ImageReader:
                 if (data := blobs.get(number)) is None:
                     raise ImageMissing(f"the bytes of image {number} are gone; send them again")
                 return self._decode(data, f"image {number}", near)
-            case UrlRef():
-                raise ImageForbidden("URLs are off: send a path under an image root, or bytes")
+            case UrlRef(url=url):
+                return self._decode(self._fetched(url), "the picture behind the URL", near)
+
+    def _fetched(self, url: str) -> bytes:
+        if url.partition(":")[0].lower() not in PORTS:
+            return self._stores.read(url)
+        if self._web is None:
+            raise ImageForbidden(
+                "URLs are off (CLIPYARD_IMAGE_URLS): send a path under an image root, or bytes"
+            )
+        return self._web.fetch(url)
 
     def _read(self, path: str) -> bytes:
         with _opening(path), os.fdopen(self._descriptor(path), "rb") as file:

@@ -24,6 +24,9 @@ HUGGING_FACE = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "ViT-H-14/laion2b_s32b_b79k",
 }
 
+# Protocols of fsspec that lead to this machine's own files, or past the guard of the web.
+NOT_STORES = {"file", "local", "http", "https"}
+
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -64,6 +67,10 @@ class WorkerSettings(Settings):
         default_factory=processors.decode_threads
     )
     image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else
+    image_urls: bool = False  # fetch http(s) pictures, from public addresses only
+    image_url_hosts: tuple[str, ...] = ()  # and of these hosts only; .example.org: all below it
+    image_url_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+    image_stores: tuple[str, ...] = ()  # object stores, by prefix: s3://bucket/pictures/
     max_image_bytes: Count = 64 * 2**20
     max_image_pixels: Count = 250_000_000
 
@@ -73,6 +80,18 @@ class WorkerSettings(Settings):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
             raise ValueError("use auto, cpu, cuda, cuda:N or mps")
         return device
+
+    @field_validator("image_stores")
+    @classmethod
+    def _prefixes(cls, stores: tuple[str, ...]) -> tuple[str, ...]:
+        for store in stores:
+            protocol, found, bucket = store.partition("://")
+            if not found or not bucket.strip("/") or protocol in NOT_STORES or "::" in store:
+                raise ValueError(
+                    f"{store!r} is no prefix like s3://bucket/folder/; folders of this machine "
+                    "go into CLIPYARD_IMAGE_ROOTS, web addresses into CLIPYARD_IMAGE_URLS"
+                )
+        return tuple(store if store.endswith("/") else f"{store}/" for store in stores)
 
     @field_validator("log_level", mode="before")
     @classmethod

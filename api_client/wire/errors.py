@@ -19,6 +19,7 @@
     └── ItemError              one image or text of many; its neighbours are served
         ├── ImageMissing       there is no such file                       (FileNotFoundError)
         ├── ImageForbidden     outside the allowed roots or hosts            (PermissionError)
+        ├── ImageUnreachable   its server or store did not deliver           retryable
         ├── ImageUnreadable    empty, truncated, not an image, or hostile
         ├── ImageTooLarge      over the limit of bytes, pixels or frames
         ├── TextInvalid        empty, blank or not text
@@ -155,6 +156,13 @@ class ImageForbidden(ItemError, PermissionError):
     """The reference lies outside the allowed roots, protocols or hosts."""
 
     code = "image_forbidden"
+
+
+class ImageUnreachable(ItemError):
+    """The server or object store of a picture did not deliver it, or not in time."""
+
+    code = "image_unreachable"
+    retryable = True
 
 
 class ImageUnreadable(ItemError):

@@ -1,0 +1,63 @@
+"""Pictures from object stores, through fsspec, below configured prefixes and nowhere else.
+
+Keys, endpoints and regions are fsspec's own configuration (`FSSPEC_S3_ENDPOINT_URL`, ...), or the
+machine's role; none of them passes through here.
+"""
+
+from collections.abc import Collection
+from urllib.parse import unquote
+
+import fsspec
+
+from api_client.wire.errors import (
+    ImageForbidden,
+    ImageMissing,
+    ImageTooLarge,
+    ImageUnreachable,
+)
+
+
+class Stores:
+    """Reads objects. Safe to call from many threads.
+
+    Args:
+        prefixes: `protocol://bucket/folder/`, each ending with a slash.
+        max_bytes: of one object.
+    """
+
+    def __init__(self, prefixes: Collection[str], *, max_bytes: int) -> None:
+        self._prefixes = tuple(prefixes)
+        self._max_bytes = max_bytes
+
+    def read(self, url: str) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            ImageForbidden: it is not below a prefix, or the store refuses.
+            ImageMissing, ImageTooLarge, ImageUnreachable: as their names say.
+        """
+        name = repr(url if len(url) <= 200 else f"{url[:100]}...{url[-97:]}")
+        if not url.startswith(self._prefixes) or _climbs(url):
+            allowed = ", ".join(self._prefixes) or "none; set CLIPYARD_IMAGE_STORES"
+            raise ImageForbidden(f"{name} is outside the image stores ({allowed})")
+        protocol, _, path = url.partition("://")
+        try:
+            with fsspec.filesystem(protocol).open(path, "rb") as file:
+                data: bytes = file.read(self._max_bytes + 1)
+        except FileNotFoundError:
+            raise ImageMissing(f"there is no object {name}") from None
+        except PermissionError:
+            raise ImageForbidden(f"the worker may not read {name}") from None
+        except Exception as error:  # every store has a client of its own
+            raise ImageUnreachable(
+                f"{name} cannot be read from its store ({type(error).__name__})"
+            ) from None
+        if len(data) > self._max_bytes:
+            raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
+        return data
+
+
+def _climbs(url: str) -> bool:
+    """Whether some store could read the rest as a way out, or as another file system (`::`)."""
+    plain = unquote(url).replace("\\", "/")
+    return "::" in plain or "\0" in plain or not {".", ".."}.isdisjoint(plain.split("/"))
