@@ -1,21 +1,12 @@
-"""References to pixels, with limits on where they lie, how large and what they are.
+"""References to pictures, with limits on where they lie and how large they are."""
 
-What comes out is what open_clip's own loading would have seen: orientation tags are not applied,
-16-bit, CMYK, palette and transparent pictures keep their mode until the model's preprocessing
-converts them with Pillow's `convert("RGB")` (16-bit values above 255 become white), and of an
-animation the first frame counts.
-"""
-
-import io
 import os
 import stat
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from api_client.wire.errors import (
     ImageForbidden,
@@ -26,16 +17,11 @@ from api_client.wire.errors import (
 )
 from api_client.wire.messages import BlobRef, ImageRef, PathRef, UrlRef
 
+from . import decoding
+from .decoders import Decoders
 from .settings import WorkerSettings
 from .stores import Stores
 from .web import PORTS, Web
-
-# What Pillow may try. Formats that run other programs or carry scripts (EPS, PDF, WMF) stay out.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-# The JPEG decoder may shrink down to this many times the model's input, so that the resize after
-# it still decides how the picture looks.
-SPARE = 2
 
 
 class ImageReader:
@@ -51,8 +37,14 @@ class ImageReader:
             Path(os.path.realpath(root.expanduser())) for root in settings.image_roots
         )
         self._max_bytes = settings.max_image_bytes
-        self._max_pixels = settings.max_image_pixels
-        self._scales = settings.decode == "fast"
+        self._limits = decoding.Limits(
+            pixels=settings.max_image_pixels, scales=settings.decode == "fast"
+        )
+        self._decoders: Decoders | None = None
+        if settings.decode_processes:
+            self._decoders = Decoders(
+                settings.decode_processes, limits=self._limits, timeout_s=settings.decode_timeout_s
+            )
         self._stores = Stores(settings.image_stores, max_bytes=settings.max_image_bytes)
         self._web = web
         if settings.image_urls and web is None:
@@ -61,9 +53,12 @@ class ImageReader:
                 max_bytes=settings.max_image_bytes,
                 timeout_s=settings.image_url_timeout_s,
             )
-        # Pillow's own limit is per process, half a warning and half an error; ours replaces it.
-        Image.MAX_IMAGE_PIXELS = None
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        decoding.set_up()
+
+    def close(self) -> None:
+        """Ends its decoding processes, if it has some."""
+        if self._decoders is not None:
+            self._decoders.close()
 
     def open(self, ref: ImageRef, blobs: Mapping[int, bytes], *, near: int | None) -> Image.Image:
         """The picture, decoded. With decode="fast" a JPEG may come smaller than it is.
@@ -132,39 +127,9 @@ class ImageReader:
             raise ImageUnreadable(f"{name} is empty")
         if len(data) > self._max_bytes:
             raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > self._max_pixels:
-                raise ImageTooLarge(
-                    f"{name} is {image.width}x{image.height}, more than {self._max_pixels} pixels"
-                )
-            if self._scales and near and (small := _scaled_jpeg(image, data, near)):
-                return small
-            image.load()
-        except ItemError:
-            raise
-        except UnidentifiedImageError:
-            raise ImageUnreadable(f"{name} is none of {', '.join(FORMATS)}") from None
-        except MemoryError:
-            raise ImageTooLarge(f"{name} does not fit into memory") from None
-        except Exception as error:  # a decoder given hostile bytes may raise anything
-            raise ImageUnreadable(f"{name} cannot be decoded: {error}") from None
-        return image
-
-
-def _scaled_jpeg(image: Image.Image, data: bytes, near: int) -> Image.Image | None:
-    """The picture shrunk by its decoder, or None where that does not apply or fails.
-
-    Why libjpeg-turbo's own interface and not Pillow's: see docs/why.md, "Which JPEG decoder".
-    """
-    least = SPARE * near
-    if image.format not in ("JPEG", "MPO") or image.mode != "RGB" or min(image.size) <= least:
-        return None
-    try:
-        pixels = simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
-    except ValueError:
-        return None  # stricter than Pillow, which decides
-    return Image.fromarray(pixels)
+        if self._decoders is not None:
+            return self._decoders.decode(data, name=name, near=near)
+        return decoding.decode(data, name=name, near=near, limits=self._limits)
 
 
 @contextmanager

@@ -66,6 +66,8 @@ class WorkerSettings(Settings):
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=processors.decode_threads
     )
+    decode_processes: Annotated[int, Field(ge=0, le=256)] = 0  # for pictures of strangers; docs
+    decode_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for one picture in such a process
     image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else
     image_urls: bool = False  # fetch http(s) pictures, from public addresses only
     image_url_hosts: tuple[str, ...] = ()  # and of these hosts only; .example.org: all below it

@@ -1,6 +1,7 @@
 import io
 import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,52 @@ def test_directories_and_pipes_are_refused_at_once(reader: ImageReader, root: Pa
             path(reader, special)
 
 
+def test_devices_and_windows_into_the_kernel_are_refused() -> None:
+    reader = ImageReader(WorkerSettings.read(image_roots=("/dev", "/proc")))
+    with pytest.raises(ImageUnreadable, match="not a regular file"):
+        path(reader, "/dev/zero")
+    for inside in ("/proc/self/environ", "/proc/self/mem"):
+        with pytest.raises(ImageUnreadable):  # a mistaken root still shows pictures only
+            path(reader, inside)
+
+
+def test_the_way_through_proc_leads_nowhere_else(reader: ImageReader, root: Path) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    with (root.parent / "secret.png").open("rb") as file:
+        for way in ("/proc/self/cwd/a.png", f"/proc/self/fd/{file.fileno()}", "/proc/1/environ"):
+            with pytest.raises(ImageForbidden):
+                path(reader, way)
+        (root / "a.png").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        with pytest.raises(ImageForbidden):
+            path(reader, root / "a.png")
+
+
+def test_a_folder_swapped_for_a_link_after_the_name_was_checked_is_not_entered(
+    reader: ImageReader, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    (root / "cats").mkdir()
+    real = os.path.realpath
+
+    def swap(name: str) -> str:
+        checked = real(name)
+        (root / "cats").rmdir()
+        (root / "cats").symlink_to(root.parent)
+        return checked
+
+    monkeypatch.setattr(os.path, "realpath", swap)
+    with pytest.raises((ImageMissing, ImageUnreadable)):  # Linux: "not a directory"
+        path(reader, root / "cats" / "secret.png")
+
+
+@pytest.mark.parametrize("name", ["cafe\u0301.png", "..\uff0fsecret.png", "a\u202e.png"])
+def test_odd_names_are_only_names(reader: ImageReader, root: Path, name: str) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    PHOTO.save(root / "caf\u00e9.png")
+    with pytest.raises(ImageMissing):
+        path(reader, f"{root}/{name}")
+
+
 def test_a_file_over_the_limit_of_bytes_is_refused(root: Path) -> None:
     PHOTO.save(root / "a.png")
     reader = ImageReader(WorkerSettings.read(image_roots=(root,), max_image_bytes=1000))
@@ -129,6 +176,31 @@ def test_a_decompression_bomb_is_refused_by_its_header(reader: ImageReader) -> N
     assert len(bomb) < 100_000
     with pytest.raises(ImageTooLarge, match="20000x20000"):
         blob(reader, bomb)
+
+
+def test_a_jpeg_of_thousands_of_passes_is_refused(reader: ImageReader) -> None:
+    whole = encoded(PHOTO.resize((2000, 1500)), "JPEG", progressive=True)
+    last_pass = whole[whole.rindex(b"\xff\xc4") : -2]
+    assert blob(reader, whole).height < 1500
+    with pytest.raises(ImageTooLarge, match="passes"):
+        blob(reader, whole[:-2] + last_pass * 300 + whole[-2:])
+
+
+def test_a_text_of_numbers_is_no_picture(reader: ImageReader) -> None:
+    for magic in (b"P1", b"P2", b"P3"):
+        with pytest.raises(ImageUnreadable, match="binary"):
+            blob(reader, magic + b" 2 2 255\n" + b"#\n" * 10**6)
+
+
+def test_a_picture_that_is_also_something_else_is_a_picture(reader: ImageReader) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        files.writestr("run.py", "print()")
+    script = b"GIF89a=1;<script>alert(1)</script>"
+    assert blob(reader, encoded(PHOTO, "PNG") + archive.getvalue()).size == PHOTO.size
+    assert blob(reader, encoded(PHOTO, "JPEG") + b"%PDF-1.7").size == PHOTO.size
+    with pytest.raises(ImageUnreadable):
+        blob(reader, script)
 
 
 def test_a_picture_above_pillows_own_limit_is_ours_to_judge() -> None:

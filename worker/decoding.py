@@ -1,0 +1,106 @@
+"""The bytes of a picture to its pixels, within limits, whatever the bytes are.
+
+What comes out is what open_clip's own loading would have seen: orientation tags are not applied,
+16-bit, CMYK, palette and transparent pictures keep their mode until the model's preprocessing
+converts them with Pillow's `convert("RGB")` (16-bit values above 255 become white), and of an
+animation the first frame counts.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from api_client.wire.errors import ImageTooLarge, ImageUnreadable, ItemError
+
+# What Pillow may try. Formats that run other programs or carry scripts (EPS, PDF, WMF) stay out.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# Pillow reads the variants of PPM that are written in plain text one comment at a time, in time
+# that grows with the square of their number: minutes for 3 MB.
+_PLAIN_PPM = (b"P1", b"P2", b"P3")
+
+# The JPEG decoder may shrink down to this many times the model's input, so that the resize after
+# it still decides how the picture looks.
+SPARE = 2
+
+# A progressive JPEG is coded in passes over the whole picture, usually ten, at about 3 ns a pixel
+# each. Sixty bytes make another pass, so a file within the limits could ask for days.
+PASSES = 20
+
+_START_OF_SCAN = b"\xff\xda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of one picture. `scales`: a JPEG may come out smaller than it is."""
+
+    pixels: int
+    scales: bool
+
+
+def set_up() -> None:
+    """For the whole process: our limit of pixels replaces Pillow's, half warning, half error."""
+    Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image.Image:
+    """The picture.
+
+    Args:
+        name: for sentences.
+        near: pixels along one edge of the model's input; None always decodes in full.
+
+    Raises:
+        ImageTooLarge: its header, or its decoding, asks for more than the limits allow.
+        ImageUnreadable: it is none, or broken.
+    """
+    try:
+        if data.startswith(_PLAIN_PPM):
+            raise ImageUnreadable(f"{name} is a PPM in plain text; write it in binary")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _refuse_large(image, data, name, limits)
+        if limits.scales and near and (small := _scaled_jpeg(image, data, near)):
+            return small
+        image.load()
+    except ItemError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageUnreadable(f"{name} is none of {', '.join(FORMATS)}") from None
+    except MemoryError:
+        raise ImageTooLarge(f"{name} does not fit into memory") from None
+    except Exception as error:  # a decoder given hostile bytes may raise anything
+        raise ImageUnreadable(f"{name} cannot be decoded: {error}") from None
+    return image
+
+
+def _refuse_large(image: Image.Image, data: bytes, name: str, limits: Limits) -> None:
+    pixels = image.width * image.height
+    if pixels > limits.pixels:
+        raise ImageTooLarge(
+            f"{name} is {image.width}x{image.height}, more than {limits.pixels} pixels"
+        )
+    if _is_jpeg(image) and data.count(_START_OF_SCAN) * pixels > PASSES * limits.pixels:
+        raise ImageTooLarge(f"{name} is coded in too many passes for its size")
+
+
+def _is_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO")
+
+
+def _scaled_jpeg(image: Image.Image, data: bytes, near: int) -> Image.Image | None:
+    """The picture shrunk by its decoder, or None where that does not apply or fails.
+
+    Why libjpeg-turbo's own interface and not Pillow's: see docs/why.md, "Which JPEG decoder".
+    """
+    least = SPARE * near
+    if not _is_jpeg(image) or image.mode != "RGB" or min(image.size) <= least:
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
+    except ValueError:
+        return None  # stricter than Pillow, which decides
+    return Image.fromarray(pixels)
