@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from api_client.wire.errors import BadSettings, UnknownModel
 from api_client.wire.messages import CatalogueEntry, Kind
 
@@ -71,6 +73,8 @@ class Entry:
         )
 
 
+_ENTRY = TypeAdapter(Entry)
+
 # Given an id that no file lists: an entry a family can make of it, or None.
 Describe = Callable[[str], Entry | None]
 
@@ -117,6 +121,8 @@ def _entries(file: Path) -> Iterable[Entry]:
         table = tomllib.loads(file.read_text())
     except OSError as error:
         raise BadSettings(f"catalogue {file}: {error.strerror}") from None
+    except RecursionError:
+        raise BadSettings(f"catalogue {file}: nested too deeply") from None
     except ValueError as error:
         raise BadSettings(f"catalogue {file}: {error}") from None
     for model_id, row in table.items():
@@ -130,10 +136,13 @@ def _entry(file: Path, model_id: str, row: Any) -> Entry:
             fields["checkpoint"] = file.parent / Path(fields["checkpoint"]).expanduser()
         if str(fields.get("architecture", "")).endswith(".json"):
             fields["architecture"] = str(file.parent / Path(fields["architecture"]).expanduser())
-        if "kinds" in fields:
-            fields["kinds"] = tuple(Kind(kind) for kind in fields["kinds"])
-        if "aliases" in fields:
-            fields["aliases"] = tuple(fields["aliases"])
-        return Entry(id=model_id, **fields)
-    except (TypeError, ValueError) as error:
+        Entry(id=model_id, **fields)  # refuses unknown fields
+        return _ENTRY.validate_python({"id": model_id, **fields})
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        where = ".".join(map(str, mistake["loc"]))
+        raise BadSettings(
+            f"catalogue {file}: entry {model_id!r}: {where}: {mistake['msg']}"
+        ) from None
+    except (TypeError, ValueError, RuntimeError) as error:  # the last for the home of ~nobody
         raise BadSettings(f"catalogue {file}: entry {model_id!r}: {error}") from None

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from pydantic_core import from_json
 from redis.typing import EncodableT, FieldT
 
 from .messages import Embedded, Managed, Message, Refused
@@ -53,7 +54,7 @@ def unpack_answer(frame: bytes) -> tuple[Message, Vectors | None]:
     body_at = _LENGTH.size + length
     if body_at > len(frame):
         raise ValueError("an answer's header was cut")
-    header = json.loads(frame[_LENGTH.size : body_at])
+    header = from_json(frame[_LENGTH.size : body_at])
     if not isinstance(header, dict) or len(header) != 1 or not header.keys() <= _KINDS.keys():
         raise ValueError(f"an answer's header names none of {', '.join(_KINDS)}")
     [(kind, fields)] = header.items()
@@ -83,7 +84,7 @@ def unpack_record(kind: type[_Record], fields: Mapping[Any, bytes | str]) -> _Re
     known = kind.model_fields
     return kind.model_validate(
         {
-            name: json.loads(value)
+            name: from_json(value)
             for name, value in ((text(n), v) for n, v in fields.items())
             if name in known
         }

@@ -5,16 +5,21 @@ CLIPYARD_CONFIG, the default. The environment name is CLIPYARD_ and the field's 
 `ALSO` lists the names that people have set already. The JSON file takes either in lower case.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import AliasChoices, AliasGenerator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import from_json
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from .errors import BadSettings, NoBroker
 from .home import running_stack_url
@@ -78,7 +83,7 @@ def _json_file(path: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        found = json.loads(Path(path).read_text())
+        found = from_json(Path(path).read_bytes())
     except OSError as error:
         raise BadSettings(f"{CONFIG_VARIABLE}: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -120,7 +125,19 @@ class SettingsBase(BaseSettings):
         try:
             return cls(**{PREFIX + field: value for field, value in given.items()})
         except ValidationError as error:
-            raise BadSettings("\n".join(map(_line, error.errors()))) from None
+            raise BadSettings("\n".join(map(cls._line, error.errors()))) from None
+        except (SettingsError, RecursionError) as error:
+            raise BadSettings(
+                f"CLIPYARD_*: {error}; give several values as a JSON list, as in "
+                """CLIPYARD_IMAGE_ROOTS='["/data", "/mnt"]'"""
+            ) from None
+
+    @classmethod
+    def _line(cls, mistake: Any) -> str:
+        name = str(mistake["loc"][0]) if mistake["loc"] else "settings"
+        field = cls.model_fields.get(name.removeprefix(PREFIX))
+        given = "" if field and _is_secret(field) else f" (it is {mistake['input']!r})"
+        return f"{name.upper()}: {mistake['msg']}{given}"
 
     def rows(self) -> list[dict[str, str]]:
         """Every setting with its environment name, value (secrets masked) and origin."""
@@ -144,9 +161,8 @@ class SettingsBase(BaseSettings):
         return "given" if field in self.model_fields_set else "default"
 
 
-def _line(mistake: Any) -> str:
-    name = str(mistake["loc"][0]) if mistake["loc"] else "settings"
-    return f"{name.upper()}: {mistake['msg']} (it is {mistake['input']!r})"
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 class Settings(SettingsBase):
