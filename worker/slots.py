@@ -166,7 +166,8 @@ class Slots:
         try:
             is_warm = self._warm(slot, to, reason, asked_by)
         except Exception as raised:
-            raise _typed(raised, entry) from raised
+            error = _typed(raised, entry)
+            raise error from error.__cause__
         finally:
             if is_new and slot.model is not None and not is_warm:
                 self._carrier.unload(slot)

@@ -17,6 +17,7 @@ from worker.slots import Limits, Slots
 from worker.sweeps import Move
 
 SOON_S = 20  # a thread that has not come by then hangs
+PATIENT_S = 3 * SOON_S  # for waits that something has to end, or the test fails
 
 
 class Bench:
@@ -381,7 +382,7 @@ def test_an_unload_of_a_leased_model_waits_for_a_bound():
 
 
 def test_an_unload_drains_and_who_comes_meanwhile_loads_anew():
-    bench = Bench(wait_s=SOON_S)
+    bench = Bench(wait_s=PATIENT_S)
     with threads() as pool:
         with bench.lease("a"):
             gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=SOON_S)
@@ -393,8 +394,22 @@ def test_an_unload_drains_and_who_comes_meanwhile_loads_anew():
     assert bench.loads == ["a", "a"]
 
 
+def test_who_comes_during_an_unload_loads_anew():
+    bench, gate = Bench(wait_s=PATIENT_S), Gate("unload")
+    bench.use("a", before=gate)
+    with threads() as pool:
+        gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=0)
+        assert gate.reached.wait(SOON_S)
+        late = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: bench.slots._changed._waiters)
+        gate.open.set()
+        assert gone.result(SOON_S)
+        late.result(SOON_S)
+    assert bench.loads == ["a", "a"]
+
+
 def test_a_lease_goes_on_as_soon_as_an_unload_gives_up():
-    bench = Bench(wait_s=SOON_S)
+    bench = Bench(wait_s=PATIENT_S)
     with threads() as pool, bench.lease("a"):
         gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=0.05)
         until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
@@ -403,11 +418,11 @@ def test_a_lease_goes_on_as_soon_as_an_unload_gives_up():
         bench.now += 1  # too late for the one, not for the other
         with pytest.raises(ModelBusy):
             gone.result(SOON_S)
-        late.result(SOON_S / 2)
+        late.result(SOON_S)
 
 
 def test_nobody_else_is_pushed_out_while_one_is_leaving():
-    bench, gate = Bench(slots=2, wait_s=SOON_S), Gate("lower")
+    bench, gate = Bench(slots=2, wait_s=PATIENT_S), Gate("lower")
     bench.use("a", before=gate)
     bench.use("b")
     with threads() as pool:
@@ -422,7 +437,7 @@ def test_nobody_else_is_pushed_out_while_one_is_leaving():
 
 
 def test_a_place_is_free_when_its_model_has_gone_and_not_before():
-    bench, gate = Bench(slots=1, wait_s=SOON_S), Gate("lower")
+    bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("lower")
     bench.use("a", before=gate)
     with threads() as pool:
         swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
@@ -435,8 +450,24 @@ def test_a_place_is_free_when_its_model_has_gone_and_not_before():
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
 
 
+def test_host_memory_is_promised_from_the_beginning_of_a_move():
+    bench, gate = Bench(host_bytes=150, pinned=frozenset({"a"})), Gate("lower")
+    bench.use("a", before=gate)
+    bench.use("b")
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        also = pool.submit(bench.slots.apply, [Move("b", Tier.HOST, "idle")])
+        until(bench.slots, lambda: bench.slots._slots.get("b").state == "leaving")
+        gate.open.set()
+        swept.result(SOON_S)
+        also.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST}
+    assert bench.told(EventKind.LOWERED) == [(EventKind.LOWERED, "a")]
+
+
 def test_one_model_moves_at_a_time_so_that_its_bytes_can_be_seen():
-    bench, gate, lifted = Bench(slots=3, wait_s=SOON_S), Gate("lower"), Event()
+    bench, gate, lifted = Bench(slots=3, wait_s=PATIENT_S), Gate("lower"), Event()
     bench.use("a", before=gate)
     with threads() as pool:
         swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
@@ -451,7 +482,7 @@ def test_one_model_moves_at_a_time_so_that_its_bytes_can_be_seen():
 
 
 def test_a_place_is_taken_from_the_beginning_of_a_lift():
-    bench, gate = Bench(slots=1, total=150, wait_s=SOON_S), Gate("lift")
+    bench, gate = Bench(slots=1, total=150, wait_s=PATIENT_S), Gate("lift")
     with threads() as pool:
         likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
         assert gate.reached.wait(SOON_S)
@@ -464,7 +495,7 @@ def test_a_place_is_taken_from_the_beginning_of_a_lift():
 
 
 def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
-    bench = Bench(slots=1, wait_s=SOON_S)
+    bench = Bench(slots=1, wait_s=PATIENT_S)
     with threads() as pool:
         with bench.lease("a"):
             b = pool.submit(bench.use, "b")
@@ -544,7 +575,7 @@ def test_a_lift_does_not_wait_for_the_load_of_another_model():
 
 
 def test_the_victim_can_be_used_while_the_newcomer_loads():
-    bench, gate = Bench(slots=1, wait_s=SOON_S), Gate("load")
+    bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("load")
     bench.use("a")
     with threads() as pool:
         b = pool.submit(bench.use, "b", before=gate)
@@ -568,11 +599,11 @@ def test_an_unload_waits_for_the_load_that_is_under_way():
 
 
 def test_waiting_ends_at_its_bound():
-    bench = Bench(slots=1, wait_s=SOON_S)
+    bench = Bench(slots=1, wait_s=PATIENT_S)
     with bench.lease("a"), threads() as pool:
         b = pool.submit(bench.use, "b")
         until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
-        bench.now += SOON_S
+        bench.now += PATIENT_S
         bench.slots.limits = bench.slots.limits
         with pytest.raises(ModelBusy):
             b.result(SOON_S)
@@ -580,7 +611,7 @@ def test_waiting_ends_at_its_bound():
 
 
 def test_no_more_models_load_at_once_than_there_are_slots():
-    bench, gate = Bench(slots=1, wait_s=SOON_S), Gate("load")
+    bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("load")
     with threads() as pool:
         a = pool.submit(bench.use, "a", before=gate)
         assert gate.reached.wait(SOON_S)
@@ -690,7 +721,7 @@ def test_who_asks_for_a_model_that_is_being_warmed_up_gets_it():
 
 
 def test_whoever_waits_for_a_place_goes_before_a_model_that_is_warmed_up():
-    bench, gate = Bench(slots=3, device_bytes=250, wait_s=SOON_S), Gate("load")
+    bench, gate = Bench(slots=3, device_bytes=250, wait_s=PATIENT_S), Gate("load")
     with threads() as pool, bench.lease("c"):
         likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
         assert gate.reached.wait(SOON_S)
