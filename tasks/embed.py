@@ -23,9 +23,8 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
     # Before the lease: a typo must evict nobody.
     entry = here.catalogue[request.model or here.tracker.current()]
     begun = time.monotonic()
-    with here.slots.lease(
-        entry, keep_alive_s=request.keep_alive_s, asked_by=request.asked_by
-    ) as model:
+    keep_alive_s = request.keep_alive_s if here.settings.keep_models else 0.0
+    with here.slots.lease(entry, keep_alive_s=keep_alive_s, asked_by=request.asked_by) as model:
         loaded = time.monotonic()
         _refuse_what_does_not_fit(request, model, entry.id)
         rows = _embed(call, model, entry.id)

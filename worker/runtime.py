@@ -180,7 +180,18 @@ def _tiny(model: Model) -> Prepared:
 
 
 def _limits(settings: WorkerSettings) -> Limits:
-    return Limits(slots=settings.slots, pinned=frozenset(settings.pinned))
+    return Limits(
+        slots=settings.slots,
+        device_bytes=_bytes(settings.device_memory_gb),
+        host_bytes=_bytes(settings.host_memory_gb),
+        wait_s=settings.slot_wait_s,
+        residency_s=settings.min_residency_s,
+        pinned=frozenset(settings.pinned),
+    )
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _sizes(store: redis.Redis, keys: Keys, device: str) -> Sizes:

@@ -48,6 +48,10 @@ class WorkerSettings(Settings):
     offline: bool = False  # never ask a model hub
 
     slots: Count = 2  # models on the device at once
+    device_memory_gb: Annotated[float, Field(gt=0)] | None = None  # for weights; None: measured
+    host_memory_gb: Annotated[float, Field(ge=0)] | None = None  # for weights at rest; None: any
+    slot_wait_s: Seconds = 30.0  # for a place, before a request is told that the model is busy
+    min_residency_s: Seconds = 0.0  # against thrash: how long a model that was lifted may stay
     keep_models: bool = True  # False: a model goes as soon as nobody uses it
     vision_vram_timeout_s: Seconds = 600.0
     vision_ram_timeout_s: Seconds = 1800.0
