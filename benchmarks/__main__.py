@@ -11,7 +11,7 @@ from importlib import import_module
 
 from .report import Options, Report
 
-NAMES = ("load", "residency")
+NAMES = ("load", "residency", "wire")
 
 
 def main() -> int:

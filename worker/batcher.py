@@ -1,8 +1,9 @@
-"""The batcher: one thread that feeds the device, and a pool that prepares what it eats.
+"""The batcher: threads that run models, and a pool that prepares what they eat.
 
-No timers. The device thread takes what is ready at the moment the device is free; see `turns`
-for what goes first. Whatever a model or a reader raises costs its item or its call, never a
-thread: callers get an error, and nobody waits for ever.
+No timers. A runner takes what is ready at the moment it is free; see `turns` for what goes first.
+A GPU has one runner, a CPU one per core: cores that share single operations wait for each other
+at the end of each, cores with a batch of their own never do. Whatever a model or a reader raises
+costs its item or its call, never a thread: callers get an error, and nobody waits for ever.
 """
 
 import logging
@@ -47,12 +48,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pulse:
-    """How the device thread is doing.
+    """How the runners are doing.
 
     Attributes:
         queued: items that wait to be prepared or to run.
         oldest_s: age of the oldest unanswered call.
-        active_s: age of the forward pass that is running; 0 when none is.
+        active_s: age of the oldest forward pass that is running; 0 when none is.
         last_forward_ok: whether the last forward pass worked; None before the first.
         batches, rows: forward passes that worked since the start, and what they held.
     """
@@ -65,12 +66,18 @@ class Pulse:
     rows: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    start: float
+
+
 class Batcher:
     """Joins what many tasks want embedded into forward passes.
 
     Args:
         batch_size: the most rows of a forward pass.
         decode_threads: prepare images and bulk texts.
+        runners: threads that run models.
         sizes: how many rows are known to fit; without it this process learns for itself.
         bulk_waits_s: how long interactive work may keep bulk waiting.
         clock, wall: seconds, monotonic and unix.
@@ -81,6 +88,7 @@ class Batcher:
         *,
         batch_size: int,
         decode_threads: int,
+        runners: int = 1,
         sizes: Sizes | None = None,
         bulk_waits_s: float = BULK_WAITS_S,
         clock: Callable[[], float] = time.monotonic,
@@ -93,7 +101,7 @@ class Batcher:
         self._numbers = count()
         self._calls: set[Call] = set()
         self._closed = False
-        self._active_since: float | None = None
+        self._active: set[_Pass] = set()
         self._last_forward_ok: bool | None = None
         self._batches = self._rows = 0
 
@@ -103,7 +111,7 @@ class Batcher:
         self._threads = [
             threading.Thread(target=self._work, args=(step,), name=name, daemon=True)
             for step, name in [
-                (self._step_device, "device"),
+                *((self._step_runner, f"run-{n}") for n in range(runners)),
                 *((self._step_decoder, f"decode-{n}") for n in range(decode_threads)),
             ]
         ]
@@ -169,7 +177,7 @@ class Batcher:
             return Pulse(
                 queued=self._turns.depth(),
                 oldest_s=max((now - call.since for call in self._calls), default=0.0),
-                active_s=now - self._active_since if self._active_since is not None else 0.0,
+                active_s=max((now - active.start for active in self._active), default=0.0),
                 last_forward_ok=self._last_forward_ok,
                 batches=self._batches,
                 rows=self._rows,
@@ -238,15 +246,18 @@ class Batcher:
             self._turns.abandoned(row)
             row.call.settle(row.index, error)
 
-    def _step_device(self) -> bool:
+    def _step_runner(self) -> bool:
         with self._to_run:
             while not (batch := self._turns.next_batch(self._clock())):
                 if self._closed:
                     return False
                 self._to_run.wait()
             self._to_prepare.notify_all()
-        if batch := self._without_the_gone(batch):
-            self._forward(batch)
+        if wanted := self._without_the_gone(batch):
+            self._forward(wanted)
+        with self._to_run:
+            self._turns.ended(batch)
+            self._to_run.notify_all()
         return True
 
     def _without_the_gone(self, batch: list[Row]) -> list[Row]:
@@ -266,9 +277,9 @@ class Batcher:
     def _forward(self, batch: list[Row]) -> None:
         """One pass. Rows without an outcome have been given back to the queue."""
         call = batch[0].call
-        start = self._clock()
+        this = _Pass(self._clock())
         with self._to_run:
-            self._active_since = start
+            self._active.add(this)
         worked = True
         try:
             raw = call.model.run(call.kind, [row.prepared for row in batch])
@@ -279,12 +290,12 @@ class Batcher:
             outcomes = self._after(error, batch)
         end = self._clock()
         with self._to_run:
-            self._active_since = None
+            self._active.discard(this)
             self._last_forward_ok = worked
             self._batches += worked
             self._rows += len(batch) if worked else 0
             for row, outcome in zip(batch, outcomes, strict=False):
-                _deliver(row, outcome, start, end)
+                _deliver(row, outcome, this.start, end)
 
     def _after(self, error: BaseException, batch: list[Row]) -> list[Outcome]:
         """What a batch of one gets; a larger one goes back to the queue in smaller pieces."""

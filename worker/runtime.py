@@ -14,6 +14,7 @@ from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Kind, Priority
 from api_client.wire.names import Keys
 
+from . import processors
 from .backends import Families
 from .backends.base import Model, Placement, Prepared
 from .backends.placement import resolve
@@ -133,6 +134,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     batcher = Batcher(
         batch_size=settings.batch_size,
         decode_threads=settings.decode_threads,
+        runners=processors.available() if placement.device == "cpu" else 1,
         sizes=_sizes(store, keys, placement.device),
     )
     tracker.start(slots, memory, ledger, renew=renew)

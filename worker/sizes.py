@@ -11,7 +11,7 @@ class Sizes:
     """Remembers the safe batch size of each space, see `Call.space`.
 
     The memory that outlives the process may be slow or away: it is asked and told by `recall` and
-    `save` only, which the threads of the callers call, never the device's.
+    `save` only, which the threads of the callers call, never those that run models.
 
     Args:
         get: the size that an earlier process learned, or None.

@@ -3,7 +3,7 @@
 Pure bookkeeping: no threads, no clock, no model is called. The batcher calls it under its lock.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -17,8 +17,6 @@ from api_client.wire.messages import Kind, Priority
 
 from .backends.base import Model, Prepared, Traits
 from .outcomes import Outcome
-
-AHEAD = 2  # batches of a group that are prepared, or being prepared, while the device works
 
 NOT_YET = np.empty(0, np.uint8)
 
@@ -101,6 +99,7 @@ class Group:
     """Rows that may share a forward pass: one model, one kind, one priority."""
 
     limit: int  # rows of a forward pass
+    ahead: int  # forward passes whose rows may be prepared, or being prepared, before their turn
     waiting: deque[Row] = field(default_factory=deque)
     preparing: int = 0
     ready: deque[Row] = field(default_factory=deque)
@@ -108,7 +107,7 @@ class Group:
 
     @property
     def may_prepare(self) -> bool:
-        return bool(self.waiting) and self.preparing + len(self.ready) < AHEAD * self.limit
+        return bool(self.waiting) and self.preparing + len(self.ready) < self.ahead * self.limit
 
     @property
     def has_ready(self) -> bool:
@@ -133,7 +132,8 @@ class Turns:
 
     Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run.
     A bulk batch waits until it is full or nothing more of its group is on the way. Of each group
-    at most `AHEAD` batches are prepared ahead, so memory stays bounded however much is queued.
+    one batch more is prepared ahead than can run at once, so memory stays bounded however much is
+    queued. No model runs in more threads than it allows.
 
     Args:
         limit: the most rows of a forward pass for this call's model and kind, as known now.
@@ -144,6 +144,7 @@ class Turns:
         self._bulk_waits_s = bulk_waits_s
         self._bulk_turn_at = -inf
         self._groups: dict[_Key, Group] = {}
+        self._running: Counter[int] = Counter()  # batches, by the identity of their model
 
     def add(self, call: Call) -> None:
         """Queue every item of a call to be prepared."""
@@ -176,8 +177,11 @@ class Turns:
         self._forget_empty()
 
     def next_batch(self, now: float) -> list[Row]:
-        """The rows of the next forward pass, all of one group; empty when there is none yet."""
-        group = self._first(_may_run, _first_ready, now)
+        """The rows of the next forward pass, all of one group; empty when there is none yet.
+
+        The caller says `ended` after it.
+        """
+        group = self._first(self._may_run, _first_ready, now)
         if group is None:
             return []
         if group.suspects:
@@ -186,8 +190,16 @@ class Turns:
             batch = [group.ready.popleft() for _ in range(min(group.limit, len(group.ready)))]
         if batch[0].call.priority is Priority.BULK:
             self._bulk_turn_at = now
+        self._running[id(batch[0].call.model)] += 1
         self._forget_empty()
         return batch
+
+    def ended(self, batch: list[Row]) -> None:
+        """A batch does not run any more, whatever came of it."""
+        model = id(batch[0].call.model)
+        self._running[model] -= 1
+        if not self._running[model]:
+            del self._running[model]
 
     def return_to_front(self, batch: list[Row]) -> None:
         """A batch did not fit: its rows go first again, in batches of what the limit is now."""
@@ -221,8 +233,15 @@ class Turns:
     def _group(self, call: Call) -> Group:
         key = (id(call.model), call.kind, call.priority)
         if key not in self._groups:
-            self._groups[key] = Group(limit=self._limit(call))
+            self._groups[key] = Group(self._limit(call), ahead=call.traits.parallel + 1)
         return self._groups[key]
+
+    def _may_run(self, group: Group, priority: Priority) -> bool:
+        waits = group.has_ready if priority is Priority.INTERACTIVE else group.is_full
+        if not waits:
+            return False
+        call = _first_ready(group).call
+        return self._running[id(call.model)] < call.traits.parallel
 
     def _first(
         self,
@@ -243,10 +262,6 @@ class Turns:
     def _forget_empty(self) -> None:
         """A group keeps its rows' model alive; an unloaded one must not stay in memory."""
         self._groups = {key: group for key, group in self._groups.items() if not group.is_empty}
-
-
-def _may_run(group: Group, priority: Priority) -> bool:
-    return group.has_ready if priority is Priority.INTERACTIVE else group.is_full
 
 
 def _first_ready(group: Group) -> Row:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from threading import Event
+from threading import Barrier, Event, Lock
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,9 @@ class Puppet:
         misbehave: called with the numbers of a batch; may raise, or answer in the model's stead.
     """
 
-    def __init__(self, fingerprint: str = "puppet") -> None:
-        self.traits = Traits(2, (Kind.IMAGE, Kind.TEXT), fingerprint, max_batch=BATCH)
+    def __init__(self, fingerprint: str = "puppet", *, parallel: int = 1) -> None:
+        kinds = (Kind.IMAGE, Kind.TEXT)
+        self.traits = Traits(2, kinds, fingerprint, max_batch=BATCH, parallel=parallel)
         self.runs: list[list[int]] = []
         self.fits = BATCH
         self.misbehave: Callable[[list[int]], Any] = lambda numbers: None
@@ -206,6 +207,33 @@ def test_an_interactive_text_does_not_wait_for_busy_decoders(desk: Desk) -> None
 def test_the_texts_of_one_interactive_call_share_one_forward_pass(desk: Desk) -> None:
     desk.embed(*range(5), kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
     assert desk.model.runs == [[0, 1, 2, 3, 4]]
+
+
+def test_a_model_that_allows_it_runs_in_several_threads_at_once() -> None:
+    meeting = Barrier(2)  # nobody passes alone
+
+    def meet(numbers: list[int]) -> None:
+        meeting.wait(PATIENCE_S)
+
+    with a_desk(runners=3) as desk:
+        desk.model = Puppet(parallel=2)
+        desk.model.misbehave = meet
+        numbers = range(4 * BATCH)
+        assert_rows(desk.embed(*numbers, priority=Priority.BULK), numbers)
+
+
+def test_a_model_that_does_not_runs_in_one_whatever_the_runners() -> None:
+    alone = Lock()
+
+    def check(numbers: list[int]) -> None:
+        assert alone.acquire(blocking=False)
+        alone.release()
+
+    with a_desk(runners=3) as desk:
+        desk.model.misbehave = check
+        calls = [desk.ask(*range(BATCH + 1), priority=Priority.BULK) for _ in range(4)]
+        for call in calls:
+            assert_rows(call.result(PATIENCE_S), range(BATCH + 1))
 
 
 def test_bulk_is_served_when_it_has_waited_too_long() -> None:
@@ -471,9 +499,14 @@ calls = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(calls=calls, fits=st.integers(1, BATCH), poison=st.sets(st.integers(0, 999), max_size=300))
+@given(
+    calls=calls,
+    fits=st.integers(1, BATCH),
+    poison=st.sets(st.integers(0, 999), max_size=300),
+    runners=st.integers(1, 3),
+)
 def test_any_mix_of_calls_gets_exactly_its_own_rows_in_order(
-    calls: list[tuple[list[int], Priority, Kind, int]], fits: int, poison: set[int]
+    calls: list[tuple[list[int], Priority, Kind, int]], fits: int, poison: set[int], runners: int
 ) -> None:
     def choke(numbers: list[int]) -> None:
         if poison & set(numbers):
@@ -482,10 +515,10 @@ def test_any_mix_of_calls_gets_exactly_its_own_rows_in_order(
     def prepare_text(number: int) -> PreparedText:
         return PreparedText(str(number))
 
-    models = [Puppet("one"), Puppet("two")]
+    models = [Puppet("one"), Puppet("two", parallel=2)]
     for model in models:
         model.fits, model.misbehave = fits, choke
-    with a_desk() as desk:
+    with a_desk(runners=runners) as desk:
         asked = [
             desk.ask(
                 *numbers,

@@ -54,6 +54,7 @@ class Traits:
         kinds: what it embeds.
         input_size: pixels along one edge of what `prepare_image` makes; None without images.
         max_batch: the most rows one `run` may get.
+        parallel: how many threads may be in `run` at once.
         fingerprint: equal exactly where vectors may be compared; covers weights, preprocessing,
             precision, dimension and normalisation.
     """
@@ -64,6 +65,7 @@ class Traits:
     precision: str = "float32"
     input_size: int | None = None
     max_batch: int = 4096
+    parallel: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ Prepared = NDArray[np.uint8] | PreparedText  # an image is (height, width, 3), n
 class Model(Protocol):
     """Weights in memory, in one tier.
 
-    `prepare_*` are called from many threads at once; `run`, `lift`, `lower` and `unload` by one
-    thread at a time, and `run` only while the model is on the device.
+    `prepare_*` are called from many threads at once, `run` by `traits.parallel` of them and only
+    while the model is on the device; `lift`, `lower` and `unload` by one, with nobody in `run`.
     """
 
     @property

@@ -1,6 +1,7 @@
 """An open_clip model in memory: pictures and texts in, rows of its vector space out."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from api_client.wire.messages import Kind
 
 from .attention import without_detour
 from .base import Footprint, Prepared, PreparedText, Traits
+from .cores import Cores
 from .recipes import Tokenizer
 from .residence import Residence, memory_errors
 from .texts import TextTower, Tokens
@@ -28,6 +30,7 @@ class ClipModel:
     Args:
         model: open_clip's, with its weights in host memory.
         preprocessing: the fields of its PreprocessCfg.
+        cores: of the CPU, where that is the device.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class ClipModel:
         preprocessing: dict[str, Any],
         tokenizer: Tokenizer,
         traits: Traits,
+        cores: Cores | None = None,
     ) -> None:
         config = PreprocessCfg(**preprocessing)
         # open_clip's own transform; its last two steps, to float and normalise, are in `run`.
@@ -54,6 +58,7 @@ class ClipModel:
         self._device = device
         self._dtype = next(model.parameters()).dtype
         self._traits = traits
+        self._cores = cores
 
     @property
     def traits(self) -> Traits:
@@ -76,7 +81,7 @@ class ClipModel:
 
     @torch.inference_mode()
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        with memory_errors():
+        with memory_errors(), self._cores.share() if self._cores else nullcontext():
             if kind is Kind.IMAGE:
                 pixels = np.stack(cast(Sequence[NDArray[np.uint8]], batch))
                 rows = self._model.encode_image(self._normalised(pixels), normalize=False)

@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
@@ -19,10 +20,12 @@ from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
+from ..processors import available
 from . import hub, weights
 from .base import Placement, Traits
 from .checkpoints import Checkpoints
 from .clip_model import ClipModel
+from .cores import ROWS, Cores
 from .recipes import Recipe
 from .residence import bytes_of
 
@@ -44,6 +47,7 @@ class OpenClip:
         self._cache_dir = placement.cache_dir or _temporary_folder(self)
         self._checkpoints = Checkpoints(self._cache_dir / "prepared")
         self._built: tuple[Entry, nn.Module] | None = None  # by `check`, for the load after it
+        self._cores = Cores(available()) if placement.device == "cpu" else None
         if placement.offline:
             huggingface_hub.constants.HF_HUB_OFFLINE = True  # tokenizers have no other switch
 
@@ -97,6 +101,7 @@ class OpenClip:
             preprocessing=recipe.preprocessing(model),
             tokenizer=tokenizer,
             traits=self._traits(recipe, model, identity),
+            cores=self._cores,
         )
 
     @property
@@ -183,13 +188,16 @@ class OpenClip:
             "dimension": recipe.dimension,
             "normalised": "l2",
         }
-        return Traits(
+        traits = Traits(
             dimension=recipe.dimension,
             kinds=(Kind.IMAGE, Kind.TEXT),
             fingerprint=sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:16],
             precision=self._placement.precision,
             input_size=recipe.input_size,
         )
+        if self._cores is None:
+            return traits
+        return replace(traits, max_batch=ROWS, parallel=self._cores.parallel)
 
 
 def _temporary_folder(owner: object) -> Path:

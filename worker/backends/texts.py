@@ -1,6 +1,7 @@
 """The text side of an open_clip model: a text to its tokens, tokens to vectors."""
 
 import threading
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,7 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from open_clip.transformer import TextTransformer
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from .base import PreparedText
 from .recipes import Tokenizer
@@ -43,48 +43,62 @@ class Tokens:
             self._tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
 
 
-class TextTower(nn.Module):
+class TextTower:
     """Runs a model's text tower over no more positions than the batch's longest text needs.
 
     A causal tower that takes its answer from the end-of-text token never looks at what follows
     it, so the padding behind need not be computed: a short query costs a fifth of 77 positions.
-    Other towers get their rows whole.
+    Other towers get their rows whole. Safe to call from many threads.
     """
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self._prefix = _causal_prefix(model)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        rows: Tensor = self.model.encode_text(tokens, normalize=False)
-        return rows
+        self._model = model
+        self._causal = _causal_tower(model)
 
     def encode(self, tokens: NDArray[np.int64], device: torch.device) -> Tensor:
         """(rows, dimension) for (rows, context length) token ids on the host."""
-        if self._prefix is None:
-            return self.forward(torch.from_numpy(tokens).to(device))
-        longest = int(tokens.argmax(axis=1).max()) + 1  # end-of-text has the highest id
-        length = min(-(-longest // STEP) * STEP, tokens.shape[1])
-        position, mask = f"{self._prefix}positional_embedding", f"{self._prefix}attn_mask"
-        shorter = {
-            position: self.get_parameter(position)[:length],
-            mask: self.get_buffer(mask)[:length, :length],
-        }
-        rows: Tensor = functional_call(
-            self, shorter, (torch.from_numpy(tokens[:, :length]).to(device),)
-        )
+        model = self._model
+        if self._causal is not None:
+            longest = int(tokens.argmax(axis=1).max()) + 1  # end-of-text has the highest id
+            length = min(-(-longest // STEP) * STEP, tokens.shape[1])
+            tokens = tokens[:, :length]
+            model = _shortened(model, self._causal, length)
+        rows: Tensor = model.encode_text(torch.from_numpy(tokens).to(device), normalize=False)
         return rows
 
 
-def _causal_prefix(model: Any) -> str | None:
-    """Where the positions and the mask of a tower are that may be shortened; None if it may not."""
+def _shortened(model: Any, tower: Any, length: int) -> Any:
+    """A model with fewer positions that shares every weight with this one.
+
+    Made anew for each call: it costs a handful of references, and weights move in between.
+    """
+    shorter = _twin(tower)
+    shorter._parameters["positional_embedding"] = tower.positional_embedding[:length]
+    shorter._buffers["attn_mask"] = tower.attn_mask[:length, :length]
+    if tower is model:
+        return shorter
+    twin = _twin(model)
+    twin._modules["text"] = shorter
+    return twin
+
+
+def _twin(module: Any) -> Any:
+    """A copy with tables of its own, which refer to the same parameters, buffers and modules."""
+    twin = copy(module)
+    twin._parameters = dict(module._parameters)
+    twin._buffers = dict(module._buffers)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+def _causal_tower(model: Any) -> Any:
+    """The part that holds the positions and the mask, if those may be shortened; else None."""
     if type(model) is open_clip.CLIP:
-        return "model." if model.text_pool_type == "argmax" and _is_causal(model) else None
+        return model if model.text_pool_type == "argmax" and _is_causal(model) else None
     text = getattr(model, "text", None)
     if type(model) is open_clip.CustomTextCLIP and isinstance(text, TextTransformer):
         plain = text.cls_emb is None and not text.use_pad_mask and text.pool_type == "argmax"
-        return "model.text." if plain and _is_causal(text) else None
+        return text if plain and _is_causal(text) else None
     return None
 
 

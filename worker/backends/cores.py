@@ -1,0 +1,43 @@
+"""Dealing the cores of a CPU out to the threads that run models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+
+MOST_RUNS = 8  # at once; each keeps torch threads of its own
+ROWS = 8  # of one run: as fast per row as many, and the next turn comes soon
+
+
+class Cores:
+    """A run alone gets all cores, to answer soon; runs beside each other share them.
+
+    torch shares single operations among cores, and all of them wait at the end of each for the
+    slowest, which is one that a picture decoder has just taken. Runs beside each other do not
+    wait: ViT-B-32 in bfloat16 on two cores beside two decoders makes 30 instead of 26 images/s.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._runs = 0
+        self._lock = Lock()
+
+    @property
+    def parallel(self) -> int:
+        """Runs at once that are worth it."""
+        return min(self._count, MOST_RUNS)
+
+    @contextmanager
+    def share(self) -> Iterator[None]:
+        """This thread's share, until it ends. Those who came before keep theirs."""
+        with self._lock:
+            self._runs += 1
+            cores = max(1, self._count // self._runs)
+        torch.get_num_threads()  # at its first use a thread takes the number set last, by any
+        torch.set_num_threads(cores)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs -= 1
