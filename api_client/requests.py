@@ -72,7 +72,7 @@ def checked(options: EmbedOptions) -> EmbedOptions:
 
 
 def managing(kind: type[Request], **fields: Any) -> Request:
-    """A request about models.
+    """A request, checked as the worker will check it.
 
     Raises:
         BadRequest: a field has a value that cannot be used.
@@ -151,7 +151,9 @@ def _image_call(
     priority: Priority,
 ) -> Call:
     pictures = inputs.pictures(chunk, first=first)
-    request = EmbedBatch(images=pictures.refs, **_common(options, settings, asked_by, priority))
+    request = managing(
+        EmbedBatch, images=pictures.refs, **_common(options, settings, asked_by, priority)
+    )
     return Call(names.EMBED_BATCH, request, priority=priority, blobs=pictures.blobs)
 
 
@@ -162,7 +164,9 @@ def _text_call(
     asked_by: str,
     priority: Priority,
 ) -> Call:
-    request = EmbedBatch(texts=tuple(chunk), **_common(options, settings, asked_by, priority))
+    request = managing(
+        EmbedBatch, texts=tuple(chunk), **_common(options, settings, asked_by, priority)
+    )
     return Call(names.EMBED_BATCH, request, priority=priority)
 
 

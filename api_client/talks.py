@@ -21,6 +21,7 @@ from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.errors import Cancelled, NoAnswer, NoBroker, NoWorker
 from .wire.messages import Failure, Message, Priority, Refused, Request
 from .wire.settings import Settings, masked
+from .wire.signing import signed
 
 SLICE_S = 1.0  # how long one look at an answer blocks
 ALONE_SLICES = 2  # so many slices without a live worker, and we say so
@@ -140,7 +141,12 @@ class Line:
         """Hand the message to the broker. Blocks for well under a millisecond."""
         self._app.send_task(
             call.task,
-            kwargs=call.request.model_dump(mode="json", exclude_defaults=True),
+            kwargs=signed(
+                call.request.model_dump(mode="json", exclude_defaults=True),
+                task=call.task,
+                request=call.id,
+                settings=self.settings,
+            ),
             task_id=call.id,
             queue=call.queue,
             priority=_step(call.priority),

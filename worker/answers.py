@@ -6,6 +6,7 @@
 registers a Celery task whose id is the request's id. Whoever asked finds exactly one frame under
 `Keys.answer` and is woken through `Keys.done`. What can happen to a request:
 
+    it is not signed as this installation wants      Refused, NotSigned; nothing else is read
     it is malformed, or of a newer wire version      Refused, BadRequest
     its deadline has passed                          Refused, Expired; no work is done
     the body returns                                 its answer
@@ -41,6 +42,7 @@ from api_client.wire.errors import (
     ModelBusy,
 )
 from api_client.wire.messages import WIRE_VERSION, Embedded, Failure, Managed, Refused, Request
+from api_client.wire.signing import opened
 
 from . import runtime
 from .pool import Reason, cancelled
@@ -77,7 +79,9 @@ def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]
         @shared_task(name=name, bind=True, throws=(ClipyardError,), typing=False)  # type: ignore[untyped-decorator]
         @wraps(body)
         def task(self: Task, /, *nameless: Any, **payload: Any) -> dict[str, Any]:
-            return _meet(self, body, lambda: checked(kind, payload, nameless=nameless))
+            return _meet(
+                self, body, lambda: checked(kind, _opened(self, payload), nameless=nameless)
+            )
 
         return task
 
@@ -102,6 +106,11 @@ def checked(kind: type[R], payload: Mapping[str, Any], *, nameless: tuple[Any, .
     if (untold := len(sentences) - MISTAKES_TOLD) > 0:
         sentences[MISTAKES_TOLD:] = [f"and {untold} more"]
     raise BadRequest("; ".join(sentences))
+
+
+def _opened(task: Task, payload: Mapping[str, Any]) -> dict[str, Any]:
+    settings = runtime.here().settings
+    return opened(payload, task=task.name, request=task.request.id, settings=settings)
 
 
 def _place(kind: type[Request], loc: tuple[int | str, ...]) -> str:

@@ -74,6 +74,7 @@ class Runtime:
         self.health.close()
         self.tracker.say("stopping")
         self.batcher.close()
+        self.images.close()
         self.slots.close()
         self.tracker.close()
         self.redis.close()

@@ -2,7 +2,8 @@
 
     ClipyardError
     ├── BadRequest             an argument or a message that cannot be served      (ValueError)
-    │   └── UnknownModel       the catalogue has no such model
+    │   ├── UnknownModel       the catalogue has no such model
+    │   └── NotSigned          the installation wants requests signed with its key
     ├── SpaceMismatch          vectors of two different spaces would be mixed       (ValueError)
     ├── BadSettings            a setting has a value that cannot be used           (ValueError)
     ├── LoadFailed             a model cannot be brought into memory
@@ -54,6 +55,12 @@ class UnknownModel(BadRequest):
     """The catalogue has no model of that name."""
 
     code = "unknown_model"
+
+
+class NotSigned(BadRequest):
+    """The workers want requests signed with a key, and this one is not."""
+
+    code = "not_signed"
 
 
 class SpaceMismatch(ClipyardError, ValueError):

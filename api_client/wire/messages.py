@@ -9,14 +9,18 @@ from .errors import ClipyardError, from_wire
 
 WIRE_VERSION = 1
 MAX_ITEMS = 4096  # per message; the client cuts larger inputs
-MAX_TEXT_CHARS = 100_000  # far above any context length; bounds a message
+MAX_TEXT_CHARS = 100_000  # far above any context length
+MAX_BATCH_CHARS = 2**24  # of all texts or references together; bounds a message
 
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Message(BaseModel):
-    """A value on the wire. Unknown fields are refused: a typo must not pass for a default."""
+    """A value on the wire. Unknown fields are refused: a typo must not pass for a default.
+
+    Only the readers of answers and records let them pass, because workers are updated first.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,6 +58,14 @@ class BlobRef(Message):
 
 
 ImageRef = PathRef | UrlRef | BlobRef
+
+
+def _length(ref: ImageRef) -> int:
+    match ref:
+        case PathRef(path=name) | UrlRef(url=name):
+            return len(name)
+        case BlobRef():
+            return 0
 
 
 class Request(Message):
@@ -95,6 +107,8 @@ class EmbedBatch(Request):
     def _one_kind(self) -> Self:
         if bool(self.images) == bool(self.texts):
             raise ValueError("give either images or texts, at least one")
+        if sum(map(len, self.texts)) + sum(map(_length, self.images)) > MAX_BATCH_CHARS:
+            raise ValueError(f"more than {MAX_BATCH_CHARS} characters; send smaller batches")
         return self
 
     @property

@@ -165,11 +165,16 @@ def _is_secret(field: FieldInfo) -> bool:
     return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
+Secret = Annotated[SecretStr, Field(min_length=16)]
+
+
 class Settings(SettingsBase):
     """What client, worker, beat and gateway all need to know."""
 
     redis_url: SecretStr | None = None  # None: the stack that `clipyard up` runs in `home`
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")] = "clipyard"
+    signing_key: Secret | None = None  # workers then refuse requests that it did not sign
+    old_signing_key: Secret | None = None  # also accepted, while keys are changed
     home: Path = Field(default_factory=default_home)
     answer_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     answer_ttl_s: Annotated[int, Field(ge=1)] = 600  # how long an answer waits to be fetched
