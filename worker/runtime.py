@@ -46,6 +46,7 @@ class Runtime:
     node: str
     settings: WorkerSettings
     placement: Placement
+    families: Families
     catalogue: Catalogue
     slots: Slots
     batcher: Batcher
@@ -59,7 +60,7 @@ class Runtime:
 
     def warm_up(self) -> None:
         """Bring the models that the settings ask for; whatever came of it, then be ready."""
-        wanted = [*self.settings.preload]
+        wanted = [*self.settings.preload, *self.families.auto_started()]
         if self.settings.resume:
             wanted.append(self.tracker.current())
         for model_id in dict.fromkeys(wanted):
@@ -88,10 +89,11 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         NoBroker: no Redis is configured.
     """
     placement = resolve(settings)
-    families = Families(placement)
+    families = Families(placement, settings.backends)
     families["open_clip"]  # its import takes seconds and holds everybody up: now, not in a request
     files = [BUILT_IN, settings.catalogue] if settings.catalogue else [BUILT_IN]
-    catalogue = Catalogue.read(*files, describe=[families.describe])
+    listed = [*families.discover(), *Catalogue.read(*files)]  # a file's entry wins
+    catalogue = Catalogue(listed, describe=[families.describe])
     store, keys = redis_client(settings), Keys(settings.key_prefix)
     memory = Memory(placement.device)
     reservations = Reservations(
@@ -130,7 +132,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         store.expire(keys.catalogue, CATALOGUE_KEPT_S)
 
     def say(found: Verdict) -> None:
-        tracker.say(found.state, trouble=found.trouble)
+        tracker.say(found.state, trouble=found.trouble or families.trouble())
 
     batcher = Batcher(
         batch_size=settings.batch_size,
@@ -143,6 +145,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         node=node,
         settings=settings,
         placement=placement,
+        families=families,
         catalogue=catalogue,
         slots=slots,
         batcher=batcher,

@@ -43,6 +43,7 @@ class WorkerSettings(Settings):
 
     default_model: Annotated[str, Field(min_length=1, max_length=200)] = "ViT-L-14/openai"
     catalogue: Path | None = None  # a person's own entries, TOML
+    backends: tuple[str, ...] = ()  # plug-ins allowed: an entry point, or name=module:Class
     models_dir: Path | None = None  # <architecture>/<tag>.safetensors, found before any download
     cache_dir: Path = Field(default_factory=lambda: default_home() / "cache")
     offline: bool = False  # never ask a model hub

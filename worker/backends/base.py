@@ -1,4 +1,4 @@
-"""What a family of models must do. Read this, then `fake.py`, then write your own."""
+"""What a family of models must do. The short way to one of your own is `simple.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,8 +139,31 @@ class Model(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class About:
+    """What a family says of itself, in a class attribute `about`.
+
+    Attributes:
+        packages: distributions that it needs; a missing one is named in one line.
+        auto_start: its `models` are brought onto the device when a worker starts.
+        priority: the order in which families do so, the lowest first.
+    """
+
+    description: str = ""
+    version: str = ""
+    author: str = ""
+    tags: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    auto_start: bool = False
+    priority: int = 100
+
+
 class Backend(Protocol):
-    """Knows one family: turns a catalogue entry into a `Model`."""
+    """Knows one family: turns a catalogue entry into a `Model`.
+
+    It may have an attribute `about: About`, and `models: tuple[Entry, ...]`: entries that it
+    brings along, which every worker then lists.
+    """
 
     def describe(self, model_id: str) -> Entry | None:
         """An entry for an id that no catalogue lists, if the family can make one of it."""

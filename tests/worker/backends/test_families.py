@@ -1,0 +1,177 @@
+"""The registry: who is found by which name, and what a bad plug-in costs."""
+
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from api_client.wire.errors import BackendFailed, BadSettings
+from api_client.wire.messages import Kind
+from worker import backends
+from worker.backends import Families
+from worker.backends.base import About, Placement
+from worker.backends.fake import Fake
+from worker.backends.simple import SimpleModel
+from worker.catalogue import Entry
+
+
+class Lengths(SimpleModel):
+    about = About(description="the length of a text", auto_start=True, priority=5)
+    models = (Entry("lengths/one"), Entry("lengths/two"))
+    dimension = 2
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([(1, len(text)) for text in texts], np.float32)
+
+
+class Earlier(Lengths):
+    about = About(auto_start=True, priority=1)
+    models = (Entry("earlier/one"),)
+
+
+class Needy(Lengths):
+    about = About(packages=("no-such-package-at-all",))
+
+
+HERE = f"lengths={__name__}:Lengths"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[Lengths.__module__])
+
+
+def module(folder: Path, name: str, source: str) -> str:
+    (folder / f"{name}.py").write_text(source)
+    return f"{name}={name}:Mine"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_plug_in_serves_by_its_dotted_name():
+    families = Families(Placement(), [HERE])
+    (one, _) = families.discover()
+    assert (one.backend, one.kinds) == ("lengths", (Kind.TEXT,))
+    model = families.load(one)
+    assert model.run(Kind.TEXT, [model.prepare_text("four")]).tolist() == [[1, 4]]
+
+
+def test_what_the_setting_does_not_name_is_not_to_be_had():
+    with pytest.raises(BackendFailed, match=r"no model family 'lengths'; there are open_clip"):
+        Families(Placement())["lengths"]
+
+
+@pytest.mark.parametrize("name", ["fake", "fake=x:Y"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(BadSettings, match="there is a model family 'fake' already"):
+        Families(Placement(), [name])
+    with pytest.raises(BadSettings, match="unregister it first"):
+        Families(Placement()).register("fake", Fake)
+
+
+def test_a_plug_in_that_is_not_installed_is_named_at_the_start():
+    with pytest.raises(BadSettings, match="no plug-in 'nonesuch' is installed"):
+        Families(Placement(), ["nonesuch"])
+
+
+def test_a_family_is_registered_and_forgotten():
+    families = Families(Placement())
+    families.register("mine", Lengths)
+    assert "mine" in [family.name for family in families.status()]
+    assert families["mine"].check(Entry("x")) == 0
+    families.unregister("mine")
+    for step in (families.unregister, families.__getitem__):
+        with pytest.raises(BackendFailed, match="no model family 'mine'"):
+            step("mine")
+
+
+def test_status_tells_who_is_ready_and_imports_nobody():
+    families = Families(Placement(), [HERE])
+    assert {family.state for family in families.status()} == {"not imported"}
+    families.discover()
+    found = {family.name: family for family in families.status()}
+    assert (found["lengths"].state, found["lengths"].origin) == ("ready", HERE)
+    assert found["lengths"].about.description == "the length of a text"
+    assert (found["timm"].state, found["timm"].origin) == ("not imported", "built in")
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("raise RuntimeError('on strike')", "broken.*RuntimeError.*on strike"),
+        ("raise SystemExit(3)", "broken.*SystemExit"),
+        ("import torhc", "broken.*needs torhc, which is not installed"),
+        ("Mine = 3", "broken.*is no class"),
+        ("", "broken.*has no attribute 'Mine'"),
+        ("def Mine(placement): raise ValueError('no')", "broken.*cannot be made.*no"),
+    ],
+)
+def test_a_plug_in_that_breaks_costs_its_own_requests_only(folder, source, sentence):
+    name = f"broken_{abs(hash(source))}"
+    families = Families(Placement(), [module(folder, name, source), HERE])
+    assert [entry.backend for entry in families.discover()] == ["lengths", "lengths"]
+    for ask in (families.check, families.load):
+        with pytest.raises(BackendFailed, match=sentence):
+            ask(Entry("x/y", backend=name))
+    with pytest.raises(BackendFailed, match=sentence):
+        families.describe(f"{name}/whatever")
+    assert name in families.trouble()
+    assert {f.name for f in families.status() if f.state == "failed"} == {name}
+
+
+def test_a_plug_in_that_hangs_at_import_holds_nobody_up(folder, monkeypatch):
+    hanging = module(folder, "hangs", "import builtins; builtins.clipyard_test_gate.wait()")
+    gate = threading.Event()
+    monkeypatch.setattr("builtins.clipyard_test_gate", gate, raising=False)
+    families = Families(Placement(), [hanging, HERE], import_within_s=0.05)
+    assert len(families.discover()) == 2
+    assert "hangs was not imported within" in families.trouble()
+    gate.set()
+
+
+def test_a_package_that_a_family_declares_and_lacks_is_one_line():
+    families = Families(Placement())
+    families.register("needy", Needy)
+    with pytest.raises(BackendFailed) as caught:
+        families["needy"]
+    assert str(caught.value) == (
+        "the model family needy: it needs no-such-package-at-all, which is not installed: "
+        "pip install no-such-package-at-all"
+    )
+
+
+def test_a_model_id_that_two_families_bring_is_the_first_ones():
+    families = Families(Placement())
+    families.register("first", Lengths)
+    families.register("second", Lengths)
+    assert {entry.backend for entry in families.discover()} == {"first"}
+    assert "the family first has a model lengths/one too" in families.trouble()
+
+
+def test_families_start_by_themselves_in_the_order_of_their_priority():
+    families = Families(Placement())
+    families.register("late", Lengths)
+    families.register("early", Earlier)
+    assert families.auto_started() == ()
+    families.discover()
+    assert families.auto_started() == ("earlier/one", "lengths/one", "lengths/two")
+
+
+def test_ids_go_to_the_family_they_begin_with():
+    families = Families(Placement())
+    families.register("lengths", Lengths)
+    assert families.describe("lengths/three") is None
+
+
+def test_built_in_families_are_found():
+    assert backends.find("fake") is Fake
+    with pytest.raises(BackendFailed, match="no model family 'nonesuch'"):
+        backends.find("nonesuch")

@@ -1,0 +1,90 @@
+"""A family in one class: what it need not write is true all the same."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from api_client.wire.errors import LoadFailed
+from api_client.wire.messages import Kind
+from worker.backends.base import About, Placement
+from worker.backends.simple import SimpleBackend, SimpleModel
+from worker.catalogue import Entry
+
+
+class Colours(SimpleModel):
+    about = About(version="1")
+    dimension = 3
+    input_size = 4
+
+    def load(self) -> None:
+        self.table = np.ones(50_000_000, np.uint8)
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return pixels.mean(axis=(1, 2), dtype=np.float32)
+
+
+class Dimensionless(SimpleModel):
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        raise AssertionError
+
+
+def loaded(kind=Colours, placement=None, **entry):
+    return SimpleBackend(kind, placement or Placement()).load(Entry("a/b", **entry))
+
+
+def test_it_embeds_the_kinds_whose_method_was_written():
+    assert Colours.kinds() == (Kind.IMAGE,)
+    assert Dimensionless.kinds() == (Kind.TEXT,)
+    assert SimpleModel.kinds() == ()
+
+
+def test_pictures_come_as_squares():
+    model = loaded()
+    prepared = model.prepare_image(Image.new("LA", (9, 2), 255))
+    assert prepared.shape == (4, 4, 3)
+    assert model.run(Kind.IMAGE, [prepared, prepared]).shape == (2, 3)
+
+
+def test_bytes_are_measured_and_come_back():
+    model = loaded()
+    assert 40e6 < model.footprint().host_bytes < 80e6
+    model.lift()
+    model.lower()
+    model.unload()
+    assert not hasattr(model, "table")
+    assert model.traits.dimension == 3
+
+
+def test_a_class_that_does_not_say_its_dimension_is_refused():
+    with pytest.raises(LoadFailed, match="Dimensionless does not say its dimension"):
+        loaded(Dimensionless)
+
+
+def test_the_fingerprint_tells_what_changes_vectors(tmp_path):
+    class Newer(Colours):
+        about = About(version="2")
+
+    def checkpoint(content):
+        file = tmp_path / "weights"
+        file.write_bytes(content)
+        return loaded(checkpoint=file)
+
+    models = [
+        loaded(),
+        loaded(Newer),
+        loaded(options={"a": 1}),
+        loaded(placement=replace(Placement(), precision="bfloat16")),
+        checkpoint(b"1"),
+        checkpoint(b"2"),
+    ]
+    assert len({model.traits.fingerprint for model in models}) == len(models)
+    assert loaded().traits.fingerprint == models[0].traits.fingerprint
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(LoadFailed, match=r"none: No such file"):
+        loaded(checkpoint=tmp_path / "none")

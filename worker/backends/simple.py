@@ -1,0 +1,194 @@
+"""The short way to a family: one class that loads one model and embeds pictures, texts or both."""
+
+import gc
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import ClassVar, cast
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from PIL import Image
+
+from api_client.wire.errors import BackendFailed, LoadFailed
+from api_client.wire.messages import Kind
+
+from ..catalogue import Entry
+from .base import About, Footprint, Model, Placement, Prepared, PreparedText, Traits
+
+__all__ = ["SimpleBackend", "SimpleModel"]
+
+
+class SimpleModel:
+    """Write `load`, set `dimension`, and write `embed_images`, `embed_texts` or both.
+
+    The rest has defaults that are true for a model that stays where `load` put it. Override what
+    you can do better; the meaning of each is in `base.Model`.
+
+    Attributes:
+        about, models: see `base.Backend`. The entries need neither backend nor kinds.
+        dimension: length of a vector; `load` may set it.
+        input_size: pixels along one edge of the pictures that `embed_images` gets.
+        max_batch: the most rows that one call may get.
+    """
+
+    about: ClassVar[About] = About()
+    models: ClassVar[tuple[Entry, ...]] = ()
+    dimension: int = 0
+    input_size: int = 224
+    max_batch: int = 4096
+
+    def __init__(self, entry: Entry, placement: Placement) -> None:
+        self.entry = entry
+        self.placement = placement
+        self.grown_bytes = 0  # of this process while `load` ran
+
+    @classmethod
+    def describe(cls, model_id: str) -> Entry | None:
+        """An entry for an id `family/...` that no catalogue lists."""
+        return None
+
+    @classmethod
+    def kinds(cls) -> tuple[Kind, ...]:
+        """What it embeds: the kinds whose method was written."""
+        images = cls.embed_images is not SimpleModel.embed_images
+        texts = cls.embed_texts is not SimpleModel.embed_texts
+        return tuple(kind for kind, can in ((Kind.IMAGE, images), (Kind.TEXT, texts)) if can)
+
+    def check(self) -> int:
+        """Refuse cheaply what cannot be loaded; estimate the bytes of the weights."""
+        return int(self.entry.memory_gb * 2**30)
+
+    def load(self) -> None:
+        """Bring into memory what `self.entry` names."""
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(rows, input_size, input_size, 3) to (rows, dimension). The caller normalises."""
+        raise NotImplementedError
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts to (rows, dimension). The caller normalises."""
+        raise NotImplementedError
+
+    def space(self) -> str:
+        """What tells vectors apart that may not be compared; goes into the fingerprint.
+
+        Here: the class, its version, the entry and the content of its checkpoint.
+        """
+        entry, file = self.entry, self.entry.checkpoint
+        content = _sha256(file) if file is not None else ""
+        options = json.dumps(dict(entry.options), sort_keys=True, default=str)
+        own = (type(self).__qualname__, self.about.version)
+        return "\n".join((*own, entry.architecture, entry.tag, content, options))
+
+    @cached_property
+    def traits(self) -> Traits:
+        sees = Kind.IMAGE in self.kinds()
+        space = [self.space(), self.dimension, self.input_size if sees else 0, "l2"]
+        if sees:
+            space.append(self.placement.decode)
+        space.append(self.placement.precision)
+        return Traits(
+            dimension=self.dimension,
+            kinds=self.kinds(),
+            fingerprint=hashlib.sha256(json.dumps(space).encode()).hexdigest()[:16],
+            precision=self.placement.precision,
+            input_size=self.input_size if sees else None,
+            max_batch=self.max_batch,
+        )
+
+    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Squashed to the square that `embed_images` takes."""
+        size = (self.input_size, self.input_size)
+        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+
+    def prepare_text(self, text: str) -> PreparedText:
+        """The text as it is."""
+        return PreparedText(text)
+
+    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        if kind is Kind.IMAGE:
+            return self.embed_images(np.stack(cast(Sequence[NDArray[np.uint8]], batch)))
+        return self.embed_texts([str(text.tokens) for text in cast(Sequence[PreparedText], batch)])
+
+    def footprint(self) -> Footprint:
+        """What this process grew by while `load` ran: right to some megabytes, if it ran alone."""
+        return Footprint(host_bytes=self.grown_bytes)
+
+    def lift(self) -> None:
+        """It lives where `load` put it."""
+
+    def lower(self) -> None:
+        """It lives where `load` put it."""
+
+    def unload(self) -> None:
+        """Let go of whatever `load` left in attributes."""
+        _ = self.traits  # who still holds the model may ask for them
+        for name in vars(self).keys() - {"entry", "placement", "grown_bytes", "traits"}:
+            delattr(self, name)
+        gc.collect()
+
+
+class SimpleBackend:
+    """The family of one `SimpleModel` class."""
+
+    def __init__(self, kind: type[SimpleModel], placement: Placement) -> None:
+        """
+        Raises:
+            BackendFailed: a package that it declares is not installed.
+        """
+        require(kind.about.packages)
+        self._kind = kind
+        self._placement = placement
+        self.about = kind.about
+        self.models = kind.models
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return self._kind.kinds()
+
+    def describe(self, model_id: str) -> Entry | None:
+        return self._kind.describe(model_id)
+
+    def check(self, entry: Entry) -> int:
+        return self._kind(entry, self._placement).check()
+
+    def load(self, entry: Entry) -> Model:
+        model = self._kind(entry, self._placement)
+        process = psutil.Process()
+        before = process.memory_info().rss
+        model.load()
+        model.grown_bytes = max(0, process.memory_info().rss - before)
+        if not model.dimension:
+            raise LoadFailed(f"{self._kind.__qualname__} does not say its dimension")
+        _ = model.traits  # now, while the checkpoint is what was loaded
+        return model
+
+
+def require(packages: Sequence[str]) -> None:
+    """
+    Raises:
+        BackendFailed: one of these distributions is not installed.
+    """
+    for package in packages:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            sentence = f"it needs {package}, which is not installed: pip install {package}"
+            raise BackendFailed(sentence) from None
+
+
+def _sha256(file: Path) -> str:
+    """
+    Raises:
+        LoadFailed: it cannot be read.
+    """
+    try:
+        with file.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise LoadFailed(f"checkpoint {file}: {error.strerror}") from None
