@@ -242,10 +242,14 @@ def up(
     images: Annotated[
         list[Path] | None, typer.Option("--images", help="Only open pictures below this folder.")
     ] = None,
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Also run the dashboard, and tell it of every task.")
+    ] = False,
 ) -> None:
     """Run a private stack: Redis, one worker per device, beat. Ctrl-C drains and stops it."""
     from rich.console import Console
 
+    from .dashboard import child
     from .stack import up as stack
     from .stack.devices import visible_devices
     from .stack.settings import StackSettings
@@ -255,7 +259,8 @@ def up(
         home=settings.home,
         devices=tuple(device or visible_devices(cuda_visible=settings.cuda_visible_devices)),
         redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
-        env=settings.for_workers(),
+        env=settings.for_workers() | (child.WORKER_ENV if flower else {}),
+        extras=(child.extra(),) if flower else (),
     )
     raise typer.Exit(stack.run(options, console=Console()))
 
@@ -276,6 +281,20 @@ def gateway(
     given = {"gateway_host": host, "gateway_port": port}
     settings = GatewaySettings.read(**{k: v for k, v in given.items() if v is not None})
     application.serve(settings)
+
+
+@app.command()
+def dashboard() -> None:
+    """Run Flower with its Models page: tasks, workers, which model is where and why."""
+    from .dashboard.settings import DashboardSettings
+    from .wire.errors import BadSettings
+
+    settings = DashboardSettings.read()
+    try:
+        from .dashboard.server import serve
+    except ImportError:
+        raise BadSettings("the dashboard is an extra: pip install 'clipyard[dashboard]'") from None
+    serve(settings)
 
 
 @app.command()

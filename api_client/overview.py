@@ -8,7 +8,8 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from .status import Fleet, Worker
+from .status import Fleet, Worker, step_down
+from .wire.messages import ModelStatus
 
 REFRESH_S = 1.0
 EVENTS_SHOWN = 8
@@ -59,9 +60,6 @@ def _models(fleet: Fleet) -> Table:
     table = Table("worker", Column("model", no_wrap=True), *rest)
     for worker in fleet.workers:
         for model in worker.held:
-            idle_s = worker.beat_at - model.last_used
-            on_gpu = worker.device_total > 0 and model.state == "device"
-            timeout_s = model.vram_timeout_s if on_gpu else model.ram_timeout_s
             table.add_row(
                 worker.name,
                 model.id,
@@ -69,8 +67,8 @@ def _models(fleet: Fleet) -> Table:
                 str(model.leases),
                 f"{(model.device_bytes + model.host_bytes) / MB:.0f}",
                 str(model.usage_count),
-                _ago(idle_s),
-                "pinned" if model.pinned else f"in {max(0.0, timeout_s - idle_s):.0f} s",
+                _ago(worker.beat_at - model.last_used),
+                _steps_down(worker, model),
                 "out" if model.next_out else "",
             )
     return table
@@ -83,6 +81,13 @@ def _events(fleet: Fleet) -> Table:
         row = (when, event.worker, event.kind.value, event.model, event.reason, event.asked_by)
         table.add_row(*row)
     return table
+
+
+def _steps_down(worker: Worker, model: ModelStatus) -> str:
+    if model.pinned:
+        return "pinned"
+    step = step_down(worker, model)
+    return f"in {max(0.0, step.at - worker.beat_at):.0f} s" if step else ""
 
 
 def _memory(worker: Worker) -> str:

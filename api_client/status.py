@@ -1,8 +1,9 @@
 """The fleet as its status hashes tell it: who lives, what each one holds, and why."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from pydantic import Field
@@ -12,9 +13,21 @@ from .wire import names
 from .wire.codec import text, unpack_record
 from .wire.messages import Event, EventKind, Message, ModelStatus, WorkerStatus
 
-__all__ = ["Depth", "Fleet", "Worker", "fleet_talk", "read_fleet", "why"]
+__all__ = [
+    "Depth",
+    "Fleet",
+    "StepDown",
+    "Worker",
+    "alarms",
+    "fleet_talk",
+    "read_fleet",
+    "step_down",
+    "sweep_is_missing",
+    "why",
+]
 
 EVENTS = 200  # of the tail of the stream
+SWEEPS_MISSED = 2.5  # intervals without a sweep, before we call the beat missing
 
 
 class Worker(WorkerStatus):
@@ -108,6 +121,54 @@ def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
     )
 
 
+@dataclass(frozen=True)
+class StepDown:
+    """Where an unused model goes next, and when, in unix seconds: the past is the next sweep."""
+
+    to: Literal["host", "nowhere"]
+    at: float
+
+
+def step_down(worker: Worker, model: ModelStatus) -> StepDown | None:
+    """What the sweeps will do with a model if nobody asks for it; None: they let it be."""
+    kept = model.keep_alive_s is not None and model.keep_alive_s < 0
+    if model.pinned or model.leases or model.state == "loading" or kept:
+        return None
+    stays_s = model.ram_timeout_s if model.keep_alive_s is None else model.keep_alive_s
+    has_host_tier = worker.device_total > 0 and model.keep_alive_s is None
+    if has_host_tier and model.state == "device" and model.vram_timeout_s < stays_s:
+        return StepDown("host", model.last_used + model.vram_timeout_s)
+    return StepDown("nowhere", model.last_used + stays_s)
+
+
+def sweep_is_missing(worker: WorkerStatus, *, now: float, interval_s: float) -> bool:
+    """Whether the beat should have reached a worker by now and has not."""
+    return now - max(worker.last_sweep_at, worker.started_at) > SWEEPS_MISSED * interval_s
+
+
+def alarms(fleet: Fleet, *, now: float, sweep_interval_s: float | None) -> list[str]:
+    """Sentences on what keeps the fleet from serving, or from letting go; none when all is well.
+
+    Args:
+        sweep_interval_s: how often the beat should sweep; None where sweeps are switched off.
+    """
+    if not fleet.workers:
+        return ["No worker is alive: start one with `clipyard up`."]
+    told = [f"{w.name} is broken: {w.trouble}" for w in fleet.workers if w.state == "broken"]
+    if sweep_interval_s is None:
+        return told
+    unswept = [
+        w.name for w in fleet.workers if sweep_is_missing(w, now=now, interval_s=sweep_interval_s)
+    ]
+    if unswept:
+        told.append(
+            f"The beat is missing: no sweep of {', '.join(unswept)} for more than "
+            f"{SWEEPS_MISSED * sweep_interval_s:.0f} s. Idle models stay until "
+            "`celery -A beat_schedule beat` runs."
+        )
+    return told
+
+
 def _all(client: Any, *commands: tuple[Any, ...]) -> Any:
     """One round trip; with the asyncio client an awaitable of it."""
     pipe = client.pipeline(transaction=False)
@@ -173,15 +234,14 @@ def _goes(worker: Worker, model: ModelStatus) -> list[str]:
         sentences.append(f"On {worker.name} {next_out} goes before it to make room.")
     if model.leases or model.state == "loading":
         return sentences
-    if model.keep_alive_s is not None and model.keep_alive_s < 0:
+    step = step_down(worker, model)
+    if step is None:
         return [*sentences, f"A request asked {worker.name} to keep it."]
-    idle_s = worker.beat_at - model.last_used
-    stays_s = model.ram_timeout_s if model.keep_alive_s is None else model.keep_alive_s
-    has_host_tier = worker.device_total > 0 and model.keep_alive_s is None
-    if has_host_tier and model.state == "device" and model.vram_timeout_s < stays_s:
-        left_s = model.vram_timeout_s - idle_s
+    if step.to == "host":
+        left_s = step.at - worker.beat_at
         sentences.append(f"Unused, it goes to host memory of {worker.name} {_in(left_s)}.")
-    return [*sentences, f"Unused, it leaves {worker.name} {_in(stays_s - idle_s)}."]
+        step = StepDown("nowhere", model.last_used + model.ram_timeout_s)
+    return [*sentences, f"Unused, it leaves {worker.name} {_in(step.at - worker.beat_at)}."]
 
 
 ARRIVALS = (EventKind.LOADED, EventKind.LIFTED)

@@ -46,6 +46,8 @@ end
 return 0
 """
 
+COUNTED = {"images", "texts"}  # of a request: never shown, only counted
+
 _T = TypeVar("_T")
 
 
@@ -147,6 +149,8 @@ class Line:
                 request=call.id,
                 settings=self.settings,
             ),
+            argsrepr="()",
+            kwargsrepr=shortened(call.request),
             task_id=call.id,
             queue=call.queue,
             priority=_step(call.priority),
@@ -232,6 +236,12 @@ class Line:
             _started, keys=[self.keys.worker(name.decode()) for name in members]
         )
         return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
+
+
+def shortened(request: Request) -> str:
+    """What Flower and Celery's events show of a request: of texts and pictures, how many."""
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"wire", "deadline"})
+    return str({n: len(v) if n in COUNTED else v for n, v in fields.items()})
 
 
 def _seconds_left(deadline: float) -> float:

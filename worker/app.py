@@ -17,6 +17,7 @@ from api_client.wire.errors import ClipyardError
 
 from . import runtime, transport
 from .settings import WorkerSettings
+from .showcase import Showcase
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ try:
         worker_consumer="worker.consumer:Consumer",
         worker_concurrency=BULK_TASKS + INTERACTIVE_TASKS,
         worker_enable_prefetch_count_reduction=False,
+        worker_send_task_events=settings.task_events,
     )
+    app.steps["consumer"].add(Showcase)
 except ClipyardError as error:
     sys.exit(str(error))  # one line a mistake, and no traceback above it
 

@@ -29,6 +29,8 @@ class Extra:
     name: str
     argv: tuple[str, ...]
     address: str
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ready: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +159,10 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
         )
         for name, device in zip(node_names(options.devices), options.devices, strict=True)
     ]
+    here = {"CLIPYARD_REDIS_URL": url}
     others = [
-        Child(name=name, argv=argv, cwd=checkout, env={"CLIPYARD_REDIS_URL": url})
-        for name, argv in (("beat", beat), *((one.name, one.argv) for one in options.extras))
+        Child(name=one.name, argv=one.argv, cwd=checkout, env={**one.env, **here}, ready=one.ready)
+        for one in (Extra(name="beat", argv=beat, address=""), *options.extras)
     ]
     return workers + others
 

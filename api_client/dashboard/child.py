@@ -1,0 +1,28 @@
+"""The dashboard as one more process of the stack that `clipyard up` runs."""
+
+import sys
+
+from ..stack.up import Extra
+from .settings import DashboardSettings, new_password
+
+__all__ = ["WORKER_ENV", "extra"]
+
+WORKER_ENV = {"CLIPYARD_TASK_EVENTS": "true"}
+
+
+def extra() -> Extra:
+    """As the settings say. A password that nobody configured is made, and shown once with it."""
+    settings = DashboardSettings.read()
+    address, env = f"http://{settings.dashboard_host}:{settings.dashboard_port}/models", {}
+    if settings.dashboard_password is None:
+        password = new_password()
+        env = {"CLIPYARD_DASHBOARD_PASSWORD": password}
+        address += f"  (user {settings.dashboard_user}, password {password})"
+    argv = (sys.executable, "-m", "api_client", "dashboard")
+    return Extra(
+        name="flower",
+        argv=argv,
+        address=address,
+        env=env,
+        ready=lambda said: "the dashboard is ready." in said,
+    )

@@ -1,0 +1,105 @@
+"""The Models page, what it polls, and what its buttons do: handlers of Flower's own kind."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flower.views import BaseHandler
+from tornado import web
+
+from ..client import Client
+from ..wire.errors import BadRequest, ClipyardError
+from ..wire.messages import Managed
+from . import picture
+from .settings import DashboardSettings
+
+__all__ = ["Models", "ModelsAction", "ModelsNow"]
+
+ACTION_S = 300.0  # a load from a slow disk
+
+Action = Callable[[Client, dict[str, Any]], list[Managed]]
+
+
+def _sweep(client: Client, asked: dict[str, Any]) -> list[Managed]:
+    return client.unload(scope="timeout", workers=_workers(asked), timeout=ACTION_S)
+
+
+ACTIONS: dict[str, Action] = {
+    "load": lambda client, asked: client.load(
+        asked["model"], workers=_workers(asked), timeout=ACTION_S
+    ),
+    "switch": lambda client, asked: client.switch(
+        asked["model"], workers=_workers(asked), timeout=ACTION_S
+    ),
+    "unload": lambda client, asked: client.unload(
+        asked["model"], workers=_workers(asked), timeout=ACTION_S
+    ),
+    "set": lambda client, asked: client.set_knobs(
+        {asked["name"]: asked["value"]}, workers=_workers(asked), timeout=ACTION_S
+    ),
+    "sweep": _sweep,
+}
+
+
+def _workers(asked: dict[str, Any]) -> list[str] | None:
+    worker = asked.get("worker")
+    return [str(worker)] if worker else None
+
+
+class _Handler(BaseHandler):  # type: ignore[misc]  # flower has no types
+    def initialize(self, client: Client, settings: DashboardSettings) -> None:
+        self.client, self.ours = client, settings  # Tornado has settings of its own
+
+
+class Models(_Handler):
+    """GET: the page. All it shows comes from `ModelsNow`, once a second."""
+
+    @web.authenticated
+    def get(self) -> None:
+        self.render("models.html", read_only=self.ours.dashboard_read_only)
+
+
+class ModelsNow(_Handler):
+    """GET: the fleet as it is now, and the catalogue's ids."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        try:
+            fleet = await asyncio.to_thread(self.client.status)
+            known = await asyncio.to_thread(self.client.models) if fleet.workers else []
+        except ClipyardError as error:
+            self.set_status(503)
+            self.write({"error": str(error)})
+            return
+        interval_s = self.ours.sweep_interval_s if self.ours.sweeps_enabled else None
+        shown = picture.drawn(
+            fleet,
+            now=time.time(),
+            sweep_interval_s=interval_s,
+            read_only=self.ours.dashboard_read_only,
+        )
+        self.write(shown | {"catalogue": sorted(entry.id for entry in known)})
+
+
+class ModelsAction(_Handler):
+    """POST: one of `ACTIONS`, through the same client as everybody's; refused when read-only."""
+
+    @web.authenticated
+    async def post(self, name: str) -> None:
+        if self.ours.dashboard_read_only:
+            raise web.HTTPError(403, "the dashboard is read-only")
+        try:
+            asked = json.loads(self.request.body or b"{}")
+            answers = await asyncio.to_thread(ACTIONS[name], self.client, asked)
+        except ClipyardError as error:
+            self._refuse(400 if isinstance(error, BadRequest) else 502, error)
+        except (KeyError, ValueError, TypeError) as error:
+            self._refuse(400, BadRequest(f"{name}: cannot use this: {error}"))
+        else:
+            self.write({"answers": [one.model_dump(mode="json") for one in answers]})
+
+    def _refuse(self, status: int, error: ClipyardError) -> None:
+        self.set_status(status)
+        self.write({"error": str(error), "code": error.code})

@@ -1,0 +1,124 @@
+"""Flower as we run it: one door before every path, a link to the Models page, and the page.
+
+Flower 2.2 has no plug-ins. What is used of it: its `Flower` application class and its options
+(both as its own command uses them), Tornado's `add_handlers` and template loaders, and the place
+of the last link in its `navbar.html`, which a test watches.
+"""
+
+import hmac
+import signal
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from flower.app import Flower
+from flower.options import options
+from flower.urls import settings as flower_settings
+from tornado import template, web
+from tornado.httputil import HTTPServerRequest
+
+from ..client import Client
+from ..wire.broker import celery_app
+from .pages import Models, ModelsAction, ModelsNow
+from .settings import DashboardSettings
+
+__all__ = ["Dashboard", "serve"]
+
+HERE = Path(__file__).parent
+LAST_LINK = ">Broker</a>\n        </li>\n"
+OUR_LINK = """\
+        <li class="nav-item">
+          <a class="nav-link{% if active_tab == 'models' %} active{% end %}" href="/models"
+            {% if active_tab == 'models' %}aria-current="page"{% end %}>Models</a>
+        </li>
+"""
+TASKS_KEPT = 10_000  # Flower's 100,000 take a gigabyte
+
+
+class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
+    """The application.
+
+    Args:
+        capp: the Celery app whose workers it shows.
+        client: carries out what the buttons ask for.
+    """
+
+    def __init__(self, settings: DashboardSettings, *, capp: Celery, client: Client) -> None:
+        _set_options(settings)
+        known = {"template_loader": _Loader(), "basic_auth": None}
+        super().__init__(capp=capp, options=options, **(flower_settings | known))
+        self._login = b"Basic " + b64encode(settings.guarded().login.encode())
+        parts = {"client": client, "settings": settings}
+        self.add_handlers(
+            r".*$",
+            [
+                (r"/models", Models, parts),
+                (r"/models/now", ModelsNow, parts),
+                (r"/models/do/(load|switch|unload|set|sweep)", ModelsAction, parts),
+                (r"/models/static/(.*)", web.StaticFileHandler, {"path": HERE / "static"}),
+            ],
+        )
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """One door before every path: Flower leaves /metrics, /healthcheck and more open."""
+        given = request.headers.get("Authorization", "").encode()
+        if not hmac.compare_digest(given, self._login):
+            return self.get_handler_delegate(request, _Stranger)
+        return super().find_handler(request, **kwargs)
+
+
+def serve(settings: DashboardSettings) -> None:
+    """Listen until SIGINT or SIGTERM.
+
+    Raises:
+        BadSettings: no password is configured.
+    """
+    settings.guarded()
+    with celery_app(settings) as capp, Client(settings, asked_by="flower") as client:
+        app = Dashboard(settings, capp=capp, client=client)
+        signal.signal(signal.SIGTERM, lambda *_: app.io_loop.add_callback_from_signal(app.stop))
+        port = app.start_http_server()
+        print(f"the dashboard is ready. http://{settings.dashboard_host}:{port}/models", flush=True)
+        try:
+            app.start()
+        except KeyboardInterrupt:
+            app.stop()
+
+
+def _set_options(settings: DashboardSettings) -> None:
+    """Flower's options are one object for the whole process."""
+    options.address, options.port = settings.dashboard_host, settings.dashboard_port
+    options.basic_auth = [settings.login]  # also switches its check against other sites' pages on
+    options.read_only = settings.dashboard_read_only
+    options.max_tasks = TASKS_KEPT
+
+
+class _Stranger(web.RequestHandler):
+    """Answers those who did not give the password."""
+
+    def check_xsrf_cookie(self) -> None:
+        pass  # they learn nothing but this
+
+    def prepare(self) -> None:
+        self.set_status(401)
+        self.set_header("WWW-Authenticate", 'Basic realm="clipyard"')
+        self.finish("Access denied")
+
+
+class _Loader(template.BaseLoader):
+    """Our templates, and Flower's with our link in its bar."""
+
+    def resolve_path(self, name: str, parent_path: str | None = None) -> str:
+        return name
+
+    def _create_template(self, name: str) -> template.Template:
+        for folder in (HERE / "templates", Path(flower_settings["template_path"])):
+            if (folder / name).is_file():
+                text = (folder / name).read_text()
+                break
+        else:
+            raise FileNotFoundError(name)
+        if name == "navbar.html":
+            text = text.replace(LAST_LINK, LAST_LINK + OUR_LINK, 1)
+        return template.Template(text, name=name, loader=self)

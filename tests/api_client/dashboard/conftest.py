@@ -1,0 +1,87 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from api_client import Client, Settings
+from api_client.dashboard import child
+from api_client.stack.up import Options, temporary_stack
+from tests.browser import browser
+
+PASSWORD = "a-password-for-tests"
+CATALOGUE = """
+["fake/vision"]
+backend = "fake"
+
+["fake/words"]
+backend = "fake"
+kinds = ["text"]
+"""
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory, free_port):
+    """A stack of two workers, a beat and the dashboard; sweeps run every second."""
+    home = tmp_path_factory.mktemp("fleet")
+    (home / "catalogue.toml").write_text(CATALOGUE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPYARD_DASHBOARD_PORT", str(free_port))
+        patch.setenv("CLIPYARD_DASHBOARD_PASSWORD", PASSWORD)
+        patch.setenv("CLIPYARD_SWEEP_INTERVAL_S", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        env = child.WORKER_ENV | {
+            "CLIPYARD_CATALOGUE": str(home / "catalogue.toml"),
+            "CLIPYARD_CACHE_DIR": str(home / "cache"),
+            "CLIPYARD_IMAGE_ROOTS": json.dumps([str(home)]),
+            "CLIPYARD_DEFAULT_MODEL": "fake/vision",
+            "CLIPYARD_OFFLINE": "true",
+        }
+        options = Options(home=home, devices=("cpu", "cpu"), env=env, extras=(child.extra(),))
+        with temporary_stack(options, tell=print) as stack:
+            stack.supervisor.wait_ready(within_s=115)
+            yield stack
+
+
+@pytest.fixture
+def looking_on(valkey_url, prefix):
+    """A dashboard that may only look, on a key prefix where no worker is: its address."""
+    env = {
+        "CLIPYARD_REDIS_URL": valkey_url,
+        "CLIPYARD_KEY_PREFIX": prefix,
+        "CLIPYARD_DASHBOARD_PORT": "0",
+        "CLIPYARD_DASHBOARD_PASSWORD": PASSWORD,
+        "CLIPYARD_DASHBOARD_READ_ONLY": "true",
+    }
+    argv = (sys.executable, "-m", "api_client", "dashboard")
+    with subprocess.Popen(argv, env=os.environ | env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process.stdout.readline().partition("http://")[2].partition("/")[0]
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def client(fleet):
+    with Client(Settings.read(redis_url=fleet.url), asked_by="test") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    with browser(log=tmp_path_factory.mktemp("browser") / "driver.log") as window:
+        yield window
+
+
+@pytest.fixture
+def site(free_port):
+    return f"127.0.0.1:{free_port}"

@@ -1,0 +1,161 @@
+"""The Models page in a real browser, over a real stack of two workers."""
+
+import ast
+import os
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api_client.wire.codec import pack_record
+from api_client.wire.messages import WorkerStatus
+
+from .conftest import PASSWORD
+
+IMAGES = Path(__file__).parents[3] / "docs" / "images"
+DEVICE_ROW = (
+    "document.querySelector("
+    "`[data-worker='${arguments[0]}'] [data-model='fake/vision'][data-tier=device]`)"
+)
+UNLOADED = "document.querySelector('#events tr[data-kind=unloaded]').innerText"
+
+
+@pytest.fixture
+def page(fleet, site, chromium):
+    chromium.open(f"http://clipyard:{PASSWORD}@{site}/models")
+    chromium.see("document.querySelectorAll('section[data-worker]').length === 2")
+    return chromium
+
+
+@pytest.fixture
+def workers(client):
+    return client.status().workers
+
+
+def test_unload_is_pressed_and_the_slot_goes(page, client, workers):
+    client.load("fake/vision", workers=[worker.name for worker in workers])
+    first, second = (worker.name for worker in workers)
+    page.see(DEVICE_ROW, first)
+    page.press(f"[data-worker='{first}'] [data-model='fake/vision'] [data-action=unload]")
+    page.see(f"!{DEVICE_ROW}", first)
+    assert page.run(f"return Boolean({DEVICE_ROW})", second)
+    page.see(
+        "document.querySelector('#events tr[data-kind=unloaded]').innerText.includes('flower')"
+    )
+    held = {worker.name: [m.id for m in worker.held] for worker in client.status().workers}
+    assert held == {first: [], second: ["fake/vision"]}
+
+
+def test_a_sweep_takes_an_idle_model_down_while_one_watches(page, client, workers):
+    name = workers[0].name
+    client.load("fake/vision", workers=[name])
+    page.see(DEVICE_ROW, name)
+    client.set_knobs({"vision_ram_timeout_s": 0.5}, workers=[name])
+    page.see(f"!{DEVICE_ROW}", name)
+    page.see(f"{UNLOADED}.includes('idle')")
+    client.set_knobs({"vision_ram_timeout_s": 1800}, workers=[name])
+
+
+def test_a_setting_is_changed_and_a_model_loaded_by_the_page(page, client, workers):
+    name = workers[1].name
+    page.see("document.querySelector('#catalogue option[value=\"fake/words\"]')")
+    page.run(
+        """const bar = document.getElementById('commands');
+        bar.model.value = 'fake/words'; bar.worker.value = arguments[0];
+        bar.querySelector('[value=load]').click()""",
+        name,
+    )
+    page.see(
+        "document.querySelector(`[data-worker='${arguments[0]}'] [data-model='fake/words']`)", name
+    )
+    page.run(
+        """const form = document.querySelector(`form[data-worker='${arguments[0]}']`);
+        form.value.value = '3'; form.value.oninput(); form.requestSubmit()""",
+        name,
+    )
+    page.see("document.body.innerText.includes('3 slots')")
+
+
+@pytest.mark.skipif("CLIPYARD_SCREENSHOTS" not in os.environ, reason="keeps the pictures in docs")
+def test_pictures_for_the_documentation(page, client, workers, site):
+    name = workers[0].name
+    client.load("shapes/demo", workers=[name])
+    client.load("fake/vision", workers=[name])
+    page.see(DEVICE_ROW, name)
+    page.shot(IMAGES / "models-page.png")
+    page.open(f"http://{site}/worker/{name}")
+    page.press("#worker-tab-other")
+    page.see("getComputedStyle(document.getElementById('tab-other')).opacity === '1'")
+    page.shot(IMAGES / "worker-page.png")
+
+
+def test_a_fleet_without_workers_or_beat_is_told_plainly(looking_on, chromium, store, keys):
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see("document.getElementById('alarms').innerText.includes('No worker is alive')")
+    now = time.time()
+    told = {"device": "cuda:0", "pid": 1, "started_at": now - 999, "beat_at": now, "state": "ready"}
+    store.sadd(keys.workers, "gpu0@a")
+    store.hset(keys.worker("gpu0@a"), mapping=pack_record(WorkerStatus(name="gpu0@a", **told)))
+    chromium.see("document.getElementById('alarms').innerText.includes('The beat is missing')")
+    assert not chromium.run("return document.querySelector('button[data-action], #commands')")
+
+
+def test_a_dashboard_that_may_only_look_refuses_every_button(looking_on):
+    for action in ("load", "switch", "unload", "set", "sweep"):
+        reply = httpx.post(
+            f"http://{looking_on}/models/do/{action}", json={}, auth=("clipyard", PASSWORD)
+        )
+        assert reply.status_code == 403
+
+
+@pytest.fixture
+def http(fleet, site):
+    with httpx.Client(base_url=f"http://{site}", auth=("clipyard", PASSWORD)) as http:
+        yield http
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/models", "/models/now", "/metrics", "/healthcheck", "/api/workers", "/nowhere"]
+)
+def test_no_path_is_open_to_strangers(fleet, site, path):
+    assert httpx.get(f"http://{site}{path}").status_code == 401
+    assert httpx.get(f"http://{site}{path}", auth=("clipyard", "wrong")).status_code == 401
+
+
+def test_a_page_of_another_site_cannot_press_buttons(http):
+    reply = http.post("/models/do/sweep", json={}, headers={"Origin": "http://evil.example"})
+    assert reply.status_code == 403
+
+
+def test_what_cannot_be_done_is_told_in_a_sentence(http):
+    reply = http.post("/models/do/load", json={"model": "fake/nothing"})
+    assert (reply.status_code, reply.json()["code"]) == (400, "unknown_model")
+    assert http.post("/models/do/load", json={}).status_code == 400
+    assert http.post("/models/do/set", json={"name": "slots", "value": "x"}).status_code == 400
+    assert http.post("/models/do/shutdown", json={}).status_code == 404
+
+
+def test_flowers_own_pages_work_and_lead_to_ours(http):
+    for path in ("/", "/tasks", "/broker", "/models"):
+        reply = http.get(path)
+        assert reply.status_code == 200
+        assert 'href="/models"' in reply.text
+    assert "embed" in http.get("/broker").text
+
+
+def test_flower_shows_the_slots_and_shortened_tasks(http, client, workers):
+    client.embed_texts(["a secret sentence"] * 3)
+    stats = http.get("/api/workers", params={"refresh": "true"}).json()
+    assert set(stats) == {worker.name for worker in workers}
+    shown = [told["stats"]["slots"] for told in stats.values()]
+    assert any("fake/vision" in slots for slots in shown)
+    tasks = http.get("/api/tasks", params={"taskname": "clipyard.embed_batch"}).json()
+    assert tasks
+    for task in tasks.values():
+        assert ast.literal_eval(task["kwargs"]) == {
+            "asked_by": "test",
+            "model": "fake/vision",
+            "texts": 3,
+        }
+        assert "secret" not in str(task)
