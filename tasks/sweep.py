@@ -1,5 +1,9 @@
 """sweep_fleet and sweep: what the clock asks for, first of anyone, then of every worker."""
 
+import logging
+import os
+import signal
+
 import redis
 from celery import Task, shared_task
 from kombu.exceptions import OperationalError
@@ -9,6 +13,8 @@ from worker import housekeeping, runtime, sweeping
 
 # Redis is away: nothing to answer, nothing to repeat. The next sweep makes up for this one.
 AWAY = (redis.RedisError, OperationalError)
+
+log = logging.getLogger(__name__)
 
 
 @shared_task(name=names.SWEEP_FLEET, bind=True, throws=AWAY)  # type: ignore[untyped-decorator]
@@ -42,4 +48,7 @@ def sweep() -> dict[str, str]:
     here.tracker.swept()
     if not moved and (brought := sweeping.foresee(here)):
         moved[brought] = "likely to be wanted next"
+    if reason := sweeping.reason_to_recycle(here):
+        log.warning("this worker ends, to be started again: %s", reason)
+        os.kill(os.getpid(), signal.SIGTERM)  # Celery's warm shutdown; whoever runs us restarts us
     return moved

@@ -11,10 +11,11 @@ from .runtime import Runtime
 from .sweeps import SWEEPS, Move, Sweep, View, preload
 from .sweeps import sweep as decide
 
-__all__ = ["foresee", "sweep", "view"]
+__all__ = ["foresee", "reason_to_recycle", "sweep", "view"]
 
 log = logging.getLogger(__name__)
 
+GB = 1e9
 LEFT_ALONE_S = 1800.0  # longer keeps an hour's model away for its whole hour (see the benchmark)
 
 
@@ -63,6 +64,18 @@ def foresee(here: Runtime) -> str | None:
         except ClipyardError as error:  # whoever wants it later gets the error
             log.info("%s was not brought in time: %s", move.model_id, error)
     return None
+
+
+def reason_to_recycle(here: Runtime) -> str | None:
+    """Why this process should end and be started afresh; None while it is in use or all is well.
+
+    Memory that an unload does not give back is given back by the end of the process only.
+    """
+    bound_gb = here.settings.recycle_residue_gb
+    residue = here.ledger.residue_bytes
+    if bound_gb is None or residue <= bound_gb * GB or any(s.busy for s in here.slots.view()):
+        return None
+    return f"{residue / GB:.1f} GB stayed behind after unloads, {bound_gb:g} GB are allowed"
 
 
 def _weight(here: Runtime, model_id: str) -> Footprint:

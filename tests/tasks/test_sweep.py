@@ -1,5 +1,6 @@
 """One worker's sweeps, in this process and with the slots' clock moved by hand."""
 
+import signal
 import time
 
 import pytest
@@ -184,3 +185,20 @@ def test_a_sweep_while_redis_is_away_gives_memory_back_and_is_told_later(
             after = entries[-1][0]
             kinds += [unpack_record(Event, fields).kind for _, fields in entries]
         assert read_fleet(store, here.keys).workers[0].models == ("clip/a",)
+
+
+def test_a_worker_whose_memory_stays_behind_ends_when_idle(make, valkey_url, prefix, monkeypatch):
+    here = make(valkey_url, prefix, recycle_residue_gb=0.5)
+    ended = []
+    monkeypatch.setattr("tasks.sweep.os.kill", lambda pid, number: ended.append(number))
+    monkeypatch.setattr(type(here.ledger), "residue_bytes", 10**9)
+    with here.slots.lease(here.catalogue[VISION]):
+        sweep()
+        assert ended == []
+    sweep()
+    assert ended == [signal.SIGTERM]
+
+
+def test_a_worker_that_was_not_told_to_never_ends_itself(here, monkeypatch):
+    monkeypatch.setattr(type(here.ledger), "residue_bytes", 10**12)
+    assert sweeping.reason_to_recycle(here) is None
