@@ -332,6 +332,19 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
+@app.command()
+def acl(
+    secrets: Annotated[Path, typer.Option(help="Where the passwords are; missing ones are made.")],
+    db: Annotated[int, typer.Option(help="The database of the Redis URL.")] = 0,
+) -> None:
+    """Print an ACL file for Redis: each role may do its work under our key prefix, no more."""
+    from . import acl as rights
+    from .wire.settings import Settings
+
+    prefix = Settings.read().key_prefix
+    print(rights.acl_file(rights.passwords_in(secrets), prefix=prefix, db=db), end="")
+
+
 def _client() -> "Client":
     from .client import Client
 

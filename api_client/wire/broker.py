@@ -47,6 +47,7 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
         task_acks_on_failure_or_timeout=True,
         task_reject_on_worker_lost=True,
         task_ignore_result=True,
+        task_repr_maxlevels=1,  # logs and events name a task's lists, and show none of their items
         task_send_sent_event=False,
         task_publish_retry=True,
         task_publish_retry_policy={

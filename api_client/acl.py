@@ -1,0 +1,161 @@
+"""Who may do what in Redis: an ACL file with the least rights of each role.
+
+A role's rights are rows of keys and the commands for them, which become selectors: what is
+allowed on one kind of key is not allowed on another. Needs Redis 7 or Valkey.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+__all__ = ["Role", "acl_file", "passwords_in"]
+
+
+class Role(StrEnum):
+    """Who connects to Redis. The gateway is a client."""
+
+    CLIENT = "client"
+    WORKER = "worker"
+    BEAT = "beat"
+    DASHBOARD = "dashboard"
+    ADMIN = "admin"  # people: ACL LOAD, backups; not for any process of ours
+
+
+@dataclass(frozen=True)
+class Right:
+    """Commands that are allowed on some keys (or channels), patterns after our prefix."""
+
+    commands: str
+    keys: str
+
+
+# Every connection greets, names itself and keeps alive. None of these reads or writes a key.
+_EVERYBODY = (
+    "+ping +hello +auth +select +client|setinfo +client|setname +multi +exec +discard +watch"
+    " +unwatch +time +script|load +script|exists"
+)
+_QUEUES = "embed* control* *.dq2*"
+_STATUS = "workers worker:* model:* current catalogue events usage:*"
+_EVENTS = "celeryev*"
+
+_PUBLISH = (
+    Right("+lpush +llen", _QUEUES),
+    Right("+sadd +smembers", "_kombu.binding*"),
+    # What a worker says of tasks whose sender listens; nobody of ours does.
+    Right("+get", "celery-task-meta-*"),
+)
+_LOOK = (Right("+get +hget +hgetall +smembers +exists +ttl +xrange +xrevrange", _STATUS),)
+# Kombu keeps a list of who listens for replies and events, by scripts, and cleans it up.
+_LISTEN = (
+    Right(
+        "+sadd +srem +smembers +srandmember +scard +zadd +zrem +zrangebyscore +eval +evalsha +del",
+        "_kombu.binding*",
+    ),
+    Right(
+        "+lpush +brpop +rpop +llen +lrange +del +expire +ttl +exists",
+        "*.celery.pidbox* *.reply.celery.pidbox*",
+    ),
+)
+# Whoever consumes anything takes part in giving back what a dead worker held.
+_GIVE_BACK = (
+    Right("+set +get +del +expire +eval +evalsha", "unacked_mutex"),
+    Right(
+        "+hset +hget +hdel +hvals +zadd +zrem +zscore +zrange +zrevrangebyscore +rpush +lpush",
+        f"unacked unacked_index {_QUEUES}",
+    ),
+)
+_JOB_COMMANDS = (
+    "+hset +hsetnx +hget +hmget +hgetall +hdel +hexists +hincrby +zadd +zrem +zscore +zrange"
+    " +zrevrange +zrangebyscore +zcard +getbit +setbit +bitcount +bitpos +sadd +srem +smembers"
+    " +exists +expire +del +eval +evalsha"
+)
+_JOBS = (Right(_JOB_COMMANDS, "jobs job:*"),)
+_RIGHTS: Mapping[Role, tuple[Right, ...]] = {
+    Role.CLIENT: (
+        *_PUBLISH,
+        *_LOOK,
+        *_JOBS,
+        Right("+hset +expire +del", "blobs:*"),
+        Right("+get +set +del +expire", "answer:*"),
+        Right("+blpop +rpush +del +expire", "done:*"),
+        # Whether a request is still on its way: one script, over all of these.
+        Right("+eval +evalsha +hvals +llen +lrange", f"unacked {_QUEUES}"),
+    ),
+    Role.WORKER: (
+        *_PUBLISH,
+        *_LISTEN,
+        *_GIVE_BACK,
+        *_JOBS,
+        Right("+brpop +rpop +llen +lrange +del +exists", _QUEUES),
+        Right("+hgetall +del", "blobs:*"),
+        Right("+exists +get +set +del +expire", "answer:*"),
+        Right("+rpush +del +expire", "done:*"),
+        Right("+setex +expire", "celery-task-meta-*"),
+        Right(
+            "+hset +hget +hgetall +hdel +hincrby +expire +ttl +del +exists +get +set +sadd +srem"
+            " +smembers +xadd",
+            f"{_STATUS} will:* reserved:* safe-batches",
+        ),
+        Right("+set", "gate:*"),
+    ),
+    Role.BEAT: _PUBLISH,
+    Role.DASHBOARD: (
+        *_LOOK,
+        *_LISTEN,
+        *_GIVE_BACK,
+        Right("+llen", _QUEUES),
+        Right("+brpop +rpop +llen +lrange +del", _EVENTS),
+    ),
+}
+_SUBSCRIBE = "+subscribe +psubscribe +unsubscribe +punsubscribe"
+# Channels: remote control to the workers, what workers say of themselves, and results, for which
+# Celery listens whether anybody wants them or not. Whoever listens to a pattern must be allowed
+# the very same pattern, and Kombu's carry the number of the database.
+_CONTROL, _EVENT, _RESULT = "/{db}.celery.pidbox", "/{db}.celeryev/*", "celery-task-meta-*"
+_LISTENS = "+subscribe +psubscribe +unsubscribe +punsubscribe"
+_CHANNELS: Mapping[Role, Right] = {
+    Role.CLIENT: Right(f"+publish {_LISTENS}", f"{_CONTROL} {_RESULT}"),
+    Role.WORKER: Right(f"+publish {_LISTENS}", f"{_CONTROL} {_EVENT} {_RESULT}"),
+    Role.BEAT: Right(_LISTENS, _RESULT),
+    Role.DASHBOARD: Right(f"+publish {_LISTENS}", f"{_CONTROL} {_EVENT}"),
+}
+
+
+def acl_file(passwords: Mapping[Role, str], *, prefix: str, db: int = 0) -> str:
+    """The file for `aclfile` of redis.conf; passwords stand in it as SHA-256 only.
+
+    A user is called `<prefix>-<role>`; nobody is let in without a name.
+    """
+    lines = [_line(role, passwords[role], prefix, db) for role in Role]
+    return "\n".join(["user default off", *lines, ""])
+
+
+def _line(role: Role, password: str, prefix: str, db: int) -> str:
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    head = f"user {prefix}-{role} reset on #{digest}"
+    if role is Role.ADMIN:
+        return f"{head} ~* &* +@all"
+    channels = _CHANNELS[role]
+    selectors = [f"({right.commands} {_each('~', prefix, right.keys)})" for right in _RIGHTS[role]]
+    heard = _each("&", prefix, channels.keys).format(db=db)
+    return " ".join([head, _EVERYBODY, channels.commands, heard, *selectors])
+
+
+def _each(sign: str, prefix: str, patterns: str) -> str:
+    return " ".join(f"{sign}{prefix}:{pattern}" for pattern in patterns.split())
+
+
+def passwords_in(folder: Path) -> dict[Role, str]:
+    """The roles' passwords, one file each; what is missing is made, readable by its owner only."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = {}
+    for role in Role:
+        file = folder / f"{role}.password"
+        if not file.exists():
+            file.touch(mode=0o600, exist_ok=False)
+            file.write_text(secrets.token_urlsafe(24) + "\n")
+        found[role] = file.read_text().strip()
+    return found

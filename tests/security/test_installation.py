@@ -1,0 +1,244 @@
+"""Four roles at one Redis: each does its work, none does another's, and none tells secrets."""
+
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+import redis
+from celery import Celery
+from PIL import Image
+from redis.exceptions import NoPermissionError
+
+from api_client.acl import Role
+from api_client.stack.valkey import _free_port
+from api_client.wire import names
+from api_client.wire.broker import celery_app
+from api_client.wire.errors import NotSigned
+from tests.security.installation import Installation, until
+
+CANARY = "canary7f3a"
+PROCESSES = [Role.CLIENT, Role.WORKER, Role.BEAT, Role.DASHBOARD]
+
+
+def denials(installation: Installation) -> list[str]:
+    with installation.connect(Role.ADMIN) as admin:
+        return [f"{row['username']}: {row['context']} {row['object']}" for row in admin.acl_log()]
+
+
+@pytest.fixture(autouse=True)
+def nobody_was_refused_before(installation: Installation) -> None:
+    with installation.connect(Role.ADMIN) as admin:
+        refused = denials(installation)
+        admin.acl_log_reset()
+    assert not refused
+
+
+def test_client_worker_and_beat_do_their_work(installation: Installation) -> None:
+    folder = installation.folder / "pictures"
+    Image.new("RGB", (40, 30), "red").save(folder / "a.png")
+    with installation.client() as client:
+        assert client.embed_texts(["one", "two"]).shape == (2, 8)
+        pictures = [folder / "a.png", (folder / "a.png").read_bytes()]
+        assert np.ptp(client.embed_images(pictures), axis=0).max() == 0
+        assert "fake/vision" in [entry.id for entry in client.models()]
+        client.load("fake/other")
+        client.switch("fake/other")
+        client.unload("fake/other")
+        client.switch("fake/vision")
+        assert [worker.name for worker in client.status().workers] == ["cpu0@here"]
+        items = client.stream_images([folder / "a.png"] * 40, batch_size=4)
+        next(items)
+        items.close()  # withdraws what nobody waits for
+    with installation.connect(Role.ADMIN) as admin:
+        until(lambda: admin.exists(f"{installation.prefix}:gate:sweep"))
+    assert not denials(installation)
+
+
+def test_the_dashboard_shows_the_worker(installation: Installation) -> None:
+    port = _free_port()
+    flower = ("-m", "celery", "-A", "beat_schedule", "flower", "--address=127.0.0.1")
+    with installation.running("flower", Role.DASHBOARD, *flower, f"--port={port}"):
+        page = f"http://127.0.0.1:{port}/workers?json=1"
+        until(lambda: b"cpu0@here" in _read(page))
+    assert not denials(installation)
+
+
+def _read(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            body: bytes = response.read()
+            return body
+    except OSError:
+        return b""
+
+
+FORBIDDEN = {
+    Role.CLIENT: [
+        "BRPOP {p}:embed 1",
+        "HSET {p}:worker:x a 1",
+        "SET {p}:current x",
+        "HGETALL {p}:blobs:x",
+        "HSET {p}:safe-batches a 1",
+        "SET {p}:gate:sweep 1",
+        "ZADD {p}:unacked_index 1 a",
+        "SUBSCRIBE {p}:/0.celeryev/worker.heartbeat",
+    ],
+    Role.WORKER: ["HSET {p}:blobs:x a 1", "BLPOP {p}:done:x 1", "DEL {p}:gate:sweep"],
+    Role.BEAT: [
+        "HGETALL {p}:worker:x",
+        "GET {p}:answer:x",
+        "BRPOP {p}:control 1",
+        "PUBLISH {p}:/0.celery.pidbox x",
+        "HVALS {p}:unacked",
+    ],
+    Role.DASHBOARD: [
+        "GET {p}:answer:x",
+        "HGETALL {p}:blobs:x",
+        "HSET {p}:worker:x a 1",
+        "HGETALL {p}:job:x",
+    ],
+}
+NOBODYS = [
+    *("FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "CONFIG GET *", "ACL LIST", "SHUTDOWN", "SAVE"),
+    *("MONITOR", "CLIENT LIST", "CLIENT KILL ID 1", "SCRIPT FLUSH"),
+    *("MODULE LIST", "REPLICAOF NO ONE", "SWAPDB 0 1", "FUNCTION LIST"),
+    *("GET neighbour:secret", "LPUSH neighbour:embed x"),
+    *("EVAL return{{}} 1 neighbour:x", "PUBLISH neighbour:/0.celery.pidbox x"),
+    *("SET celery x", "RENAME {p}:current neighbour:x", "COPY {p}:current neighbour:x"),
+    *("MIGRATE 127.0.0.1 1 {p}:current 0 1", "DUMP {p}:current", "SORT {p}:workers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("role", PROCESSES)
+def test_a_role_does_nothing_else(installation: Installation, role: Role) -> None:
+    with installation.connect(role) as connection, connection.client() as one:
+        for command in [*FORBIDDEN[role], *NOBODYS]:
+            words = command.format(p=installation.prefix).split()
+            assert _refused(one, words), f"{role} may {command}"
+    with installation.connect(Role.ADMIN) as admin:
+        admin.acl_log_reset()
+
+
+def _refused(connection: redis.Redis, words: list[str]) -> bool:
+    try:
+        connection.execute_command(*words)
+    except NoPermissionError:
+        return True
+    except redis.ResponseError:
+        pass
+    return False
+
+
+def test_nobody_comes_in_without_a_name(installation: Installation) -> None:
+    for url in ("redis://127.0.0.1", "redis://default:@127.0.0.1", "redis://:x@127.0.0.1"):
+        with (
+            redis.Redis.from_url(f"{url}:{installation.port}") as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.ping()
+    with installation.connect(Role.ADMIN) as admin:
+        admin.acl_log_reset()
+
+
+def test_an_acl_file_holds_no_password(installation: Installation) -> None:
+    text = (installation.folder / "users.acl").read_text()
+    assert not any(password in text for password in installation.passwords.values())
+    for file in (installation.folder / "secrets").iterdir():
+        assert file.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("key", [None, "0" * 32])
+def test_only_holders_of_the_key_make_a_worker_embed_or_load(
+    installation: Installation, key: str | None
+) -> None:
+    with installation.client(signing_key=key) as stranger:
+        for ask in (lambda: stranger.embed_texts(["a"]), lambda: stranger.load("fake/other")):
+            with pytest.raises(NotSigned):
+                ask()
+
+
+def test_nothing_secret_is_shown_anywhere(installation: Installation) -> None:
+    folder = installation.folder / "pictures"
+    picture = folder / "noise.png"
+    noise = np.random.default_rng(1).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture)
+    app = celery_app(installation.settings(Role.DASHBOARD))
+    with listening(app) as told, installation.client() as client:
+        vectors = client.embed_texts([f"{CANARY} text"])
+        client.embed_images([picture, picture.read_bytes()])
+        client.embed_images_detailed([folder / "none.png"])
+        client.embed_images_detailed([f"http://{CANARY}:{CANARY}@host/a.png?{CANARY}"])
+        app.send_task(
+            names.EMBED_BATCH,
+            kwargs={"texts": [CANARY], "unknown": 1},
+            queue=names.EMBED,
+            ignore_result=True,
+        )
+        until(lambda: any("task-failed" in line for line in told))
+    shown = {log.name: log.read_text() for log in installation.folder.glob("*.log")}
+    shown["events"] = "\n".join(told)
+    shown["redis"] = _dump(installation)
+    secrets = {
+        "text": CANARY,
+        "picture": picture.read_bytes()[60:90].decode("latin-1"),
+        "vector": f"{vectors[0][0]:.5f}"[:7],
+        "key": installation.key,
+        **{f"{role} password": word for role, word in installation.passwords.items()},
+    }
+    leaks = [
+        (what, where)
+        for where, text in shown.items()
+        for what, word in secrets.items()
+        if word in text
+    ]
+    assert not leaks
+
+
+@contextmanager
+def listening(app: Celery) -> Iterator[list[str]]:
+    """Every event, as Flower would get it."""
+    told: list[str] = []
+
+    def note(event: object) -> None:
+        told.append(str(event))
+
+    def listen() -> None:
+        with suppress(TimeoutError):
+            for _ in receiver.itercapture(timeout=5, wakeup=False):
+                pass
+
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": note})
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            until(lambda: told)  # a heartbeat
+            yield told
+        finally:
+            receiver.should_stop = True
+            thread.join()
+
+
+def _dump(installation: Installation) -> str:
+    """What lasts in Redis, answers apart: they are for whoever asked."""
+    found = []
+    with installation.connect(Role.ADMIN) as admin:
+        for key in admin.scan_iter(count=1000):
+            name = key.decode()
+            if ":answer:" in name:
+                continue
+            kind = admin.type(key).decode()
+            read = {"hash": admin.hgetall, "string": admin.get, "set": admin.smembers}
+            ranged = {"list": admin.lrange, "zset": admin.zrange}
+            value = (
+                read[kind](key)
+                if kind in read
+                else ranged[kind](key, 0, -1)
+                if kind in ranged
+                else admin.xrange(key)
+            )
+            found.append(f"{name} {value}")
+    return "\n".join(found)
