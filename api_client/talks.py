@@ -15,7 +15,7 @@ from uuid import uuid4
 import redis
 from kombu.exceptions import OperationalError
 
-from .wire import names
+from .wire import correlation, names
 from .wire.broker import celery_app
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.errors import Cancelled, NoAnswer, NoBroker, NoWorker
@@ -151,6 +151,10 @@ class Line:
             ),
             argsrepr="()",
             kwargsrepr=shortened(call.request),
+            headers={
+                names.SENT_AT: time.time(),
+                names.CORRELATION: correlation.current() or call.id,
+            },
             task_id=call.id,
             queue=call.queue,
             priority=_step(call.priority),

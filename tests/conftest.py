@@ -14,7 +14,7 @@ from celery.signals import setup_logging
 from api_client.stack.valkey import PrivateValkey, server_binary
 from api_client.wire.names import Keys
 
-pytest_plugins = ["tests.stack"]
+pytest_plugins = ["tests.stack", "tests.fleet"]
 
 
 @setup_logging.connect

@@ -32,7 +32,7 @@ from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import ValidationError
 
-from api_client.wire import codec
+from api_client.wire import codec, correlation, names
 from api_client.wire.errors import (
     BackendFailed,
     BadRequest,
@@ -79,9 +79,11 @@ def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]
         @shared_task(name=name, bind=True, throws=(ClipyardError,), typing=False)  # type: ignore[untyped-decorator]
         @wraps(body)
         def task(self: Task, /, *nameless: Any, **payload: Any) -> dict[str, Any]:
-            return _meet(
-                self, body, lambda: checked(kind, _opened(self, payload), nameless=nameless)
-            )
+            given = correlation.accepted(getattr(self.request, names.CORRELATION, None))
+            with correlation.about(given or self.request.id):
+                return _meet(
+                    self, body, lambda: checked(kind, _opened(self, payload), nameless=nameless)
+                )
 
         return task
 
@@ -118,13 +120,15 @@ def _place(kind: type[Request], loc: tuple[int | str, ...]) -> str:
 
 
 def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]) -> dict[str, Any]:
-    here, begun = runtime.here(), time.monotonic()
+    here, begun, waited_s = runtime.here(), time.monotonic(), _waited_s(task)
     request_id: str = task.request.id
     try:
         if here.redis.exists(here.keys.answer(request_id)):
             return {"worker": here.node, "answered": "before"}
-        outcome = _outcome(task, body, check)
+        outcome = _stamped(_outcome(task, body, check), waited_s)
+        worked = time.monotonic()
         _write(request_id, outcome)
+        here.meter.answered(task.name, outcome, encode_s=time.monotonic() - worked)
     except (redis.ConnectionError, redis.TimeoutError) as away:
         log.warning("%s %s goes back to its queue: %s", task.name, request_id, away)
         raise Reject(away, requeue=True) from None
@@ -133,6 +137,23 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
     if isinstance(outcome, ClipyardError):
         raise outcome
     return _receipt(here.node, outcome, seconds=time.monotonic() - begun)
+
+
+def _waited_s(task: Task) -> float:
+    """Since the client sent it, as far as both clocks agree."""
+    sent_at = getattr(task.request, names.SENT_AT, None)
+    return max(0.0, time.time() - sent_at) if sent_at else 0.0
+
+
+def _stamped(outcome: Answer | ClipyardError, waited_s: float) -> Answer | ClipyardError:
+    """With what its body cannot know."""
+    match outcome:
+        case Embedded() as embedded, vectors:
+            timings = embedded.timings.model_copy(update={"queue_s": waited_s})
+            stamps = {"timings": timings, "correlation": correlation.current()}
+            return embedded.model_copy(update=stamps), vectors
+        case _:
+            return outcome
 
 
 def _outcome(

@@ -10,8 +10,9 @@ import threading
 from typing import Any
 
 from celery import concurrency
-from celery.signals import celeryd_after_setup, worker_ready, worker_shutdown
+from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
 
+from api_client.wire import logs
 from api_client.wire.broker import celery_app
 from api_client.wire.errors import ClipyardError
 
@@ -52,6 +53,16 @@ except ClipyardError as error:
     sys.exit(str(error))  # one line a mistake, and no traceback above it
 
 
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _log(loglevel: int | None = None, **_: Any) -> None:
+    """In Celery's place. Its `-l` counts where our own setting is not set."""
+    ours = settings
+    if loglevel and settings.origin("log_level") == "default":
+        ours = settings.model_copy(update={"log_level": logging.getLevelName(loglevel)})
+    logs.set_up(ours)
+    log.setLevel(logging.INFO)  # whoever waits for "ready." waits whatever the level is
+
+
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def _start(sender: str, **_: Any) -> None:
     try:
@@ -64,7 +75,8 @@ def _start(sender: str, **_: Any) -> None:
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
-def _ready(**_: Any) -> None:
+def _ready(sender: Any, **_: Any) -> None:
+    log.info("%s is ready.", sender.hostname)
     threading.Thread(target=runtime.here().warm_up, name="warm-up", daemon=True).start()
 
 

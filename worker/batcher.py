@@ -9,11 +9,13 @@ costs its item or its call, never a thread: callers get an error, and nobody wai
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from api_client.wire import correlation
 from api_client.wire.errors import Cancelled, ClipyardError, Expired, NoWorker, OutOfMemory
 from api_client.wire.messages import Kind, Priority
 
@@ -27,6 +29,7 @@ CLOSE_WAITS_S = 30.0  # for a forward pass or a decoder that does not come back
 
 log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
+Passed = Literal["ok", "failed", "out_of_memory"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Pulse:
         active_s: age of the oldest forward pass that is running; 0 when none is.
         last_forward_ok: whether the last forward pass worked; None before the first.
         batches, rows: forward passes that worked since the start, and what they held.
+        calls: unanswered ones by model id. ages_s: of the oldest of them.
     """
 
     queued: int
@@ -64,6 +68,8 @@ class Pulse:
     last_forward_ok: bool | None
     batches: int
     rows: int
+    calls: Mapping[str, int]
+    ages_s: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +86,7 @@ class Batcher:
         runners: threads that run models.
         sizes: how many rows are known to fit; without it this process learns for itself.
         bulk_waits_s: how long interactive work may keep bulk waiting.
+        on_pass: told of every forward pass: kind, rows, and what came of it; must not raise.
         clock, wall: seconds, monotonic and unix.
     """
 
@@ -91,11 +98,13 @@ class Batcher:
         runners: int = 1,
         sizes: Sizes | None = None,
         bulk_waits_s: float = BULK_WAITS_S,
+        on_pass: Callable[[Kind, int, Passed], None] = lambda kind, rows, passed: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._clock, self._wall = clock, wall
         self._batch_size = batch_size
+        self._on_pass = on_pass
         self._sizes = sizes or Sizes()
         self._turns = Turns(limit=self._limit, bulk_waits_s=bulk_waits_s)
         self._numbers = count()
@@ -155,6 +164,7 @@ class Batcher:
             deadline=deadline,
             cancelled=cancelled,
             since=self._clock(),
+            correlation=correlation.current(),
         )
         self._sizes.recall(call.space)
         self._submit(call)
@@ -174,13 +184,18 @@ class Batcher:
     def pulse(self) -> Pulse:
         with self._to_run:
             now = self._clock()
+            ages_s: dict[str, float] = {}
+            for call in self._calls:
+                ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
             return Pulse(
                 queued=self._turns.depth(),
-                oldest_s=max((now - call.since for call in self._calls), default=0.0),
+                oldest_s=max(ages_s.values(), default=0.0),
                 active_s=max((now - active.start for active in self._active), default=0.0),
                 last_forward_ok=self._last_forward_ok,
                 batches=self._batches,
                 rows=self._rows,
+                calls=Counter(call.model_id for call in self._calls),
+                ages_s=ages_s,
             )
 
     def close(self) -> None:
@@ -228,7 +243,8 @@ class Batcher:
         call = rows[0].call
         gone = self._why_gone(call)
         start = self._clock()
-        errors = [None if gone else _prepare_row(row) for row in rows]
+        with correlation.about(call.correlation):
+            errors = [None if gone else _prepare_row(row) for row in rows]
         end = self._clock()
         with self._to_run:
             if gone:
@@ -280,15 +296,18 @@ class Batcher:
         this = _Pass(self._clock())
         with self._to_run:
             self._active.add(this)
-        worked = True
+        passed: Passed = "ok"
         try:
             raw = call.model.run(call.kind, [row.prepared for row in batch])
             outcomes = normalised(raw, (len(batch), call.traits.dimension))
         except BaseException as error:
             # Dealt with here: the error's frames hold device memory that the next pass needs.
-            worked = False
-            outcomes = self._after(error, batch)
+            passed = "out_of_memory" if isinstance(error, MemoryError) else "failed"
+            with correlation.about_many(row.call.correlation for row in batch):
+                outcomes = self._after(error, batch)
         end = self._clock()
+        self._on_pass(call.kind, len(batch), passed)
+        worked = passed == "ok"
         with self._to_run:
             self._active.discard(this)
             self._last_forward_ok = worked

@@ -11,7 +11,7 @@ from PIL import Image
 
 from api_client.wire.broker import redis_client
 from api_client.wire.errors import ClipyardError
-from api_client.wire.messages import Kind, Priority
+from api_client.wire.messages import Event, Kind, Priority
 from api_client.wire.names import Keys
 
 from . import processors
@@ -24,10 +24,12 @@ from .health import Health, Verdict
 from .images import ImageReader
 from .ledger import Ledger
 from .memory import Memory
+from .metrics import Meter
 from .reservation import Reservations
 from .settings import WorkerSettings
 from .sizes import Sizes
 from .slots import Limits, Slots
+from .state import State
 from .tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Runtime:
     ledger: Ledger
     tracker: Tracker
     health: Health
+    meter: Meter
     redis: redis.Redis
     keys: Keys
 
@@ -78,6 +81,7 @@ class Runtime:
         self.images.close()
         self.slots.close()
         self.tracker.close()
+        self.meter.close()
         self.redis.close()
 
 
@@ -112,6 +116,11 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         versions={one.name: one.version for one in distributions() if one.name in PACKAGES},
     )
     tracker.resume()
+    meter = Meter()
+
+    def on_event(event: Event) -> None:
+        meter.happened(event)
+        tracker.on_event(event)
 
     def load(entry: Entry) -> Model:
         tracker.show_soon()  # that it is being loaded
@@ -123,7 +132,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         limits=_limits(tracker.settings),
         ledger=ledger,
         unified=memory.device() is None,
-        on_event=tracker.on_event,
+        on_event=on_event,
     )
 
     def renew() -> None:
@@ -139,9 +148,10 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         decode_threads=settings.decode_threads,
         runners=processors.available() if placement.device == "cpu" else 1,
         sizes=_sizes(store, keys, placement.device),
+        on_pass=meter.ran,
     )
     tracker.start(slots, memory, ledger, renew=renew)
-    return Runtime(
+    here = Runtime(
         node=node,
         settings=settings,
         placement=placement,
@@ -156,9 +166,14 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         health=Health(
             pulse=batcher.pulse, probe=partial(_probe, catalogue, slots, batcher), say=say
         ),
+        meter=meter,
         redis=store,
         keys=keys,
     )
+    meter.show(State(here))
+    if settings.metrics_port:
+        meter.listen(settings.metrics_host, settings.metrics_port)
+    return here
 
 
 def _probe(catalogue: Catalogue, slots: Slots, batcher: Batcher) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from api_client.wire.errors import BadSettings
-from api_client.wire.settings import Settings, default_home
+from api_client.wire.logs import LogSettings
+from api_client.wire.settings import default_home
 
 from . import processors
 
@@ -31,16 +32,17 @@ Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class WorkerSettings(Settings):
-    """What one worker process needs to know beside `Settings`."""
+class WorkerSettings(LogSettings):
+    """What one worker process needs to know beside `LogSettings`."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     decode: Literal["fast", "exact"] = "fast"  # fast lets the JPEG decoder scale; see docs
     gpu_memory_threshold_gb: Annotated[float, Field(ge=0)] = 4.0  # free, for auto to pick a GPU
     fallback_to_cpu: bool = True
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
+    metrics_host: str = "127.0.0.1"  # anyone who can reach it can read the metrics
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: no metrics
     task_events: bool = False  # tell Flower of every task; costs a tenth of the smallest ones' rate
 
     default_model: Annotated[str, Field(min_length=1, max_length=200)] = "ViT-L-14/openai"
@@ -102,11 +104,6 @@ class WorkerSettings(Settings):
                     "go into CLIPYARD_IMAGE_ROOTS, web addresses into CLIPYARD_IMAGE_URLS"
                 )
         return tuple(store if store.endswith("/") else f"{store}/" for store in stores)
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, level: object) -> object:
-        return level.upper() if isinstance(level, str) else level
 
     @field_validator("default_model")
     @classmethod

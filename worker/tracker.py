@@ -117,10 +117,26 @@ class Tracker:
             self._state, self._trouble = state, trouble
         self._wake.set()
 
-    def swept(self) -> None:
-        """A sweep has just looked at this worker."""
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages that a person asks for first."""
+        return self._versions
+
+    @property
+    def state(self) -> State:
+        """What was said last."""
+        return self._state
+
+    @property
+    def swept_at(self) -> float:
+        """When the last sweep came, in unix seconds; before the first, when this worker started."""
+        return self._swept_at or self._started_at
+
+    def swept(self) -> float:
+        """A sweep has just looked at this worker; gives how long after the one before, in s."""
         with self._lock:
-            self._swept_at = self._clock()
+            before, self._swept_at = self.swept_at, self._clock()
+        return self._swept_at - before
 
     def show_soon(self) -> None:
         """Something is worth a look before the next beat, e.g. that a load has begun."""

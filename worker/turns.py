@@ -43,6 +43,7 @@ class Call:
     Attributes:
         number: calls are served in this order within their priority.
         since: when it came, by the batcher's clock.
+        correlation: whose it is, for the log.
         outcomes: one per item; None until it is settled.
         left: items that are not settled.
         gone: why nobody waits for it any more; its items are dropped.
@@ -59,6 +60,7 @@ class Call:
     deadline: float | None
     cancelled: Callable[[], str | None]
     since: float
+    correlation: str = ""
     traits: Traits = field(init=False)
     outcomes: list[Outcome | None] = field(init=False)
     left: int = field(init=False)

@@ -8,7 +8,10 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from ..aio import AsyncClient
-from . import health, openai, plain, rag, refusals
+from ..wire import logs
+from ..wire.metrics import Meters, Side
+from . import health, metrics, openai, plain, rag, refusals
+from .correlating import Correlating
 from .guard import Guard
 from .settings import GatewaySettings
 
@@ -33,7 +36,9 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     )
     # The guard looks at the token before it reads a body; here it is for the OpenAPI page.
     bearer = [Security(HTTPBearer(auto_error=False))] if settings.gateway_tokens else []
+    meters = Meters(Side.GATEWAY)
     app.include_router(health.router(client))
+    app.include_router(metrics.router(client, meters), dependencies=bearer)
     app.include_router(rag.router(client), dependencies=bearer)
     app.include_router(plain.router(client), dependencies=bearer)
     app.include_router(
@@ -41,6 +46,8 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     )
     refusals.install(app)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(metrics.Counting, meters=meters)
+    app.add_middleware(Correlating)
     return app
 
 
@@ -51,6 +58,7 @@ def serve(settings: GatewaySettings) -> None:
         BadSettings: others could reach the port, and no token is configured.
     """
     settings.guarded()
+    logs.set_up(settings)
     uvicorn.run(
         build(AsyncClient(settings, asked_by="gateway"), settings),
         host=settings.gateway_host,
@@ -59,4 +67,5 @@ def serve(settings: GatewaySettings) -> None:
         timeout_graceful_shutdown=DRAIN_S,
         server_header=False,
         access_log=False,  # a query may hold a text, and texts are nobody else's business
+        log_config=None,
     )

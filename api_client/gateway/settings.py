@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from ..wire.errors import BadSettings
-from ..wire.settings import Settings
+from ..wire.logs import LogSettings
 
 SHORTEST_TOKEN = 16  # characters
 
@@ -16,7 +16,7 @@ def _listed(value: Any) -> Any:
     return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(LogSettings):
     """The gateway's own settings, beside where Redis is and how long to wait."""
 
     gateway_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"

@@ -2,6 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from ..wire.settings import Settings
 
@@ -12,6 +15,7 @@ class StackSettings(Settings):
     # Nobody but its owner can reach a private stack, so what the owner may read may be embedded.
     image_roots: tuple[Path, ...] = (Path("/"),)
     default_model: str | None = None
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the first worker
     cuda_visible_devices: str | None = None  # as CUDA itself reads it
 
     def for_workers(self) -> dict[str, str]:

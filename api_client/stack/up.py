@@ -42,12 +42,14 @@ class Options:
         devices: one worker each, such as ("cpu",) or ("cuda:0", "cuda:1").
         redis_url: a Redis to use instead of a private one.
         env: settings for the workers, as environment variables.
+        metrics_port: of the first worker; the others count upwards. 0 is no metrics.
     """
 
     home: Path
     devices: tuple[str, ...]
     redis_url: str | None = field(default=None, repr=False)
     env: Mapping[str, str] = field(default_factory=dict)
+    metrics_port: int = 0
     extras: tuple[Extra, ...] = ()
     patience: Patience = field(default_factory=Patience)
 
@@ -153,11 +155,18 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
             name=name,
             argv=(*worker, "-n", f"{name}@%h"),
             cwd=checkout,
-            env={**options.env, "CLIPYARD_REDIS_URL": url, "CLIPYARD_DEVICE": device},
+            env={
+                **options.env,
+                "CLIPYARD_REDIS_URL": url,
+                "CLIPYARD_DEVICE": device,
+                "CLIPYARD_METRICS_PORT": str(options.metrics_port and options.metrics_port + n),
+            },
             grace_s=_WORKER_GRACE_S,
             ready=lambda said: " ready." in said,
         )
-        for name, device in zip(node_names(options.devices), options.devices, strict=True)
+        for n, (name, device) in enumerate(
+            zip(node_names(options.devices), options.devices, strict=True)
+        )
     ]
     here = {"CLIPYARD_REDIS_URL": url}
     others = [

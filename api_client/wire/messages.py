@@ -150,6 +150,7 @@ class Embedded(Message):
         truncated: positions of texts cut to the model's context length.
         device, precision: what computed the vectors.
         worker: node name.
+        correlation: under which logs tell of it; the caller's id, or the request's own.
     """
 
     model: str
@@ -162,6 +163,7 @@ class Embedded(Message):
     device: str = ""
     precision: str = ""
     worker: str = ""
+    correlation: str = ""
     timings: Timings = Timings()
 
 

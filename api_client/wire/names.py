@@ -20,6 +20,10 @@ SWEEP_FLEET: Final = "clipyard.sweep_fleet"  # whoever takes it sends SWEEP to e
 EMBED: Final = "embed"  # one worker takes each message
 CONTROL: Final = "control"  # the clock's small tasks
 
+# Headers of a message, beside Celery's own.
+SENT_AT: Final = "clipyard_sent_at"  # unix seconds
+CORRELATION: Final = "clipyard_correlation"  # the caller's id, for every log
+
 # The two priority steps of every queue. Redis serves the lower number first.
 INTERACTIVE: Final = 0
 BULK: Final = 9

@@ -19,6 +19,7 @@ from worker.backends.fake import Fake, Pool
 from worker.catalogue import Catalogue, Entry
 from worker.ledger import Ledger
 from worker.memory import Bytes
+from worker.metrics import Meter
 from worker.settings import WorkerSettings
 from worker.slots import Limits, Slots
 from worker.tracker import Tracker
@@ -86,6 +87,7 @@ def parts(settings: WorkerSettings, node: str) -> Any:
         catalogue=Catalogue(ENTRIES),
         slots=slots,
         tracker=tracker,
+        meter=Meter(),
         memory=memory,
         ledger=ledger,
         redis=store,

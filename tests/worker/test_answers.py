@@ -14,6 +14,7 @@ from api_client.wire.errors import BadRequest, Cancelled, LoadFailed, ModelBusy
 from api_client.wire.messages import EmbedBatch, Embedded, Load, Managed, Refused
 from worker import answers, runtime
 from worker.answers import BUSY_PAUSE_MAX_S, BUSY_TRIES, answering, busy_pause_s, checked
+from worker.metrics import Meter
 from worker.pool import Reason, cancelled, stop_if_cancelled
 from worker.settings import WorkerSettings
 
@@ -58,6 +59,7 @@ def app(valkey_url):
         redis=redis_client(settings),
         keys=names.Keys("answers"),
         node="gpu0@here",
+        meter=Meter(),
     )
     app = celery_app(settings)
     app.set_default()
@@ -78,10 +80,12 @@ def ask(app, monkeypatch):
     monkeypatch.setattr(answers, "BUSY_PAUSE_S", 0.01)
     desk.outcomes, desk.asked = [], 0
 
-    def ask(name, *outcomes, request_id=None, args=(), queue=names.EMBED, **payload):
+    def ask(name, *outcomes, request_id=None, args=(), queue=names.EMBED, headers=None, **payload):
         desk.outcomes += outcomes
         request_id = request_id or str(uuid.uuid4())
-        app.send_task(name, args=args, kwargs=payload, task_id=request_id, queue=queue)
+        app.send_task(
+            name, args=args, kwargs=payload, task_id=request_id, queue=queue, headers=headers
+        )
         assert here.redis.blpop([here.keys.done(request_id)], timeout=20), "no answer"
         return codec.unpack_answer(here.redis.get(here.keys.answer(request_id)))
 
@@ -95,9 +99,26 @@ def test_what_the_body_returns_is_the_answer(ask):
 def test_vectors_travel_beside_their_description(ask):
     rows = np.eye(2, 4, dtype=np.float32)
     told = Embedded(model="m", dimension=4, fingerprint="f", items=2)
-    answer, vectors = ask("test.embed", (told, rows), texts=["a", "b"])
-    assert answer == told
+    answer, vectors = ask("test.embed", (told, rows), request_id="r1", texts=["a", "b"])
+    assert answer == told.model_copy(update={"correlation": "r1"})
     np.testing.assert_array_equal(vectors, rows)
+
+
+def test_the_callers_id_and_the_time_in_the_queue_are_in_the_answer(ask):
+    told = Embedded(model="m", dimension=4, fingerprint="f", items=1)
+    headers = {names.CORRELATION: "order-7", names.SENT_AT: time.time() - 5}
+    outcome = told, np.zeros((1, 4), np.float32)
+    answer, _ = ask("test.embed", outcome, headers=headers, texts=["a"])
+    assert answer.correlation == "order-7"
+    assert answer.timings.queue_s >= 5
+
+
+def test_an_id_that_would_forge_a_line_of_the_log_is_not_taken_over(ask):
+    told = Embedded(model="m", dimension=4, fingerprint="f", items=1)
+    headers = {names.CORRELATION: "a\nb"}
+    outcome = told, np.zeros((1, 4), np.float32)
+    answer, _ = ask("test.embed", outcome, request_id="r2", headers=headers, texts=["a"])
+    assert answer.correlation == "r2"
 
 
 def test_an_answer_and_its_bell_expire(ask, app):

@@ -1,6 +1,5 @@
 """The Models page in a real browser, over a real stack of two workers."""
 
-import ast
 import os
 import time
 from pathlib import Path
@@ -10,8 +9,7 @@ import pytest
 
 from api_client.wire.codec import pack_record
 from api_client.wire.messages import WorkerStatus
-
-from .conftest import PASSWORD
+from tests.fleet import PASSWORD
 
 IMAGES = Path(__file__).parents[3] / "docs" / "images"
 DEVICE_ROW = (
@@ -29,12 +27,12 @@ def page(fleet, site, chromium):
 
 
 @pytest.fixture
-def workers(client):
-    return client.status().workers
+def workers(caller):
+    return caller.status().workers
 
 
-def test_unload_is_pressed_and_the_slot_goes(page, client, workers):
-    client.load("fake/vision", workers=[worker.name for worker in workers])
+def test_unload_is_pressed_and_the_slot_goes(page, caller, workers):
+    caller.load("fake/vision", workers=[worker.name for worker in workers])
     first, second = (worker.name for worker in workers)
     page.see(DEVICE_ROW, first)
     page.press(f"[data-worker='{first}'] [data-model='fake/vision'] [data-action=unload]")
@@ -43,21 +41,21 @@ def test_unload_is_pressed_and_the_slot_goes(page, client, workers):
     page.see(
         "document.querySelector('#events tr[data-kind=unloaded]').innerText.includes('flower')"
     )
-    held = {worker.name: [m.id for m in worker.held] for worker in client.status().workers}
+    held = {worker.name: [m.id for m in worker.held] for worker in caller.status().workers}
     assert held == {first: [], second: ["fake/vision"]}
 
 
-def test_a_sweep_takes_an_idle_model_down_while_one_watches(page, client, workers):
+def test_a_sweep_takes_an_idle_model_down_while_one_watches(page, caller, workers):
     name = workers[0].name
-    client.load("fake/vision", workers=[name])
+    caller.load("fake/vision", workers=[name])
     page.see(DEVICE_ROW, name)
-    client.set_knobs({"vision_ram_timeout_s": 0.5}, workers=[name])
+    caller.set_knobs({"vision_ram_timeout_s": 0.5}, workers=[name])
     page.see(f"!{DEVICE_ROW}", name)
     page.see(f"{UNLOADED}.includes('idle')")
-    client.set_knobs({"vision_ram_timeout_s": 1800}, workers=[name])
+    caller.set_knobs({"vision_ram_timeout_s": 1800}, workers=[name])
 
 
-def test_a_setting_is_changed_and_a_model_loaded_by_the_page(page, client, workers):
+def test_a_setting_is_changed_and_a_model_loaded_by_the_page(page, caller, workers):
     name = workers[1].name
     page.see("document.querySelector('#catalogue option[value=\"fake/words\"]')")
     page.run(
@@ -78,10 +76,10 @@ def test_a_setting_is_changed_and_a_model_loaded_by_the_page(page, client, worke
 
 
 @pytest.mark.skipif("CLIPYARD_SCREENSHOTS" not in os.environ, reason="keeps the pictures in docs")
-def test_pictures_for_the_documentation(page, client, workers, site):
+def test_pictures_for_the_documentation(page, caller, workers, site):
     name = workers[0].name
-    client.load("shapes/demo", workers=[name])
-    client.load("fake/vision", workers=[name])
+    caller.load("shapes/demo", workers=[name])
+    caller.load("fake/vision", workers=[name])
     page.see(DEVICE_ROW, name)
     page.shot(IMAGES / "models-page.png")
     page.open(f"http://{site}/worker/{name}")
@@ -144,18 +142,14 @@ def test_flowers_own_pages_work_and_lead_to_ours(http):
     assert "embed" in http.get("/broker").text
 
 
-def test_flower_shows_the_slots_and_shortened_tasks(http, client, workers):
-    client.embed_texts(["a secret sentence"] * 3)
+def test_flower_shows_the_slots_and_shortened_tasks(http, caller, workers):
+    caller.embed_texts(["a secret sentence"] * 3)
     stats = http.get("/api/workers", params={"refresh": "true"}).json()
     assert set(stats) == {worker.name for worker in workers}
     shown = [told["stats"]["slots"] for told in stats.values()]
     assert any("fake/vision" in slots for slots in shown)
     tasks = http.get("/api/tasks", params={"taskname": "clipyard.embed_batch"}).json()
     assert tasks
-    for task in tasks.values():
-        assert ast.literal_eval(task["kwargs"]) == {
-            "asked_by": "test",
-            "model": "fake/vision",
-            "texts": 3,
-        }
-        assert "secret" not in str(task)
+    shown = [task["kwargs"] for task in tasks.values()]
+    assert str({"asked_by": "test", "model": "fake/vision", "texts": 3}) in shown
+    assert "secret" not in str(tasks)

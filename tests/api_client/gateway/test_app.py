@@ -280,3 +280,12 @@ def test_the_openapi_page_describes_every_path_and_refusal(http):
             for code in refused:
                 [schema] = operation["responses"][code]["content"].values()
                 assert schema["schema"]["$ref"].endswith("/ErrorBody")
+
+
+def test_a_callers_request_id_comes_back_and_one_is_made_for_those_without(http):
+    assert (
+        http.get("/healthz", headers={"X-Request-ID": "order-7"}).headers["X-Request-ID"]
+        == "order-7"
+    )
+    made = http.get("/healthz", headers={"X-Request-ID": "not a good one"}).headers["X-Request-ID"]
+    assert len(made) == 36

@@ -1,3 +1,5 @@
+"""A stack of two workers with a dashboard, for the tests that look at it."""
+
 import json
 import os
 import socket
@@ -30,7 +32,13 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory, free_port):
+def metrics_port(free_port):
+    """Of the first worker; the second has the next one."""
+    return free_port + 1
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory, free_port, metrics_port):
     """A stack of two workers, a beat and the dashboard; sweeps run every second."""
     home = tmp_path_factory.mktemp("fleet")
     (home / "catalogue.toml").write_text(CATALOGUE)
@@ -46,7 +54,13 @@ def fleet(tmp_path_factory, free_port):
             "CLIPYARD_DEFAULT_MODEL": "fake/vision",
             "CLIPYARD_OFFLINE": "true",
         }
-        options = Options(home=home, devices=("cpu", "cpu"), env=env, extras=(child.extra(),))
+        options = Options(
+            home=home,
+            devices=("cpu", "cpu"),
+            env=env,
+            extras=(child.extra(),),
+            metrics_port=metrics_port,
+        )
         with temporary_stack(options, tell=print) as stack:
             stack.supervisor.wait_ready(within_s=115)
             yield stack
@@ -71,9 +85,9 @@ def looking_on(valkey_url, prefix):
 
 
 @pytest.fixture
-def client(fleet):
-    with Client(Settings.read(redis_url=fleet.url), asked_by="test") as client:
-        yield client
+def caller(fleet):
+    with Client(Settings.read(redis_url=fleet.url), asked_by="test") as caller:
+        yield caller
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,133 @@
+"""How a process of ours logs: for people, or one JSON object a line; a level for each part."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, field_validator
+from pydantic_settings import NoDecode
+
+from . import correlation
+from .settings import Settings
+
+__all__ = ["PARTS", "LogSettings", "part_of", "set_up"]
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+# Each part and the loggers below which it writes; the longest name that fits wins.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "slots": (
+        "worker.slots",
+        "worker.room",
+        "worker.residents",
+        "worker.carrier",
+        "worker.ledger",
+        "worker.memory",
+        "worker.reservation",
+    ),
+    "sweeps": ("worker.sweeping", "worker.sweeps", "worker.housekeeping", "tasks.sweep"),
+    "data": ("worker", "tasks"),  # whatever of ours is not told apart
+    "jobs": ("worker.reembed", "tasks.reembed", "api_client.reembed"),
+    "status": ("worker.tracker", "worker.metrics"),
+    "gateway": ("api_client.gateway", "uvicorn"),
+    "messages": ("celery", "kombu", "worker.consumer", "worker.pool", "worker.transport"),
+}
+OTHER = "other"
+
+_TEXT = "%(asctime)s %(levelname)s %(part)s: %(message)s%(about)s"
+
+
+def _by_part(value: Any) -> Any:
+    """`slots=DEBUG,jobs=WARNING`, or what a JSON file has in its place."""
+    if not isinstance(value, str):
+        return value
+    pairs = (pair.partition("=") for pair in value.split(",") if pair.strip())
+    return {name.strip(): level.strip().upper() for name, _, level in pairs}
+
+
+class LogSettings(Settings):
+    """What a process that logs reads beside `Settings`."""
+
+    log_level: Level = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    # In the environment: slots=DEBUG,jobs=WARNING.
+    log_levels: Annotated[Mapping[str, Level], NoDecode, BeforeValidator(_by_part)] = {}
+    log_dir: Path | None = None  # also one file a part, for logrotate to rotate
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
+
+    @field_validator("log_levels")
+    @classmethod
+    def _known(cls, levels: Mapping[str, Level]) -> Mapping[str, Level]:
+        if unknown := levels.keys() - PARTS:
+            raise ValueError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        return levels
+
+
+def set_up(settings: LogSettings) -> None:
+    """Log to standard error, and to a file for each part if a folder is given.
+
+    Handlers that others have added stay.
+    """
+    formatter = _JsonLines() if settings.log_format == "json" else logging.Formatter(_TEXT)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if settings.log_dir:
+        settings.log_dir.mkdir(parents=True, exist_ok=True)
+        for part in (*PARTS, OTHER):
+            file = WatchedFileHandler(settings.log_dir / f"{part}.log", delay=True)
+            file.addFilter(lambda record, part=part: part_of(record.name) == part)  # type: ignore[misc]
+            handlers.append(file)
+    root = logging.getLogger()
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        handler.filters.insert(0, _mark)
+        root.addHandler(handler)
+    root.setLevel(settings.log_level)
+    for part, level in settings.log_levels.items():
+        for name in PARTS[part]:
+            logging.getLogger(name).setLevel(level)
+
+
+def part_of(logger: str) -> str:
+    """The part that a logger writes for."""
+    fitting = [
+        (len(name), part)
+        for part, names in PARTS.items()
+        for name in names
+        if logger == name or logger.startswith(f"{name}.")
+    ]
+    return max(fitting, default=(0, OTHER))[1]
+
+
+def _mark(record: logging.LogRecord) -> bool:
+    """In the thread that logs, where the context is still the one of the work."""
+    about = correlation.current()
+    record.part, record.correlation = part_of(record.name), about
+    record.about = f" [{about}]" if about else ""
+    return True
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line, whatever the message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname,
+            "part": part_of(record.name),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if about := getattr(record, "correlation", ""):
+            line["correlation"] = about
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)

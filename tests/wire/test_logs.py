@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from api_client.wire import correlation, logs
+from api_client.wire.errors import BadSettings
+from api_client.wire.logs import PARTS, LogSettings, part_of
+
+# In a process of its own: logging is set up once in the life of one.
+PROGRAM = """
+import logging, sys
+from api_client.wire import correlation, logs
+logs.set_up(logs.LogSettings.read())
+logging.getLogger("worker.slots").debug("a lease for %s", "clip/a")
+with correlation.about("order-7"):
+    logging.getLogger("worker.batcher").warning("two\\nlines")
+    logging.getLogger("worker.sweeping").info("never shown")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("api_client.gateway.app").exception("it broke")
+"""
+
+
+@pytest.fixture
+def said(monkeypatch):
+    def said(**env):
+        for name, value in env.items():
+            monkeypatch.setenv(name, str(value))
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+        )
+        return done.stderr.splitlines()
+
+    return said
+
+
+def test_lines_are_readable_by_default_and_each_part_has_its_level(said):
+    lines = said(CLIPYARD_LOG_LEVELS="slots=debug,sweeps=WARNING")
+    assert lines[0].endswith("DEBUG slots: a lease for clip/a")
+    assert "WARNING data: two" in lines[1]
+    assert lines[2] == "lines [order-7]"
+    assert not any("never shown" in line for line in lines)
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_on_demand_every_line_is_one_json_object_with_the_callers_id(said):
+    batch, sweep, broken = map(json.loads, said(CLIPYARD_LOG_FORMAT="json"))
+    assert (batch["part"], batch["message"], batch["correlation"]) == (
+        "data",
+        "two\nlines",
+        "order-7",
+    )
+    assert sweep["level"] == "INFO"
+    assert "correlation" not in broken
+    assert "ZeroDivisionError" in broken["traceback"]
+
+
+def test_each_part_can_have_a_file_of_its_own(said, tmp_path):
+    said(CLIPYARD_LOG_DIR=tmp_path / "logs", CLIPYARD_LOG_LEVELS="slots=DEBUG")
+    written = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert set(written) == {"slots.log", "data.log", "sweeps.log", "gateway.log"}
+    assert "a lease for clip/a" in written["slots.log"]
+    assert "[order-7]" in written["data.log"]
+
+
+@pytest.mark.parametrize(
+    ("logger", "part"),
+    [
+        ("worker.slots", "slots"),
+        ("worker.slotsandmore", "data"),
+        ("worker.backends.openclip", "data"),
+        ("worker.reembed.ledger", "jobs"),
+        ("celery.worker.strategy", "messages"),
+        ("urllib3", "other"),
+    ],
+)
+def test_a_logger_writes_for_the_part_it_lies_in(logger, part):
+    assert part_of(logger) == part
+
+
+@pytest.mark.parametrize("levels", ["slot=DEBUG", "slots=LOUD", "slots"])
+def test_a_part_or_level_that_is_not_there_stops_the_start(levels, monkeypatch):
+    monkeypatch.setenv("CLIPYARD_LOG_LEVELS", levels)
+    with pytest.raises(BadSettings, match="CLIPYARD_LOG_LEVELS"):
+        LogSettings.read()
+
+
+def test_every_part_is_documented():
+    page = (Path(logs.__file__).parents[2] / "docs" / "logs.md").read_text()
+    assert all(f"| `{part}` |" in page for part in (*PARTS, logs.OTHER))
+
+
+@pytest.mark.parametrize("given", [None, 7, "", "two words", "x" * 65, "new\nline"])
+def test_an_id_that_could_forge_a_line_is_not_taken(given):
+    assert correlation.accepted(given) == ""
+
+
+def test_a_shared_batch_names_a_few_of_its_callers():
+    with correlation.about_many(["a", "b", "a", "", "c", "d"]):
+        assert correlation.current() == "a,b,c+1"
+    assert correlation.current() == ""

@@ -1,0 +1,154 @@
+"""What is counted, read back by Prometheus' own parser; and what stands about it in files."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families as parsed
+
+from api_client.wire import metrics
+from api_client.wire.errors import ModelBusy
+from api_client.wire.messages import Embedded, Event, EventKind, Failure, Kind, Managed, Timings
+from worker.metrics import Meter
+
+REPOSITORY = Path(__file__).parents[2]
+ALERTS = REPOSITORY / "deploy" / "prometheus" / "alerts.yml"
+GRAFANA = REPOSITORY / "deploy" / "grafana" / "clipyard.json"
+BARE = {one.name.removesuffix("_total") for one in metrics.METRICS}  # of `_created`
+SERIES = {name for one in metrics.METRICS for name in one.series}
+
+
+def samples(text):
+    return {
+        (s.name, *sorted(s.labels.items())): s.value for one in parsed(text) for s in one.samples
+    }
+
+
+@pytest.fixture
+def meter():
+    return Meter()
+
+
+@pytest.fixture
+def value(meter):
+    def value(metric, **labels):
+        seen = samples(generate_latest(meter.registry).decode())
+        return seen.get((metric if isinstance(metric, str) else metric.name, *labels.items()))
+
+    return value
+
+
+def test_items_are_counted_by_model_and_by_what_became_of_them(meter, value):
+    failures = {1: Failure(code="image_missing", message="gone")}
+    timings = Timings(queue_s=0.5, load_s=0.001, decode_s=0.02, forward_s=0.2)
+    answer = Embedded(
+        model="m", dimension=2, fingerprint="f", items=3, failures=failures, timings=timings
+    )
+    meter.answered("clipyard.embed_batch", (answer, np.empty((2, 2), np.float32)), encode_s=0.01)
+    assert value(metrics.ITEMS, code="ok", model="m") == 2
+    assert value(metrics.ITEMS, code="image_missing", model="m") == 1
+    assert value(metrics.REQUESTS, code="ok", task="clipyard.embed_batch") == 1
+    assert value(metrics.LEASES_TAKEN, found="hit", model="m") == 1
+    for stage, seconds in [("queue", 0.5), ("forward", 0.2), ("encode", 0.01)]:
+        assert value("clipyard_stage_seconds_sum", model="m", stage=stage) == seconds
+
+
+def test_a_refused_request_counts_under_its_code(meter, value):
+    meter.answered("clipyard.unload", ModelBusy("in use"), encode_s=0.0)
+    meter.answered(
+        "clipyard.load", Managed(worker="w", model="m", changed=True, message=""), encode_s=0
+    )
+    assert value(metrics.REQUESTS, code="model_busy", task="clipyard.unload") == 1
+    assert value(metrics.REQUESTS, code="ok", task="clipyard.load") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked_by", "cause"),
+    [
+        (EventKind.EVICTED, "somebody", "room"),
+        (EventKind.UNLOADED, "sweep", "sweep"),
+        (EventKind.LIFTED, "foresight", "foresight"),
+        (EventKind.LOADED, "the worker's start", "start"),
+        (EventKind.REFUSED, "a stranger with a long name", "request"),
+    ],
+)
+def test_a_move_is_counted_by_one_of_few_causes(meter, value, kind, asked_by, cause):
+    meter.happened(Event(kind=kind, model="m", reason="r", asked_by=asked_by, seconds=2.0))
+    assert value(metrics.MOVES, cause=cause, event=kind.value) == 1
+
+
+def test_passes_are_counted_and_only_those_that_worked_have_a_size(meter, value):
+    meter.ran(Kind.IMAGE, 32, "ok")
+    meter.ran(Kind.IMAGE, 64, "out_of_memory")
+    assert value(metrics.BATCHES, kind="image", outcome="out_of_memory") == 1
+    assert value("clipyard_batch_rows_sum", kind="image") == 32
+
+
+def test_sweeps_that_did_not_come_are_missed_once_the_next_one_does(meter, value):
+    for after_s in (61.0, 59.0, 241.0):
+        meter.swept(after_s=after_s, interval_s=60.0)
+    assert (value(metrics.SWEEPS), value(metrics.SWEEPS_MISSED)) == (3, 3)
+
+
+def test_a_port_that_is_taken_costs_the_metrics_not_the_worker(meter, caplog):
+    other = Meter()
+    other.listen("127.0.0.1", 0)
+    try:
+        meter.listen("127.0.0.1", other._server.server_port)
+        assert "no metrics at 127.0.0.1" in caplog.text
+        meter.close()
+    finally:
+        other.close()
+
+
+def test_a_working_fleet_is_scraped(fleet, metrics_port, caller):
+    names = [worker.name for worker in caller.status().workers]
+    caller.load("fake/vision", workers=names)
+    caller.embed_texts(["hello", "there"], model="fake/vision")
+    embedded = metrics.ITEMS.name, ("code", "ok"), ("model", "fake/vision")
+    give_up_at = time.monotonic() + 20
+    while True:  # a caller hears before it is counted
+        pages = [httpx.get(f"http://127.0.0.1:{metrics_port + n}/metrics").text for n in (0, 1)]
+        if any(samples(page).get(embedded, 0) >= 2 for page in pages):
+            break
+        assert time.monotonic() < give_up_at
+    for page in pages:
+        seen = samples(page)
+        assert {key[0].removesuffix("_created") for key in seen} <= SERIES | BARE
+        assert seen[metrics.READY.name,] == 1
+        assert (metrics.MODEL_BYTES.name, ("model", "fake/vision"), ("tier", "device")) in seen
+    waited = "clipyard_stage_seconds_sum", ("model", "fake/vision"), ("stage", "queue")
+    assert sum(samples(page).get(waited, 0) for page in pages) > 0
+
+
+def test_the_page_about_metrics_says_what_the_code_says():
+    assert (REPOSITORY / "docs" / "metrics.md").read_text() == metrics.document()
+
+
+def test_every_metric_has_a_help_text_and_a_unit_or_a_total():
+    for one in metrics.METRICS:
+        assert one.help.endswith(".")
+        assert one.name.endswith("_total") == (one.kind is metrics.Kind.COUNTER)
+
+
+def test_every_query_of_the_dashboard_and_the_alerts_names_existing_series():
+    panels = json.loads(GRAFANA.read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    for query in (*queries, ALERTS.read_text()):
+        named = set(re.findall(r"\bclipyard_[a-z_]+", query))
+        assert named
+        assert named <= SERIES
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's package prometheus has it")
+def test_prometheus_takes_the_alert_rules_and_what_we_serve(meter):
+    subprocess.run(["promtool", "check", "rules", ALERTS], check=True, capture_output=True)
+    text = generate_latest(meter.registry)
+    subprocess.run(["promtool", "check", "metrics"], input=text, check=True, capture_output=True)

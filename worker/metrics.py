@@ -1,0 +1,95 @@
+"""Counts what happens in this process, for Prometheus. Names and help texts: `wire.metrics`."""
+
+import logging
+import threading
+from http.server import HTTPServer
+
+from prometheus_client import start_http_server
+from prometheus_client.registry import Collector
+
+from api_client.wire import metrics
+from api_client.wire.codec import Vectors
+from api_client.wire.errors import ClipyardError
+from api_client.wire.messages import Embedded, Event, EventKind, Kind, Managed
+
+__all__ = ["Meter"]
+
+log = logging.getLogger(__name__)
+
+OK = "ok"
+HIT_S = 0.005  # a lease that waited less found its model on the device
+CAUSES = {"sweep": "sweep", "foresight": "foresight", "the worker's start": "start"}
+
+
+class Meter:
+    """Counters and histograms; every method is cheap and safe from any thread."""
+
+    def __init__(self) -> None:
+        self._meters = metrics.Meters(metrics.Side.WORKER)
+        self.registry = self._meters.registry
+        self._server: HTTPServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def answered(
+        self,
+        task: str,
+        outcome: Managed | tuple[Embedded, Vectors] | ClipyardError,
+        *,
+        encode_s: float,
+    ) -> None:
+        """A request has its answer."""
+        code = outcome.code if isinstance(outcome, ClipyardError) else OK
+        self._meters[metrics.REQUESTS].labels(task, code).inc()
+        if isinstance(outcome, tuple):
+            self._embedded(outcome[0], encode_s)
+
+    def _embedded(self, answer: Embedded, encode_s: float) -> None:
+        items, stages = self._meters[metrics.ITEMS], self._meters[metrics.STAGE_S]
+        items.labels(answer.model, OK).inc(answer.items - len(answer.failures))
+        for failure in answer.failures.values():
+            items.labels(answer.model, failure.code).inc()
+        spans = {**answer.timings.model_dump(), "encode_s": encode_s}
+        for name, seconds in spans.items():
+            stages.labels(name.removesuffix("_s"), answer.model).observe(seconds)
+        found = "hit" if answer.timings.load_s < HIT_S else "miss"
+        self._meters[metrics.LEASES_TAKEN].labels(answer.model, found).inc()
+
+    def ran(self, kind: Kind, rows: int, outcome: str) -> None:
+        """A forward pass has ended."""
+        self._meters[metrics.BATCHES].labels(kind.value, outcome).inc()
+        if outcome == OK:
+            self._meters[metrics.BATCH_ROWS].labels(kind.value).observe(rows)
+
+    def happened(self, event: Event) -> None:
+        """Something has happened to a model."""
+        cause = CAUSES.get(event.asked_by, "request")
+        if event.kind is EventKind.EVICTED:
+            cause = "room"
+        self._meters[metrics.MOVES].labels(event.kind.value, cause).inc()
+        if event.kind in (EventKind.LOADED, EventKind.LIFTED):
+            self._meters[metrics.LOAD_S].labels(event.kind.value, event.model).observe(
+                event.seconds
+            )
+
+    def swept(self, *, after_s: float, interval_s: float) -> None:
+        """A sweep has come, so long after the one before."""
+        self._meters[metrics.SWEEPS].inc()
+        self._meters[metrics.SWEEPS_MISSED].inc(max(0, round(after_s / interval_s) - 1))
+
+    def show(self, state: Collector) -> None:
+        """Also answer scrapes with what this reads at that moment."""
+        self.registry.register(state)
+
+    def listen(self, host: str, port: int) -> None:
+        """Answer scrapes until `close`. A port that is taken costs the metrics, not the worker."""
+        try:
+            self._server, self._thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            log.error("no metrics at %s:%d: %s", host, port, error.strerror)
+
+    def close(self) -> None:
+        """Stop answering."""
+        if self._server and self._thread:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
