@@ -11,7 +11,7 @@ from importlib import import_module
 
 from .report import Options, Report
 
-NAMES = ("load", "residency", "wire")
+NAMES = ("bulk", "latency", "load", "mixed", "reference", "residency", "wire")
 
 
 def main() -> int:

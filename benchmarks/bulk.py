@@ -1,0 +1,73 @@
+"""End to end through Redis and Celery, against the best loop written by hand for the same cores."""
+
+import tempfile
+import time
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from api_client import Client
+from worker import processors
+from worker.backends.placement import best_precision
+
+from . import fixtures
+from .limit import HandWritten, Plan, plans
+from .report import Options, Report
+from .rounds import per_second, ratio
+from .stack import stack
+
+SIZES = ((640, 480), (4000, 3000))
+GOAL = 0.95
+IMAGES, ROUNDS = 384, 4
+TRIED = 96  # images that each plan of the hand-written loop is tried with
+
+
+def run(options: Options) -> Report:
+    begun = time.monotonic()
+    images, rounds = (128, 2) if options.quick else (IMAGES, ROUNDS)
+    dtype: torch.dtype = getattr(torch, best_precision(options.device))
+    limit = HandWritten(device=options.device, dtype=dtype)
+    ratios, figures = {}, {}
+    with stack(options.device) as client, tempfile.TemporaryDirectory() as folder:
+        for width, height in SIZES:
+            files = fixtures.photos(width, height)
+            many = list(islice(cycle(files), images))
+            plan = _best(limit, files, images=min(TRIED, images))
+            speeds = per_second(
+                {
+                    "limit": partial(_limit, limit, many, plan),
+                    "ours": partial(_ours, client, many, Path(folder) / "vectors.npy"),
+                },
+                rounds=rounds,
+            )
+            size = f"{width}x{height}"
+            ratios[size] = ratio(speeds, "ours", "limit")
+            for name, values in speeds.items():
+                figures[f"{size} {name} images/s"] = median(values)
+    return Report(
+        name="bulk",
+        seconds=time.monotonic() - begun,
+        ratios=ratios,
+        goals=dict.fromkeys(ratios, GOAL),
+        figures=figures,
+        note=f"{dtype} on {options.device}; the hand-written loop: {plan}",
+    )
+
+
+def _limit(loop: HandWritten, files: list[Path], plan: Plan) -> int:
+    return len(loop.embed(files, plan))
+
+
+def _ours(client: Client, files: list[Path], sink: Path) -> int:
+    vectors = client.embed_images(files, model=fixtures.MODEL_ID)
+    np.save(sink, vectors)
+    return len(vectors)
+
+
+def _best(limit: HandWritten, files: list[Path], *, images: int) -> Plan:
+    tried = plans(processors.available())
+    return max(tried, key=lambda plan: limit.images_per_s(files, plan, images=images))

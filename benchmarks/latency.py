@@ -1,0 +1,137 @@
+"""What a single text costs beside its forward pass: on an idle stack, and under bulk load."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle, islice
+from statistics import median, quantiles
+
+import numpy as np
+
+from api_client import Client
+from api_client.wire.messages import Kind
+from worker.backends import Families
+from worker.backends.base import Model, Placement
+from worker.backends.placement import best_precision
+from worker.catalogue import BUILT_IN, Catalogue
+
+from . import fixtures
+from .report import Options, Report
+from .stack import stack
+
+TEXT = "a photo of a dog on a beach"
+IDLE_CALLS, BUSY_CALLS = 300, 100
+MICRO_BATCHES = 8
+ADDED_MS = 3.0
+SLACK_MS = 25.0
+FILL_S = 2.0  # until the worker is full of bulk
+BATCH = 32  # the worker's setting
+
+
+def run(options: Options) -> Report:
+    begun = time.monotonic()
+    share = 5 if options.quick else 1
+    with stack(options.device) as client:
+        model = _model(options.device)
+        bare_ms = _bare(model, IDLE_CALLS // share)
+        idle = _calls(client, IDLE_CALLS // share)
+        micro_batch_ms = _micro_batch(model)
+        with _bulk(client):
+            busy = _calls(client, BUSY_CALLS // share)
+    added_ms = median(idle) - bare_ms
+    bound_ms = 2 * micro_batch_ms + SLACK_MS
+    busy_p99_ms = _p99(busy)
+    return Report(
+        name="latency",
+        seconds=time.monotonic() - begun,
+        ratios={
+            f"idle: {ADDED_MS:g} ms / added at p50": ADDED_MS / max(added_ms, 1e-3),
+            "busy: bound / p99": bound_ms / busy_p99_ms,
+        },
+        goals={f"idle: {ADDED_MS:g} ms / added at p50": 1.0, "busy: bound / p99": 1.0},
+        figures={
+            "bare forward p50 ms": bare_ms,
+            "idle p50 ms": median(idle),
+            "idle p99 ms": _p99(idle),
+            "busy p50 ms": median(busy),
+            "busy p99 ms": busy_p99_ms,
+            "micro-batch ms": micro_batch_ms,
+            "busy bound ms": bound_ms,
+        },
+        note="the bound under bulk load is two micro-batches of the worker plus 25 ms",
+    )
+
+
+def _model(device: str) -> Model:
+    placement = Placement(
+        device=device,
+        precision=best_precision(device),
+        models_dir=fixtures.models_dir(),
+        cache_dir=fixtures.folder() / "cache",
+        offline=True,
+    )
+    families = Families(placement)
+    catalogue = Catalogue.read(BUILT_IN, describe=[families.describe])
+    model = families.load(catalogue[fixtures.MODEL_ID])
+    model.lift()
+    return model
+
+
+def _bare(model: Model, calls: int) -> float:
+    """p50 of tokens and forward pass of one text in this process, ms."""
+    return median(_timed(lambda: model.run(Kind.TEXT, [model.prepare_text(TEXT)]), calls))
+
+
+def _micro_batch(model: Model) -> float:
+    """A full batch of pictures on every core at once, as the worker runs them, ms."""
+    rows = min(BATCH, model.traits.max_batch)
+    size = model.traits.input_size or 1
+    batch = [np.zeros((size, size, 3), np.uint8)] * rows
+    runners = model.traits.parallel
+    with ThreadPoolExecutor(runners) as pool:
+        work = [
+            pool.submit(_timed, lambda: model.run(Kind.IMAGE, batch), MICRO_BATCHES)
+            for _ in range(runners)
+        ]
+        return median(ms for one in work for ms in one.result())
+
+
+def _calls(client: Client, calls: int) -> list[float]:
+    return _timed(lambda: client.embed_texts(TEXT, model=fixtures.MODEL_ID), calls)
+
+
+def _timed(action: Callable[[], object], calls: int) -> list[float]:
+    """ms of each call, after a warm-up."""
+    spans = []
+    for number in range(calls + calls // 10):
+        begun = time.perf_counter()
+        action()
+        if number >= calls // 10:
+            spans.append(1000 * (time.perf_counter() - begun))
+    return spans
+
+
+def _p99(spans: list[float]) -> float:
+    return quantiles(spans, n=100)[-1]
+
+
+@contextmanager
+def _bulk(client: Client) -> Iterator[None]:
+    """More bulk than the worker can do, for as long as the block lasts."""
+    stop = threading.Event()
+
+    def send() -> None:
+        files = cycle(fixtures.photos(640, 480))
+        while not stop.is_set():
+            client.embed_images(list(islice(files, 512)), model=fixtures.MODEL_ID)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    time.sleep(FILL_S)
+    try:
+        yield
+    finally:
+        stop.set()
+        sender.join()

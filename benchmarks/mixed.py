@@ -1,0 +1,52 @@
+"""A thousand single-image tasks of eight clients, against the same images in full batches."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+from api_client import Client
+from api_client.wire.messages import Priority
+
+from . import fixtures
+from .report import Options, Report
+from .rounds import per_second, ratio
+from .stack import stack
+
+CLIENTS, TASKS, ROUNDS = 8, 1000, 3
+GOAL = 0.90
+
+
+def run(options: Options) -> Report:
+    begun = time.monotonic()
+    tasks, rounds = (200, 1) if options.quick else (TASKS, ROUNDS)
+    files = list(islice(cycle(fixtures.photos(640, 480)), tasks))
+    with stack(options.device) as client, ThreadPoolExecutor(CLIENTS) as pool:
+
+        def singles() -> int:
+            shares = [files[number::CLIENTS] for number in range(CLIENTS)]
+            return sum(pool.map(lambda share: _one_by_one(client, share), shares))
+
+        speeds = per_second(
+            {
+                "batches": lambda: len(client.embed_images(files, model=fixtures.MODEL_ID)),
+                "singles": singles,
+            },
+            rounds=rounds,
+        )
+    return Report(
+        name="mixed",
+        seconds=time.monotonic() - begun,
+        ratios={"singles / batches": ratio(speeds, "singles", "batches")},
+        goals={"singles / batches": GOAL},
+        figures={f"{name} images/s": median(values) for name, values in speeds.items()},
+    )
+
+
+def _one_by_one(client: Client, files: list[Path]) -> int:
+    """One message per image, a window of them on the way."""
+    items = client.stream_images(
+        files, model=fixtures.MODEL_ID, batch_size=1, priority=Priority.INTERACTIVE
+    )
+    return sum(item.vector is not None for item in items)

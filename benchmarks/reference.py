@@ -1,0 +1,80 @@
+"""Against the usual loop: open_clip's preprocessing one by one, float32, batches of 32."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import open_clip
+import torch
+from PIL import Image
+
+from api_client import Client
+from worker.backends.placement import best_precision
+
+from . import fixtures
+from .report import Options, Report
+from .rounds import per_second, ratio
+from .stack import stack
+
+SIZES = ((640, 480), (4000, 3000))
+BATCH = 32
+AUTO_GOALS = {"640x480": 3.3, "4000x3000": 7.5}  # where the CPU computes in bfloat16
+EXACT_GOAL = 1.0
+USUAL, OURS, ROUNDS = 64, 256, 3
+
+
+class Usual:
+    """The loop of most notebooks."""
+
+    def __init__(self, device: str) -> None:
+        architecture, _, _ = fixtures.MODEL_ID.partition("/")
+        file = fixtures.models_dir() / f"{fixtures.MODEL_ID}.safetensors"
+        self._device = device
+        self._model, _, self._preprocess = open_clip.create_model_and_transforms(
+            architecture, pretrained=str(file), device=device
+        )
+        self._model.eval()
+
+    @torch.no_grad()
+    def embed(self, files: Sequence[Path]) -> int:
+        for at in range(0, len(files), BATCH):
+            pixels = [self._preprocess(Image.open(file)) for file in files[at : at + BATCH]]
+            self._model.encode_image(torch.stack(pixels).to(self._device), normalize=True).cpu()
+        return len(files)
+
+
+def run(options: Options) -> Report:
+    begun = time.monotonic()
+    usual = Usual(options.device)
+    ratios, figures = {}, {}
+    kinds = {"auto": {}, "float32 exact": {"precision": "float32", "decode": "exact"}}
+    for kind, settings in kinds.items():
+        with stack(options.device, **settings) as client:
+            for width, height in SIZES:
+                files = fixtures.photos(width, height)
+                few = list(islice(cycle(files), 32 if options.quick else USUAL))
+                many = list(islice(cycle(files), 64 if options.quick else OURS))
+                if kind != "auto":
+                    many = few
+                speeds = per_second(
+                    {
+                        "usual": partial(usual.embed, few),
+                        "ours": partial(_ours, client, many),
+                    },
+                    rounds=1 if options.quick else ROUNDS,
+                )
+                label = f"{width}x{height} {kind}"
+                ratios[label] = ratio(speeds, "ours", "usual")
+                for name, values in speeds.items():
+                    figures[f"{label}: {name} images/s"] = median(values)
+    goals = {f"{size} float32 exact": EXACT_GOAL for size in AUTO_GOALS}
+    if best_precision(options.device) == "bfloat16":
+        goals |= {f"{size} auto": goal for size, goal in AUTO_GOALS.items()}
+    return Report("reference", time.monotonic() - begun, ratios, goals, figures)
+
+
+def _ours(client: Client, files: Sequence[Path]) -> int:
+    return len(client.embed_images(files, model=fixtures.MODEL_ID))

@@ -1,0 +1,41 @@
+"""The whole stack around a benchmark: Valkey, beat, one worker with the seeded ViT-B-32."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from api_client import Client, Settings
+from api_client.stack.up import Options, temporary_stack
+
+from . import fixtures
+
+READY_S = 120.0
+
+
+@contextmanager
+def stack(device: str, **settings: str) -> Iterator[Client]:
+    """A client of a stack whose model is loaded and has run once.
+
+    Args:
+        settings: of the worker, by field name.
+    """
+    given = {
+        "models_dir": str(fixtures.models_dir()),
+        "image_roots": json.dumps([str(fixtures.folder())]),
+        "cache_dir": str(fixtures.folder() / "cache"),
+        "default_model": fixtures.MODEL_ID,
+        "offline": "true",
+        **settings,
+    }
+    env = {f"CLIPYARD_{name.upper()}": value for name, value in given.items()}
+    with tempfile.TemporaryDirectory(prefix="clipyard-") as home:
+        options = Options(home=Path(home), devices=(device,), env=env)
+        with temporary_stack(options, tell=lambda line: None) as running:
+            running.supervisor.wait_ready(within_s=READY_S)
+            with Client(Settings.read(redis_url=running.url), asked_by="benchmark") as client:
+                client.load(fixtures.MODEL_ID)
+                client.embed_images(fixtures.photos(*fixtures.SIZES[0]), model=fixtures.MODEL_ID)
+                client.embed_texts("a photo", model=fixtures.MODEL_ID)
+                yield client
