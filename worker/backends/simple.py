@@ -1,6 +1,5 @@
 """The short way to a family: one class that loads one model and embeds pictures, texts or both."""
 
-import gc
 import hashlib
 import json
 from collections.abc import Sequence
@@ -130,7 +129,6 @@ class SimpleModel:
         _ = self.traits  # who still holds the model may ask for them
         for name in vars(self).keys() - {"entry", "placement", "grown_bytes", "traits"}:
             delattr(self, name)
-        gc.collect()
 
 
 class SimpleBackend:

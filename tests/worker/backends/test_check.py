@@ -1,0 +1,172 @@
+"""The kit passes what ships, and finds each mistake that it is there to find."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from worker.backends import check as checks
+from worker.backends.base import Footprint, Placement
+from worker.backends.check import Subject, examine, main, pytest_generate_tests  # noqa: F401
+from worker.backends.fake import Fake
+from worker.backends.openclip import OpenClip
+from worker.backends.simple import SimpleBackend, SimpleModel
+from worker.catalogue import BUILT_IN, Catalogue, Entry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_fake_keeps_the_contract(clipyard_check):
+    clipyard_check(Subject(Fake(Placement()), Entry("fake/one", backend="fake"), Placement()))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    placement = Placement(cache_dir=tmp_path_factory.mktemp("cache"), offline=True)
+    return Subject(OpenClip(placement), Catalogue.read(BUILT_IN)["shapes/demo"], placement)
+
+
+def test_open_clip_keeps_the_contract(clipyard_check, shapes):
+    clipyard_check(shapes)
+
+
+class Good(SimpleModel):
+    """The bytes of a text, as numbers."""
+
+    dimension = 16
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.ones((len(texts), 16), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            content = np.frombuffer(text.encode("utf-8", "surrogatepass")[:15], np.uint8)
+            row[: len(content)] = content
+        return rows
+
+
+class Reversed(Good):
+    def embed_texts(self, texts):
+        return super().embed_texts(texts)[::-1]
+
+
+class Neighbourly(Good):
+    def embed_texts(self, texts):
+        return super().embed_texts(texts) + 100 * np.eye(16, dtype=np.float32)[len(texts) % 16]
+
+
+class Random(Good):
+    def embed_texts(self, texts):
+        return np.random.default_rng().standard_normal((len(texts), 16), np.float32)
+
+
+class Nan(Good):
+    def embed_texts(self, texts):
+        rows = super().embed_texts(texts)
+        rows[0] = np.nan
+        return rows
+
+
+class Narrow(Good):
+    def embed_texts(self, texts):
+        return super().embed_texts(texts)[:, :7]
+
+
+class Modest(Good):
+    def load(self):
+        self.weights = np.ones(300_000_000, np.uint8)
+
+    def footprint(self):
+        return Footprint()
+
+
+LEAKED = []
+
+
+class Leaky(Good):
+    def load(self):
+        LEAKED.append(np.ones(50_000_000, np.uint8))
+
+
+class Untyped(Good):
+    def load(self):
+        if self.entry.options:
+            raise KeyError("no_such_option")
+
+
+class Fragile(Good):
+    def prepare_text(self, text):
+        if not text.strip():
+            raise ZeroDivisionError
+        return super().prepare_text(text)
+
+
+class Forgetful(Good):
+    """One buffer for all threads."""
+
+    def prepare_text(self, text):
+        Forgetful.buffer = getattr(Forgetful, "buffer", "")[-99:] + text
+        return super().prepare_text(Forgetful.buffer)
+
+
+def subject(kind):
+    return Subject(SimpleBackend(kind, Placement()), Entry("mine/one"), Placement())
+
+
+def test_a_class_of_one_method_passes():
+    assert [finding for finding in examine(subject(Good)) if finding.trouble] == []
+
+
+def test_every_check_is_made_whatever_the_ones_before_found():
+    found = {finding.check for finding in examine(subject(Narrow)) if finding.trouble}
+    assert {"order", "batch_independence", "determinism", "normalisation"} <= found
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "sentence"),
+    [
+        (Reversed, "order", "in another order"),
+        (Neighbourly, "batch_independence", "alone and together"),
+        (Random, "determinism", "asked twice"),
+        (Nan, "normalisation", "a good item failed"),
+        (Narrow, "order", r"answered \(5, 7\) where \(5, 16\) was due"),
+        (Modest, "bytes_reported", "reports 0 MiB"),
+        (Leaky, "memory_comes_back", "left .* MiB behind"),
+        (Untyped, "errors_typed", "no/option raised KeyError"),
+        (Fragile, "one_bad_item", "instead of an ItemError"),
+        (Forgetful, "threads", "come out otherwise"),
+    ],
+)
+def test_a_mistake_is_found_and_named(kind, check, sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        getattr(checks, check)(subject(kind))
+    LEAKED.clear()
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CLIPYARD_DEVICE", "cpu")
+    monkeypatch.setenv("CLIPYARD_CACHE_DIR", str(tmp_path))
+
+    def run(name):
+        code = main([name])
+        return code, capsys.readouterr()
+
+    return run
+
+
+def test_the_command_tells_check_by_check(command):
+    code, said = command("fake")
+    assert (code, said.out.count("passed")) == (0, 9)
+
+
+def test_the_command_says_what_there_is(command):
+    code, said = command("nonesuch")
+    assert code == 2
+    assert "no model 'nonesuch'" in said.err

@@ -1,0 +1,408 @@
+"""A kit that tries what the slots and the batcher rely on: `python -m worker.backends.check NAME`.
+
+It is a pytest plug-in too. With `pytest -p worker.backends.check`, or in a module that imports
+`pytest_generate_tests` from here, a test with the argument `clipyard_check` runs once per check:
+
+    def test_it_keeps_the_contract(clipyard_check):
+        clipyard_check(Subject(SimpleBackend(Mine, placement), Entry("mine/one"), placement))
+"""
+
+import gc
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from PIL import Image
+
+from api_client.wire.errors import BackendFailed, ClipyardError, ItemError, UnknownModel
+from api_client.wire.messages import Kind, Priority
+
+from ..batcher import Batcher
+from ..catalogue import BUILT_IN, Catalogue, Entry
+from ..memory import Memory
+from ..outcomes import Outcome
+from ..settings import WorkerSettings
+from . import Families
+from .base import Backend, Model, Placement, Prepared
+
+__all__ = ["CHECKS", "Finding", "Subject", "examine"]
+
+SAME = {"float32": 0.9999, "bfloat16": 0.995, "float16": 0.999}  # cosine, whatever the batch
+SLACK_BYTES = 64 * 2**20  # a process grows and shrinks by itself by so much
+UNTOLD_SHARE = 1.5  # a load may take so many times what the model says
+THREADS = 8
+WITHIN_S = 120.0
+
+TEXTS = ("a red circle", "two dogs asleep on a sofa", "naïve café 🚀", "invoice 2024-17", "a")
+BAD_TEXTS = ("", " ", "\0", "\N{COMBINING ACUTE ACCENT}" * 300, "word " * 20_000)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A family and one entry that it can load here."""
+
+    backend: Backend
+    entry: Entry
+    placement: Placement
+
+    @contextmanager
+    def model(self) -> Iterator[Model]:
+        """On the device for the length of the block, then unloaded."""
+        model = self.load()
+        try:
+            yield model
+        finally:
+            model.unload()
+
+    def load(self) -> Model:
+        self.backend.check(self.entry)
+        model = self.backend.load(self.entry)
+        model.lift()
+        return model
+
+
+def order(subject: Subject) -> None:
+    """Rows come in the order of the batch."""
+    with subject.model() as model:
+        for kind, batch in _batches(model):
+            rolled = _rows(model, kind, [*batch[1:], batch[0]])
+            rows = np.roll(_rows(model, kind, batch), -1, axis=0)
+            _must_match(model, rows, rolled, f"{kind}s in another order")
+
+
+def batch_independence(subject: Subject) -> None:
+    """A row depends on its item, not on its neighbours or their number."""
+    with subject.model() as model:
+        for kind, batch in _batches(model):
+            together = _rows(model, kind, batch)
+            alone = np.concatenate([_rows(model, kind, [one]) for one in batch])
+            _must_match(model, together, alone, f"{kind}s alone and together")
+            many = [*batch * (model.traits.max_batch // len(batch))][:33] or batch[:1]
+            _must_match(
+                model, _rows(model, kind, many)[: len(batch)], together[: len(many)], "many rows"
+            )
+
+
+def determinism(subject: Subject) -> None:
+    """The same items give the same rows, now, after lower and lift, and after another load."""
+    with subject.model() as model:
+        traits = model.traits
+        first = {kind: _rows(model, kind, batch) for kind, batch in _batches(model)}
+        again = {kind: _rows(model, kind, batch) for kind, batch in _batches(model)}
+        model.lower()
+        model.lift()
+        moved = {kind: _rows(model, kind, batch) for kind, batch in _batches(model)}
+    with subject.model() as model:
+        _must(model.traits == traits, f"another load has other traits: {model.traits}, {traits}")
+        later = {kind: _rows(model, kind, batch) for kind, batch in _batches(model)}
+        for kind, rows in first.items():
+            _must_match(model, rows, again[kind], f"{kind}s, asked twice")
+            _must_match(model, rows, moved[kind], f"{kind}s, after lower and lift")
+            _must_match(model, rows, later[kind], f"{kind}s, after another load")
+
+
+def normalisation(subject: Subject) -> None:
+    """What callers get has length one and tells different items apart; the traits are true."""
+    with subject.model() as model, _batcher() as batcher:
+        traits = model.traits
+        _must(bool(traits.kinds), "it embeds nothing")
+        _must(bool(traits.fingerprint), "it has no fingerprint")
+        told = subject.entry.dimension
+        _must(
+            told in (0, traits.dimension), f"its entry says {told}, its traits {traits.dimension}"
+        )
+        for kind, items in _items(model):
+            vectors = _embedded(batcher, model, kind, items)
+            _must(len(vectors) == len(items), f"{len(vectors)} outcomes for {len(items)} {kind}s")
+            rows = [_vector(outcome) for outcome in vectors]
+            lengths = np.linalg.norm(rows, axis=1)
+            _must(np.allclose(lengths, 1, atol=1e-5), f"lengths {lengths}")
+            _must(len({row.tobytes() for row in rows}) > 1, f"all {kind}s get the same vector")
+
+
+def bytes_reported(subject: Subject) -> None:
+    """A load takes no more than the footprint says."""
+    with subject.model() as model:  # what comes with the first load only, such as libraries
+        _warm(model)
+    gc.collect()
+    before, memory = _used(subject), Memory(subject.placement.device)
+    with subject.model() as model:
+        _warm(model)
+        taken, footprint = _used(subject) - before, model.footprint()
+        told = footprint.host_bytes + footprint.device_bytes
+        _must(
+            taken <= told * UNTOLD_SHARE + SLACK_BYTES,
+            f"it took {taken >> 20} MiB and reports {told >> 20} MiB",
+        )
+        _must(told <= memory.host().total + _device_total(memory), f"it reports {told} bytes")
+
+
+def memory_comes_back(subject: Subject) -> None:
+    """After an unload the memory is free again."""
+    for _ in range(2):
+        with subject.model() as model:
+            _warm(model)
+    gc.collect()
+    before = _used(subject)
+    for _ in range(3):
+        with subject.model() as model:
+            _warm(model)
+        del model
+    gc.collect()
+    grown = _used(subject) - before
+    _must(grown <= SLACK_BYTES, f"three loads and unloads left {grown >> 20} MiB behind")
+
+
+def errors_typed(subject: Subject) -> None:
+    """An entry that cannot be served is refused with a sentence, not with a traceback."""
+    entry, nowhere = subject.entry, Path("/no/such/file.safetensors")
+    for wrong in (
+        replace(entry, id="no/such", architecture="no-such-architecture", tag="none"),
+        replace(entry, id="no/file", checkpoint=nowhere),
+        replace(entry, id="no/option", options={"no_such_option": 1}),
+    ):
+        try:
+            subject.backend.check(wrong)
+            subject.backend.load(wrong).unload()
+        except (ClipyardError, MemoryError) as error:
+            _must(bool(str(error)), f"{type(error).__name__} without a sentence for {wrong.id}")
+        except Exception as error:
+            raise AssertionError(f"{wrong.id} raised {error!r}, no error of ours") from error
+
+
+def one_bad_item(subject: Subject) -> None:
+    """An item that cannot be embedded fails alone; its neighbours have their vectors."""
+    with subject.model() as model, _batcher() as batcher:
+        for kind, good in _items(model):
+            alone = _embedded(batcher, model, kind, good)
+            bad: Sequence[Any] = BAD_TEXTS if kind is Kind.TEXT else _bad_pictures()
+            mixed = [item for pair in zip(good, bad, strict=False) for item in pair]
+            outcomes = _embedded(batcher, model, kind, mixed)
+            for i, want in zip(range(0, len(mixed), 2), alone, strict=False):
+                _must_match(
+                    model, [_vector(want)], [_vector(outcomes[i])], f"{kind} beside a bad one"
+                )
+            for outcome in outcomes[1::2]:
+                is_typed = not isinstance(outcome, ClipyardError) or isinstance(outcome, ItemError)
+                _must(is_typed, f"a bad {kind} is {outcome!r} instead of an ItemError")
+
+
+def threads(subject: Subject) -> None:
+    """Preparing in many threads at once gives what one thread gives, also while it runs."""
+    with subject.model() as model, ThreadPoolExecutor(THREADS) as pool:
+        for kind, items in _items(model):
+            want = [_content(_prepare(model, kind, item)) for item in items]
+            running = pool.submit(_rows, model, kind, [_prepare(model, kind, items[0])])
+            found = list(pool.map(partial(_prepare, model, kind), items * THREADS))
+            running.result(WITHIN_S)
+            got = [_content(prepared) for prepared in found]
+            _must(got == want * THREADS, f"{kind}s come out otherwise in {THREADS} threads")
+
+
+CHECKS: tuple[Callable[[Subject], None], ...] = (
+    order,
+    batch_independence,
+    determinism,
+    normalisation,
+    bytes_reported,
+    memory_comes_back,
+    errors_typed,
+    one_bad_item,
+    threads,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one check; `trouble` is empty when it passed."""
+
+    check: str
+    trouble: str
+    seconds: float
+
+
+def examine(subject: Subject) -> Iterator[Finding]:
+    """Every check, one after the other, whatever the ones before found."""
+    for check in CHECKS:
+        begun, trouble = time.monotonic(), ""
+        try:
+            check(subject)
+        except AssertionError as error:
+            trouble = str(error) or "an assertion of the back end failed"
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+        yield Finding(check.__name__, trouble, time.monotonic() - begun)
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Pytest's hook: one test per check."""
+    if "clipyard_check" in metafunc.fixturenames:
+        ids = [check.__name__ for check in CHECKS]
+        metafunc.parametrize("clipyard_check", CHECKS, ids=ids)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 if every check passed, 1 if not, 2 if there is nothing to check."""
+    parser = ArgumentParser(prog="python -m worker.backends.check", description=__doc__)
+    parser.add_argument("name", help="a family, or the id of a model of it")
+    name = parser.parse_args(argv).name
+    try:
+        subject = _subject(name, WorkerSettings.read())
+    except ClipyardError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{subject.entry.backend} with {subject.entry.id} on {subject.placement.device}")
+    passed = True
+    for finding in examine(subject):
+        passed = passed and not finding.trouble
+        print(f"  {finding.check:20} {finding.seconds:6.2f} s  {finding.trouble or 'passed'}")
+    return 0 if passed else 1
+
+
+def _subject(name: str, settings: WorkerSettings) -> Subject:
+    """
+    Raises:
+        ClipyardError: no such family or model, or none of the family's can be loaded here.
+    """
+    from .placement import resolve  # torch: only where something is to be run
+
+    placement = resolve(settings)
+    families = Families(placement, settings.backends)
+    files = [BUILT_IN, settings.catalogue] if settings.catalogue else [BUILT_IN]
+    listed = [*families.discover(), *Catalogue.read(*files), Entry("fake/check", backend="fake")]
+    catalogue = Catalogue(listed, describe=[families.describe])
+    if name in families:
+        return Subject(families[name], _loadable(name, families, catalogue), placement)
+    entry = catalogue[name]
+    return Subject(families[entry.backend], entry, placement)
+
+
+def _loadable(name: str, families: Families, catalogue: Catalogue) -> Entry:
+    refusals = []
+    for entry in catalogue:
+        if entry.backend == name:
+            try:
+                families.check(entry)
+                return entry
+            except ClipyardError as error:
+                refusals.append(str(error))
+    if refusals:
+        raise BackendFailed(f"no model of {name} can be loaded here: {refusals[0]}")
+    raise UnknownModel(f"no catalogue lists a model of {name}; give a model's id instead")
+
+
+@contextmanager
+def _batcher() -> Iterator[Batcher]:
+    batcher = Batcher(batch_size=32, decode_threads=2)
+    try:
+        yield batcher
+    finally:
+        batcher.close()
+
+
+def _embedded(batcher: Batcher, model: Model, kind: Kind, items: Sequence[Any]) -> list[Outcome]:
+    return batcher.embed(
+        model,
+        kind,
+        items,
+        partial(_prepare, model, kind),
+        model_id="the model",
+        priority=Priority.BULK,
+        deadline=time.time() + WITHIN_S,
+    ).vectors
+
+
+def _items(model: Model) -> Iterator[tuple[Kind, list[Any]]]:
+    for kind in model.traits.kinds:
+        yield kind, list(TEXTS) if kind is Kind.TEXT else _pictures()
+
+
+def _batches(model: Model) -> Iterator[tuple[Kind, list[Prepared]]]:
+    for kind, items in _items(model):
+        yield kind, [_prepare(model, kind, item) for item in items]
+
+
+def _pictures() -> list[Image.Image]:
+    dice = np.random.default_rng(7)
+    noise = Image.fromarray(dice.integers(0, 256, (96, 64, 3), np.uint8))
+    gradient = Image.linear_gradient("L").convert("RGB")
+    plain = [Image.new("RGB", (80, 60), colour) for colour in ("red", "white", "navy")]
+    return [noise, gradient, *plain]
+
+
+def _bad_pictures() -> list[Image.Image]:
+    sizes = (
+        ("RGB", (1, 1)),
+        ("1", (3, 900)),
+        ("I;16", (40, 40)),
+        ("CMYK", (50, 20)),
+        ("P", (9, 9)),
+    )
+    return [Image.new(mode, size) for mode, size in sizes]
+
+
+def _prepare(model: Model, kind: Kind, item: Any) -> Prepared:
+    return model.prepare_text(item) if kind is Kind.TEXT else model.prepare_image(item)
+
+
+def _content(prepared: Prepared) -> object:
+    if isinstance(prepared, np.ndarray):
+        return prepared.tobytes()
+    tokens = prepared.tokens
+    return tokens if isinstance(tokens, str) else tokens.tobytes()
+
+
+def _rows(model: Model, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    rows = model.run(kind, batch)
+    want = (len(batch), model.traits.dimension)
+    _must(np.shape(rows) == want, f"it answered {np.shape(rows)} where {want} was due")
+    return rows
+
+
+def _vector(outcome: Outcome) -> NDArray[np.float32]:
+    _must(not isinstance(outcome, ClipyardError), f"a good item failed: {outcome}")
+    return np.asarray(outcome)
+
+
+def _must_match(model: Model, rows: Any, others: Any, what: str) -> None:
+    a, b = np.asarray(rows, np.float64), np.asarray(others, np.float64)
+    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    lowest = float(cosines.min())
+    wanted = SAME.get(model.traits.precision, SAME["float32"])
+    _must(lowest >= wanted, f"{what}: cosine {lowest:.5f}, at least {wanted} is due")
+
+
+def _warm(model: Model) -> None:
+    """Mapped weights come into memory as they are touched."""
+    for kind, batch in _batches(model):
+        _rows(model, kind, batch)
+
+
+def _used(subject: Subject) -> int:
+    """Bytes of this process, and of the device where there is one."""
+    device = Memory(subject.placement.device).device()
+    return int(psutil.Process().memory_info().rss) + (device.total - device.free if device else 0)
+
+
+def _device_total(memory: Memory) -> int:
+    device = memory.device()
+    return device.total if device else 0
+
+
+def _must(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
