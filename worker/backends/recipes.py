@@ -108,14 +108,14 @@ class Recipe:
 
     def _without_memory(self) -> nn.Module | None:
         """None for the few constructors that compute with parameters, or a mask where they are."""
-        with suppress(Exception), _parameters_on_meta():
+        with suppress(Exception), parameters_on_meta():
             model = self._construct()
             return None if any(buffer.is_meta for buffer in model.buffers()) else model
         return None
 
     def _with_memory(self) -> nn.Module:
         model = self._construct()
-        with _parameters_on_meta():
+        with parameters_on_meta():
             for module in model.modules():
                 for name, parameter in list(module.named_parameters(recurse=False)):
                     module.register_parameter(name, parameter)
@@ -195,7 +195,7 @@ _building = threading.local()
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Parameters that this thread registers inside the block take no memory."""
     _watch_registrations()
     _building.now = True

@@ -1,0 +1,151 @@
+"""timm's own functions are the yardstick: the same file, the same pictures, the same vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import data
+from timm.data import create_transform, resolve_model_data_config
+
+from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
+from api_client.wire.messages import Kind
+from worker.backends import Families, hub
+from worker.backends.base import Placement
+from worker.backends.check import Subject, pytest_generate_tests  # noqa: F401
+from worker.backends.simple import SimpleBackend
+from worker.backends.timm import Timm
+from worker.catalogue import Entry
+
+# DINOv2's shape, a small one: registers of its own code, GELU, layer scale, its mean and crop.
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 98}
+NAME = "vit_small_patch14_dinov2.lvd142m"
+PHOTOS = [Image.fromarray(make()) for make in (data.astronaut, data.coffee, data.camera)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch.manual_seed(7)
+    model = timm.create_model(NAME, num_classes=0, **SMALL).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def entry(theirs, tmp_path_factory):
+    file = tmp_path_factory.mktemp("dinov2") / "lvd142m.safetensors"
+    save_file(theirs.state_dict(), file)
+    architecture, _, tag = NAME.partition(".")
+    return Entry(
+        f"timm/{NAME}",
+        backend="timm",
+        architecture=architecture,
+        tag=tag,
+        checkpoint=file,
+        kinds=(Kind.IMAGE,),
+        options=SMALL,
+    )
+
+
+def family(**placement):
+    return SimpleBackend(Timm, Placement(offline=True, **placement))
+
+
+def rows(model, pictures=PHOTOS):
+    return model.run(Kind.IMAGE, [model.prepare_image(picture) for picture in pictures])
+
+
+def cosines(a, b):
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def test_it_answers_as_timm_does(entry, theirs):
+    config = resolve_model_data_config(theirs, args={"img_size": 98})
+    transform = create_transform(**config, is_training=False)
+    with torch.inference_mode():
+        pictures = [transform(photo.convert("RGB")) for photo in PHOTOS]
+        want = theirs(torch.stack(pictures)).numpy()
+    model = family().load(entry)
+    assert model.traits.dimension == 48
+    assert model.traits.input_size == 98
+    assert cosines(rows(model), want).min() >= 0.99999
+
+
+def test_it_keeps_the_contract(clipyard_check, entry):
+    clipyard_check(Subject(family(), entry, Placement(offline=True)))
+
+
+def test_weights_under_models_dir_need_no_checkpoint(entry, tmp_path):
+    folder = tmp_path / entry.architecture
+    folder.mkdir()
+    (folder / "lvd142m.safetensors").symlink_to(entry.checkpoint)
+    found = Entry("x/y", architecture=entry.architecture, tag=entry.tag, options=SMALL)
+    model = family(models_dir=tmp_path).load(found)
+    assert model.traits.fingerprint == family().load(entry).traits.fingerprint
+
+
+def test_a_classifier_in_the_file_is_left_out(tmp_path):
+    small = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 32}
+    classifier = timm.create_model("vit_tiny_patch16_224", num_classes=5, **small)
+    save_file(classifier.state_dict(), tmp_path / "a.safetensors")
+    found = Entry(
+        "x/y",
+        architecture="vit_tiny_patch16_224",
+        checkpoint=tmp_path / "a.safetensors",
+        options=small,
+    )
+    assert rows(family().load(found)).shape == (3, 48)
+
+
+def test_weights_of_another_architecture_are_refused(entry, tmp_path):
+    save_file({"blocks.0.norm1.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
+    wrong = Entry(
+        "x/y",
+        architecture=entry.architecture,
+        tag=entry.tag,
+        checkpoint=tmp_path / "a.safetensors",
+        options=SMALL,
+    )
+    for step in (family().check, family().load):
+        with pytest.raises(BadCheckpoint, match="another architecture"):
+            step(wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"architecture": "vit_nonesuch"}, {"options": {"widht": 3}}])
+def test_what_timm_cannot_build_is_one_sentence(entry, wrong):
+    fields = {"architecture": entry.architecture, "tag": entry.tag, **wrong}
+    with pytest.raises(LoadFailed, match="timm cannot build vit_"):
+        family().check(Entry("x/y", **fields))
+
+
+def test_offline_without_weights_says_what_would_do(tmp_path):
+    families = Families(Placement(offline=True, cache_dir=tmp_path))
+    described = families.describe(f"timm/{NAME}")
+    assert described is not None
+    assert (described.backend, described.kinds) == ("timm", (Kind.IMAGE,))
+    for step in (families.check, families.load):
+        with pytest.raises(WeightsUnavailable, match=r"offline is set.*safetensors"):
+            step(described)
+    assert families.describe("timm/nonesuch.none") is None
+
+
+def test_timms_hub_is_asked_when_it_may_be(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "_answers", lambda url: asked.append(url))
+    described = Timm.describe(f"timm/{NAME}")
+    assert described is not None
+    with pytest.raises(WeightsUnavailable, match="away"):
+        SimpleBackend(Timm, Placement(cache_dir=Path(tmp_path))).load(described)
+    assert asked == [hub.constants.ENDPOINT]

@@ -1,0 +1,165 @@
+"""The timm family: image encoders such as DINOv2, which know no texts."""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.models import model_entrypoint
+from torch import nn
+from torchvision.transforms import Normalize
+
+from api_client.wire.errors import BadCheckpoint, LoadFailed
+from api_client.wire.messages import Kind
+
+from ..catalogue import Entry
+from . import hub, weights
+from .base import About
+from .recipes import parameters_on_meta
+from .residence import bytes_of
+from .torch_model import TorchModel
+
+__all__ = ["Timm"]
+
+PREFIX = "timm/"
+
+
+class Timm(TorchModel):
+    """`architecture` is timm's name, `tag` the part behind its dot, `options` go to timm.
+
+    Weights are the entry's checkpoint, `<architecture>/<tag>.safetensors` under `models_dir`, or
+    come from timm's hub. Preprocessing is what timm's data config says for these weights.
+    """
+
+    about = About(description="timm's image encoders, such as DINOv2", tags=("image",))
+
+    @classmethod
+    def describe(cls, model_id: str) -> Entry | None:
+        """An entry for `timm/<architecture>.<tag>`, if timm has such weights."""
+        name = model_id.removeprefix(PREFIX)
+        if model_id == name or not timm.is_model_pretrained(name):
+            return None
+        architecture, _, tag = name.partition(".")
+        return Entry(
+            id=model_id,
+            backend="timm",
+            architecture=architecture,
+            tag=tag,
+            description=f"timm's {architecture} with the weights {tag}",
+            kinds=(Kind.IMAGE,),
+        )
+
+    def check(self) -> int:
+        module = self._without_weights()
+        if (file := self._here(module)) is not None:
+            self._state(file, module)
+        elif self.placement.offline:
+            hub.require(f"the weights of {self.entry.id}", "", offline=True)
+        return bytes_of(module) * self.dtype.itemsize // torch.float32.itemsize
+
+    def build(self) -> nn.Module:
+        module: Any = self._without_weights()
+        file = self._here(module) or hub.fetch(
+            self.entry.id, _source(module), self._hub_dir, offline=self.placement.offline
+        )
+        module.load_state_dict(self._state(file, module), assign=True)
+        data: Any = timm.data
+        config = data.resolve_data_config(dict(self.entry.options), model=module)
+        transform = data.create_transform(**config, is_training=False)
+        *self._to_pixels, _, normalise = transform.transforms
+        if not isinstance(normalise, Normalize):
+            raise LoadFailed(f"{self.entry.id}: timm normalises with {normalise}, unknown here")
+        self._mean, self._std = (
+            torch.as_tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (normalise.mean, normalise.std)
+        )
+        self._preprocessing = json.dumps(config, sort_keys=True, default=str)
+        self.dimension = int(module.num_features)
+        self.input_size = max(config["input_size"][1:])
+        return module  # type: ignore[no-any-return]
+
+    def space(self) -> str:
+        return f"{super().space()}\n{self._preprocessing}"
+
+    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """(height, width, 3), the pixels that timm's preprocessing would normalise."""
+        image = image.convert("RGB")
+        for step in self._to_pixels:
+            image = step(image)
+        return np.asarray(image)
+
+    def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        rows = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
+        vectors = self.module(((rows - self._mean) / self._std).to(self.dtype))
+        found: NDArray[np.float32] = vectors.float().cpu().numpy()
+        return found
+
+    @property
+    def _name(self) -> str:
+        return f"{self.entry.architecture}.{self.entry.tag}".rstrip(".")
+
+    @property
+    def _hub_dir(self) -> Path:
+        folder = self.placement.cache_dir
+        return folder / "hub" if folder else Path(hub.constants.HF_HUB_CACHE)
+
+    def _without_weights(self) -> nn.Module:
+        """Parameters on the meta device, as far as the architecture can be built so."""
+        with suppress(Exception), parameters_on_meta():
+            module = self._construct()
+            if not any(buffer.is_meta for buffer in module.buffers()):
+                return module
+        return self._construct()
+
+    def _construct(self) -> nn.Module:
+        try:
+            options = dict(self.entry.options)
+            module: nn.Module = timm.create_model(self._name, num_classes=0, **options)
+        except Exception as error:  # whatever a wrong option makes of a constructor
+            first = str(error).partition("\n")[0]
+            raise LoadFailed(f"timm cannot build {self._name}: {first}") from error
+        return module
+
+    def _here(self, module: nn.Module) -> Path | None:
+        """The weights on this machine, if they are."""
+        entry, folder = self.entry, self.placement.models_dir
+        if entry.checkpoint is not None:
+            return entry.checkpoint
+        if folder and (file := folder / entry.architecture / f"{entry.tag}.safetensors").is_file():
+            return file
+        return hub.cached(_source(module), self._hub_dir)
+
+    def _state(self, file: Path, module: nn.Module) -> weights.State:
+        """A checkpoint's tensors as timm itself would adapt them, without the classifier."""
+        state = weights.read(file)
+        builder = sys.modules[model_entrypoint(self.entry.architecture).__module__]
+        if adapt := getattr(builder, "checkpoint_filter_fn", None):
+            with suppress(KeyError, RuntimeError):  # `differences` says what does not fit
+                state = adapt(state, module)
+        expected = module.state_dict()
+        heads = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
+        prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+        state = {
+            name: tensor
+            for name, tensor in state.items()
+            if name in expected or not prefixes or not name.startswith(prefixes)
+        }
+        if found := weights.differences(expected, state):
+            raise BadCheckpoint(f"{file} belongs to another architecture: {found}")
+        return state
+
+
+def _source(module: nn.Module) -> dict[str, str]:
+    """Where timm would get the weights, as `hub` understands it."""
+    config: Any = getattr(module, "pretrained_cfg", {})
+    repository = config.get("hf_hub_id")
+    if not repository:
+        return {"url": config.get("url") or ""}
+    return {"hf_hub": f"{repository}/{config.get('hf_hub_filename') or 'model.safetensors'}"}
