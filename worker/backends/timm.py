@@ -10,6 +10,7 @@ import numpy as np
 import timm
 import timm.data
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from numpy.typing import NDArray
 from PIL import Image
 from timm.models import model_entrypoint
@@ -108,7 +109,7 @@ class Timm(TorchModel):
     @property
     def _hub_dir(self) -> Path:
         folder = self.placement.cache_dir
-        return folder / "hub" if folder else Path(hub.constants.HF_HUB_CACHE)
+        return folder / "hub" if folder else Path(HF_HUB_CACHE)
 
     def _without_weights(self) -> nn.Module:
         """Parameters on the meta device, as far as the architecture can be built so."""
