@@ -1,28 +1,56 @@
-"""What is wrong, and the mend. Each check finds one kind of fault; a sick one ends the round."""
+"""What is wrong, and the mend. Each check looks for one kind of fault; docs/doctor.md lists them.
+
+A Redis that does not answer ends the round: nothing else could be asked.
+"""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import redis
 
+from .dashboard.settings import DashboardSettings
 from .stack.errors import StackError
 from .stack.up import find_checkout
-from .wire import codec
-from .wire.broker import redis_client
+from .status import Fleet, read_fleet, sweep_is_missing
+from .wire.broker import celery_app, redis_client
 from .wire.errors import BadSettings, ClipyardError
-from .wire.messages import WorkerStatus
+from .wire.messages import EventKind, WorkerStatus
 from .wire.names import Keys
 from .wire.settings import Settings, masked
 
 OLDEST_REDIS = 7  # what the project is tested with, and newer
 CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines
+LEAST_FREE_BYTES = 1_000_000_000  # for the stack's data and logs
+GATES_REFUSED = 3  # lately; one can be a message that Redis delivered twice
+INSPECT_S = 1.0  # how long workers have to answer by remote control
+
+
+class Check(StrEnum):
+    """What is looked at."""
+
+    SETTINGS = "settings"
+    REDIS = "redis"
+    EVICTION = "redis eviction"
+    CLOCKS = "clocks"
+    DISK = "disk"
+    WORKERS = "workers"
+    WORKER = "worker"
+    VERSIONS = "versions"
+    BEAT = "beat"
+    TWO_BEATS = "two beats"
+    EVENTS = "events"
+    MODEL = "model"
+    IMAGE_ROOT = "image root"
+    GPU = "gpu"
 
 
 class Health(StrEnum):
@@ -35,10 +63,13 @@ class Health(StrEnum):
 class Finding:
     """One check's result; `mend` says what to do, and is empty when all is well."""
 
-    check: str
+    check: Check
     health: Health
     found: str
     mend: str = ""
+
+
+Found = Iterator[Finding]
 
 
 @dataclass(frozen=True)
@@ -58,7 +89,9 @@ def examine() -> Report:
     settings_found, rows = _settings()
     findings = [settings_found]
     if settings_found.health is not Health.SICK:
-        findings += _redis_and_workers(Settings.read())
+        settings = Settings.read()
+        findings += disk(settings.home)
+        findings += _redis_and_workers(settings)
     return Report(rows, findings)
 
 
@@ -66,8 +99,8 @@ def _settings() -> tuple[Finding, list[dict[str, str]]]:
     try:
         rows = _worker_rows() or Settings.read().rows()
     except BadSettings as error:
-        return Finding("settings", Health.SICK, str(error), "correct or unset them"), []
-    return Finding("settings", Health.OK, f"{len(rows)} settings can be used"), rows
+        return Finding(Check.SETTINGS, Health.SICK, str(error), "correct or unset them"), []
+    return Finding(Check.SETTINGS, Health.OK, f"{len(rows)} settings can be used"), rows
 
 
 def _worker_rows() -> list[dict[str, str]] | None:
@@ -84,64 +117,130 @@ def _worker_rows() -> list[dict[str, str]] | None:
     return rows
 
 
-def _redis_and_workers(settings: Settings) -> Iterator[Finding]:
+def disk(home: Path, *, least_free_bytes: int = LEAST_FREE_BYTES) -> Found:
+    """The private Redis and the logs live below `home`."""
+    there = next((place for place in (home, *home.parents) if place.exists()), Path("/"))
+    free = shutil.disk_usage(there).free
+    found = f"{free / 1e9:.1f} GB free below {home}"
+    mend = "make room: a Redis that cannot write refuses every message"
+    yield _told(Check.DISK, found, mend=mend if free < least_free_bytes else "")
+
+
+def _redis_and_workers(settings: Settings) -> Found:
     try:
         url = settings.url()
         with redis_client(settings, patience_s=0) as client:
             yield from _redis(client, url)
-            yield from _workers(client, Keys(settings.key_prefix))
+            yield from clocks(client)
+            fleet = read_fleet(client, Keys(settings.key_prefix))
+            yield from fleet_findings(fleet, settings, now=time.time())
+            yield from two_beats(client, settings)
+        if fleet.workers:
+            yield from events(settings)
     except redis.AuthenticationError as error:
         mend = "check the password in CLIPYARD_REDIS_URL"
-        yield Finding("redis", Health.SICK, f"{masked(url)}: {error}", mend)
+        yield Finding(Check.REDIS, Health.SICK, f"{masked(url)}: {error}", mend)
     except redis.RedisError as error:
         mend = "start it, or correct CLIPYARD_REDIS_URL"
-        yield Finding("redis", Health.SICK, f"cannot reach {masked(url)}: {error}", mend)
+        yield Finding(Check.REDIS, Health.SICK, f"cannot reach {masked(url)}: {error}", mend)
     except ClipyardError as error:
-        yield Finding("redis", Health.SICK, str(error), "start a stack with `clipyard up`")
+        yield Finding(Check.REDIS, Health.SICK, str(error), "start a stack with `clipyard up`")
 
 
-def _redis(client: Any, url: str) -> Iterator[Finding]:
+def _redis(client: Any, url: str) -> Found:
     server = client.info("server")
-    number = str(server.get("valkey_version") or server["redis_version"])
-    old = int(number.partition(".")[0]) < OLDEST_REDIS
-    yield Finding(
-        "redis",
-        Health.SICK if old else Health.OK,
-        f"version {number} at {masked(url)}",
-        f"run version {OLDEST_REDIS} or newer" if old else "",
-    )
+    yield redis_version(str(server.get("valkey_version") or server["redis_version"]), url=url)
     policy = client.info("memory")["maxmemory_policy"]
-    evicting = policy != "noeviction"
-    yield Finding(
-        "redis eviction",
-        Health.SICK if evicting else Health.OK,
+    yield _told(
+        Check.EVICTION,
         f"maxmemory-policy is {policy}",
-        "set it to noeviction: an evicting Redis loses messages" if evicting else "",
+        mend="" if policy == "noeviction" else "set it to noeviction: others lose messages",
+        health=Health.SICK,
     )
+
+
+def redis_version(number: str, *, url: str) -> Finding:
+    old = int(number.partition(".")[0]) < OLDEST_REDIS
+    mend = f"run version {OLDEST_REDIS} or newer" if old else ""
+    return _told(Check.REDIS, f"version {number} at {masked(url)}", mend=mend, health=Health.SICK)
+
+
+def clocks(client: Any, *, clock: Callable[[], float] = time.time) -> Found:
     seconds, microseconds = client.time()
-    apart = abs(time.time() - seconds - microseconds / 1e6)
-    yield Finding(
-        "clocks",
-        Health.WARNING if apart > CLOCKS_APART_S else Health.OK,
-        f"{apart:.1f} s between this machine and Redis",
-        "let NTP set both clocks" if apart > CLOCKS_APART_S else "",
-    )
+    apart = abs(clock() - seconds - microseconds / 1e6)
+    found = f"{apart:.1f} s between this machine and Redis"
+    mend = "let NTP set both clocks" if apart > CLOCKS_APART_S else ""
+    yield _told(Check.CLOCKS, found, mend=mend)
 
 
-def _workers(client: Any, keys: Keys) -> Iterator[Finding]:
-    hashes = [client.hgetall(keys.worker(name.decode())) for name in client.smembers(keys.workers)]
-    alive = [codec.unpack_record(WorkerStatus, fields) for fields in hashes if fields]
-    if not alive:
+def fleet_findings(fleet: Fleet, settings: Settings, *, now: float) -> Found:
+    """What the workers' own status tells."""
+    if not fleet.workers:
         mend = "start one with `clipyard up`, or `celery -A worker.app worker -P threads`"
-        yield Finding("workers", Health.SICK, "no worker is alive", mend)
-    ours = version("clipyard")
-    for worker in sorted(alive, key=lambda worker: worker.name):
-        theirs = worker.versions.get("clipyard", "")
-        if worker.state == "broken":
-            found, mend = f"broken: {worker.trouble}", "look at its log; restart it if it stays so"
-        elif theirs and theirs != ours:
-            found, mend = f"version {theirs}, this client is {ours}", "install the same version"
-        else:
-            found, mend = f"{worker.state} on {worker.device}", ""
-        health = Health.SICK if worker.state == "broken" else Health.WARNING if mend else Health.OK
-        yield Finding(f"worker {worker.name}", health, found, mend)
+        yield Finding(Check.WORKERS, Health.SICK, "no worker is alive", mend)
+        return
+    for worker in fleet.workers:
+        found = f"{worker.name} is {worker.state} on {worker.device}: {worker.trouble}".rstrip(": ")
+        mend = "look at its log; restart it if it stays so" if worker.state == "broken" else ""
+        yield _told(Check.WORKER, found, mend=mend, health=Health.SICK)
+        yield from _versions(worker)
+        yield from _beat(worker, settings, now=now)
+        for complaint in worker.complaints:
+            found = f"{worker.name}: {complaint.found}"
+            yield Finding(Check(complaint.about.value), Health.WARNING, found, complaint.mend)
+    yield from _models(fleet)
+
+
+def _versions(worker: WorkerStatus) -> Found:
+    theirs, ours = worker.versions.get("clipyard", ""), version("clipyard")
+    if theirs and theirs != ours:
+        found = f"{worker.name} has version {theirs}, this client is {ours}"
+        mend = "install the same version on both sides, the workers first"
+        yield Finding(Check.VERSIONS, Health.WARNING, found, mend)
+
+
+def _beat(worker: WorkerStatus, settings: Settings, *, now: float) -> Found:
+    if not settings.sweeps_enabled:
+        return
+    if sweep_is_missing(worker, now=now, interval_s=settings.sweep_interval_s):
+        since = max(worker.last_sweep_at, worker.started_at)
+        found = f"{worker.name} has not been swept for {now - since:.0f} s"
+        mend = "start `celery -A beat_schedule beat`: idle models stay in memory without it"
+        yield Finding(Check.BEAT, Health.WARNING, found, mend)
+
+
+def _models(fleet: Fleet) -> Found:
+    """A model whose last word on a worker is a refusal."""
+    seen: set[tuple[str, str]] = set()
+    for event in fleet.events:  # newest first
+        if (event.worker, event.model) in seen:
+            continue
+        seen.add((event.worker, event.model))
+        if event.kind in (EventKind.REFUSED, EventKind.OUT_OF_MEMORY):
+            found = f"{event.model} could not be had on {event.worker}: {event.reason}"
+            mend = "look at its checkpoint, its catalogue entry and the memory it needs"
+            yield Finding(Check.MODEL, Health.WARNING, found, mend)
+
+
+def two_beats(client: Any, settings: Settings) -> Found:
+    refused = int(client.get(Keys(settings.key_prefix).refused("sweep")) or 0)
+    if refused >= GATES_REFUSED:
+        found = f"{refused} sweeps were asked for twice"
+        mend = "stop one of the beats: they do no harm, but one is enough"
+        yield Finding(Check.TWO_BEATS, Health.WARNING, found, mend)
+
+
+def events(settings: Settings) -> Found:
+    """Whether the workers tell Flower of their tasks; asked of them by remote control."""
+    with celery_app(settings) as app:
+        stats: dict[str, Any] = app.control.inspect(timeout=INSPECT_S).stats() or {}
+    silent = sorted(name for name, told in stats.items() if not told.get("task_events"))
+    wanted = DashboardSettings.read().dashboard_password is not None
+    found = f"off on {', '.join(silent)}" if silent else "on"
+    mend = "set CLIPYARD_TASK_EVENTS=true for the workers, or the dashboard shows no tasks"
+    yield _told(Check.EVENTS, found, mend=mend if silent and wanted else "")
+
+
+def _told(check: Check, found: str, *, mend: str, health: Health = Health.WARNING) -> Finding:
+    """Well, unless there is something to mend."""
+    return Finding(check, health if mend else Health.OK, found, mend)

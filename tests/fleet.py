@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -42,28 +43,30 @@ def fleet(tmp_path_factory, free_port, metrics_port):
     """A stack of two workers, a beat and the dashboard; sweeps run every second."""
     home = tmp_path_factory.mktemp("fleet")
     (home / "catalogue.toml").write_text(CATALOGUE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPYARD_DASHBOARD_PORT", str(free_port))
-        patch.setenv("CLIPYARD_DASHBOARD_PASSWORD", PASSWORD)
-        patch.setenv("CLIPYARD_SWEEP_INTERVAL_S", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        env = child.WORKER_ENV | {
-            "CLIPYARD_CATALOGUE": str(home / "catalogue.toml"),
-            "CLIPYARD_CACHE_DIR": str(home / "cache"),
-            "CLIPYARD_IMAGE_ROOTS": json.dumps([str(home)]),
-            "CLIPYARD_DEFAULT_MODEL": "fake/vision",
-            "CLIPYARD_OFFLINE": "true",
-        }
-        options = Options(
-            home=home,
-            devices=("cpu", "cpu"),
-            env=env,
-            extras=(child.extra(),),
-            metrics_port=metrics_port,
-        )
-        with temporary_stack(options, tell=print) as stack:
+    env = child.WORKER_ENV | {
+        "CLIPYARD_CATALOGUE": str(home / "catalogue.toml"),
+        "CLIPYARD_CACHE_DIR": str(home / "cache"),
+        "CLIPYARD_IMAGE_ROOTS": json.dumps([str(home)]),
+        "CLIPYARD_DEFAULT_MODEL": "fake/vision",
+        "CLIPYARD_OFFLINE": "true",
+    }
+    with ExitStack() as until_the_end:
+        # What the children inherit; other tests must not.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CLIPYARD_DASHBOARD_PORT", str(free_port))
+            patch.setenv("CLIPYARD_DASHBOARD_PASSWORD", PASSWORD)
+            patch.setenv("CLIPYARD_SWEEP_INTERVAL_S", "1")
+            patch.setenv("OMP_NUM_THREADS", "1")
+            options = Options(
+                home=home,
+                devices=("cpu", "cpu"),
+                env=env,
+                extras=(child.extra(),),
+                metrics_port=metrics_port,
+            )
+            stack = until_the_end.enter_context(temporary_stack(options, tell=print))
             stack.supervisor.wait_ready(within_s=115)
-            yield stack
+        yield stack
 
 
 @pytest.fixture

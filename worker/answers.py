@@ -127,8 +127,10 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
             return {"worker": here.node, "answered": "before"}
         outcome = _stamped(_outcome(task, body, check), waited_s)
         worked = time.monotonic()
-        _write(request_id, outcome)
+        frame = _frame(outcome)
+        # Counted first: whoever hears of the answer may look at the counters.
         here.meter.answered(task.name, outcome, encode_s=time.monotonic() - worked)
+        _write(request_id, frame)
     except (redis.ConnectionError, redis.TimeoutError) as away:
         log.warning("%s %s goes back to its queue: %s", task.name, request_id, away)
         raise Reject(away, requeue=True) from None
@@ -210,10 +212,10 @@ def busy_pause_s(retries: int, dice: float) -> float | None:
     return dice * min(BUSY_PAUSE_MAX_S, BUSY_PAUSE_S * 2.0**retries)
 
 
-def _write(request_id: str, outcome: Answer | ClipyardError) -> None:
+def _write(request_id: str, frame: bytes) -> None:
     here = runtime.here()
     with here.redis.pipeline(transaction=True) as pipe:
-        pipe.set(here.keys.answer(request_id), _frame(outcome), ex=here.settings.answer_ttl_s)
+        pipe.set(here.keys.answer(request_id), frame, ex=here.settings.answer_ttl_s)
         pipe.rpush(here.keys.done(request_id), 1)
         pipe.expire(here.keys.done(request_id), here.settings.answer_ttl_s)
         pipe.execute()

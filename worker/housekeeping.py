@@ -8,6 +8,7 @@ from api_client.wire.names import Keys
 # A beat's ticks come a little early or late: a gate as long as the period would shut every other
 # tick out.
 GATE_SHARE = 0.9
+REFUSALS_KEPT_PERIODS = 5  # after the last one
 REPLIES_A_TIME = 1000
 REPLY_KEPT_S = 60
 
@@ -15,7 +16,13 @@ REPLY_KEPT_S = 60
 def first_in_period(store: redis.Redis, keys: Keys, what: str, *, period_s: float) -> bool:
     """True for the first to ask in a period, so that a second beat changes nothing."""
     gate_ms = max(1, int(period_s * GATE_SHARE * 1000))
-    return bool(store.set(keys.gate(what), 1, nx=True, px=gate_ms))
+    if store.set(keys.gate(what), 1, nx=True, px=gate_ms):
+        return True
+    with store.pipeline() as pipe:  # `clipyard doctor` tells two beats by it
+        pipe.incr(keys.refused(what))
+        pipe.pexpire(keys.refused(what), max(1, int(period_s * REFUSALS_KEPT_PERIODS * 1000)))
+        pipe.execute()
+    return False
 
 
 def live_workers(store: redis.Redis, keys: Keys) -> list[str]:

@@ -20,6 +20,7 @@ from .backends.base import Model, Placement, Prepared
 from .backends.placement import resolve
 from .batcher import Batcher
 from .catalogue import BUILT_IN, Catalogue, Entry
+from .complaints import complaints
 from .health import Health, Verdict
 from .images import ImageReader
 from .ledger import Ledger
@@ -71,7 +72,12 @@ class Runtime:
                 self.slots.load(self.catalogue[model_id], asked_by="the worker's start")
             except ClipyardError as error:
                 log.warning("%s was not loaded at the start: %s", model_id, error)
+        self.look_around()
         self.health.start()
+
+    def look_around(self) -> None:
+        """Tell the fleet what is wrong on this machine."""
+        self.tracker.complain(complaints(self.settings, device=self.placement.device))
 
     def close(self) -> None:
         """Fail what waits, give all memory back, take the worker off the list."""

@@ -18,7 +18,7 @@ from typing import Literal
 import redis
 
 from api_client.wire.codec import pack_record, text
-from api_client.wire.messages import Event, Knobs, ModelStatus, WorkerStatus
+from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerStatus
 from api_client.wire.names import Keys
 
 from . import usage
@@ -84,6 +84,7 @@ class Tracker:
         self._state: State = "starting"
         self._trouble = ""
         self._swept_at = 0.0
+        self._complaints: tuple[Complaint, ...] = ()
         self._seen_at: dict[str, float] = {}
         self._uses: dict[str, Use] = defaultdict(Use)
         self._hours: Counter[tuple[str, int]] = Counter()
@@ -116,6 +117,10 @@ class Tracker:
         with self._lock:
             self._state, self._trouble = state, trouble
         self._wake.set()
+
+    def complain(self, found: tuple[Complaint, ...]) -> None:
+        """What is wrong around this worker now."""
+        self._complaints = found
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -375,4 +380,5 @@ class Tracker:
             last_sweep_at=self._swept_at,
             settings={name: str(getattr(settings, name)) for name in Knobs.model_fields},
             versions=self._versions,
+            complaints=self._complaints,
         )

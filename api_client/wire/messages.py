@@ -300,6 +300,22 @@ class ModelStatus(Message):
     next_out: bool = False  # what would be evicted next
 
 
+class ComplaintAbout(StrEnum):
+    """What a worker can find wrong around itself."""
+
+    IMAGE_ROOT = "image root"
+    DISK = "disk"
+    GPU = "gpu"
+
+
+class Complaint(Message):
+    """Something that a worker found wrong around itself, and the mend."""
+
+    about: ComplaintAbout
+    found: str
+    mend: str
+
+
 class WorkerStatus(Message):
     """One worker process, as its status hash tells it. Times are unix seconds."""
 
@@ -322,6 +338,7 @@ class WorkerStatus(Message):
     last_sweep_at: float = 0.0  # 0: not since it started; is the beat running?
     settings: dict[str, str] = {}  # those that can be changed at run time
     versions: dict[str, str] = {}
+    complaints: tuple[Complaint, ...] = ()
 
 
 class EventKind(StrEnum):

@@ -85,7 +85,7 @@ STAGE_S = _worker(
     "stage_seconds",
     _H,
     "Time of one embed request in a stage: queue (from the client's send to the task's "
-    "start), load (waiting for the model), decode, forward, encode (writing the answer).",
+    "start), load (waiting for the model), decode, forward, encode (the answer into bytes).",
     "stage",
     "model",
     buckets=SHORT_S,

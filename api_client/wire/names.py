@@ -94,6 +94,10 @@ class Keys:
         """String, set once per period: makes a second beat harmless. Expires."""
         return f"{self._prefix}:gate:{what}"
 
+    def refused(self, what: str) -> str:
+        """String: how often the gate was shut to somebody lately. Expires."""
+        return f"{self._prefix}:gate:{what}:refused"
+
     def usage(self, model_id: str) -> str:
         """Hash of hour of the week -> uses. Expires when the model is forgotten."""
         return f"{self._prefix}:usage:{model_id}"

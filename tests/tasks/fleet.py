@@ -88,6 +88,7 @@ def parts(settings: WorkerSettings, node: str) -> Any:
         slots=slots,
         tracker=tracker,
         meter=Meter(),
+        look_around=lambda: None,
         memory=memory,
         ledger=ledger,
         redis=store,

@@ -221,7 +221,8 @@ def test_a_request_revoked_while_it_runs_is_answered_as_cancelled(ask, app):
 
 def test_a_request_that_a_shutdown_interrupts_goes_back_to_its_queue(ask, monkeypatch):
     reasons = iter([Reason.SHUTDOWN])
-    monkeypatch.setattr(answers, "cancelled", lambda: next(reasons, None))
+    # Not for the task before, which may be on its last lines still.
+    monkeypatch.setattr(answers, "cancelled", lambda: next(reasons, None) if desk.asked else None)
     answer, _ = ask("test.load", Cancelled("shutdown"), GOOD, model="m")
     assert answer == GOOD
     assert desk.asked == 2

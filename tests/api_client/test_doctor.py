@@ -1,0 +1,166 @@
+"""Every finding, each provoked for real where a machine allows it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import redis
+
+from api_client import doctor
+from api_client.doctor import Check, Health, examine
+from api_client.wire.codec import pack_record
+from api_client.wire.errors import LoadFailed
+from api_client.wire.messages import Complaint, ComplaintAbout, WorkerStatus
+from worker import housekeeping
+
+DOCUMENT = Path(doctor.__file__).parents[1] / "docs" / "doctor.md"
+
+
+@pytest.fixture
+def look(monkeypatch, tmp_path, prefix):
+    """Examines an installation, as {check: the findings}."""
+
+    def look(url, **env):
+        env = {"REDIS_URL": url, "KEY_PREFIX": prefix, "HOME": str(tmp_path)} | env
+        for name, value in env.items():
+            monkeypatch.setenv(f"CLIPYARD_{name}", value)
+        found = {}
+        for finding in examine().findings:
+            found.setdefault(finding.check, []).append(finding)
+        return found
+
+    return look
+
+
+@pytest.fixture
+def show(store, keys):
+    """Writes what a worker shows of itself, by default a well one."""
+
+    def show(**fields):
+        now = time.time()
+        told = {"name": "gpu0@a", "device": "cuda:0", "pid": 1, "state": "ready"}
+        told |= {"started_at": now, "beat_at": now, "versions": {"clipyard": version("clipyard")}}
+        store.sadd(keys.workers, "gpu0@a")
+        store.hset(keys.worker("gpu0@a"), mapping=pack_record(WorkerStatus(**(told | fields))))
+
+    return show
+
+
+def test_a_working_fleet_has_nothing_to_mend_but_what_the_tests_broke(look, running, client):
+    with pytest.raises(LoadFailed):
+        client.load("fake/broken")
+    give_up_at = time.monotonic() + 20
+    while not any(event.model == "fake/broken" for event in client.status().events):
+        assert time.monotonic() < give_up_at
+    found = look(running.url, KEY_PREFIX="clipyard")
+    sick = {check for check, those in found.items() for one in those if one.health is not Health.OK}
+    assert sick <= {Check.MODEL}
+    [broken] = [one for one in found[Check.MODEL] if "fake/broken" in one.found]
+    assert "made of sand" in broken.found
+    assert "off on cpu0@" in found[Check.EVENTS][0].found
+
+
+def test_events_that_are_off_matter_once_there_is_a_dashboard(look, running):
+    found = look(running.url, KEY_PREFIX="clipyard", DASHBOARD_PASSWORD="twelve-characters")
+    [off] = found[Check.EVENTS]
+    assert off.health is Health.WARNING
+    assert "CLIPYARD_TASK_EVENTS" in off.mend
+
+
+def test_a_redis_that_is_not_there_is_sick_and_ends_the_round(look):
+    found = look("redis://127.0.0.1:1/0")
+    assert found[Check.REDIS][0].health is Health.SICK
+    assert Check.WORKERS not in found
+
+
+def test_a_redis_that_evicts_is_sick(look, valkey_of_my_own):
+    with redis.Redis.from_url(valkey_of_my_own.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    found = look(valkey_of_my_own.url)
+    assert found[Check.EVICTION][0].health is Health.SICK
+    assert found[Check.WORKERS][0].health is Health.SICK  # nobody is there either
+
+
+def test_a_wrong_password_is_named(look, valkey_of_my_own):
+    with redis.Redis.from_url(valkey_of_my_own.url) as client:
+        client.config_set("requirepass", "secret")
+    [refused] = look(valkey_of_my_own.url)[Check.REDIS]
+    assert (refused.health, "password" in refused.mend) == (Health.SICK, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "health"), [("6.2.14", Health.SICK), ("7.0.0", Health.OK), ("9.1.2", Health.OK)]
+)
+def test_an_old_redis_is_sick(number, health):
+    assert doctor.redis_version(number, url="redis://h").health is health
+
+
+def test_clocks_that_are_apart_are_told(store):
+    [apart] = doctor.clocks(store, clock=lambda: time.time() + 10)
+    assert apart.health is Health.WARNING
+    assert "10.0 s" in apart.found
+    assert [one.health for one in doctor.clocks(store)] == [Health.OK]
+
+
+def test_a_worker_without_a_beat_is_told(look, show, valkey_url):
+    show(started_at=time.time() - 500)
+    [missing] = look(valkey_url)[Check.BEAT]
+    assert "500 s" in missing.found
+    assert "beat_schedule" in missing.mend
+    show(started_at=time.time() - 500, last_sweep_at=time.time() - 10)
+    assert Check.BEAT not in look(valkey_url)
+
+
+def test_a_second_beat_is_told_by_the_gates_it_finds_shut(look, show, valkey_url, store, keys):
+    show()
+    for _ in range(doctor.GATES_REFUSED + 1):
+        housekeeping.first_in_period(store, keys, "sweep", period_s=60)
+    [two] = look(valkey_url)[Check.TWO_BEATS]
+    assert two.health is Health.WARNING
+
+
+def test_versions_that_differ_are_told(look, show, valkey_url):
+    show(versions={"clipyard": "0.0.1"})
+    [differ] = look(valkey_url)[Check.VERSIONS]
+    assert "0.0.1" in differ.found
+
+
+def test_a_broken_worker_is_sick(look, show, valkey_url):
+    show(state="broken", trouble="the last forward pass failed")
+    [broken] = look(valkey_url)[Check.WORKER]
+    assert (broken.health, "forward pass" in broken.found) == (Health.SICK, True)
+
+
+@pytest.mark.parametrize("about", list(ComplaintAbout))
+def test_what_a_worker_complains_of_is_told_with_its_mend(look, show, valkey_url, about):
+    show(complaints=[Complaint(about=about, found="oh", mend="do this")])
+    told = [one for one in look(valkey_url)[Check(about.value)] if one.found == "gpu0@a: oh"]
+    assert [one.mend for one in told] == ["do this"]
+
+
+def test_a_full_disk_is_told(tmp_path):
+    [full] = doctor.disk(tmp_path / "not" / "there", least_free_bytes=10**18)
+    assert full.health is Health.WARNING
+
+
+def test_a_setting_that_cannot_be_used_is_sick(look):
+    found = look("redis://127.0.0.1:1/0", CHUNK_SIZE="many")
+    assert found[Check.SETTINGS][0].health is Health.SICK
+
+
+def test_the_exit_code_and_json_are_for_scripts(tmp_path):
+    env = os.environ | {"CLIPYARD_REDIS_URL": "redis://127.0.0.1:1/0"}
+    argv = [sys.executable, "-m", "api_client", "doctor", "--json"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert {"redis", "disk"} <= {one["check"] for one in json.loads(done.stdout)["findings"]}
+
+
+def test_every_finding_is_documented():
+    page = DOCUMENT.read_text()
+    assert [check for check in Check if f"| `{check}` |" not in page] == []

@@ -1,0 +1,45 @@
+import pytest
+
+from api_client.wire.messages import ComplaintAbout
+from worker.complaints import complaints
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def about(tmp_path):
+    """What a worker complains of, with these settings."""
+
+    def about(*, on="cpu", least_free_bytes=0, **given):
+        settings = WorkerSettings.read(**({"cache_dir": tmp_path / "cache"} | given))
+        return complaints(
+            settings, device=on, least_free_bytes=least_free_bytes, root=tmp_path / "root"
+        )
+
+    return about
+
+
+def test_a_worker_whose_surroundings_are_well_complains_of_nothing(about, tmp_path):
+    assert about(image_roots=(tmp_path,)) == ()
+
+
+def test_an_image_root_that_is_not_there_is_told(about, tmp_path):
+    [root] = about(image_roots=(tmp_path, tmp_path / "unmounted"))
+    assert root.about is ComplaintAbout.IMAGE_ROOT
+    assert "unmounted" in root.found
+
+
+def test_a_full_disk_is_told(about):
+    [disk] = about(least_free_bytes=10**18)
+    assert disk.about is ComplaintAbout.DISK
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "told"), [("cpu", "auto", 1), ("cpu", "cpu", 0), ("cuda:0", "auto", 0)]
+)
+def test_a_gpu_that_torch_does_not_see_is_told_unless_the_cpu_is_meant(
+    about, tmp_path, device, asked, told
+):
+    (tmp_path / "root" / "dev").mkdir(parents=True)
+    (tmp_path / "root" / "dev" / "nvidia0").touch()
+    seen = [one.about for one in about(on=device, device=asked)]
+    assert seen == [ComplaintAbout.GPU] * told
