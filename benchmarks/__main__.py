@@ -1,7 +1,8 @@
-"""`python -m benchmarks NAME [--quick] [--device cpu] [--json]`: one line of JSON at the end.
+"""`python -m benchmarks NAME [--quick] [--device cpu] [--json] [--keep]`: one line of JSON.
 
 With --json nothing else is printed to the standard output. The exit code is 0 whether or not a
-goal was reached; 1 is for a benchmark that could not run.
+goal was reached; 1 is for a benchmark that could not run. `all` runs each in turn; `report` draws
+docs/performance.md from what was kept.
 """
 
 import argparse
@@ -9,28 +10,49 @@ import logging
 import sys
 from importlib import import_module
 
+from . import kept, page
 from .report import Options, Report
 
-NAMES = ("bulk", "latency", "load", "mixed", "reference", "residency", "wire")
+NAMES = ("bulk", "gpu", "latency", "load", "mixed", "reference", "residency", "wire")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", choices=(*NAMES, "all", "report"))
     parser.add_argument("--quick", action="store_true", help="within a minute, noisier")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="only the line of JSON")
+    parser.add_argument("--keep", action="store_true", help="write the result to results/")
     given = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-
-    benchmark = import_module(f"{__package__}.{given.name}")
-    report: Report = benchmark.run(Options(quick=given.quick, device=given.device))
-    if not given.json:
-        for name, ratio in report.ratios.items():
-            goal = report.goals.get(name)
-            print(f"{name:40} {ratio:8.3g}" + (f"  (goal {goal:g})" if goal else ""))
-    print(report.line())
+    if given.name == "report":
+        print(*page.write(), sep="\n")
+        return 0
+    options = Options(quick=given.quick, device=given.device)
+    for name in NAMES if given.name == "all" else [given.name]:
+        _run(name, options, as_json=given.json, keep=given.keep)
     return 0
+
+
+def _run(name: str, options: Options, *, as_json: bool, keep: bool) -> None:
+    report = _report(name, options)
+    if not as_json:
+        for ratio_name, ratio in report.ratios.items():
+            goal = report.goals.get(ratio_name)
+            print(f"{ratio_name:40} {ratio:8.3g}" + (f"  (goal {goal:g})" if goal else ""))
+    print(report.line(), flush=True)
+    if keep:
+        kept.keep(report.line())
+
+
+def _report(name: str, options: Options) -> Report:
+    import torch
+
+    wanted = torch.device(options.device)
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        return Report(name, seconds=0.0, note=f"nothing measured: {options.device} is not here")
+    report: Report = import_module(f"{__package__}.{name}").run(options)
+    return report
 
 
 if __name__ == "__main__":

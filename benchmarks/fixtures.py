@@ -69,18 +69,17 @@ def _clouds(width: int, height: int, dice: np.random.Generator) -> NDArray[np.ui
     return pixels
 
 
-def models_dir() -> Path:
-    """A folder that holds `MODEL_ID` as a checkpoint: the true architecture, random weights."""
+def models_dir(architecture: str = "ViT-B-32") -> Path:
+    """A folder that holds `<architecture>/seeded` as a checkpoint: random weights, true shape."""
     # torch is slow to import, and who only wants pictures should not wait for it.
     import open_clip
     import torch
     from safetensors.torch import save_file
 
     below = folder() / "models"
-    file = below / f"{MODEL_ID}.safetensors"
+    file = below / architecture / "seeded.safetensors"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        architecture, _, _ = MODEL_ID.partition("/")
         torch.manual_seed(0)
         state = open_clip.create_model(architecture).state_dict()
         fresh = file.with_suffix(f".{os.getpid()}")

@@ -15,17 +15,17 @@ READY_S = 120.0
 
 
 @contextmanager
-def stack(device: str, **settings: str) -> Iterator[Client]:
+def stack(device: str, *, model: str = fixtures.MODEL_ID, **settings: str) -> Iterator[Client]:
     """A client of a stack whose model is loaded and has run once.
 
     Args:
         settings: of the worker, by field name.
     """
     given = {
-        "models_dir": str(fixtures.models_dir()),
+        "models_dir": str(fixtures.models_dir(model.partition("/")[0])),
         "image_roots": json.dumps([str(fixtures.folder())]),
         "cache_dir": str(fixtures.folder() / "cache"),
-        "default_model": fixtures.MODEL_ID,
+        "default_model": model,
         "offline": "true",
         **settings,
     }
@@ -35,7 +35,7 @@ def stack(device: str, **settings: str) -> Iterator[Client]:
         with temporary_stack(options, tell=lambda line: None) as running:
             running.supervisor.wait_ready(within_s=READY_S)
             with Client(Settings.read(redis_url=running.url), asked_by="benchmark") as client:
-                client.load(fixtures.MODEL_ID)
-                client.embed_images(fixtures.photos(*fixtures.SIZES[0]), model=fixtures.MODEL_ID)
-                client.embed_texts("a photo", model=fixtures.MODEL_ID)
+                client.load(model)
+                client.embed_images(fixtures.photos(*fixtures.SIZES[0]), model=model)
+                client.embed_texts("a photo", model=model)
                 yield client

@@ -1,0 +1,36 @@
+"""Results that are kept: a file a run, with its machine, date, versions and commit."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def keep(line: str) -> Path:
+    """Write a benchmark's line of JSON down; gives the file."""
+    result = json.loads(line)
+    now = datetime.now(UTC)
+    result |= {"date": now.isoformat(timespec="seconds"), "commit": _commit()}
+    FOLDER.mkdir(exist_ok=True)
+    file = FOLDER / f"{result['name']}-{now:%Y%m%d-%H%M%S}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    return file
+
+
+def newest() -> list[Mapping[str, Any]]:
+    """The latest kept result of each benchmark, by name."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for file in sorted(FOLDER.glob("*.json"), key=lambda file: file.name):
+        result = json.loads(file.read_text())
+        latest[result["name"]] = result
+    return [latest[name] for name in sorted(latest)]
+
+
+def _commit() -> str:
+    argv = ("git", "rev-parse", "--short", "HEAD")
+    said = subprocess.run(argv, cwd=FOLDER.parent, capture_output=True, text=True, check=False)
+    return said.stdout.strip()

@@ -1,0 +1,84 @@
+"""docs/performance.md and its picture, drawn from the kept results; no figure is typed by hand."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from . import kept
+
+DOCS = Path(__file__).parents[1] / "docs"
+WIDTH, ROW, LEFT, TOP = 1000, 26, 430, 46
+INK, FAINT, REACHED, MISSED, GOAL = "#222222", "#888888", "#3a8a4d", "#c0504d", "#1f4e9e"
+MOST = 4.0  # times the goal that a bar can show
+
+INTRO = """# Performance
+
+Every figure below is a ratio from one run on one machine, printed by the command in its heading
+and kept under `benchmarks/results/`. This page is drawn from those files by
+`python -m benchmarks report`. More is always better; 1 is as good as what stands beside it.
+
+![The ratios beside their goals](images/performance.png)
+"""
+
+
+def write() -> list[Path]:
+    """Draw the page and its picture from the newest results; gives the files."""
+    results = kept.newest()
+    page, picture = DOCS / "performance.md", DOCS / "images" / "performance.png"
+    page.write_text("\n".join([INTRO, *(_section(result) for result in results)]))
+    _draw(results).save(picture)
+    return [page, picture]
+
+
+def _section(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    goals = result["goals"]
+    rows = [
+        f"| {name} | {ratio:g} | {goals[name]:g} | {'yes' if ratio >= goals[name] else 'no'} |"
+        if name in goals
+        else f"| {name} | {ratio:g} | | |"
+        for name, ratio in result["ratios"].items()
+    ]
+    figures = [f"| {name} | {value:g} |" for name, value in result["figures"].items()]
+    when = (
+        f"{result['date'][:10]}, commit {result['commit']}, {machine['cpu']}, "
+        f"{machine['cores']} cores, load {machine['load']} at the end, "
+        f"torch {result['versions']['torch']}; {result['seconds']:g} s."
+    )
+    parts = [
+        f"## `python -m benchmarks {result['name']}`\n",
+        f"{when}{' ' + result['note'] + '.' if result['note'] else ''}\n",
+        "| ratio | | goal | reached |\n|---|---|---|---|",
+        *rows,
+    ]
+    if figures:
+        parts += ["\n<details><summary>What they were made of</summary>\n"]
+        parts += ["| figure | |\n|---|---|", *figures, "\n</details>"]
+    return "\n".join(parts) + "\n"
+
+
+def _draw(results: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Bars of ratio over goal, one for each ratio that has a goal."""
+    bars = [
+        (f"{result['name']}: {name}", result["ratios"][name], goal)
+        for result in results
+        for name, goal in result["goals"].items()
+    ]
+    picture = Image.new("RGB", (WIDTH, TOP + ROW * len(bars) + 20), "white")
+    pen = ImageDraw.Draw(picture)
+    title, small = ImageFont.load_default(16), ImageFont.load_default(12)
+    pen.text((16, 12), "ratio / goal (line: the goal; bars end at four times it)", INK, title)
+    unit = (WIDTH - LEFT - 90) / MOST
+    for number, (name, ratio, goal) in enumerate(bars):
+        top = TOP + number * ROW
+        share = min(MOST, ratio / goal) if math.isfinite(ratio) else MOST
+        pen.text((16, top + 4), name[:66], INK, small)
+        colour = REACHED if ratio >= goal else MISSED
+        pen.rectangle((LEFT, top + 3, LEFT + max(1.0, share * unit), top + ROW - 5), fill=colour)
+        pen.text((LEFT + share * unit + 8, top + 4), f"{ratio:.3g} of {goal:g}", FAINT, small)
+    edge = LEFT + unit
+    pen.line((edge, TOP - 4, edge, TOP + ROW * len(bars)), fill=GOAL, width=2)
+    return picture
