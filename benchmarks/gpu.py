@@ -37,7 +37,8 @@ def run(options: Options) -> Report:
         return Report("gpu", seconds=0.0, note="nothing measured: run it with --device cuda")
     device = "cuda:0" if options.device == "cuda" else options.device
     peak, bus = _peak_flops(device), _bus_bytes_per_s(device)
-    ratios, figures = {}, {"peak TFLOP/s": peak / 1e12, "bus GB/s": bus / 1e9}
+    ratios: dict[str, float] = {}
+    figures: dict[str, float] = {"peak TFLOP/s": peak / 1e12, "bus GB/s": bus / 1e9}
     for architecture in ARCHITECTURES[: 1 if options.quick else None]:
         model = _model(architecture, device)
         lift_s, lifted = _lift(model)
