@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, AliasGenerator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -162,7 +162,7 @@ class SettingsBase(BaseSettings):
 
 
 def _is_secret(field: FieldInfo) -> bool:
-    return SecretStr in (field.annotation, *get_args(field.annotation))
+    return SecretStr.__name__ in repr(field.annotation)
 
 
 Secret = Annotated[SecretStr, Field(min_length=16)]
@@ -195,6 +195,9 @@ class Settings(SettingsBase):
                 "no Redis is configured and no stack is running: "
                 "start one with `clipyard up`, or set CLIPYARD_REDIS_URL"
             )
+        # Unasked, Kombu would take any certificate, and Celery's backend would refuse to start.
+        if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:
+            url += f"{'&' if '?' in url else '?'}ssl_cert_reqs=required"
         return url
 
 

@@ -1,0 +1,83 @@
+"""Old and new side by side, against messages that were recorded and are never edited."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from api_client.wire import codec, messages
+from api_client.wire.errors import BadRequest
+from api_client.wire.messages import Embedded, Failure, Timings
+from worker import answers
+
+RECORDED = json.loads(Path(__file__).with_name("corpus").joinpath("v1.json").read_text())
+REQUESTS = [pytest.param(kind, fields, id=kind) for kind, fields in RECORDED["requests"]]
+
+
+def frame(header: dict[str, Any], body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(4, "little") + text + body
+
+
+@pytest.mark.parametrize(("kind", "fields"), REQUESTS)
+@pytest.mark.parametrize("now", [1, 2])
+def test_workers_of_this_and_the_next_version_take_a_recorded_request(
+    monkeypatch: pytest.MonkeyPatch, kind: str, fields: dict[str, Any], now: int
+) -> None:
+    monkeypatch.setattr(answers, "WIRE_VERSION", now)
+    request = answers.checked(getattr(messages, kind), fields)
+    assert request.wire == 1
+
+
+@pytest.mark.parametrize(("kind", "fields"), REQUESTS)
+def test_a_client_that_asks_for_nothing_new_says_what_was_recorded(
+    kind: str, fields: dict[str, Any]
+) -> None:
+    request = getattr(messages, kind).model_validate(fields)
+    assert request.model_dump(mode="json", exclude_defaults=True) == fields
+
+
+@pytest.mark.parametrize("header", RECORDED["answers"], ids=lambda header: next(iter(header)))
+def test_a_client_reads_recorded_answers(header: dict[str, Any]) -> None:
+    row = np.ones((1, 2), np.float32)
+    body = row.tobytes() if "embedded" in header else b""
+    answer, vectors = codec.unpack_answer(frame(header, body))
+    assert type(answer).__name__.lower() in header
+    assert vectors is None or np.array_equal(vectors, row)
+
+
+def test_a_worker_that_has_nothing_new_to_tell_answers_as_recorded() -> None:
+    answer = Embedded(
+        model="m",
+        dimension=2,
+        fingerprint="f",
+        items=2,
+        failures={1: Failure(code="image_missing", message="there is no file 'a'")},
+        worker="gpu0@host",
+        timings=Timings(load_s=0.5),
+    )
+    packed = codec.pack_answer(answer, np.ones((1, 2), np.float32))
+    length = int.from_bytes(packed[:4], "little")
+    assert json.loads(packed[4 : 4 + length]) == RECORDED["answers"][0]
+
+
+def test_an_old_client_reads_what_it_knows_of_a_newer_workers_answer() -> None:
+    header = {"embedded": RECORDED["answers"][0]["embedded"] | {"new": 1, "timings": {"new_s": 2}}}
+    answer, _ = codec.unpack_answer(frame(header, np.ones((1, 2), np.float32).tobytes()))
+    assert isinstance(answer, Embedded)
+    assert answer.worker == "gpu0@host"
+
+
+def test_a_newer_client_is_told_to_update_the_workers_first() -> None:
+    with pytest.raises(BadRequest, match="update the workers before the clients"):
+        answers.checked(messages.Load, {"model": "m", "wire": messages.WIRE_VERSION + 1, "new": 1})
+
+
+def test_a_field_that_is_unknown_is_refused_and_a_message_is_bounded() -> None:
+    with pytest.raises(BadRequest, match="new"):
+        answers.checked(messages.Load, {"model": "m", "new": 1})
+    texts = ["x" * messages.MAX_TEXT_CHARS] * (messages.MAX_BATCH_CHARS // 10**5 + 1)
+    with pytest.raises(BadRequest, match="smaller batches"):
+        answers.checked(messages.EmbedBatch, {"texts": texts})
