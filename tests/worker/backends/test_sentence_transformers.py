@@ -1,0 +1,120 @@
+"""The library itself is the yardstick: the same folder, the same texts, the same vectors."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from api_client.wire.errors import WeightsUnavailable
+from api_client.wire.messages import Kind
+from worker.backends import Families
+from worker.backends.base import Placement
+from worker.backends.check import Subject, pytest_generate_tests  # noqa: F401
+from worker.backends.simple import SimpleBackend
+from worker.catalogue import Entry
+
+sentence_transformers = pytest.importorskip(
+    "sentence_transformers", reason="the extra `sentence-transformers` is not installed"
+)
+
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "blue",
+    "circle",
+    "dog",
+    "dogs",
+    "two",
+    "asleep",
+    "on",
+    "sofa",
+    "invoice",
+    "word",
+]
+TEXTS = ["a red circle", "two dogs asleep on a sofa", "", "word " * 100]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A BERT of two layers with random weights and sixteen positions."""
+    from sentence_transformers.sentence_transformer import modules
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    bert = tmp_path_factory.mktemp("bert")
+    letters = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + [*"abcdefghijklmnopqrs"]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
+    (bert / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
+    BertTokenizer(str(bert / "vocab.txt")).save_pretrained(bert)
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=len(dict.fromkeys(vocabulary)),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    model = BertModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(bert)
+    made = tmp_path_factory.mktemp("sentences") / "tiny"
+    transformer = modules.Transformer(str(bert), max_seq_length=16)
+    both = sentence_transformers.SentenceTransformer(modules=[transformer, modules.Pooling(32)])
+    both.save(str(made))
+    return made
+
+
+@pytest.fixture
+def family():
+    from worker.backends.sentence_transformers import SentenceTransformers
+
+    return SimpleBackend(SentenceTransformers, Placement(offline=True))
+
+
+@pytest.fixture
+def entry(folder):
+    return Entry("mine/tiny", checkpoint=folder, kinds=(Kind.TEXT,))
+
+
+def test_it_answers_as_the_library_does(family, entry, folder):
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    want = theirs.encode(TEXTS, normalize_embeddings=True)
+    model = family.load(entry)
+    rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in TEXTS])
+    cosines = (rows * want).sum(1) / np.linalg.norm(rows, axis=1)
+    assert cosines.min() >= 0.99999
+    assert model.traits.dimension == 32
+
+
+def test_it_keeps_the_contract(clipyard_check, family, entry):
+    clipyard_check(Subject(family, entry, Placement(offline=True)))
+
+
+def test_a_text_over_the_context_is_truncated_and_said_to_be(family, entry):
+    model = family.load(entry)
+    assert [model.prepare_text(text).truncated for text in TEXTS] == [False, False, False, True]
+
+
+def test_a_folder_that_is_none_is_unavailable(family, entry, tmp_path):
+    for step in (family.check, family.load):
+        with pytest.raises(WeightsUnavailable, match="is no folder of sentence-transformers"):
+            step(replace(entry, checkpoint=tmp_path))
+
+
+def test_a_name_of_the_hub_is_unavailable_offline(tmp_path):
+    families = Families(Placement(offline=True, cache_dir=tmp_path))
+    described = families.describe("sentence_transformers/all-MiniLM-L6-v2")
+    assert described is not None
+    with pytest.raises(WeightsUnavailable, match="offline is set"):
+        families.load(described)

@@ -1,0 +1,115 @@
+"""SigLIP's shape, small: a timm tower, squashed pictures, texts without a causal mask."""
+
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from skimage import data
+
+from api_client.wire.messages import Kind
+from worker.backends.base import Placement
+from worker.backends.openclip import OpenClip
+from worker.catalogue import Entry
+
+PHOTOS = [Image.fromarray(make()) for make in (data.astronaut, data.coffee, data.rocket)]
+TEXTS = ["A red circle!", "two dogs, asleep on a sofa", "", "word " * 40]
+WORDS = ("a", "red", "circle", "two", "dogs", "asleep", "on", "sofa", "word")
+MODEL = {
+    "embed_dim": 32,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit3", "timm_proj": "linear"},
+    "text_cfg": {
+        "context_length": 16,
+        "vocab_size": 49408,
+        "width": 64,
+        "heads": 2,
+        "layers": 2,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+    },
+}
+PREPROCESS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def folder(path, model):
+    """As open_clip writes a model: config and weights, the latter random."""
+    config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(7)
+    made = open_clip.CustomTextCLIP(
+        **{name: value for name, value in model.items() if name != "custom_text"}
+    )
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_file(made.state_dict(), path / "open_clip_model.safetensors")
+    return path
+
+
+def loaded(path, cache):
+    entry = Entry(
+        "mine/siglip",
+        architecture=str(path / "open_clip_config.json"),
+        checkpoint=path / "open_clip_model.safetensors",
+    )
+    return OpenClip(Placement(cache_dir=cache, offline=True)).load(entry)
+
+
+def lowest_cosine(rows, others):
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
+    return ((rows * others).sum(1) / norms).min()
+
+
+def test_pictures_are_squashed_and_normalised_its_own_way(tmp_path):
+    path = folder(tmp_path, MODEL)
+    model = loaded(path, tmp_path / "cache")
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{path}")
+    with torch.inference_mode():
+        want = theirs.eval().encode_image(torch.stack([transform(photo) for photo in PHOTOS]))
+    rows = model.run(Kind.IMAGE, [model.prepare_image(photo) for photo in PHOTOS])
+    assert lowest_cosine(rows, want.numpy()) >= 0.99999
+
+
+def test_texts_go_through_the_tokenizer_beside_its_config(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="its tokenizer needs transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(tmp_path)
+    text = {**MODEL["text_cfg"], "vocab_size": len(vocabulary), "hf_tokenizer_name": "mine"}
+    text["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    path = folder(tmp_path, {**MODEL, "text_cfg": text})
+    model = loaded(path, tmp_path / "cache")
+    theirs = open_clip.create_model_and_transforms(f"local-dir:{path}")[0].eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
+    with torch.inference_mode():
+        want = theirs.encode_text(tokenizer(TEXTS))
+    prepared = [model.prepare_text(text) for text in TEXTS]
+    assert lowest_cosine(model.run(Kind.TEXT, prepared), want.numpy()) >= 0.99999
+    assert [one.truncated for one in prepared] == [False, False, False, True]

@@ -1,0 +1,117 @@
+"""The sentence-transformers family: text models of a local folder, or of the hub by name."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from huggingface_hub.constants import ENDPOINT
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from api_client.wire.errors import LoadFailed, WeightsUnavailable
+from api_client.wire.messages import Kind
+
+from ..catalogue import Entry
+from . import hub
+from .base import About, PreparedText
+from .torch_model import TorchModel
+
+__all__ = ["SentenceTransformers"]
+
+PREFIX = "sentence_transformers/"
+
+
+class SentenceTransformers(TorchModel):
+    """`checkpoint` is a folder that sentence-transformers wrote; without it, `architecture` is
+    the hub's name of the model. Code that comes with a model is never run."""
+
+    about = About(description="text models of sentence-transformers", tags=("text",))
+
+    @classmethod
+    def describe(cls, model_id: str) -> Entry | None:
+        """An entry for `sentence_transformers/<name on the hub>`; the load sees if it is there."""
+        name = model_id.removeprefix(PREFIX)
+        if name == model_id or not name:
+            return None
+        return Entry(
+            model_id, backend="sentence_transformers", architecture=name, kinds=(Kind.TEXT,)
+        )
+
+    def check(self) -> int:
+        folder = self.entry.checkpoint
+        if folder is None:
+            return super().check()
+        if not (folder / "modules.json").is_file():
+            raise WeightsUnavailable(f"{folder} is no folder of sentence-transformers")
+        return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+    def build(self) -> nn.Module:
+        self.check()
+        module: Any = self._local() or self._fetched()
+        self.dimension = int(module.get_embedding_dimension() or 0)
+        self._longest = int(module.max_seq_length or 0)
+        self._tokenizer: Any = deepcopy(module.tokenizer)  # of its own: `run` uses the other
+        self._alone = Lock()  # Hugging Face's tokenizers refuse a second thread
+        return module  # type: ignore[no-any-return]
+
+    def space(self) -> str:
+        """Pooling and context length show in the module's text."""
+        return f"{super().space()}\n{self.module}"
+
+    def prepare_text(self, text: str) -> PreparedText:
+        with self._alone:
+            tokens = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        return PreparedText(text, truncated=0 < self._longest < tokens)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = self.module.encode(
+            list(texts),
+            batch_size=len(texts),
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=False,
+            device=str(self.device),
+        )
+        return np.asarray(rows, np.float32)
+
+    @property
+    def _name(self) -> str:
+        return str(self.entry.checkpoint or self.entry.architecture)
+
+    def _local(self) -> SentenceTransformer | None:
+        """From the folder, or from an earlier download."""
+        try:
+            return self._read(offline=True)
+        except OSError as error:
+            if self.entry.checkpoint is None:
+                return None
+            first = str(error).partition("\n")[0]
+            raise WeightsUnavailable(f"{self._name} is not complete: {first}") from error
+
+    def _fetched(self) -> SentenceTransformer:
+        hub.require(f"the files of {self._name}", ENDPOINT, offline=self.placement.offline)
+        try:
+            return self._read(offline=False)
+        except OSError as error:
+            first = str(error).partition("\n")[0]
+            raise WeightsUnavailable(f"{self._name} could not be fetched: {first}") from error
+
+    def _read(self, *, offline: bool) -> SentenceTransformer:
+        cache = self.placement.cache_dir
+        try:
+            return SentenceTransformer(
+                self._name,
+                device="cpu",
+                cache_folder=str(cache / "hub") if cache else None,
+                local_files_only=offline,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},  # a pickle could run code
+            )
+        except OSError:
+            raise
+        except Exception as error:  # whatever a wrong config makes of a constructor
+            first = str(error).partition("\n")[0]
+            raise LoadFailed(f"{self._name} cannot be loaded: {first}") from error
