@@ -14,7 +14,7 @@ from .requests import EmbedOptions, MakeCall
 from .results import Item, items_of, same_space
 from .talks import Answer, Blocking, Call, Line, Talk
 from .wire.errors import BadRequest
-from .wire.messages import Embedded
+from .wire.messages import AUTO, Embedded
 
 _ID = re.compile(r"(?P<trunk>[0-9a-f-]{36})\.(?P<size>[1-9]\d{0,5})")
 
@@ -35,10 +35,11 @@ class Embedding:
         self._makes: Iterator[MakeCall] | None = None
         self._pending: deque[Call] = deque()
         self._space: str | None = None
+        self._chosen = ""  # the model that answered first
 
     def more(self) -> Talk[list[Item]]:
         """The items of the next message; none when all have come."""
-        while len(self._pending) < self._line.settings.in_flight:
+        while len(self._pending) < self._at_once():
             call = yield from self._next_call()
             if call is None:
                 break
@@ -49,6 +50,7 @@ class Embedding:
         answer = yield from self._line.wait(self._pending[0])
         self._pending.popleft()
         items, self._space = _opened(answer, self._space)
+        self._chosen = items[0].model
         if progress := self._options.get("progress"):
             progress(len(items))
         return items
@@ -73,7 +75,13 @@ class Embedding:
                 yield from self._line.withdraw(pending)
 
     def submit(self) -> Talk["Submitted"]:
-        """Send everything and wait for nothing."""
+        """Send everything and wait for nothing.
+
+        Raises:
+            BadRequest: the model is to be chosen by whoever answers first: nobody waits for it.
+        """
+        if self._options.get("model") == AUTO:
+            raise BadRequest("model is 'auto'; name one to submit, as `clipyard models` lists it")
         trunk = str(uuid4())
         try:
             while (call := (yield from self._next_call())) is not None:
@@ -91,7 +99,17 @@ class Embedding:
         if self._makes is None:
             self._makes = self._make_calls((yield from self._named()))
         make = next(self._makes, None)
-        return (yield Blocking(make)) if make else None
+        call: Call | None = (yield Blocking(make)) if make else None
+        if call and self._options.get("model") == AUTO and self._chosen:
+            request = call.request.model_copy(update={"model": self._chosen})
+            call = replace(call, request=request)
+        return call
+
+    def _at_once(self) -> int:
+        """Messages on the way. Of a model to be chosen, the first goes alone: the others follow
+        its choice, so that one call never mixes spaces."""
+        is_open = self._options.get("model") == AUTO and not self._chosen
+        return 1 if is_open else self._line.settings.in_flight
 
     def _named(self) -> Talk[EmbedOptions]:
         """The options with the model named: all messages of one call ask for the same one."""

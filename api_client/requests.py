@@ -30,7 +30,8 @@ class EmbedOptions(TypedDict, total=False):
     """What every embedding call takes beside its items.
 
     Attributes:
-        model: an id of the catalogue; the current model unless given.
+        model: an id of the catalogue, or `auto`: the worker of the first message chooses, and
+            says why; the current model unless given.
         batch_size: items per message; the setting `chunk_size` unless given.
         priority: interactive for one message, bulk for several, unless given.
         progress: called after each message with the number of items it held.

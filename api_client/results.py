@@ -23,6 +23,7 @@ class Item:
         truncated: whether a text was cut to the model's context length.
         model, fingerprint: which model answered, and in which vector space.
         device, precision: what computed it.
+        chosen: why this model, where `auto` was asked for.
     """
 
     vector: Vectors | None
@@ -32,6 +33,7 @@ class Item:
     fingerprint: str
     device: str = ""
     precision: str = ""
+    chosen: str = ""
 
 
 class Loaded(ModelStatus):
@@ -80,6 +82,7 @@ def items_of(answer: Embedded, rows: Vectors) -> list[Item]:
             fingerprint=answer.fingerprint,
             device=answer.device,
             precision=answer.precision,
+            chosen=answer.chosen,
         )
         for i in range(answer.items)
     ]

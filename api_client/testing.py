@@ -23,6 +23,7 @@ from .wire import names
 from .wire.codec import Vectors, pack_answer, pack_record
 from .wire.errors import ClipyardError, NoAnswer, UnknownModel
 from .wire.messages import (
+    AUTO,
     BlobRef,
     CatalogueEntry,
     EmbedBatch,
@@ -128,7 +129,8 @@ class FakeWorker:
             return pack_answer(Refused(failure=Failure.of(error)))
 
     def _embed(self, request: EmbedBatch, blobs: Mapping[int, bytes]) -> tuple[Embedded, Vectors]:
-        entry = self._entry(request.model or self._current)
+        is_open = request.model in (None, AUTO)
+        entry = self._entry(self._current if is_open else str(request.model))
         items = [_content(ref, blobs) for ref in request.images] or list(request.texts)
         failures = {
             i: Failure.of(self._failing[item])
@@ -143,6 +145,7 @@ class FakeWorker:
             fingerprint=f"fake:{entry.id}",
             items=len(items),
             failures=failures,
+            chosen=f"{entry.id} is the current model" if request.model == AUTO else "",
             device="memory",
             precision="float32",
             worker=NODE,

@@ -9,11 +9,12 @@ import numpy as np
 
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, ClipyardError, SpaceMismatch
-from api_client.wire.messages import EmbedBatch, Embedded, Failure, ImageRef, Kind, Timings
+from api_client.wire.messages import AUTO, EmbedBatch, Embedded, Failure, ImageRef, Kind, Timings
 from worker import runtime
 from worker.answers import Answer, Call, answering
 from worker.backends.base import Model, Prepared
 from worker.batcher import Rows
+from worker.choice import Candidate, Choice, Wish, ranked
 from worker.pool import canceller
 
 
@@ -21,7 +22,11 @@ from worker.pool import canceller
 def embed_batch(call: Call[EmbedBatch]) -> Answer:
     here, request = runtime.here(), call.request
     # Before the lease: a typo must evict nobody.
-    entry = here.catalogue[request.model or here.tracker.current()]
+    if request.model == AUTO:
+        choice = _choose(request)
+    else:
+        choice = Choice(here.catalogue[request.model or here.tracker.current()], "")
+    entry = choice.entry
     begun = time.monotonic()
     keep_alive_s = request.keep_alive_s if here.settings.keep_models else 0.0
     with here.slots.lease(entry, keep_alive_s=keep_alive_s, asked_by=request.asked_by) as model:
@@ -42,12 +47,39 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
             if isinstance(row, ClipyardError)
         },
         truncated=rows.truncated,
+        chosen=choice.why,
         device=here.placement.device,
         precision=model.traits.precision,
         worker=here.node,
         timings=Timings(load_s=loaded - begun, decode_s=rows.decode_s, forward_s=rows.forward_s),
     )
     return answer, np.stack(vectors) if vectors else np.empty((0, answer.dimension), np.float32)
+
+
+def _choose(request: EmbedBatch) -> Choice:
+    """By the rule of `worker.choice`, the first that is here or can be loaded."""
+    here = runtime.here()
+    tiers = {slot.model_id: slot.tier for slot in here.slots.view()}
+    candidates = [
+        Candidate(
+            entry,
+            tier=tiers.get(entry.id),
+            size=here.ledger[entry.id].device_bytes or int(entry.memory_gb * 2**30),
+        )
+        for entry in here.catalogue
+    ]
+    device = here.memory.device() or here.memory.host()
+    current = here.catalogue[here.tracker.current()].id
+    wish = Wish.of(request.kind, request.texts)
+    refusals = []
+    for choice in ranked(wish, candidates, current=current, budget_bytes=device.total):
+        try:
+            if tiers.get(choice.entry.id) is None:
+                here.families.check(choice.entry)
+            return choice
+        except ClipyardError as error:
+            refusals.append(str(error))
+    raise BadRequest(f"no model here can embed {request.kind}s: {'; '.join(refusals[:3])}")
 
 
 def _refuse_what_does_not_fit(request: EmbedBatch, model: Model, model_id: str) -> None:

@@ -31,6 +31,8 @@ class Entry:
         dimension: length of a vector; 0 when unknown before loading.
         input_size: pixels along one edge; None for models without images.
         memory_gb: device memory, a first guess only; the ledger measures.
+        context_chars: about so many characters of a text are seen; 0 when unknown.
+        multilingual: whether texts in other scripts than Latin are understood.
         kinds: what it embeds. A model that embeds images counts as a vision model.
         options: whatever else the family understands.
     """
@@ -48,6 +50,8 @@ class Entry:
     input_size: int | None = None
     memory_gb: float = 0.0
     performance_rating: str = ""
+    context_chars: int = 0
+    multilingual: bool = False
     kinds: tuple[Kind, ...] = (Kind.IMAGE, Kind.TEXT)
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)

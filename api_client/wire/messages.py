@@ -9,6 +9,7 @@ from .errors import ClipyardError, from_wire
 
 WIRE_VERSION = 1
 MAX_ITEMS = 4096  # per message; the client cuts larger inputs
+AUTO = "auto"  # in the place of a model's id: the worker chooses, and says what and why
 MAX_TEXT_CHARS = 100_000  # far above any context length
 MAX_BATCH_CHARS = 2**24  # of all texts or references together; bounds a message
 
@@ -86,7 +87,7 @@ class EmbedBatch(Request):
     """Asks for one vector per image or per text, all in the space of one model.
 
     Attributes:
-        model: an id of the catalogue; None is the current model, else the default.
+        model: an id of the catalogue, or `AUTO`; None is the current model, else the default.
         fingerprint: if given, answer only in this vector space.
         dtype: of the vectors on the wire; float16 halves the bytes (error about 6e-5).
         keep_alive_s: for the model: 0 goes when idle, negative stays, None as the settings say.
@@ -148,6 +149,7 @@ class Embedded(Message):
     Attributes:
         fingerprint: vectors may be compared where the fingerprints are equal.
         truncated: positions of texts cut to the model's context length.
+        chosen: why this model, where `AUTO` was asked for.
         device, precision: what computed the vectors.
         worker: node name.
         correlation: under which logs tell of it; the caller's id, or the request's own.
@@ -160,6 +162,7 @@ class Embedded(Message):
     dtype: Literal["float32", "float16"] = "float32"
     failures: dict[int, Failure] = {}
     truncated: tuple[int, ...] = ()
+    chosen: str = ""
     device: str = ""
     precision: str = ""
     worker: str = ""

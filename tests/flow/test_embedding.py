@@ -182,3 +182,18 @@ def test_a_request_that_is_no_request_of_ours_is_answered_all_the_same(client):
     except ClipyardError as error:
         call_error = error
     assert isinstance(call_error, BadRequest)
+
+
+def test_auto_chooses_once_for_all_messages_of_a_call_and_says_why(client):
+    client.load("fake/text")
+    items = client.embed_texts_detailed(["a cat", "a dog", "a mouse"], model="auto", batch_size=1)
+    assert len({(item.model, item.fingerprint) for item in items}) == 1
+    assert items[0].chosen.startswith(f"{items[0].model} is on the device")
+    named = client.embed_texts_detailed(["a cat"], model=items[0].model)
+    assert named[0].chosen == ""
+    assert np.array_equal(named[0].vector, items[0].vector)
+
+
+def test_auto_is_not_for_calls_that_nobody_waits_for(client):
+    with pytest.raises(BadRequest, match="name one to submit"):
+        client.submit_texts(["a cat"], model="auto")
