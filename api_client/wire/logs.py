@@ -43,9 +43,11 @@ _TEXT = "%(asctime)s %(levelname)s %(part)s: %(message)s%(about)s"
 
 
 def _by_part(value: Any) -> Any:
-    """`slots=DEBUG,jobs=WARNING`, or what a JSON file has in its place."""
+    """`slots=DEBUG,jobs=WARNING`, or a JSON object in its place."""
     if not isinstance(value, str):
         return value
+    if value.lstrip().startswith("{"):
+        return json.loads(value)
     pairs = (pair.partition("=") for pair in value.split(",") if pair.strip())
     return {name.strip(): level.strip().upper() for name, _, level in pairs}
 

@@ -82,7 +82,15 @@ def test_a_logger_writes_for_the_part_it_lies_in(logger, part):
     assert part_of(logger) == part
 
 
-@pytest.mark.parametrize("levels", ["slot=DEBUG", "slots=LOUD", "slots"])
+@pytest.mark.parametrize(
+    "levels", ["slots=debug, jobs=ERROR", '{"slots": "DEBUG", "jobs": "ERROR"}']
+)
+def test_levels_are_read_as_pairs_and_as_json(levels, monkeypatch):
+    monkeypatch.setenv("CLIPYARD_LOG_LEVELS", levels)
+    assert LogSettings.read().log_levels == {"slots": "DEBUG", "jobs": "ERROR"}
+
+
+@pytest.mark.parametrize("levels", ["{", "slot=DEBUG", "slots=LOUD", "slots"])
 def test_a_part_or_level_that_is_not_there_stops_the_start(levels, monkeypatch):
     monkeypatch.setenv("CLIPYARD_LOG_LEVELS", levels)
     with pytest.raises(BadSettings, match="CLIPYARD_LOG_LEVELS"):
