@@ -73,16 +73,19 @@ _JOB_COMMANDS = (
     " +exists +expire +del +eval +evalsha"
 )
 _JOBS = (Right(_JOB_COMMANDS, "jobs job:*"),)
+_ASK = (
+    Right("+get +set +del +expire", "answer:*"),
+    Right("+blpop +rpush +del +expire", "done:*"),
+    # Whether a request is still on its way: one script, over all of these.
+    Right("+eval +evalsha +hvals +llen +lrange", f"unacked {_QUEUES}"),
+)
 _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
     Role.CLIENT: (
         *_PUBLISH,
         *_LOOK,
         *_JOBS,
         Right("+hset +expire +del", "blobs:*"),
-        Right("+get +set +del +expire", "answer:*"),
-        Right("+blpop +rpush +del +expire", "done:*"),
-        # Whether a request is still on its way: one script, over all of these.
-        Right("+eval +evalsha +hvals +llen +lrange", f"unacked {_QUEUES}"),
+        *_ASK,
     ),
     Role.WORKER: (
         *_PUBLISH,
@@ -99,10 +102,12 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
             " +smembers +xadd",
             f"{_STATUS} will:* reserved:* safe-batches",
         ),
-        Right("+set", "gate:*"),
+        Right("+set +incr +pexpire", "gate:*"),
     ),
     Role.BEAT: _PUBLISH,
-    Role.DASHBOARD: (
+    Role.DASHBOARD: (  # its buttons ask the workers, as a client does
+        *_PUBLISH,
+        *_ASK,
         *_LOOK,
         *_LISTEN,
         *_GIVE_BACK,

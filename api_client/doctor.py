@@ -137,6 +137,9 @@ def _redis_and_workers(settings: Settings) -> Found:
             yield from two_beats(client, settings)
         if fleet.workers:
             yield from events(settings)
+    except redis.exceptions.NoPermissionError as error:
+        mend = "look with the login of the role admin: this one may not ask Redis how it is"
+        yield Finding(Check.REDIS, Health.WARNING, f"{masked(url)}: {error}", mend)
     except redis.AuthenticationError as error:
         mend = "check the password in CLIPYARD_REDIS_URL"
         yield Finding(Check.REDIS, Health.SICK, f"{masked(url)}: {error}", mend)

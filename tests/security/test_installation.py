@@ -1,10 +1,12 @@
 """Four roles at one Redis: each does its work, none does another's, and none tells secrets."""
 
+import subprocess
+import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import httpx
 import numpy as np
 import pytest
 import redis
@@ -57,22 +59,45 @@ def test_client_worker_and_beat_do_their_work(installation: Installation) -> Non
     assert not denials(installation)
 
 
-def test_the_dashboard_shows_the_worker(installation: Installation) -> None:
+def test_the_dashboard_shows_the_worker_and_its_buttons_work(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = _free_port()
-    flower = ("-m", "celery", "-A", "beat_schedule", "flower", "--address=127.0.0.1")
-    with installation.running("flower", Role.DASHBOARD, *flower, f"--port={port}"):
-        page = f"http://127.0.0.1:{port}/workers?json=1"
-        until(lambda: b"cpu0@here" in _read(page))
+    monkeypatch.setenv("CLIPYARD_DASHBOARD_PORT", str(port))
+    monkeypatch.setenv("CLIPYARD_DASHBOARD_PASSWORD", "a-password-for-tests")
+    with (
+        installation.running("flower", Role.DASHBOARD, "-m", "api_client", "dashboard"),
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", auth=("clipyard", "a-password-for-tests")
+        ) as http,
+    ):
+        for path in ("/models/now", "/workers?json=1"):
+            until(lambda path=path: "cpu0@here" in _read(http, path))  # type: ignore[misc]
+        asked = {"model": "fake/other", "worker": "cpu0@here"}
+        for action in ("load", "unload"):
+            assert http.post(f"/models/do/{action}", json=asked).json()["answers"][0]["changed"]
     assert not denials(installation)
 
 
-def _read(url: str) -> bytes:
+def test_the_doctor_says_which_login_it_needs(installation: Installation) -> None:
+    argv = [sys.executable, "-m", "api_client", "doctor", "--json"]
+    said = {
+        role: subprocess.run(
+            argv, env=installation.environment(role), capture_output=True, text=True, check=False
+        ).stdout
+        for role in (Role.CLIENT, Role.ADMIN)
+    }
+    with installation.connect(Role.ADMIN) as admin:
+        admin.acl_log_reset()
+    assert "the login of the role admin" in said[Role.CLIENT]
+    assert "cpu0@here is ready" in said[Role.ADMIN]
+
+
+def _read(http: httpx.Client, path: str) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            body: bytes = response.read()
-            return body
-    except OSError:
-        return b""
+        return http.get(path).text
+    except httpx.TransportError:
+        return ""
 
 
 FORBIDDEN = {
@@ -95,7 +120,7 @@ FORBIDDEN = {
         "HVALS {p}:unacked",
     ],
     Role.DASHBOARD: [
-        "GET {p}:answer:x",
+        "HSET {p}:blobs:x a 1",
         "HGETALL {p}:blobs:x",
         "HSET {p}:worker:x a 1",
         "HGETALL {p}:job:x",
