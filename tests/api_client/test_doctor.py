@@ -13,9 +13,11 @@ import redis
 
 from api_client import doctor
 from api_client.doctor import Check, Health, examine
+from api_client.status import read_fleet
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import LoadFailed
 from api_client.wire.messages import Complaint, ComplaintAbout, WorkerStatus
+from api_client.wire.settings import Settings
 from worker import housekeeping
 
 DOCUMENT = Path(doctor.__file__).parents[1] / "docs" / "doctor.md"
@@ -35,6 +37,19 @@ def look(monkeypatch, tmp_path, prefix):
         return found
 
     return look
+
+
+@pytest.fixture
+def tell(store, keys):
+    """What the workers' status alone leads to, without a process to ask for settings."""
+
+    def tell():
+        fleet, settings, found = read_fleet(store, keys), Settings.read(), {}
+        for finding in doctor.fleet_findings(fleet, settings, now=time.time()):
+            found.setdefault(finding.check, []).append(finding)
+        return found
+
+    return tell
 
 
 @pytest.fixture
@@ -107,39 +122,41 @@ def test_clocks_that_are_apart_are_told(store):
     assert [one.health for one in doctor.clocks(store)] == [Health.OK]
 
 
-def test_a_worker_without_a_beat_is_told(look, show, valkey_url):
+def test_a_worker_without_a_beat_is_told(tell, show):
     show(started_at=time.time() - 500)
-    [missing] = look(valkey_url)[Check.BEAT]
+    [missing] = tell()[Check.BEAT]
     assert "not been swept for 50" in missing.found
     assert "beat_schedule" in missing.mend
     show(started_at=time.time() - 500, last_sweep_at=time.time() - 10)
-    assert Check.BEAT not in look(valkey_url)
+    assert Check.BEAT not in tell()
 
 
-def test_a_second_beat_is_told_by_the_gates_it_finds_shut(look, show, valkey_url, store, keys):
-    show()
-    for _ in range(doctor.GATES_REFUSED + 1):
+def test_a_second_beat_is_told_by_the_gates_it_finds_shut(store, keys, prefix):
+    settings = Settings.read(key_prefix=prefix)
+    housekeeping.first_in_period(store, keys, "sweep", period_s=60)
+    assert list(doctor.two_beats(store, settings)) == []
+    for _ in range(doctor.GATES_REFUSED):
         housekeeping.first_in_period(store, keys, "sweep", period_s=60)
-    [two] = look(valkey_url)[Check.TWO_BEATS]
-    assert two.health is Health.WARNING
+    [two] = doctor.two_beats(store, settings)
+    assert two.check is Check.TWO_BEATS
 
 
-def test_versions_that_differ_are_told(look, show, valkey_url):
+def test_versions_that_differ_are_told(tell, show):
     show(versions={"clipyard": "0.0.1"})
-    [differ] = look(valkey_url)[Check.VERSIONS]
+    [differ] = tell()[Check.VERSIONS]
     assert "0.0.1" in differ.found
 
 
-def test_a_broken_worker_is_sick(look, show, valkey_url):
+def test_a_broken_worker_is_sick(tell, show):
     show(state="broken", trouble="the last forward pass failed")
-    [broken] = look(valkey_url)[Check.WORKER]
+    [broken] = tell()[Check.WORKER]
     assert (broken.health, "forward pass" in broken.found) == (Health.SICK, True)
 
 
 @pytest.mark.parametrize("about", list(ComplaintAbout))
-def test_what_a_worker_complains_of_is_told_with_its_mend(look, show, valkey_url, about):
+def test_what_a_worker_complains_of_is_told_with_its_mend(tell, show, about):
     show(complaints=[Complaint(about=about, found="oh", mend="do this")])
-    told = [one for one in look(valkey_url)[Check(about.value)] if one.found == "gpu0@a: oh"]
+    told = [one for one in tell()[Check(about.value)] if one.found == "gpu0@a: oh"]
     assert [one.mend for one in told] == ["do this"]
 
 
