@@ -1,0 +1,126 @@
+"""The page about models is true: every example is carried out as it is written."""
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from api_client.wire.messages import Kind
+from tests.worker.backends.ollama_double import ollama_double
+from worker.backends import BUILT_IN, Families
+from worker.backends.base import Placement
+from worker.backends.check import main
+from worker.catalogue import Catalogue
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "models.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(models, tmp_path_factory):
+    """What the examples name: a catalogue of all entries, and their weights, seeded."""
+    made = tmp_path_factory.mktemp("mine")
+    (made / "catalogue.toml").write_text("\n".join(blocks("toml")))
+    (made / "products.safetensors").symlink_to(models / "ViT-B-32.safetensors")
+    (made / "small").mkdir()
+    [config] = blocks("json")
+    (made / "small" / "open_clip_config.json").write_text(config)
+    torch.manual_seed(7)
+    small = open_clip.CLIP(**json.loads(config)["model_cfg"])
+    save_file(small.state_dict(), made / "small" / "open_clip_model.safetensors")
+    dinov2 = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
+    save_file(dinov2.state_dict(), made / "dinov2.safetensors")
+    return made
+
+
+@pytest.fixture
+def catalogue(folder):
+    return Catalogue.read(folder / "catalogue.toml")
+
+
+@pytest.fixture
+def families(folder):
+    return Families(Placement(offline=True, cache_dir=folder / "cache"))
+
+
+def picture(model):
+    return model.run(Kind.IMAGE, [model.prepare_image(Image.new("RGB", (90, 60), "red"))])
+
+
+def test_a_fine_tune_is_found_by_its_alias_and_can_be_loaded(families, catalogue):
+    entry = catalogue["products"]
+    assert families.check(entry) > 600_000_000  # bytes: every tensor has its place
+
+
+@pytest.mark.parametrize(("model_id", "shape"), [("small/mine", (1, 32)), ("dinov2/224", (1, 384))])
+def test_an_entry_embeds_pictures(families, catalogue, model_id, shape):
+    entry = catalogue[model_id]
+    assert families.check(entry) > 0
+    model = families.load(entry)
+    assert picture(model).shape == shape
+    model.unload()
+
+
+def test_an_entry_embeds_texts_through_ollama(families, catalogue):
+    entry = catalogue["texts/long"]
+    with ollama_double() as server:
+        model = families.load(replace(entry, options={**entry.options, "host": server.url}))
+        assert model.run(Kind.TEXT, [model.prepare_text("a")]).shape == (1, 1024)
+        model.unload()
+
+
+def test_an_entry_of_sentence_transformers_names_a_folder(catalogue, folder):
+    entry = catalogue["texts/tiny"]
+    assert (entry.checkpoint, entry.kinds) == (folder / "tiny", (Kind.TEXT,))
+
+
+def test_every_entry_is_tried_here(catalogue):
+    tried = {"ViT-B-32/products", "small/mine", "dinov2/224", "texts/long", "texts/tiny"}
+    assert {entry.id for entry in catalogue} == tried
+
+
+def test_the_class_is_allowed_by_the_setting_and_passes_the_kit(tmp_path, monkeypatch, capsys):
+    [source] = blocks("python")
+    (tmp_path / "my_models.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    [allowed] = re.findall(r"CLIPYARD_BACKENDS='(.*?)'", PAGE)
+    monkeypatch.setenv("CLIPYARD_BACKENDS", allowed)
+    monkeypatch.setenv("CLIPYARD_DEVICE", "cpu")
+    [command] = blocks("sh")
+    python, dash_m, module, *argv = shlex.split(command)
+    assert (python, dash_m, sys.modules[module].main) == ("python", "-m", main)
+    assert main(argv) == 0, capsys.readouterr().out
+    families = Families(Placement(), json.loads(allowed))
+    families.discover()
+    assert families.auto_started() == ("letters/english",)
+
+
+def test_every_family_that_ships_has_a_line():
+    assert set(re.findall(r"^\| (\w+) \|", PAGE, re.MULTILINE)) - {"family"} == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("model_id", re.findall(r"^\| \w+ \| `([^`]+)`", PAGE, re.MULTILINE))
+def test_an_id_that_needs_no_entry_is_described(families, model_id):
+    if model_id.startswith("sentence_transformers/"):
+        pytest.importorskip("sentence_transformers", reason="the extra is not installed")
+    described = families.describe(model_id)
+    assert described is not None
+    assert described.id == model_id
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", PAGE))
+def test_a_link_leads_somewhere(link):
+    assert (ROOT / "docs" / link).exists()
