@@ -299,7 +299,8 @@ class Batcher:
         passed: Passed = "ok"
         try:
             raw = call.model.run(call.kind, [row.prepared for row in batch])
-            outcomes = normalised(raw, (len(batch), call.traits.dimension))
+            shape = (len(batch), call.traits.dimension)
+            outcomes = normalised(raw, shape, who=call.model_id)
         except BaseException as error:
             # Dealt with here: the error's frames hold device memory that the next pass needs.
             passed = "out_of_memory" if isinstance(error, MemoryError) else "failed"

@@ -11,20 +11,25 @@ Vector = NDArray[np.float32]
 Outcome = Vector | ClipyardError
 
 
-def normalised(raw: object, shape: tuple[int, int]) -> Sequence[Outcome]:
+def normalised(
+    raw: object, shape: tuple[int, int], *, who: str = "a back end"
+) -> Sequence[Outcome]:
     """L2-normalised rows; NonFiniteVector in the place of one that has no direction.
+
+    Args:
+        who: answered so, for the sentences.
 
     Raises:
         BackendFailed: not one row of the model's dimension per item.
     """
     vectors = np.asarray(raw, dtype=np.float64)
     if vectors.shape != shape:
-        raise BackendFailed(f"a back end answered {vectors.shape} where {shape} was due")
+        raise BackendFailed(f"{who} answered {vectors.shape} where {shape} was due")
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     usable = np.isfinite(norms) & (norms > 0)
     unit = (vectors / np.where(usable, norms, 1.0)[:, None]).astype(np.float32)
     return [
-        row if good else NonFiniteVector("the model answered with NaN, infinity or a zero vector")
+        row if good else NonFiniteVector(f"{who} answered with NaN, infinity or a zero vector")
         for row, good in zip(unit, usable, strict=True)
     ]
 

@@ -10,12 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from api_client.wire.errors import BackendFailed, BadSettings
-from api_client.wire.messages import Kind
+from api_client.wire.messages import Kind, Priority
 from worker import backends
 from worker.backends import Families
 from worker.backends.base import About, Placement
 from worker.backends.fake import Fake
 from worker.backends.simple import SimpleModel
+from worker.batcher import Batcher
 from worker.catalogue import Entry
 
 
@@ -135,6 +136,50 @@ def test_a_plug_in_that_hangs_at_import_holds_nobody_up(folder, monkeypatch):
     assert len(families.discover()) == 2
     assert "hangs was not imported within" in families.trouble()
     gate.set()
+
+
+class Narrow(Lengths):
+    def embed_texts(self, texts):
+        return super().embed_texts(texts)[:, :1]
+
+
+class Nan(Lengths):
+    def embed_texts(self, texts):
+        return super().embed_texts(texts) * np.nan
+
+
+class Ragged(Lengths):
+    def embed_texts(self, texts):
+        return [[1], [2, 3]]
+
+
+class Raises(Lengths):
+    def embed_texts(self, texts):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("kind", [Narrow, Nan, Ragged, Raises])
+def test_a_plug_in_that_answers_wrongly_is_named_and_the_next_one_is_served(kind):
+    families = Families(Placement())
+    families.register("bad", kind)
+    families.register("good", Lengths)
+    batcher = Batcher(batch_size=4, decode_threads=1)
+
+    def embed(name):
+        entry = Entry(f"{name}/one", backend=name, kinds=(Kind.TEXT,))
+        model = families.load(entry)
+        return batcher.embed(
+            model,
+            Kind.TEXT,
+            ["a", "bb"],
+            model.prepare_text,
+            model_id=entry.id,
+            priority=Priority.BULK,
+        ).vectors
+
+    assert all("bad/one" in str(outcome) for outcome in embed("bad"))
+    assert all(isinstance(outcome, np.ndarray) for outcome in embed("good"))
+    batcher.close()
 
 
 def test_a_package_that_a_family_declares_and_lacks_is_one_line():
