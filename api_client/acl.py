@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["Role", "acl_file", "passwords_in"]
+__all__ = ["Role", "acl_file", "passwords_in", "write_urls"]
 
 
 class Role(StrEnum):
@@ -164,3 +164,16 @@ def passwords_in(folder: Path) -> dict[Role, str]:
             file.write_text(secrets.token_urlsafe(24) + "\n")
         found[role] = file.read_text().strip()
     return found
+
+
+def write_urls(folder: Path, passwords: Mapping[Role, str], *, url: str, prefix: str) -> None:
+    """One file per role with the URL it connects to, for CLIPYARD_REDIS_URL_FILE.
+
+    Args:
+        url: of the server without a login, as `rediss://redis:6379/0`.
+    """
+    scheme, _, place = url.partition("://")
+    for role, password in passwords.items():
+        file = folder / f"{role}.url"
+        file.touch(mode=0o600)
+        file.write_text(f"{scheme}://{prefix}-{role}:{password}@{place}\n")

@@ -336,14 +336,33 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def acl(
     secrets: Annotated[Path, typer.Option(help="Where the passwords are; missing ones are made.")],
-    db: Annotated[int, typer.Option(help="The database of the Redis URL.")] = 0,
+    url: Annotated[
+        str | None, typer.Option(help="Where Redis is, without a login: also write <role>.url.")
+    ] = None,
 ) -> None:
     """Print an ACL file for Redis: each role may do its work under our key prefix, no more."""
     from . import acl as rights
     from .wire.settings import Settings
 
-    prefix = Settings.read().key_prefix
-    print(rights.acl_file(rights.passwords_in(secrets), prefix=prefix, db=db), end="")
+    prefix, passwords = Settings.read().key_prefix, rights.passwords_in(secrets)
+    db = (url or "").partition("://")[2].partition("/")[2].partition("?")[0] or "0"
+    if url:
+        rights.write_urls(secrets, passwords, url=url, prefix=prefix)
+    print(rights.acl_file(passwords, prefix=prefix, db=int(db)), end="")
+
+
+@app.command()
+def health(
+    worker: Annotated[str | None, typer.Option(help="A node name: is it ready?")] = None,
+    url: Annotated[str | None, typer.Option(help="Does this page answer?")] = None,
+) -> None:
+    """Exit with 0 if Redis answers, and the worker or the page too: for containers."""
+    from . import pulse
+
+    sickness = pulse.sickness(worker=worker, url=url)
+    print(sickness or "healthy")
+    if sickness:
+        raise typer.Exit(FAILED)
 
 
 def _client() -> "Client":

@@ -78,6 +78,28 @@ class _JsonFile(PydanticBaseSettingsSource):
         return {PREFIX + name: value for name, value in values.items() if value is not None}
 
 
+class _SecretFiles(PydanticBaseSettingsSource):
+    """CLIPYARD_REDIS_URL_FILE and its like: a secret that is in a file, not in the environment."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(_file_variable(field_name), "") if _is_secret(field) else ""
+        try:
+            return (Path(path).read_text().strip() if path else None), field_name, False
+        except (OSError, ValueError) as error:
+            raise BadSettings(
+                f"{_file_variable(field_name)}: cannot read {path}: {error}"
+            ) from None
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields.items()
+        values = {name: self.get_field_value(field, name)[0] for name, field in fields}
+        return {PREFIX + name: value for name, value in values.items() if value}
+
+
+def _file_variable(field: str) -> str:
+    return f"{PREFIX}{field}_file".upper()
+
+
 @cache
 def _json_file(path: str) -> dict[str, Any]:
     if not path:
@@ -113,7 +135,8 @@ class SettingsBase(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _JsonFile(settings_cls)
+        files = _SecretFiles(settings_cls), _JsonFile(settings_cls)
+        return init_settings, env_settings, *files
 
     @classmethod
     def read(cls, **given: Any) -> Self:
@@ -155,6 +178,8 @@ class SettingsBase(BaseSettings):
         for name in names_of(field):
             if os.environ.get(name.upper()) or os.environ.get(name):
                 return name.upper()
+        if os.environ.get(_file_variable(field)) and _is_secret(type(self).model_fields[field]):
+            return _file_variable(field)
         path = os.environ.get(CONFIG_VARIABLE, "")
         if any(name in _json_file(path) for name in (*names_of(field), field)):
             return path

@@ -1,0 +1,207 @@
+"""What a machine without containers can try of the deployment: its rules, and every command."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api_client.acl import acl_file, passwords_in, write_urls
+from api_client.stack.valkey import _free_port, server_binary
+from tests.security.installation import until
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if name != "redis"}
+DOCKERFILE = (ROOT / "worker" / "Dockerfile").read_text()
+PORTS = {"gateway": "7000", "flower": "5555"}
+START_WITHIN_S = 90.0
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["mem_limit"]
+    assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+    assert service["restart"] == "unless-stopped"
+    assert not service.get("privileged")
+    assert "user" in service or "USER 10001" in DOCKERFILE
+
+
+def test_only_what_asks_for_a_password_is_published_and_only_on_this_machine() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.keys() == {"gateway", "flower"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert SERVICES["redis"]["networks"] == ["inside"]
+    assert COMPOSE["networks"]["inside"]["internal"] is True
+
+
+def test_secrets_come_as_files_and_each_service_has_its_own() -> None:
+    for service in SERVICES.values():
+        for value in service.get("environment", {}).values():
+            assert "://" not in value or "@" not in value
+        for variable, value in service.get("environment", {}).items():
+            if variable.endswith("_FILE"):
+                assert value.removeprefix("/run/secrets/") in service["secrets"]
+    logins = [s for service in SERVICES.values() for s in service["secrets"] if s.endswith(".url")]
+    assert set(logins) == {"worker.url", "client.url", "beat.url", "dashboard.url"}
+
+
+def test_a_worker_may_finish_its_longest_batch() -> None:
+    for name in ("worker-gpu0", "worker-cpu"):
+        assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > 120
+        assert SERVICES[name]["volumes"][1].endswith(":ro")
+    [device] = SERVICES["worker-gpu0"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["device_ids"] == ["0"]
+
+
+@pytest.mark.parametrize(
+    "image", [*re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE), SERVICES["redis"]["image"]]
+)
+def test_a_base_is_pinned_to_a_patch_release(image: str) -> None:
+    assert re.search(r":\d+\.\d+\.\d+(-\w+)+(@sha256:[0-9a-f]{64})?$", image)
+
+
+def test_the_image_is_built_as_linters_want_it() -> None:
+    lines = [line for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+    last_stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM")) :]
+    assert sum(line.startswith("FROM") for line in lines) == 2
+    assert any(line.startswith("USER 10001") for line in last_stage)
+    assert not re.search(r"\b(sudo|curl|wget|ADD |apt-get upgrade|:latest)\b", DOCKERFILE)
+    assert "--no-cache-dir" in DOCKERFILE
+    assert "pip install" not in "\n".join(last_stage)
+    assert all(line.startswith("CMD [") for line in last_stage if line.startswith("CMD"))
+    copied = re.findall(r"^COPY (\S+) /srv", DOCKERFILE, re.MULTILINE)
+    assert copied == ["worker", "tasks", "beat_schedule"]
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert ignored[0] == "*"
+    assert {f"!{folder}" for folder in [*copied, "api_client"]} <= set(ignored)
+
+
+@pytest.mark.skipif(
+    subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+    != 0
+    if shutil.which("docker")
+    else True,
+    reason="no docker compose here",
+)
+def test_compose_takes_the_file() -> None:
+    subprocess.run(
+        ["docker", "compose", "-f", ROOT / "docker-compose.yml", "config", "-q"], check=True
+    )
+
+
+class Outside:
+    """Services as written, but outside containers: paths, host and ports are this machine's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = _free_port()
+        self._ports = {name: _free_port() for name in PORTS}
+        secrets = folder / "secrets"
+        passwords = passwords_in(secrets)
+        write_urls(secrets, passwords, url=f"redis://127.0.0.1:{self._port}/0", prefix="clipyard")
+        (secrets / "users.acl").write_text(acl_file(passwords, prefix="clipyard"))
+        for name in ("signing.key", "gateway.tokens", "dashboard.password"):
+            (secrets / name).write_text(f"{name:x<32}\n")
+        for name in ("data", "pictures", "cache", "tmp", "bin"):
+            (folder / name).mkdir()
+        (folder / "bin" / "valkey-server").symlink_to(server_binary())
+
+    def words(self, name: str, words: list[str]) -> list[str]:
+        text = re.sub(
+            r"(?<![\w/.])/(?:run/)?(secrets|data|pictures|tmp)\b", self._here, "\0".join(words)
+        )
+        if name in PORTS:
+            text = text.replace(f":{PORTS[name]}", f":{self._ports[name]}")
+            text = text.replace("0.0.0.0", "127.0.0.1")
+        if name == "redis":
+            text += f"\0--port\0{self._port}\0--bind\0" + "127.0.0.1"
+        return text.split("\0")
+
+    def _here(self, there: re.Match[str]) -> str:
+        return str(self._folder / there[1])
+
+    def environment(self, name: str) -> dict[str, str]:
+        given = SERVICES[name].get("environment", {})
+        values = self.words(name, [*given.values()]) if given and name != "redis" else []
+        return {
+            "PATH": f"{self._folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(self._folder),
+            "OMP_NUM_THREADS": "1",
+            "CLIPYARD_CACHE_DIR": str(self._folder / "cache"),
+            "CLIPYARD_GATEWAY_PORT": str(self._ports["gateway"]),
+            "CLIPYARD_DASHBOARD_PORT": str(self._ports["flower"]),
+            **dict(zip(given, values, strict=True)),
+        }
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        with (self._folder / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                self.words(name, SERVICES[name]["command"]),
+                cwd=ROOT,
+                env=self.environment(name),
+                stdout=log,
+                stderr=log,
+            )
+
+    def healthy(self, name: str) -> bool:
+        _, *test = SERVICES[name]["healthcheck"]["test"]
+        done = subprocess.run(
+            self.words(name, test),
+            cwd=ROOT,
+            env=self.environment(name),
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode == 0
+
+    def has_begun(self, name: str) -> bool:
+        """Cheaper than its health check."""
+        if name not in self._ports:
+            return {"beat": "maxinterval", "worker-cpu": " ready."}[name] in self.log(name)
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self._ports[name])):
+            return True
+        return False
+
+    def log(self, name: str) -> str:
+        return (self._folder / f"{name}.log").read_text()[-1500:]
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    outside = Outside(tmp_path_factory.mktemp("compose"))
+    server = outside.start("redis")
+    yield outside
+    server.terminate()
+    server.wait(10)
+
+
+def test_every_service_starts_as_written_and_becomes_healthy(outside: Outside) -> None:
+    names = ["worker-cpu", "beat", "flower", "gateway"]
+    with ExitStack() as ends:
+        for name in names:
+            process = outside.start(name)
+            ends.callback(process.wait, 60)
+            ends.callback(process.send_signal, signal.SIGTERM)
+        assert not outside.healthy("worker-cpu")
+        for name in names:
+            try:
+                until(lambda name=name: outside.healthy(name), within_s=START_WITHIN_S)
+            except TimeoutError:
+                pytest.fail(f"{name} does not become healthy:\n{outside.log(name)}")
+    assert not outside.healthy("worker-cpu")
