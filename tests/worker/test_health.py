@@ -5,7 +5,16 @@ import pytest
 from worker.batcher import Pulse
 from worker.health import WEDGED_S, Health, verdict
 
-CALM = Pulse(queued=0, oldest_s=0, active_s=0, last_forward_ok=None, batches=0, rows=0)
+CALM = Pulse(
+    queued=0,
+    oldest_s=0,
+    active_s=0,
+    last_forward_ok=None,
+    batches=0,
+    rows=0,
+    calls={},
+    ages_s={},
+)
 
 
 @pytest.mark.parametrize("ok", [None, True])
