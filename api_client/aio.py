@@ -105,10 +105,11 @@ class AsyncClient:
         model: str | None = None,
         *,
         scope: Scope = "one",
+        family: str | None = None,
         workers: Sequence[str] | None = None,
         timeout: float | None = None,
     ) -> list[Managed]:
-        return await self._hold(self._desk.unload(model, scope, workers, timeout))
+        return await self._hold(self._desk.unload(model, scope, family, workers, timeout))
 
     async def set_knobs(
         self,

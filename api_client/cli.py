@@ -182,14 +182,18 @@ def unload(
         str | None, typer.Argument(help="A model id; the current one if none.")
     ] = None,
     scope: Annotated[
-        str, typer.Option(help="one, vision, text, timeout, pressure or everything.")
+        str, typer.Option(help="one, vision, text, family, timeout, pressure or everything.")
     ] = "one",
+    family: Annotated[
+        str | None, typer.Option(help="With --scope family: which, e.g. ollama.")
+    ] = None,
     worker: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Let a model go, or all of a kind, or what the sweeps would let go now."""
     with _client() as client:
-        _managed(client.unload(model, scope=cast("Any", scope), workers=worker), as_json)
+        gone = client.unload(model, scope=cast("Any", scope), family=family, workers=worker)
+        _managed(gone, as_json)
 
 
 @app.command("set")

@@ -131,6 +131,7 @@ class Client:
         model: str | None = None,
         *,
         scope: Scope = "one",
+        family: str | None = None,
         workers: Sequence[str] | None = None,
         timeout: float | None = None,
     ) -> list[Managed]:
@@ -138,10 +139,12 @@ class Client:
 
         Args:
             model: for the scope `one`; the current one unless given.
-            scope: `one`, all of a kind (`vision`, `text`), those idle beyond their timeouts
-                (`timeout`), as many as the memory pressure asks for (`pressure`), `everything`.
+            scope: `one`, all of a kind (`vision`, `text`) or of a `family`, those idle beyond
+                their timeouts (`timeout`), as many as the memory pressure asks for (`pressure`),
+                `everything`.
+            family: with the scope `family`, which; e.g. `ollama`.
         """
-        return self._hold(self._desk.unload(model, scope, workers, timeout))
+        return self._hold(self._desk.unload(model, scope, family, workers, timeout))
 
     def set_knobs(
         self,

@@ -112,10 +112,15 @@ class Desk:
         return (yield from self._ask_all(names.SWITCH, request, workers))
 
     def unload(
-        self, model: str | None, scope: Scope, workers: Workers, timeout: float | None
+        self,
+        model: str | None,
+        scope: Scope,
+        family: str | None,
+        workers: Workers,
+        timeout: float | None,
     ) -> Talk[list[Managed]]:
         named = None if model is None else model_id(model)
-        request = self._about(Unload, timeout, model=named, scope=scope)
+        request = self._about(Unload, timeout, model=named, scope=scope, family=family)
         return (yield from self._ask_all(names.UNLOAD, request, workers))
 
     def set_knobs(

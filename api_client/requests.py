@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
 
 # Of an unload, see `Unload`.
-Scope = Literal["one", "vision", "text", "timeout", "pressure", "everything"]
+Scope = Literal["one", "vision", "text", "family", "timeout", "pressure", "everything"]
 
 
 class EmbedOptions(TypedDict, total=False):

@@ -172,6 +172,8 @@ class FakeWorker:
             going = [self._entry(request.model or self._current).id]
         elif request.scope == "everything":
             going = list(self._loaded)
+        elif request.scope == "family":
+            going = [id for id in self._loaded if self._models[id].family == request.family]
         else:
             going = [model.id for model in self._loaded.values() if model.type == request.scope]
         gone = [self._loaded.pop(model) for model in going if model in self._loaded]

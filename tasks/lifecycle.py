@@ -71,8 +71,13 @@ def unload(call: Call[Unload]) -> Managed:
         moved = sweeping.sweep(here, which=which, asked_by=request.asked_by)
         told = "; ".join(f"{move.model_id}: {move.reason}" for move in moved) or "nothing had to go"
         return _managed(None, told, changed=bool(moved), begun=begun)
-    wanted = [slot.model_id for slot in here.slots.view() if OF_SCOPE[request.scope](slot)]
-    gone, busy = _unload(wanted, request, reason=f"unload {request.scope}")
+    held = here.slots.view()
+    if request.scope == "family":
+        families = {slot.model_id: here.catalogue[slot.model_id].backend for slot in held}
+        wanted = [model_id for model_id, family in families.items() if family == request.family]
+    else:
+        wanted = [slot.model_id for slot in held if OF_SCOPE[request.scope](slot)]
+    gone, busy = _unload(wanted, request, reason=f"unload {request.family or request.scope}")
     told = f"unloaded {', '.join(gone) or 'nothing'}"
     if busy:
         told += f"; still in use: {', '.join(busy)}"

@@ -200,17 +200,21 @@ class Unload(Request):
 
     Attributes:
         model: with the scope `one` only; None is the current one.
-        scope: the rest follow their kind, or the sweeps' own rules at once: those idle beyond
-            their timeouts, or as many as the memory pressure asks for.
+        scope: the rest follow their kind or family, or the sweeps' own rules at once: those idle
+            beyond their timeouts, or as many as the memory pressure asks for.
+        family: with the scope `family` only, e.g. `ollama`.
     """
 
     model: ModelId | None = None
-    scope: Literal["one", "vision", "text", "timeout", "pressure", "everything"] = "one"
+    scope: Literal["one", "vision", "text", "family", "timeout", "pressure", "everything"] = "one"
+    family: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         if self.model is not None and self.scope != "one":
             raise ValueError(f"give either a model or the scope {self.scope}")
+        if (self.family is not None) != (self.scope == "family"):
+            raise ValueError("the scope family goes with the name of one, and no other scope does")
         return self
 
 

@@ -188,6 +188,18 @@ def test_unload_by_kind(ask, here, scope, left):
     assert set(held(here)) == left
 
 
+def test_unload_by_family(ask, here):
+    here.slots.load(here.catalogue["clip/a"])
+    nobody = ask(names.UNLOAD, scope="family", family="ollama")
+    assert (nobody.changed, nobody.message) == (False, "unloaded nothing")
+    assert ask(names.UNLOAD, scope="family", family="fake").message == "unloaded clip/a"
+
+
+@pytest.mark.parametrize("fields", [{"scope": "family"}, {"family": "fake"}])
+def test_a_family_and_its_scope_go_together(ask, fields):
+    assert "family" in ask(names.UNLOAD, **fields).failure.message
+
+
 def test_unload_of_everything_leaves_what_is_in_use_and_names_it(ask, here, using):
     using("a")
     ask(names.LOAD, model="c")
