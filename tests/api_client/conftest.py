@@ -117,6 +117,8 @@ class Stage:
         answers = FakeWorker(MODELS, self.failing)
 
         def answer(kind: type[Request], task_name: str) -> None:
+            app.tasks.pop(task_name, None)  # the real one, if another test has imported it
+
             @app.task(name=task_name, bind=True, typing=False, shared=False)
             def task(self, **fields):
                 stage.published.append((task_name, self.request.id))
