@@ -68,9 +68,9 @@ _GIVE_BACK = (
     ),
 )
 _JOB_COMMANDS = (
-    "+hset +hsetnx +hget +hmget +hgetall +hdel +hexists +hincrby +zadd +zrem +zscore +zrange"
-    " +zrevrange +zrangebyscore +zcard +getbit +setbit +bitcount +bitpos +sadd +srem +smembers"
-    " +exists +expire +del +eval +evalsha"
+    "+hset +hsetnx +hget +hmget +hgetall +hdel +hexists +hincrby +hincrbyfloat"
+    " +zadd +zrem +zscore +zrange +zrevrange +zrangebyscore +zcard +getbit +setbit +bitcount"
+    " +sadd +srem +smembers +exists +expire +persist +del +eval +evalsha"
 )
 _JOBS = (Right(_JOB_COMMANDS, "jobs job:*"),)
 _ASK = (
@@ -111,6 +111,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         *_LOOK,
         *_LISTEN,
         *_GIVE_BACK,
+        Right("+hgetall +zrevrange +bitcount +zcard", "jobs job:*"),
         Right("+llen", _QUEUES),
         Right("+brpop +rpop +llen +lrange +del", _EVENTS),
     ),

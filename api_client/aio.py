@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 from .client import PATIENCE_S, Client, Handle
 from .desk import Desk
 from .embedding import Embedding, Submitted
 from .inputs import Picture
+from .reembed.job import AsyncJob, JobOptions
 from .requests import EmbedOptions, Scope
 from .results import Item, Loaded, MemoryUse, Pressure, similarity
 from .status import Fleet
 from .talks import Blocking, Line, Step, Talk
 from .wire.broker import async_redis_client
 from .wire.codec import Vectors
+from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import CatalogueEntry, Managed
 from .wire.settings import Settings
 
@@ -147,6 +150,25 @@ class AsyncClient:
     async def dimension(self, model: str | None = None) -> int:
         return await self._hold(self._desk.dimension(model))
 
+    async def reembed(
+        self,
+        source: str | Path | Place,
+        *,
+        sink: str | Path | Place,
+        model: str | None = None,
+        migration: Migration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJob:
+        return self._job(
+            await self._hold(self._desk.reembed(source, sink, model, migration, options))
+        )
+
+    def job(self, id: str) -> AsyncJob:
+        return self._job(id)
+
+    async def jobs(self) -> list[JobStatus]:
+        return await self._hold(self._desk.jobs())
+
     async def close(self) -> None:
         await asyncio.to_thread(self._desk.line.close)
         await self._redis.aclose()
@@ -156,6 +178,9 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def _job(self, id: str) -> AsyncJob:
+        return AsyncJob(self._desk.line, self._hold, id)
 
     async def _stream(self, embedding: Embedding) -> AsyncIterator[Item]:
         try:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
+from .reembed import cli as reembed
+
 if TYPE_CHECKING:
     from .client import Client
 
@@ -20,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(reembed.app, name="reembed")
 
 FAILED, USAGE, NOBODY, INTERRUPTED = 1, 2, 3, 130
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}

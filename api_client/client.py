@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 from .desk import Desk
 from .embedding import Embedding, Submitted
 from .inputs import Picture
+from .reembed.job import Job, JobOptions
 from .requests import EmbedOptions, Scope
 from .results import Item, Loaded, MemoryUse, Pressure, similarity
 from .status import Fleet
 from .talks import Line, Step, Talk
 from .wire.broker import redis_client
 from .wire.codec import Vectors
+from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import CatalogueEntry, Managed
 from .wire.settings import Settings
 
@@ -196,6 +199,34 @@ class Client:
         """Length of a vector of a model, or of the current one."""
         return self._hold(self._desk.dimension(model))
 
+    def reembed(
+        self,
+        source: str | Path | Place,
+        *,
+        sink: str | Path | Place,
+        model: str | None = None,
+        migration: Migration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Job:
+        """Submit a bulk job: everything in the source gets a vector in the sink. Waits for nothing.
+
+        Args:
+            source: a folder, glob, list, shards or collection as the workers see it, see
+                `api_client.reembed.places`.
+            sink: a folder, or e.g. `qdrant:http://host:6333#photos`.
+            model: the current one unless given; its vector space is pinned when the job begins.
+            migration: what the sink is to replace, see `reembed.job.shadow`.
+        """
+        return self._job(self._hold(self._desk.reembed(source, sink, model, migration, options)))
+
+    def job(self, id: str) -> Job:
+        """A job that was submitted, by this process or another."""
+        return self._job(id)
+
+    def jobs(self) -> list[JobStatus]:
+        """Every job of the last month, the newest first."""
+        return self._hold(self._desk.jobs())
+
     def close(self) -> None:
         """Give the connections back."""
         self._desk.line.close()
@@ -206,6 +237,9 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _job(self, id: str) -> Job:
+        return Job(self._desk.line, self._hold, id)
 
     def _stream(self, embedding: Embedding) -> Iterator[Item]:
         try:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from . import inputs
 from .embedding import Embedding, Submitted
 from .inputs import Picture
+from .reembed.job import JobOptions, specification
+from .reembed.talks import listing, submit
 from .requests import (
     EmbedOptions,
     MakeCall,
@@ -27,6 +30,7 @@ from .talks import Call, Line, Talk
 from .wire import names
 from .wire.codec import Vectors
 from .wire.errors import ClipyardError, NoWorker, UnknownModel
+from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import (
     CatalogueEntry,
     Load,
@@ -200,6 +204,23 @@ class Desk:
         if not fleet.workers:
             raise _nobody()
         return fleet.workers[0].current or fleet.workers[0].default
+
+    def reembed(
+        self,
+        source: str | Path | Place,
+        sink: str | Path | Place,
+        model: str | None,
+        migration: Migration | None,
+        options: JobOptions,
+    ) -> Talk[str]:
+        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        spec = specification(
+            source, sink, wanted, migration=migration, asked_by=self._asked_by, **options
+        )
+        return (yield from submit(self.line, spec))
+
+    def jobs(self) -> Talk[list[JobStatus]]:
+        return listing(self.line)
 
     def memory_use(self, model: str | None) -> Talk[MemoryUse]:
         wanted = (yield from self.current_model()) if model is None else model_id(model)

@@ -1,4 +1,4 @@
-"""The clock of the fleet: which sweep runs how often.
+"""The clock of the fleet: what runs how often.
 
 celery -A beat_schedule beat
 
@@ -15,19 +15,22 @@ from api_client.wire.settings import Settings
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What is sent when. A sweep that nobody took before the next one is due is worth nothing."""
-    if not settings.sweeps_enabled:
-        return {}
+    """What is sent when. What nobody took before the next one is due is worth nothing."""
+    clock = {"tend the bulk jobs": _every(settings.tend_interval_s, names.JOBS_TEND)}
+    if settings.sweeps_enabled:
+        clock["sweep the fleet"] = _every(settings.sweep_interval_s, names.SWEEP_FLEET)
+    return clock
+
+
+def _every(seconds: float, task: str) -> dict[str, Any]:
     return {
-        "sweep the fleet": {
-            "task": names.SWEEP_FLEET,
-            "schedule": settings.sweep_interval_s,
-            "options": {
-                "queue": names.CONTROL,
-                "priority": names.INTERACTIVE,
-                "expires": settings.sweep_interval_s,
-            },
-        }
+        "task": task,
+        "schedule": seconds,
+        "options": {
+            "queue": names.CONTROL,
+            "priority": names.INTERACTIVE,
+            "expires": seconds,
+        },
     }
 
 

@@ -28,6 +28,12 @@ architecture = "ViT-B-32"
 checkpoint = "ViT-B-32.safetensors"
 dimension = 512
 input_size = 224
+
+["shapes/seeded"]
+architecture = "shapes-seeded/open_clip_config.json"
+checkpoint = "shapes-seeded/open_clip_model.safetensors"
+dimension = 64
+input_size = 64
 """
 
 
@@ -38,6 +44,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
+    from tools import train_shapes
+
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(7)
     model = open_clip.create_model("ViT-B-32", pretrained=None)
@@ -45,6 +53,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     by_tag = folder / "by-tag" / "ViT-B-32"
     by_tag.mkdir(parents=True)
     save_file(model.state_dict(), by_tag / "openai.safetensors")  # QuickGELU has no weights
+    seeded = train_shapes.build(folder / "shapes-seeded", seed=7)
+    train_shapes.save(seeded.model, folder / "shapes-seeded")
     (folder / "catalogue.toml").write_text(CATALOGUE)
     return folder
 
@@ -58,6 +68,9 @@ def running(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "CLIPYARD_MODELS_DIR": str(models / "by-tag"),
         "CLIPYARD_CACHE_DIR": str(home / "cache"),
         "CLIPYARD_IMAGE_ROOTS": json.dumps([str(tmp_path_factory.getbasetemp())]),
+        "CLIPYARD_SINK_ROOTS": json.dumps([str(tmp_path_factory.getbasetemp())]),
+        "CLIPYARD_JOBS_DIR": str(home / "jobs"),
+        "CLIPYARD_TEND_INTERVAL_S": "1",
         "CLIPYARD_DEFAULT_MODEL": "fake/vision",
         "CLIPYARD_PRECISION": "float32",
         "CLIPYARD_DECODE": "exact",

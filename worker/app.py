@@ -23,7 +23,7 @@ from .showcase import Showcase
 log = logging.getLogger(__name__)
 
 # By name: Celery imports the tasks when the worker starts, and they import the runtime.
-TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep"]
+TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep", "tasks.reembed"]
 
 # The most messages at work at once: bulk ones, which take turns at the device, and beside them
 # interactive ones, which mostly wait for the batcher to join them.

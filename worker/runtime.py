@@ -17,7 +17,6 @@ from api_client.wire.names import Keys
 from . import processors
 from .backends import Families
 from .backends.base import Model, Placement, Prepared
-from .backends.placement import resolve
 from .batcher import Batcher
 from .catalogue import BUILT_IN, Catalogue, Entry
 from .complaints import complaints
@@ -98,6 +97,8 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         BadSettings: the device is not here, or a catalogue file cannot be used.
         NoBroker: no Redis is configured.
     """
+    from .backends.placement import resolve  # torch: for who runs models, not who counts them
+
     placement = resolve(settings)
     families = Families(placement, settings.backends)
     families["open_clip"]  # its import takes seconds and holds everybody up: now, not in a request

@@ -83,6 +83,10 @@ class WorkerSettings(LogSettings):
     image_url_hosts: tuple[str, ...] = ()  # and of these hosts only; .example.org: all below it
     image_url_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     image_stores: tuple[str, ...] = ()  # object stores, by prefix: s3://bucket/pictures/
+    sink_roots: tuple[Path, ...] = ()  # jobs may write below these, and nowhere else
+    sink_addresses: tuple[str, ...] = ()  # databases, by prefix: http://qdrant:6333/
+    jobs_dir: Path = Field(default_factory=lambda: default_home() / "jobs")  # of all workers
+    job_lease_s: Annotated[float, Field(gt=0)] = 60.0  # after so much silence, a chunk is free
     max_image_bytes: Count = 64 * 2**20
     max_image_pixels: Count = 250_000_000
 

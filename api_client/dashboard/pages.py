@@ -69,6 +69,7 @@ class ModelsNow(_Handler):
         try:
             fleet = await asyncio.to_thread(self.client.status)
             known = await asyncio.to_thread(self.client.models) if fleet.workers else []
+            jobs = await asyncio.to_thread(self.client.jobs)
         except ClipyardError as error:
             self.set_status(503)
             self.write({"error": str(error)})
@@ -76,6 +77,7 @@ class ModelsNow(_Handler):
         interval_s = self.ours.sweep_interval_s if self.ours.sweeps_enabled else None
         shown = picture.drawn(
             fleet,
+            jobs,
             now=time.time(),
             sweep_interval_s=interval_s,
             read_only=self.ours.dashboard_read_only,

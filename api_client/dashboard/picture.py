@@ -1,15 +1,22 @@
 """What the Models page shows of a fleet, as plain data: the page itself decides nothing."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..status import Fleet, Worker, alarms, step_down
+from ..wire.jobs import JobStatus
 from ..wire.messages import ModelStatus
 
 __all__ = ["drawn"]
 
 
 def drawn(
-    fleet: Fleet, *, now: float, sweep_interval_s: float | None, read_only: bool
+    fleet: Fleet,
+    jobs: Iterable[JobStatus],
+    *,
+    now: float,
+    sweep_interval_s: float | None,
+    read_only: bool,
 ) -> dict[str, Any]:
     """JSON for the page. Times of day are unix seconds, spans are seconds.
 
@@ -23,6 +30,7 @@ def drawn(
         "current": fleet.current,
         "workers": [_worker(worker, now=now) for worker in fleet.workers],
         "queues": {queue: depth.model_dump() for queue, depth in fleet.depths.items()},
+        "jobs": [_job(job) for job in jobs if not job.state.is_final],
         "events": [event.model_dump(mode="json") for event in fleet.events],
     }
 
@@ -48,6 +56,19 @@ def _worker(worker: Worker, *, now: float) -> dict[str, Any]:
         ],
         # As the status has them: least recently used first.
         "models": [_model(worker, model, now=now) for model in worker.held],
+    }
+
+
+def _job(job: JobStatus) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "state": job.state.value,
+        "done": job.done,
+        "failed": job.failed,
+        "items": job.items,
+        "chunks": job.chunks,
+        "chunks_done": job.chunks_done,
+        "trouble": job.trouble or job.reason,
     }
 
 

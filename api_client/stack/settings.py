@@ -12,14 +12,24 @@ from ..wire.settings import Settings
 class StackSettings(Settings):
     """What the stack decides for its workers; anything else they read for themselves."""
 
-    # Nobody but its owner can reach a private stack, so what the owner may read may be embedded.
+    # Nobody but its owner can reach a private stack: what the owner may read may be embedded, and
+    # jobs may write and reach what the owner may.
     image_roots: tuple[Path, ...] = (Path("/"),)
+    sink_roots: tuple[Path, ...] = (Path("/"),)
+    sink_addresses: tuple[str, ...] = ("*",)
     default_model: str | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the first worker
     cuda_visible_devices: str | None = None  # as CUDA itself reads it
 
     def for_workers(self) -> dict[str, str]:
         """These settings, as the environment of a worker."""
-        roots = json.dumps([str(root.expanduser().absolute()) for root in self.image_roots])
-        env = {"CLIPYARD_IMAGE_ROOTS": roots}
+        env = {
+            "CLIPYARD_IMAGE_ROOTS": _paths(self.image_roots),
+            "CLIPYARD_SINK_ROOTS": _paths(self.sink_roots),
+            "CLIPYARD_SINK_ADDRESSES": json.dumps(self.sink_addresses),
+        }
         return env | ({"CLIPYARD_DEFAULT_MODEL": self.default_model} if self.default_model else {})
+
+
+def _paths(roots: tuple[Path, ...]) -> str:
+    return json.dumps([str(root.expanduser().absolute()) for root in roots])

@@ -3,7 +3,8 @@
     ClipyardError
     ├── BadRequest             an argument or a message that cannot be served      (ValueError)
     │   ├── UnknownModel       the catalogue has no such model
-    │   └── NotSigned          the installation wants requests signed with its key
+    │   ├── NotSigned          the installation wants requests signed with its key
+    │   └── UnknownJob         there is no bulk job of that id
     ├── SpaceMismatch          vectors of two different spaces would be mixed       (ValueError)
     ├── BadSettings            a setting has a value that cannot be used           (ValueError)
     ├── LoadFailed             a model cannot be brought into memory
@@ -14,6 +15,8 @@
     ├── BackendFailed          a back end misbehaved; its name is in the sentence
     ├── Expired                the caller's deadline passed before the work began  retryable
     ├── Cancelled              the request was withdrawn
+    ├── JobRefused             a bulk job's source, sink or papers cannot be used
+    ├── StoreDown              a source or sink does not answer, or is full        retryable
     ├── NoBroker               Redis cannot be reached                             (ConnectionError)
     ├── NoWorker               no worker is alive                                  retryable
     ├── NoAnswer               no answer came in time                              (TimeoutError)
@@ -61,6 +64,12 @@ class NotSigned(BadRequest):
     """The workers want requests signed with a key, and this one is not."""
 
     code = "not_signed"
+
+
+class UnknownJob(BadRequest):
+    """There is no bulk job of that id."""
+
+    code = "unknown_job"
 
 
 class SpaceMismatch(ClipyardError, ValueError):
@@ -124,6 +133,19 @@ class Cancelled(ClipyardError):
     """The request was withdrawn by its caller or an operator."""
 
     code = "cancelled"
+
+
+class JobRefused(ClipyardError):
+    """A bulk job's source, sink or papers cannot be used as they are; the sentence says why."""
+
+    code = "job_refused"
+
+
+class StoreDown(ClipyardError):
+    """A source or sink does not answer, has no room, or is held by somebody else."""
+
+    code = "store_down"
+    retryable = True
 
 
 class NoBroker(ClipyardError, ConnectionError):

@@ -16,6 +16,12 @@ SET: Final = "clipyard.set"
 SWEEP: Final = "clipyard.sweep"  # one worker sweeps itself
 SWEEP_FLEET: Final = "clipyard.sweep_fleet"  # whoever takes it sends SWEEP to every worker
 
+JOB_PLAN: Final = "clipyard.job_plan"
+JOB_CHUNK: Final = "clipyard.job_chunk"
+JOB_CHECK: Final = "clipyard.job_check"
+JOB_SWITCH: Final = "clipyard.job_switch"
+JOBS_TEND: Final = "clipyard.jobs_tend"  # starts again what has fallen on the floor
+
 # Queues. Each worker also has a direct queue, see `direct_queue`.
 EMBED: Final = "embed"  # one worker takes each message
 CONTROL: Final = "control"  # the clock's small tasks
@@ -109,3 +115,31 @@ class Keys:
     def safe_batches(self) -> str:
         """Hash of (model, precision, device) -> the batch size that is known to fit."""
         return f"{self._prefix}:safe-batches"
+
+    def jobs(self) -> str:
+        """Sorted set: job id -> when it was submitted, in unix seconds."""
+        return f"{self._prefix}:jobs"
+
+    def job(self, job: str) -> str:
+        """Hash: one bulk job, see `jobs.JobStatus`."""
+        return f"{self._prefix}:job:{job}"
+
+    def job_done(self, job: str) -> str:
+        """Bitmap: which chunks are finished."""
+        return f"{self._prefix}:job:{job}:done"
+
+    def job_failed(self, job: str) -> str:
+        """Bitmap: which finished chunks hold items without a vector."""
+        return f"{self._prefix}:job:{job}:failed"
+
+    def job_flight(self, job: str) -> str:
+        """Sorted set: what has been started -> when to start it again, in unix seconds."""
+        return f"{self._prefix}:job:{job}:flight"
+
+    def job_held(self, job: str) -> str:
+        """Hash: what a worker is working on -> its claim."""
+        return f"{self._prefix}:job:{job}:held"
+
+    def job_unfit(self, job: str) -> str:
+        """Set: workers that answer in another vector space than the job's."""
+        return f"{self._prefix}:job:{job}:unfit"

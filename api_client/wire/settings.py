@@ -207,6 +207,7 @@ class Settings(SettingsBase):
     in_flight: Annotated[int, Field(ge=1, le=256)] = 8  # messages a call keeps unanswered
     sweeps_enabled: bool = True
     sweep_interval_s: Annotated[float, Field(gt=0)] = 60.0
+    tend_interval_s: Annotated[float, Field(gt=0)] = 5.0  # how often bulk jobs are looked after
 
     def url(self) -> str:
         """The Redis URL, password included: never log it, see `masked_url`.

@@ -15,14 +15,17 @@ def schedule(monkeypatch, **settings):
     return beat_schedule.schedule(Settings.read(**settings))
 
 
-def test_one_small_task_goes_to_whoever_takes_it_and_does_not_pile_up(monkeypatch):
-    [entry] = schedule(monkeypatch, sweep_interval_s=7).values()
-    assert (entry["task"], entry["schedule"]) == (names.SWEEP_FLEET, 7)
-    assert entry["options"] == {"queue": "control", "priority": 0, "expires": 7}
+def test_small_tasks_go_to_whoever_takes_them_and_do_not_pile_up(monkeypatch):
+    entries = schedule(monkeypatch, sweep_interval_s=7, tend_interval_s=3).values()
+    assert {e["task"]: e["schedule"] for e in entries} == {names.SWEEP_FLEET: 7, names.JOBS_TEND: 3}
+    for entry in entries:
+        expires = entry["schedule"]
+        assert entry["options"] == {"queue": "control", "priority": 0, "expires": expires}
 
 
-def test_sweeps_can_be_switched_off(monkeypatch):
-    assert schedule(monkeypatch, sweeps_enabled=False) == {}
+def test_sweeps_can_be_switched_off_and_jobs_are_looked_after_all_the_same(monkeypatch):
+    [entry] = schedule(monkeypatch, sweeps_enabled=False).values()
+    assert entry["task"] == names.JOBS_TEND
 
 
 def test_without_a_redis_it_says_so_in_one_line():

@@ -123,7 +123,7 @@ FORBIDDEN = {
         "HSET {p}:blobs:x a 1",
         "HGETALL {p}:blobs:x",
         "HSET {p}:worker:x a 1",
-        "HGETALL {p}:job:x",
+        "HSET {p}:job:x a 1",
     ],
 }
 NOBODYS = [

@@ -84,6 +84,14 @@
       `models ${gb(memory.models)}, free ${gb(memory.free)} of ${gb(memory.total)}`);
   }
 
+  function jobRow(job) {
+    const share = job.chunks ? (100 * job.chunks_done) / job.chunks : 0;
+    return make("tr", { "data-job": job.id }, cell(make("b", {}, job.id)), cell(badge(job.state, "primary")),
+      make("td", { class: "w-25" }, make("div", { class: "progress", title: `${job.chunks_done} of ${job.chunks}` },
+        make("div", { class: "progress-bar", style: `width: ${share}%` }, `${Math.round(share)} %`))),
+      number(`${job.done} of ${job.items}`), number(job.failed), cell(job.trouble));
+  }
+
   const knobs = {}; // what is being typed survives the redrawing
   function knobForm(worker) {
     const typed = (knobs[worker.name] ??= { name: "slots", value: "" });
@@ -131,6 +139,8 @@
     if (!$id("workers").contains(document.activeElement) || document.activeElement.tagName === "BUTTON") {
       $id("workers").replaceChildren(...now.workers.map((worker) => workerCard(worker, now.read_only)));
     }
+    $id("jobs-card").hidden = !now.jobs.length;
+    $id("jobs").replaceChildren(...now.jobs.map(jobRow));
     $id("queues").replaceChildren(...Object.entries(now.queues).map(([name, depth]) =>
       make("tr", { "data-queue": name }, cell(name), number(depth.interactive), number(depth.bulk))));
     $id("events").replaceChildren(...now.events.map((event) => make("tr", { "data-kind": event.kind },

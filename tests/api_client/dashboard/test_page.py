@@ -7,8 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api_client.reembed.talks import submission
 from api_client.wire.codec import pack_record
+from api_client.wire.jobs import JobSpec, Place
 from api_client.wire.messages import WorkerStatus
+from api_client.wire.settings import Settings
 from tests.fleet import PASSWORD
 
 IMAGES = Path(__file__).parents[3] / "docs" / "images"
@@ -97,6 +100,20 @@ def test_a_fleet_without_workers_or_beat_is_told_plainly(looking_on, chromium, s
     store.hset(keys.worker("gpu0@a"), mapping=pack_record(WorkerStatus(name="gpu0@a", **told)))
     chromium.see("document.getElementById('alarms').innerText.includes('The beat is missing')")
     assert not chromium.run("return document.querySelector('button[data-action], #commands')")
+
+
+def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys, valkey_url):
+    spec = JobSpec(
+        id="nightly",
+        source=Place(kind="list", where="/list"),
+        model="clip/a",
+        sink=Place(kind="parquet", where="/sink"),
+    )
+    submission(keys, spec, Settings.read(redis_url=valkey_url))(store)
+    store.hset(keys.job("nightly"), mapping={"state": "running", "chunks": 4, "items": 4000})
+    store.setbit(keys.job_done("nightly"), 0, 1)
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see("document.querySelector('[data-job=nightly]').innerText.includes('25 %')")
 
 
 def test_a_dashboard_that_may_only_look_refuses_every_button(looking_on):

@@ -1,0 +1,1 @@
+"""Bulk jobs as a client sees them: submitted, watched, paused, resumed and proved."""

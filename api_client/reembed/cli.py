@@ -1,0 +1,226 @@
+"""`clipyard reembed`: bulk jobs from the command line."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..wire.jobs import JobStatus
+
+app = typer.Typer(
+    help="Bulk jobs: millions of pictures or texts into vectors, with a proof at the end.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+FAILED = 1
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+JobArgument = Annotated[str, typer.Argument(help="A job's id, see `clipyard reembed list`.")]
+Sink = Annotated[
+    str, typer.Option("--sink", "-o", help="A folder, or e.g. qdrant:http://host:6333#photos.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="A model id; the current model if not given.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="How it is done, e.g. chunk_size=256; repeatable.")
+]
+SourceOptions = Annotated[
+    list[str] | None, typer.Option("--from", help="Of the source, e.g. column=url; repeatable.")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Stay, and show how far it has come.")]
+
+
+@app.command()
+def submit(
+    source: Annotated[
+        str, typer.Argument(help="A folder, glob, list, shards or collection, as workers see it.")
+    ],
+    sink: Sink,
+    model: Model = None,
+    settings: Settings = None,
+    source_options: SourceOptions = None,
+    watch: Watch = False,
+    as_json: Json = False,
+) -> None:
+    """Submit a job and print its id. Nobody needs to wait for it."""
+    options: dict[str, Any] = {**_pairs(settings), "source_options": _pairs(source_options)}
+    with _client() as client:
+        job = client.reembed(source, sink=sink, model=model, **options)
+        _submitted(client, job.id, watch=watch, as_json=as_json)
+
+
+@app.command()
+def migrate(
+    alias: Annotated[str, typer.Argument(help="The name that people search by.")],
+    old: Annotated[str, typer.Option("--old", help="The collection it leads to now.")],
+    into_new: Annotated[str, typer.Option("--into-new", help="The collection to fill.")],
+    source: Annotated[
+        str | None, typer.Option("--source", help="The items; those of the old one if not given.")
+    ] = None,
+    model: Model = None,
+    settings: Settings = None,
+    source_options: SourceOptions = None,
+    watch: Watch = False,
+    as_json: Json = False,
+) -> None:
+    """Fill a shadow of a collection with another model's vectors; then see `switch`."""
+    from .job import shadow
+
+    sink, migration = shadow(alias, old, into_new)
+    options: dict[str, Any] = {**_pairs(settings), "source_options": _pairs(source_options)}
+    with _client() as client:
+        job = client.reembed(source or old, sink=sink, model=model, migration=migration, **options)
+        _submitted(client, job.id, watch=watch, as_json=as_json)
+
+
+@app.command()
+def watch(job: JobArgument) -> None:
+    """Show how far a job has come until it is over or pauses. Ctrl-C leaves it at work."""
+    with _client() as client:
+        _watch(client, job)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the jobs of the last month, the newest first."""
+    from .. import show
+
+    with _client() as client:
+        rows = [_row(status) for status in client.jobs()]
+    show.table(["id", "state", "done", "failed", "items", "model", "sink"], rows, as_json=as_json)
+
+
+@app.command()
+def show(job: JobArgument, as_json: Json = False) -> None:
+    """Everything about one job."""
+    with _client() as client:
+        _show(client.job(job).status(), as_json=as_json)
+
+
+@app.command()
+def pause(job: JobArgument, as_json: Json = False) -> None:
+    """Start nothing more of a job; what is at work is finished."""
+    with _client() as client:
+        _show(client.job(job).pause(), as_json=as_json)
+
+
+@app.command()
+def resume(job: JobArgument, as_json: Json = False) -> None:
+    """Go on with a paused job."""
+    with _client() as client:
+        _show(client.job(job).resume(), as_json=as_json)
+
+
+@app.command()
+def cancel(job: JobArgument, as_json: Json = False) -> None:
+    """Stop a job for good; what is in the sink stays there."""
+    with _client() as client:
+        _show(client.job(job).cancel(), as_json=as_json)
+
+
+@app.command("retry-failed")
+def retry_failed(job: JobArgument, as_json: Json = False) -> None:
+    """Do the chunks again in which items failed."""
+    with _client() as client:
+        _show(client.job(job).retry_failed(), as_json=as_json)
+
+
+@app.command()
+def verify(job: JobArgument, as_json: Json = False) -> None:
+    """Compare manifest, markers and sink once more; what is missing is done again."""
+    with _client() as client:
+        handle = client.job(job)
+        handle.verify()
+        status = handle.wait()
+        _show(status, as_json=as_json)
+    if status.state != "complete":
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def switch(job: JobArgument) -> None:
+    """Let a migration's name lead to the new collection."""
+    with _client() as client:
+        print(client.job(job).switch().message)
+
+
+@app.command("switch-back")
+def switch_back(job: JobArgument) -> None:
+    """Let a migration's name lead to the old collection again."""
+    with _client() as client:
+        print(client.job(job).switch_back().message)
+
+
+def _client() -> "Client":
+    from ..client import Client
+
+    return Client(asked_by="cli")
+
+
+def _submitted(client: "Client", job: str, *, watch: bool, as_json: bool) -> None:
+    import json
+
+    print(json.dumps({"id": job}) if as_json else job)
+    if watch:
+        _watch(client, job)
+
+
+def _watch(client: "Client", job: str) -> None:
+    from .watching import watch
+
+    status = watch(client.job(job))
+    if status.state != "complete":
+        raise typer.Exit(FAILED)
+
+
+def _pairs(given: list[str] | None) -> dict[str, str]:
+    from ..wire.errors import BadRequest
+
+    pairs = [text.partition("=") for text in given or ()]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise BadRequest(f"{wrong[0]!r} is not name=value")
+    return {name: value for name, _, value in pairs}
+
+
+def _show(status: "JobStatus", *, as_json: bool) -> None:
+    from .. import show
+
+    if as_json:
+        print(status.model_dump_json())
+        return
+    rows = [{"": name, " ": value} for name, value in _everything(status).items()]
+    show.table(["", " "], rows, as_json=False)
+
+
+def _everything(status: "JobStatus") -> dict[str, Any]:
+    from .watching import stages
+
+    spec = status.spec
+    return {
+        "id": status.id,
+        "state": status.state,
+        "reason": status.reason or status.trouble,
+        "items": f"{status.done} done, {status.failed} failed, of {status.items}",
+        "chunks": f"{status.chunks_done} of {status.chunks}, {status.in_flight} at work",
+        "model": f"{spec.model} {status.fingerprint}",
+        "from": f"{spec.source.kind}: {spec.source.where}",
+        "to": f"{spec.sink.kind}: {spec.sink.where} {dict(spec.sink.options) or ''}",
+        "papers": status.papers,
+        "stages": stages(status),
+        "workers": ", ".join(f"{name} {items}" for name, items in status.workers.items()),
+    }
+
+
+def _row(status: "JobStatus") -> dict[str, Any]:
+    return {
+        "id": status.id,
+        "state": status.state,
+        "done": status.done,
+        "failed": status.failed,
+        "items": status.items,
+        "model": status.spec.model,
+        "sink": f"{status.spec.sink.kind}: {status.spec.sink.where}",
+    }

@@ -1,0 +1,225 @@
+"""A job in a client's hand: any process may take it up by its id."""
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from ..talks import Blocking, Line, Talk
+from ..wire.errors import BadRequest, NoAnswer
+from ..wire.jobs import JobSpec, JobState, JobStatus, Migration, Place, SwitchAlias
+from ..wire.messages import Managed, Priority
+from . import places, talks
+
+LOOK_S = 0.5  # between two looks at a job
+SWITCH_S = 60.0
+
+Hold = Callable[[Talk[Any]], Any]
+
+
+class JobOptions(TypedDict, total=False):
+    """How a job is done.
+
+    Attributes:
+        id: a name of one's own; letters, digits, `-` and `_`.
+        fingerprint: work only in this vector space.
+        chunk_size: items that are finished, or started again, together.
+        window: chunks that are started and not finished.
+        priority: `bulk` leaves the way to interactive requests.
+        on_failure: `record` goes on after an item that cannot be embedded, `pause` waits.
+        patience_s: how long nothing may succeed before the job pauses itself.
+        papers: a folder that all workers share, for the manifest and the report.
+        source_options, sink_options: see the classes in `worker.reembed`.
+    """
+
+    id: str
+    fingerprint: str
+    chunk_size: int
+    window: int
+    priority: Priority
+    on_failure: Literal["record", "pause"]
+    patience_s: float
+    papers: str | Path
+    source_options: dict[str, str]
+    sink_options: dict[str, str]
+
+
+def specification(
+    source: str | Path | Place,
+    sink: str | Path | Place,
+    model: str,
+    *,
+    migration: Migration | None = None,
+    asked_by: str = "",
+    **options: Unpack[JobOptions],
+) -> JobSpec:
+    """A job as it is asked for.
+
+    Raises:
+        BadRequest: an argument cannot be used.
+    """
+    given: dict[str, Any] = {**options}
+    source_options, sink_options = given.pop("source_options", {}), given.pop("sink_options", {})
+    if papers := given.pop("papers", None):
+        given["papers"] = str(Path(papers).expanduser().absolute())
+    try:
+        return JobSpec(
+            id=given.pop("id", None) or f"{datetime.now():%Y%m%d-%H%M}-{uuid4().hex[:6]}",
+            source=places.source(source, source_options),
+            sink=places.sink(sink, sink_options),
+            model=model,
+            migration=migration,
+            asked_by=asked_by,
+            submitted_at=time.time(),
+            **given,
+        )
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        raise BadRequest(f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None
+
+
+def shadow(
+    alias: str, old: str | Path | Place, into_new: str | Path | Place
+) -> tuple[Place, Migration]:
+    """The sink and the purpose of a job that replaces a collection under the name it is used by.
+
+    Args:
+        alias: the name that people search by.
+        old: what it leads to now.
+        into_new: what is to be filled and checked, and then to be led to.
+    """
+    before, after = places.sink(old), places.sink(into_new)
+    if before.kind != after.kind:
+        raise BadRequest(f"{before.kind} cannot be switched to {after.kind}: name one kind twice")
+    if before == after:
+        raise BadRequest("the old and the new collection are the same: name another for the new")
+    return after, Migration(alias=alias, old=before)
+
+
+class Job:
+    """A bulk job.
+
+    Attributes:
+        id: keep this.
+    """
+
+    def __init__(self, line: Line, hold: Hold, job: str) -> None:
+        self.id = job
+        self._line, self._hold = line, hold
+
+    def status(self) -> JobStatus:
+        """How far it has come."""
+        return self._told(talks.status(self._line, self.id))
+
+    def wait(self, timeout: float | None = None) -> JobStatus:
+        """Until it is over or has paused; it goes on without anybody waiting.
+
+        Raises:
+            NoAnswer: neither within `timeout` seconds.
+        """
+        return self._told(awaited(self._line, self.id, timeout))
+
+    def pause(self, reason: str = "paused by hand") -> JobStatus:
+        """Start nothing more; what is at work is finished."""
+        return self._told(talks.change(self._line, self.id, "pause", reason=reason))
+
+    def resume(self) -> JobStatus:
+        """Go on where it paused."""
+        return self._told(talks.change(self._line, self.id, "resume", reason=""))
+
+    def cancel(self, reason: str = "cancelled by hand") -> JobStatus:
+        """Stop it for good; what is in the sink stays there."""
+        return self._told(talks.change(self._line, self.id, "cancel", reason=reason))
+
+    def retry_failed(self) -> JobStatus:
+        """Do the chunks again in which items failed."""
+        return self._told(talks.change(self._line, self.id, "retry_failed", reason=""))
+
+    def verify(self) -> JobStatus:
+        """Compare manifest, markers and sink once more; what is missing is done again."""
+        return self._told(talks.change(self._line, self.id, "verify", reason=""))
+
+    def switch(self) -> Managed:
+        """Let the name of a migration lead to the new collection."""
+        managed: Managed = self._hold(talks.switch(self._line, switching(self.id, "new")))
+        return managed
+
+    def switch_back(self) -> Managed:
+        """Let the name of a migration lead to the old collection again."""
+        managed: Managed = self._hold(talks.switch(self._line, switching(self.id, "old")))
+        return managed
+
+    def _told(self, talk: Talk[JobStatus]) -> JobStatus:
+        status: JobStatus = self._hold(talk)
+        return status
+
+
+class AsyncJob:
+    """`Job` with `await` before it."""
+
+    def __init__(self, line: Line, hold: Callable[[Talk[Any]], Awaitable[Any]], job: str) -> None:
+        self.id = job
+        self._line, self._hold = line, hold
+
+    async def status(self) -> JobStatus:
+        return await self._told(talks.status(self._line, self.id))
+
+    async def wait(self, timeout: float | None = None) -> JobStatus:
+        return await self._told(awaited(self._line, self.id, timeout))
+
+    async def pause(self, reason: str = "paused by hand") -> JobStatus:
+        return await self._told(talks.change(self._line, self.id, "pause", reason=reason))
+
+    async def resume(self) -> JobStatus:
+        return await self._told(talks.change(self._line, self.id, "resume", reason=""))
+
+    async def cancel(self, reason: str = "cancelled by hand") -> JobStatus:
+        return await self._told(talks.change(self._line, self.id, "cancel", reason=reason))
+
+    async def retry_failed(self) -> JobStatus:
+        return await self._told(talks.change(self._line, self.id, "retry_failed", reason=""))
+
+    async def verify(self) -> JobStatus:
+        return await self._told(talks.change(self._line, self.id, "verify", reason=""))
+
+    async def switch(self) -> Managed:
+        managed: Managed = await self._hold(talks.switch(self._line, switching(self.id, "new")))
+        return managed
+
+    async def switch_back(self) -> Managed:
+        managed: Managed = await self._hold(talks.switch(self._line, switching(self.id, "old")))
+        return managed
+
+    async def _told(self, talk: Talk[JobStatus]) -> JobStatus:
+        status: JobStatus = await self._hold(talk)
+        return status
+
+
+def awaited(line: Line, job: str, timeout: float | None) -> Talk[JobStatus]:
+    """A job's status when it is over or paused."""
+    give_up_at = None if timeout is None else time.monotonic() + timeout
+    while True:
+        status = yield from talks.status(line, job)
+        if status.state.is_final or status.state is JobState.PAUSED:
+            return status
+        if give_up_at is not None and time.monotonic() >= give_up_at:
+            raise NoAnswer(f"job {job} is still {status.state} after {timeout:g} s")
+        yield Blocking(_pause)
+
+
+def switching(job: str, to: Literal["new", "old"]) -> SwitchAlias:
+    return SwitchAlias(job=job, to=to, deadline=time.time() + SWITCH_S)
+
+
+def _pause() -> None:
+    time.sleep(LOOK_S)
+
+
+# The documentation stands once, with the twin.
+for _name, _call in vars(AsyncJob).items():
+    if not _name.startswith("_") and not _call.__doc__:
+        _call.__doc__ = getattr(Job, _name).__doc__

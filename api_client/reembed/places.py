@@ -1,0 +1,92 @@
+"""Addresses as people write them, turned into the places of a job.
+
+    /photos                     a folder of pictures, or a glob such as /photos/**/*.jpg
+    list.csv  list.parquet      paths or URLs in a column; list.txt has one a line
+    texts.jsonl                 texts in a column
+    shard-{00000..00099}.tar    webdataset
+    s3://bucket/photos          anything that fsspec opens
+    qdrant:http://host#photos   a collection; so for lancedb:, pgvector: and parquet:
+
+A kind may always be said before the address, as in `list:/data/photos`.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from ..wire.errors import BadRequest
+from ..wire.jobs import Place
+
+# The option that a `#name` at the end of an address means, by the kind of sink.
+NAMED = {"qdrant": "collection", "lancedb": "table", "pgvector": "table"}
+STORES = frozenset({*NAMED, "parquet"})  # sinks that can be a source
+SOURCES = {".csv": "list", ".tsv": "list", ".txt": "list", ".parquet": "list", ".jsonl": "texts"}
+_KIND = re.compile(r"([a-z][a-z0-9_]*):(?!//)(.+)", re.DOTALL)
+
+
+def source(address: str | Path | Place, options: Mapping[str, str] | None = None) -> Place:
+    """Where a job reads from.
+
+    Raises:
+        BadRequest: the address has a password, or cannot be one.
+    """
+    if isinstance(address, Place):
+        return address
+    kind, where = _said(str(address))
+    if kind in STORES:
+        held = _place(kind, where, {})
+        given = {"store": kind, **held.options, **(options or {})}
+        return _place("collection", held.where, given)
+    return _place(kind or _guessed_source(where), where, options or {})
+
+
+def sink(address: str | Path | Place, options: Mapping[str, str] | None = None) -> Place:
+    """Where a job writes to: a folder gets Parquet files unless a kind is said.
+
+    Raises:
+        BadRequest: the address has a password, or cannot be one.
+    """
+    if isinstance(address, Place):
+        return address
+    kind, where = _said(str(address))
+    if not kind:
+        scheme = urlsplit(where).scheme
+        kinds = {"http": "qdrant", "https": "qdrant", "postgresql": "pgvector", "": "parquet"}
+        if scheme not in kinds:
+            raise BadRequest(f"say which kind of sink {where!r} is, e.g. lancedb:{where}")
+        kind = kinds[scheme]
+    return _place(kind, where, options or {})
+
+
+def _said(address: str) -> tuple[str, str]:
+    found = _KIND.fullmatch(address)
+    return (found[1], found[2]) if found else ("", address)
+
+
+def _guessed_source(where: str) -> str:
+    if "://" in where:
+        return "fsspec"
+    if ".tar" in Path(where).name:
+        return "webdataset"
+    return SOURCES.get(Path(where).suffix.lower(), "folder")
+
+
+def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
+    given = dict(options)
+    if kind in NAMED and "#" in where:
+        where, _, given[NAMED[kind]] = where.rpartition("#")
+    if "://" not in where:
+        where = os.path.abspath(os.path.expanduser(where))
+    elif urlsplit(where).password:
+        raise BadRequest(
+            "an address with a password would be written down in Redis and beside the sink: "
+            "give the workers PGPASSWORD, QDRANT_API_KEY or the like instead"
+        )
+    try:
+        return Place(kind=kind, where=where, options=given)
+    except ValidationError as error:
+        raise BadRequest(f"{where!r} cannot be a place: {error.errors()[0]['msg']}") from None

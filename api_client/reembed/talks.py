@@ -1,0 +1,136 @@
+"""What is said to Redis about a job, free of waiting: `Client` and `AsyncClient` take the steps."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..talks import Call, Line, Step, Talk
+from ..wire import names
+from ..wire.errors import BadRequest
+from ..wire.jobs import JobSpec, JobState, JobStatus, SwitchAlias, Tend, sealed
+from ..wire.jobscripts import CANCEL, PAUSE, RESUME, RETRY_FAILED, SUBMIT, VERIFY, job_keys
+from ..wire.messages import Managed
+from ..wire.names import Keys
+from ..wire.settings import Settings
+
+TEND_S = 60.0  # after so long the clock has asked for the same
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Something that people do to a job.
+
+    Attributes:
+        forbidden: the rest of the sentence when the job's state does not allow it.
+    """
+
+    script: str
+    forbidden: str
+
+
+CHANGES = {
+    "pause": _Change(PAUSE, "only a job that is at work can be paused"),
+    "resume": _Change(RESUME, "only a paused job can be resumed"),
+    "cancel": _Change(CANCEL, "it is over already"),
+    "retry_failed": _Change(
+        RETRY_FAILED, "failures can be retried when a job is complete or incomplete and has some"
+    ),
+    "verify": _Change(VERIFY, "only a job that is complete or incomplete can be checked again"),
+}
+
+
+def submission(keys: Keys, spec: JobSpec, settings: Settings) -> Step:
+    """The step that makes a job known; whoever tends the jobs next begins it."""
+    fields = {
+        **sealed(spec, settings),
+        "state": str(JobState.PLANNING),
+        "reason": "",
+        "chunk_size": spec.chunk_size,
+        "window": spec.window,
+        "patience_s": spec.patience_s,
+        "cursor": 0,
+    }
+    places = [*job_keys(keys, spec.id), keys.jobs()]
+    flat = [part for pair in fields.items() for part in pair]
+    arguments = (spec.id, spec.submitted_at, *flat)
+    return lambda r: r.eval(SUBMIT, len(places), *places, *arguments)
+
+
+def submit(line: Line, spec: JobSpec) -> Talk[str]:
+    """Make a job known and ask for it to be begun; gives its id.
+
+    Raises:
+        BadRequest: there is a job of that id.
+    """
+    if not (yield submission(line.keys, spec, line.settings)):
+        raise BadRequest(f"there is a job {spec.id!r} already")
+    yield from _tend(line)
+    return spec.id
+
+
+def status(line: Line, job: str) -> Talk[JobStatus]:
+    """How far a job has come.
+
+    Raises:
+        UnknownJob: there is none of that id.
+    """
+    fields, done, flight, seen = yield partial(_look, keys=line.keys, job=job)
+    seen_at = float(seen[0]) + float(seen[1]) / 1e6
+    return JobStatus.of(job, fields, chunks_done=done, in_flight=flight, seen_at=seen_at)
+
+
+def listing(line: Line) -> Talk[list[JobStatus]]:
+    """Every job that Redis still knows, the newest first."""
+    ids = yield lambda r: r.zrevrange(line.keys.jobs(), 0, -1)
+    found = []
+    for job in ids:
+        try:
+            found.append((yield from status(line, job.decode())))
+        except BadRequest:
+            continue  # its books have expired, or are of another version
+    return found
+
+
+def change(line: Line, job: str, what: str, *, reason: str) -> Talk[JobStatus]:
+    """Do to a job what `CHANGES` lists; gives how it stands then.
+
+    Raises:
+        UnknownJob: there is none of that id.
+        BadRequest: its state does not allow it.
+    """
+    before = yield from status(line, job)
+    keys = job_keys(line.keys, job)
+    wanted = CHANGES[what]
+    arguments = (reason, before.seen_at)
+    changed = yield lambda r: r.eval(wanted.script, len(keys), *keys, *arguments)
+    if not changed:
+        raise BadRequest(f"job {job} is {before.state}: {wanted.forbidden}")
+    yield from _tend(line)
+    return (yield from status(line, job))
+
+
+def switch(line: Line, request: SwitchAlias) -> Talk[Managed]:
+    """Let a migrated name lead to the job's sink or back; waits for a worker to do it."""
+    call = Call(names.JOB_SWITCH, request)
+    yield from line.send(call)
+    answer: Any = (yield from line.wait(call)).message
+    assert isinstance(answer, Managed)
+    return answer
+
+
+def _tend(line: Line) -> Talk[None]:
+    request = Tend(deadline=time.time() + TEND_S)
+    yield from line.send(Call(names.JOBS_TEND, request, queue=names.CONTROL))
+
+
+# Steps.
+
+
+def _look(client: Any, *, keys: Keys, job: str) -> Any:
+    pipe = client.pipeline(transaction=True)
+    pipe.hgetall(keys.job(job))
+    pipe.bitcount(keys.job_done(job))
+    pipe.zcard(keys.job_flight(job))
+    pipe.time()
+    return pipe.execute()

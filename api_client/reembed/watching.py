@@ -1,0 +1,77 @@
+"""A job's progress on a terminal."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from ..wire.jobs import JobState, JobStatus
+from .job import Job
+
+LOOK_S = 0.5
+RATE_OVER = 60  # looks
+
+
+def watch(job: Job) -> JobStatus:
+    """Draw until the job is over or has paused; gives how it stands then."""
+    seen: deque[JobStatus] = deque(maxlen=RATE_OVER)
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+        for status in _looks(job):
+            seen.append(status)
+            live.update(Group(*drawn(status, rate=rate(seen))))
+    return status
+
+
+def _looks(job: Job) -> Iterator[JobStatus]:
+    while True:
+        yield (status := job.status())
+        if status.state.is_final or status.state is JobState.PAUSED:
+            return
+        time.sleep(LOOK_S)
+
+
+def drawn(status: JobStatus, *, rate: float) -> list[ProgressBar | Text]:
+    """A bar, and below it what people ask for."""
+    finished = status.done + status.failed
+    lines = [
+        f"{status.state}  {finished}/{status.items}  failed {status.failed}  {rate:.0f}/s  "
+        f"{_eta(status.items - finished, rate)}",
+        f"stages  {stages(status)}",
+        f"workers  {', '.join(f'{name} {items}' for name, items in status.workers.items())}",
+    ]
+    if told := status.reason or status.trouble:
+        lines.append(told)
+    bar = ProgressBar(total=status.items or 1, completed=finished, width=60)
+    return [bar, *map(Text, lines)]
+
+
+def rate(seen: "deque[JobStatus]") -> float:
+    """Items per second between the first and the last look."""
+    first, last = seen[0], seen[-1]
+    seconds = last.seen_at - first.seen_at
+    items = last.done + last.failed - first.done - first.failed
+    return items / seconds if seconds > 0 else 0.0
+
+
+def stages(status: JobStatus) -> str:
+    """Each stage's share of the time that the chunks took."""
+    spent = {
+        "read": status.read_s,
+        "decode": status.decode_s,
+        "forward": status.forward_s,
+        "write": status.write_s,
+    }
+    total = sum(spent.values()) or 1.0
+    return "  ".join(f"{name} {seconds / total:.0%}" for name, seconds in spent.items())
+
+
+def _eta(left: int, rate: float) -> str:
+    if rate <= 0 or left <= 0:
+        return ""
+    minutes, seconds = divmod(int(left / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"about {hours}:{minutes:02}:{seconds:02} left"

@@ -1,0 +1,92 @@
+"""What people may do to a job, each as one script: the ledger they change is the workers', too.
+
+KEYS are those of `job_keys`. Each answers 1 if it changed something, 0 if the job's state forbids.
+"""
+
+from .names import Keys
+
+# KEYS[7] is the list of jobs. ARGV: id, time, then the hash's fields and values.
+SUBMIT = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('ZADD', KEYS[7], ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[4], 0, 'plan')
+return 1
+"""
+
+PAUSE = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'planning' and state ~= 'running' and state ~= 'checking' then return 0 end
+redis.call('HSET', KEYS[1], 'paused_from', state, 'state', 'paused', 'reason', ARGV[1])
+return 1
+"""
+
+# What nobody holds is due at once; who is still at work on a chunk goes on with it.
+RESUME = """
+if redis.call('HGET', KEYS[1], 'state') ~= 'paused' then return 0 end
+local before = redis.call('HGET', KEYS[1], 'paused_from')
+redis.call('HSET', KEYS[1], 'state', before, 'reason', '')
+redis.call('HDEL', KEYS[1], 'paused_from', 'trouble', 'trouble_since')
+for _, what in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  if redis.call('HEXISTS', KEYS[5], what) == 0 then redis.call('ZADD', KEYS[4], 0, what) end
+end
+redis.call('DEL', KEYS[6])
+return 1
+"""
+
+CANCEL = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'complete' or state == 'incomplete' or state == 'cancelled' or state == 'failed' then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'state', 'cancelled', 'reason', ARGV[1], 'ended_at', ARGV[2])
+redis.call('DEL', KEYS[4], KEYS[5], KEYS[6])
+return 1
+"""
+
+# Chunks with failures are taken out of the count and done again; `round` tells their markers apart.
+RETRY_FAILED = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'complete' and state ~= 'incomplete' then return 0 end
+local function number(name) return tonumber(redis.call('HGET', KEYS[1], name) or '0') end
+local chunks, items, failed = number('chunks'), number('items'), number('failed')
+local size = number('chunk_size')
+local reopened, first = 0, nil
+for chunk = 0, chunks - 1 do
+  if redis.call('GETBIT', KEYS[3], chunk) == 1 then
+    first = first or chunk
+    redis.call('SETBIT', KEYS[2], chunk, 0)
+    reopened = reopened + (chunk == chunks - 1 and items - chunk * size or size)
+  end
+end
+if not first then return 0 end
+redis.call('DEL', KEYS[3])
+redis.call('HINCRBY', KEYS[1], 'done', failed - reopened)
+redis.call('HINCRBY', KEYS[1], 'round', 1)
+redis.call('HSET', KEYS[1], 'failed', 0, 'cursor', first, 'state', 'running', 'reason', '')
+redis.call('HDEL', KEYS[1], 'ended_at')
+for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
+return 1
+"""
+
+VERIFY = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'complete' and state ~= 'incomplete' then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'checking', 'reason', '', 'repairs', 0)
+redis.call('HDEL', KEYS[1], 'ended_at')
+redis.call('ZADD', KEYS[4], 0, 'check')
+for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
+return 1
+"""
+
+
+def job_keys(keys: Keys, job: str) -> list[str]:
+    """Hash, done, failed, flight, held, unfit: in the order in which the scripts take them."""
+    return [
+        keys.job(job),
+        keys.job_done(job),
+        keys.job_failed(job),
+        keys.job_flight(job),
+        keys.job_held(job),
+        keys.job_unfit(job),
+    ]

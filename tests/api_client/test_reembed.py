@@ -1,0 +1,124 @@
+"""What a client makes of its arguments, and how a job looks on a terminal."""
+
+import os
+from collections import deque
+
+import pytest
+
+from api_client.reembed import places, watching
+from api_client.reembed.job import shadow, specification
+from api_client.wire.errors import BadRequest
+from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "where", "options"),
+    [
+        ("/photos", "folder", "/photos", {}),
+        ("/photos/**/*.jpg", "folder", "/photos/**/*.jpg", {}),
+        ("photos", "folder", os.path.abspath("photos"), {}),
+        ("/d/list.csv", "list", "/d/list.csv", {}),
+        ("/d/texts.jsonl", "texts", "/d/texts.jsonl", {}),
+        ("texts:/d/t.parquet", "texts", "/d/t.parquet", {}),
+        ("/d/s-{000..009}.tar", "webdataset", "/d/s-{000..009}.tar", {}),
+        ("s3://bucket/photos", "fsspec", "s3://bucket/photos", {}),
+        (
+            "qdrant:http://h:6333#cats",
+            "collection",
+            "http://h:6333",
+            {"store": "qdrant", "collection": "cats"},
+        ),
+        ("parquet:/vectors", "collection", "/vectors", {"store": "parquet"}),
+    ],
+)
+def test_a_source_is_told_by_its_address(address, kind, where, options):
+    assert places.source(address) == Place(kind=kind, where=where, options=options)
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "where", "options"),
+    [
+        ("/vectors", "parquet", "/vectors", {}),
+        ("npy:/vectors", "npy", "/vectors", {}),
+        ("http://h:6333#cats", "qdrant", "http://h:6333", {"collection": "cats"}),
+        ("qdrant:/d/q#cats", "qdrant", "/d/q", {"collection": "cats"}),
+        ("lancedb:/d/l#cats", "lancedb", "/d/l", {"table": "cats"}),
+        ("postgresql://me@h/db#cats", "pgvector", "postgresql://me@h/db", {"table": "cats"}),
+    ],
+)
+def test_a_sink_is_told_by_its_address(address, kind, where, options):
+    assert places.sink(address) == Place(kind=kind, where=where, options=options)
+
+
+def test_a_password_is_not_written_down():
+    with pytest.raises(BadRequest, match="PGPASSWORD"):
+        places.sink("postgresql://me:secret@h/db#cats")
+
+
+@pytest.mark.parametrize("address", ["", "s3://bucket/x", "Bad Kind:/x"])
+def test_an_address_that_cannot_be_a_sink_is_refused_or_a_folder(address):
+    if address == "Bad Kind:/x":
+        assert places.sink(address).kind == "parquet"
+    elif address:
+        with pytest.raises(BadRequest, match="say which kind"):
+            places.sink(address)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"chunk_size": 0}, {"chunk_size": "many"}, {"id": "a/b"}, {"window": -1}, {"colour": "red"}],
+)
+def test_an_option_that_cannot_be_used_is_named(options):
+    with pytest.raises(BadRequest, match=next(iter(options))):
+        specification("/photos", "/vectors", "m", **options)
+
+
+def test_every_job_has_an_id_of_its_own():
+    specs = [specification("/photos", "/vectors", "m") for _ in range(2)]
+    assert specs[0].id != specs[1].id
+    assert JobSpec.read(specs[0].model_dump_json()) == specs[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{}", "names no version"),
+        ("no json", "names no version"),
+        ('{"version": 0}', "an older version"),
+        ('{"version": 99}', "a newer version"),
+        ('{"version": 1}', "is broken"),
+    ],
+)
+def test_a_job_file_that_cannot_be_read_says_why(text, sentence):
+    with pytest.raises(BadRequest, match=sentence):
+        JobSpec.read(text)
+
+
+def test_a_migration_stays_within_one_kind_of_store_and_needs_two_collections():
+    sink, migration = shadow("live", "/old", "/new")
+    assert (sink.where, migration.old.where, migration.alias) == ("/new", "/old", "live")
+    with pytest.raises(BadRequest, match="cannot be switched"):
+        shadow("live", "/old", "qdrant:/q#new")
+    with pytest.raises(BadRequest, match="are the same"):
+        shadow("live", "/old", "/old")
+
+
+def status(seen_at, done, **fields):
+    spec = specification("/photos", "/vectors", "m", id="j")
+    given = {"state": JobState.RUNNING, "items": 1000, "read_s": 1, "forward_s": 3, **fields}
+    return JobStatus(spec=spec, seen_at=seen_at, done=done, **given)
+
+
+def test_rate_and_time_left_come_from_what_was_seen():
+    seen = deque([status(10.0, 100), status(20.0, 300)])
+    assert watching.rate(seen) == 20.0
+    told = " ".join(map(str, watching.drawn(seen[-1], rate=20.0)[1:]))
+    assert "300/1000" in told
+    assert "20/s" in told
+    assert "about 0:00:35 left" in told
+    assert "read 25%" in told
+
+
+def test_what_keeps_a_job_from_going_on_is_told():
+    told = " ".join(map(str, watching.drawn(status(1.0, 0, trouble="the disk is full"), rate=0)))
+    assert "the disk is full" in told

@@ -1,0 +1,92 @@
+"""A real PostgreSQL with pgvector, if one is at hand."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+
+DEBIAN = "/usr/lib/postgresql/*/bin/postgres"
+OWNER = "nobody"  # PostgreSQL refuses to run as root
+
+
+def binaries() -> Path | None:
+    """The folder of a server that has the extension: the machine's, or the one of a wheel."""
+    for server in sorted(Path("/").glob(DEBIAN[1:]), reverse=True):
+        version = server.parents[1].name
+        if Path(f"/usr/share/postgresql/{version}/extension/vector.control").exists():
+            return server.parent
+    found = find_spec("pgserver")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Host and port, without a password, on loopback."""
+    if (folder := binaries()) is None:
+        if os.environ.get("CI"):
+            raise RuntimeError("CI needs PostgreSQL with pgvector: install the wheel pgserver")
+        pytest.skip("needs PostgreSQL with pgvector: pip install pgserver")
+    owner = OWNER if os.getuid() == 0 else None
+    data = Path(tempfile.mkdtemp(prefix="clipyard-pg-"))
+    if owner:
+        shutil.chown(data, owner)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        initdb = [
+            folder / "initdb",
+            "-D",
+            data,
+            "-U",
+            "test",
+            "--no-sync",
+            "--locale=C",
+            "-E",
+            "UTF8",
+        ]
+        subprocess.run(initdb, check=True, user=owner, **quiet)
+        options = ["-p", str(port), "-h", "127.0.0.1", "-k", "", "-F", "-D", data]
+        server = subprocess.Popen([folder / "postgres", *options], user=owner, **quiet)
+        try:
+            address = f"postgresql://test@127.0.0.1:{port}"
+            _wait(f"{address}/postgres")
+            yield address
+        finally:
+            server.send_signal(signal.SIGINT)  # does not wait for connections to end
+            server.wait(20)
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def _wait(url: str) -> None:
+    give_up_at = time.monotonic() + 30
+    while True:
+        try:
+            psycopg.connect(url, connect_timeout=2).close()
+            return
+        except psycopg.OperationalError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, tmp_path: Path) -> str:
+    """An empty database."""
+    name = f"t{abs(hash(tmp_path)):x}"
+    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return f"{postgres_server}/{name}"

@@ -1,0 +1,110 @@
+"""The parts of a worker with the fake family, in this process, and the messages that it sends."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from api_client.reembed.talks import submission
+from api_client.wire import names
+from api_client.wire.jobs import JobSpec, JobStatus, Place
+from api_client.wire.jobscripts import job_keys
+from worker.backends.base import Placement
+from worker.backends.fake import Fake
+from worker.batcher import Batcher
+from worker.catalogue import Catalogue, Entry
+from worker.images import ImageReader
+from worker.ledger import Ledger
+from worker.reembed import duty
+from worker.settings import WorkerSettings
+from worker.slots import Limits, Slots
+
+WORK = {names.JOB_PLAN: "job_plan", names.JOB_CHUNK: "job_chunk", names.JOB_CHECK: "job_check"}
+
+
+class Parts:
+    """What `runtime.here()` gives."""
+
+    def __init__(self, store, keys, folder, *, node="w@here", entries=(), **given: Any) -> None:
+        fake = Fake(Placement("cpu"))
+        self.node, self.redis, self.keys = node, store, keys
+        self.settings = WorkerSettings.read(
+            image_roots=[folder], sink_roots=[folder], jobs_dir=folder / "jobs", **given
+        )
+        self.catalogue = Catalogue(
+            [Entry("fake/a", backend="fake"), Entry("fake/b", backend="fake"), *entries]
+        )
+        self.slots = Slots(
+            check=fake.check, load=fake.load, limits=Limits(), ledger=Ledger(), unified=True
+        )
+        self.batcher = Batcher(batch_size=16, decode_threads=2)
+        self.images = ImageReader(self.settings)
+        self.tracker = SimpleNamespace(used=lambda entry, items: None)
+
+    def close(self):
+        self.batcher.close()
+        self.slots.close()
+
+
+class Post:
+    """Stands where the Celery app stands: keeps what is sent, and has it done when told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any], str]] = []
+
+    def send_task(self, name, *, kwargs, queue, priority):
+        self.sent.append((name, kwargs, queue))
+
+    def deliver(self) -> str:
+        """Have the oldest message done; gives what came of it."""
+        from tasks import reembed
+
+        name, fields, _ = self.sent.pop(0)
+        return getattr(reembed, WORK[name]).run.__func__(SimpleNamespace(app=self), **fields)
+
+    def deliver_all(self) -> list[str]:
+        said = []
+        while self.sent:
+            said.append(self.deliver())
+        return said
+
+
+class Desk:
+    """Submits jobs and looks at them, as a client does."""
+
+    def __init__(self, store, keys, post, settings=None) -> None:
+        self.store, self.keys, self.post = store, keys, post
+        self.settings = settings or WorkerSettings.read()
+
+    def submit(self, source, sink, **given: Any) -> str:
+        fields: dict[str, Any] = {"id": "job", "model": "fake/a", "chunk_size": 8, "window": 4}
+        spec = JobSpec(source=source, sink=sink, **(fields | given))
+        self.store.delete(*job_keys(self.keys, spec.id))
+        submission(self.keys, spec, self.settings)(self.store)
+        self.tend()
+        return spec.id
+
+    def tend(self) -> None:
+        from tasks import reembed
+
+        reembed.jobs_tend.run.__func__(SimpleNamespace(app=self.post))
+
+    def do(self, script: str, *arguments: Any) -> Any:
+        keys = job_keys(self.keys, "job")
+        return self.store.eval(script, len(keys), *keys, *arguments)
+
+    def status(self) -> JobStatus:
+        return JobStatus.of("job", self.store.hgetall(self.keys.job("job")))
+
+
+def folder_of(path, count=20) -> Place:
+    """Pictures of different colours."""
+    path.mkdir(exist_ok=True)
+    for n in range(count):
+        Image.fromarray(np.full((4, 4, 3), n, np.uint8)).save(path / f"{n:03}.png")
+    return Place(kind="folder", where=str(path))
+
+
+def forget_open_jobs() -> None:
+    duty._open.clear()

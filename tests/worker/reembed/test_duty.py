@@ -1,0 +1,344 @@
+"""Jobs from their submission to their report, in one process, with bad luck of every kind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from celery.exceptions import Reject
+from pyarrow import dataset
+
+from api_client.wire import names
+from api_client.wire.jobs import JobState, Place
+from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
+from api_client.wire.messages import Kind
+from tests.worker.reembed.fleet import Desk, Parts, Post, folder_of, forget_open_jobs
+from worker import runtime
+from worker.catalogue import Entry
+from worker.reembed import duty
+from worker.reembed.migration import switched
+from worker.reembed.sinks import shards
+
+
+@pytest.fixture
+def here(store, keys, tmp_path):
+    parts = Parts(store, keys, tmp_path)
+    runtime.use(parts)
+    yield parts
+    runtime.use(None)
+    forget_open_jobs()
+    parts.close()
+
+
+@pytest.fixture
+def post():
+    return Post()
+
+
+@pytest.fixture
+def desk(store, keys, post, here):
+    return Desk(store, keys, post)
+
+
+@pytest.fixture
+def sink(tmp_path):
+    return Place(kind="parquet", where=str(tmp_path / "sink"))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return folder_of(tmp_path / "pictures")
+
+
+def rows(sink):
+    return dataset.dataset(sink.where, format="parquet").to_table().to_pylist()
+
+
+def report(sink):
+    with open(f"{sink.where}/_job-job/report.json") as file:
+        return json.load(file)
+
+
+def test_a_job_goes_from_its_submission_to_its_report(desk, post, pictures, sink):
+    desk.submit(pictures, sink)
+    assert set(post.deliver_all()) == {"done"}
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 20, 0)
+    found = rows(sink)
+    assert sorted(row["id"] for row in found) == [f"{n:03}.png" for n in range(20)]
+    assert {row["fingerprint"] for row in found} == {status.fingerprint}
+    told = report(sink)
+    assert (told["state"], told["vectors"], told["missing"]) == ("complete", 20, 0)
+    page = Path(sink.where, "_job-job/report.html").read_text()
+    assert "Every item is a vector in the sink or a recorded failure." in page
+    assert "<svg" in page
+
+
+def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
+    desk, post, pictures, sink, tmp_path
+):
+    whole = (tmp_path / "pictures" / "003.png").read_bytes()
+    (tmp_path / "pictures" / "003.png").write_bytes(b"")
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    assert (desk.status().done, desk.status().failed) == (19, 1)
+    assert report(sink)["failure_codes"] == {"image_unreadable": 1}
+
+    (tmp_path / "pictures" / "003.png").write_bytes(whole)
+    assert desk.do(RETRY_FAILED)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+    assert all(row["vector"] for row in rows(sink))
+
+
+def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tmp_path):
+    (tmp_path / "pictures" / "003.png").write_bytes(b"")
+    desk.submit(pictures, sink, on_failure="pause")
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.failed) == (JobState.PAUSED, 1)
+    assert "003.png" in status.reason
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"kind": "folder", "where": "{}/nowhere"}, "there is no folder"),
+        ({"kind": "folder", "where": "{}"}, "holds no items"),
+        ({"kind": "folder", "where": "/etc"}, "not below an allowed folder"),
+        ({"kind": "list", "where": "{}/twice.txt"}, "1 items have an id that another one has"),
+        ({"kind": "telepathy", "where": "{}"}, "no sources of kind 'telepathy'"),
+    ],
+)
+def test_a_source_that_cannot_be_used_ends_the_job_with_a_sentence(
+    desk, post, sink, tmp_path, source, reason
+):
+    (tmp_path / "twice.txt").write_text("a\na\n")
+    given = {name: value.format(tmp_path) for name, value in source.items()}
+    desk.submit(Place(**given), sink)
+    assert post.deliver_all() == ["refused"]
+    assert desk.status().state is JobState.FAILED
+    assert reason in desk.status().reason
+
+
+def test_a_sink_of_another_space_ends_the_job_with_the_way_out(desk, post, pictures, sink):
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    desk.submit(pictures, sink, id="job2", model="fake/b")
+    assert post.deliver_all() == ["refused"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"model": "fake/none"}, "no model 'fake/none'"),
+        ({"model": "fake/sand"}, "made of sand"),
+        ({"fingerprint": "another"}, "the job is in another"),
+        ({"model": "fake/text"}, "does not embed images"),
+    ],
+)
+def test_a_model_that_cannot_be_used_ends_the_job_with_a_sentence(
+    store, keys, tmp_path, post, pictures, sink, given, reason
+):
+    entries = [
+        Entry("fake/sand", backend="fake", options={"fail_load": "made of sand"}),
+        Entry("fake/text", backend="fake", kinds=(Kind.TEXT,)),
+    ]
+    parts = Parts(store, keys, tmp_path, entries=entries)
+    runtime.use(parts)
+    try:
+        desk = Desk(store, keys, post)
+        desk.submit(pictures, sink, **given)
+        assert post.deliver_all() == ["refused"]
+        assert reason in desk.status().reason
+    finally:
+        runtime.use(None)
+        forget_open_jobs()
+        parts.close()
+
+
+def test_a_manifest_that_was_changed_after_the_start_stops_the_job(desk, post, pictures, sink):
+    desk.submit(pictures, sink)
+    post.deliver()
+    part = f"{sink.where}/_job-job/manifest/part-00000.jsonl"
+    with open(part, "r+") as file:
+        file.write("{")
+        file.write("!")
+    assert "trouble" in post.deliver_all()
+    assert desk.status().state is JobState.PAUSED
+    assert "was changed after the job started" in desk.status().reason
+
+
+def test_a_full_disk_is_tried_again_and_then_pauses_the_job_with_the_reason(
+    desk, post, pictures, sink, monkeypatch
+):
+    desk.submit(pictures, sink, patience_s=0)
+    post.deliver()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards.parquet, "write_table", full)
+        assert post.deliver() == "trouble"
+    assert desk.status().state is JobState.PAUSED
+    assert "No space left on device" in desk.status().reason
+    assert set(post.deliver_all()) == {"stopped"}
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
+def test_a_job_file_of_an_older_version_is_refused(desk, post, pictures, sink, store, keys):
+    desk.submit(pictures, sink)
+    spec = json.loads(store.hget(keys.job("job"), "spec"))
+    store.hset(keys.job("job"), "spec", json.dumps({**spec, "version": 0}))
+    assert post.deliver_all() == ["unreadable"]
+    store.hset(keys.job("job"), "spec", json.dumps(spec))
+    assert desk.status().state is JobState.FAILED
+    assert "an older version of Clipyard (job version 0" in desk.status().reason
+
+
+def test_where_a_key_is_set_a_job_without_its_signature_is_refused(
+    store, keys, tmp_path, post, pictures, sink
+):
+    parts = Parts(store, keys, tmp_path, signing_key="k" * 40)
+    runtime.use(parts)
+    try:
+        stranger = Desk(store, keys, post)
+        stranger.submit(pictures, sink)
+        assert post.sent == []
+        assert stranger.status().state is JobState.FAILED
+        assert "not signed" in stranger.status().reason
+        Desk(store, keys, post, parts.settings).submit(pictures, sink)
+        post.deliver_all()
+        assert stranger.status().state is JobState.COMPLETE
+    finally:
+        runtime.use(None)
+        forget_open_jobs()
+        parts.close()
+
+
+def test_a_worker_in_another_space_passes_the_chunk_on(
+    desk, post, pictures, sink, here, store, keys
+):
+    desk.submit(pictures, sink)
+    post.deliver()
+    store.hset(keys.job("job"), "fingerprint", "another")
+    for node in ("w@here", "fit@there"):
+        store.sadd(keys.workers, node)
+        store.hset(keys.worker(node), "name", node)
+    assert post.deliver() == "passed on"
+    assert post.sent[-1][2] == names.direct_queue("fit@there")
+    assert here.node in {name.decode() for name in store.smembers(keys.job_unfit("job"))}
+
+
+def test_a_chunk_whose_marker_is_there_is_not_done_again(desk, post, pictures, sink, store, keys):
+    desk.submit(pictures, sink)
+    post.deliver()
+    post.deliver()
+    before = {row["id"]: row["vector"] for row in rows(sink)}
+    # Redis comes back a second younger: it has forgotten the bit.
+    store.delete(keys.job_done("job"))
+    store.hset(keys.job("job"), mapping={"done": 0, "cursor": 0})
+    store.delete(keys.job_flight("job"))
+    runtime.here().catalogue = {}  # whoever embeds fails
+    post.sent.clear()
+    desk.tend()
+    post.deliver()
+    assert desk.status().done == len(before) == 8
+
+
+def test_a_vector_that_went_missing_from_the_sink_is_found_and_made_again(
+    desk, post, pictures, sink, tmp_path
+):
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    [first, *_] = sorted((tmp_path / "sink").glob("part-*.parquet"))
+    first.unlink()
+    assert desk.do(VERIFY)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+    assert first.exists()
+
+
+def test_a_sink_that_loses_everything_ends_incomplete_and_says_what_is_missing(
+    desk, post, pictures, sink, monkeypatch
+):
+    monkeypatch.setattr(shards.Parquet, "write", lambda self, shard: None)
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    status = desk.status()
+    assert status.state is JobState.INCOMPLETE
+    assert status.reason == "20 items are neither in the sink nor recorded"
+    assert len(report(sink)["missing_ids"]) == 20
+
+
+def test_a_cancelled_job_is_done_no_further(desk, post, pictures, sink):
+    desk.submit(pictures, sink)
+    post.deliver()
+    desk.do(CANCEL, "by hand", 1)
+    assert set(post.deliver_all()) == {"stopped"}
+    desk.tend()
+    assert post.sent == []
+
+
+def test_while_redis_is_away_the_message_goes_back_to_its_queue(desk, post, pictures, sink, here):
+    desk.submit(pictures, sink)
+    here.redis = redis.Redis(port=1, retry=None)
+    with pytest.raises(Reject):
+        post.deliver()
+    here.redis.close()
+
+
+def test_texts_are_embedded_and_blank_ones_recorded(desk, post, sink, tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a dog"}\n{"text": " "}\n')
+    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
+    post.deliver_all()
+    assert [row["error"] for row in rows(sink)] == [None, "text_invalid"]
+
+
+def test_shares_of_two_jobs_take_turns(desk, post, pictures, sink, tmp_path, store, keys):
+    for job in ("job", "job2"):
+        place = Place(kind="parquet", where=str(tmp_path / job))
+        desk.submit(pictures, place, id=job, chunk_size=2, window=2)
+    order = []
+    while post.sent:
+        if post.sent[0][0] == names.JOB_CHUNK:
+            order.append(post.sent[0][1]["job"])
+        post.deliver()
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    assert all(abs(half.count("job") - half.count("job2")) <= 2 for half in halves)
+
+
+def test_a_migration_says_how_much_moved_and_switches_there_and_back(
+    desk, post, pictures, tmp_path
+):
+    old = Place(kind="parquet", where=str(tmp_path / "old"))
+    new = Place(kind="parquet", where=str(tmp_path / "new"))
+    desk.submit(pictures, old, id="first")
+    post.deliver_all()
+    source = Place(kind="collection", where=old.where, options={"store": "parquet"})
+    migration = {"alias": "live", "old": old.model_dump()}
+    desk.submit(source, new, model="fake/b", migration=migration)
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+
+    moved = report(new)["moved"]
+    assert (moved["sample"], moved["pool"]) == (20, 20)
+    assert 0.0 <= moved["overlap_at_10"] <= 1.0
+    assert (tmp_path / "new" / "_job-job" / "moved.png").exists()
+    live = tmp_path / "live"
+    for to in ("old", "new", "old"):
+        changed, _ = switched(duty.opened(runtime.here(), "job"), to)
+        assert changed
+        assert live.resolve() == tmp_path / to
+    assert np.isfinite([row["vector"] for row in rows(new)]).all()

@@ -1,0 +1,345 @@
+"""The books of a job against a real Valkey, with the clock in hand."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from api_client.reembed.talks import submission
+from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
+from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY, job_keys
+from api_client.wire.settings import Settings
+from worker.reembed.ledger import CHECK, PLAN, Claim, Claimed, JobLedger, known_jobs
+from worker.reembed.manifest import Manifest
+from worker.reembed.papers import Loss, Marker
+
+LEASE_S, SENT_S = 60.0, 60.0
+SETTINGS = Settings.read(redis_url="redis://nowhere")
+RUNNING = JobState.RUNNING
+
+
+def spec(**given):
+    return JobSpec(
+        id="job",
+        source=Place(kind="list", where="/list"),
+        sink=Place(kind="parquet", where="/sink"),
+        model="fake/vision",
+        **{"chunk_size": 10, "window": 3, **given},
+    )
+
+
+class Book:
+    """One job with ten chunks, and what a client and the workers do to it."""
+
+    def __init__(self, store, keys, *, chunks=10, items=95, **given):
+        self.store, self.keys, self.now = store, keys, 1000.0
+        self.spec = spec(**given)
+        self.plan = Manifest(items=items, chunks=chunks, chunk_size=10, index="f00")
+        self.ledger = JobLedger(store, keys, "job", sent_s=SENT_S, clock=lambda: self.now)
+        store.delete(*job_keys(keys, "job"))
+        submitted(store, keys, self.spec)
+
+    def planned(self):
+        self.claim(PLAN, state=JobState.PLANNING)
+        return self.ledger.planned(self.plan, fingerprint="fp", dimension=8, papers="/p")
+
+    def claim(self, what, *, state=RUNNING, token="me", sent_at=None):
+        return self.ledger.claim(
+            what,
+            state=state,
+            token=token,
+            lease_s=LEASE_S,
+            sent_at=self.now if sent_at is None else sent_at,
+        )
+
+    def finish(self, chunk, *, lost=0):
+        return self.ledger.finished(marker(int(chunk), lost=lost))
+
+    def status(self):
+        return JobStatus.of("job", self.store.hgetall(self.keys.job("job")))
+
+    def do(self, script, *arguments):
+        keys = job_keys(self.keys, "job")
+        return self.store.eval(script, len(keys), *keys, *arguments)
+
+
+def submitted(store, keys, wanted):
+    """As a client does it."""
+    submission(keys, wanted, SETTINGS)(store)
+
+
+def marker(chunk, *, lost=0):
+    losses = tuple(Loss(row=i, id=f"{chunk}/{i}", code="x", message="") for i in range(lost))
+    items = 10 if chunk < 9 else 5
+    return Marker(chunk, items, losses, round=0, worker="w@h", at=0.0, stages={"read_s": 0.5})
+
+
+def claim_of(what, token="me"):
+    return Claim(what, token, LEASE_S)
+
+
+@pytest.fixture
+def book(store, keys):
+    return Book(store, keys)
+
+
+def test_a_submitted_job_is_planned_by_whoever_tends_first(book):
+    assert book.ledger.fallen() == [PLAN]
+    assert book.ledger.fallen() == []
+    assert book.planned() == ["0", "1", "2"]
+    assert book.status().state is RUNNING
+
+
+def test_each_finished_chunk_starts_the_next_one_and_the_last_the_check(book):
+    todo = book.planned()
+    done = []
+    while todo and todo != [CHECK]:
+        assert len(todo) + len(done) <= 10
+        done.append(chunk := todo.pop(0))
+        book.claim(chunk)
+        todo += book.finish(chunk)
+    assert sorted(map(int, done)) == list(range(10))
+    assert todo == [CHECK]
+    status = book.status()
+    assert (status.state, status.done, status.read_s) == (JobState.CHECKING, 95, 5.0)
+    assert status.workers == {"w@h": 95}
+
+
+def test_a_chunk_that_runs_twice_counts_once(book):
+    book.planned()
+    book.finish("0", lost=2)
+    book.finish("0", lost=2)
+    assert (book.status().done, book.status().failed) == (8, 2)
+
+
+def test_a_chunk_is_worked_on_by_one_worker_at_a_time(book):
+    book.planned()
+    assert book.claim("0", token="a") is Claimed.MINE
+    assert book.claim("0", token="b") is Claimed.ELSEWHERE
+    book.finish("0")
+    assert book.claim("0", token="b") is Claimed.DONE
+
+
+def test_what_a_dead_worker_had_is_started_again_when_its_claim_has_run_out(book):
+    book.planned()
+    book.claim("0", token="dead")
+    book.now += LEASE_S - 1
+    assert book.ledger.renew(claim_of("0", "dead")) is RUNNING
+    book.now += 2
+    assert set(book.ledger.fallen()) == {"1", "2"}  # nobody ever took those
+    book.now += LEASE_S
+    assert "0" in book.ledger.fallen()
+    assert book.claim("0", token="living") is Claimed.MINE
+    assert book.ledger.renew(claim_of("0", "dead")) is None
+
+
+def test_messages_that_wait_long_in_their_queue_do_not_count_as_lost(book):
+    book.planned()
+    book.now += 50
+    book.claim("0", sent_at=book.now - 50)
+    assert book.finish("0") == ["3"]
+    book.now += 2 * SENT_S
+    assert "3" not in book.ledger.fallen()
+    book.now += SENT_S
+    assert "3" in book.ledger.fallen()
+
+
+def test_what_a_stopping_worker_gives_back_is_started_at_once(book):
+    book.planned()
+    book.claim("1")
+    book.ledger.give_back(claim_of("1"))
+    assert book.ledger.fallen() == ["1"]
+
+
+def test_a_paused_job_starts_nothing_and_counts_what_was_at_work(book):
+    book.planned()
+    book.claim("0")
+    assert book.ledger.pause("by hand")
+    assert book.claim("1") is Claimed.STOPPED
+    assert book.finish("0") == []
+    assert book.ledger.fallen() == []
+    assert (book.status().state, book.status().reason) == (JobState.PAUSED, "by hand")
+    assert book.status().done == 10
+    assert book.do(RESUME)
+    assert book.ledger.fallen() == ["1", "2", "3"]
+
+
+def test_a_resumed_job_leaves_those_at_work_alone(book):
+    book.planned()
+    book.claim("0")
+    book.ledger.pause("")
+    book.do(RESUME)
+    assert "0" not in book.ledger.fallen()
+
+
+def test_a_cancelled_job_stays_so(book):
+    book.planned()
+    book.claim("0")
+    assert book.do(CANCEL, "by hand", 5)
+    assert book.finish("0") == []
+    assert book.ledger.renew(claim_of("0")) is None
+    assert not book.ledger.end(JobState.COMPLETE, "")
+    assert book.status().state is JobState.CANCELLED
+    assert not book.do(RESUME)
+
+
+def test_trouble_is_tried_again_after_a_pause_that_grows(book):
+    book.planned()
+    pauses = []
+    for _ in range(8):
+        book.claim("0")
+        begun = book.now
+        book.ledger.trouble(claim_of("0"), "the sink is down")
+        while "0" not in book.ledger.fallen():
+            book.now += 0.5
+        pauses.append(book.now - begun)
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (2.0, 60.0)
+    assert book.status().trouble == "the sink is down"
+
+
+def test_when_nothing_succeeds_for_its_patience_a_job_pauses_with_the_reason(store, keys):
+    book = Book(store, keys, patience_s=100)
+    book.planned()
+    book.claim("0")
+    book.ledger.trouble(claim_of("0"), "the disk is full")
+    assert book.status().state is RUNNING
+    book.now += 101
+    book.claim("1")
+    book.ledger.trouble(claim_of("1"), "the disk is full")
+    assert (book.status().state, book.status().reason) == (JobState.PAUSED, "the disk is full")
+
+
+def test_one_success_ends_the_trouble(store, keys):
+    book = Book(store, keys, patience_s=100)
+    book.planned()
+    book.claim("0")
+    book.ledger.trouble(claim_of("0"), "away")
+    book.now += 101
+    book.finish("1")
+    book.claim("2")
+    book.ledger.trouble(claim_of("2"), "away")
+    assert book.status().state is RUNNING
+
+
+def complete(book, *, lost):
+    todo = book.planned()
+    while todo != [CHECK]:
+        book.claim(chunk := todo.pop(0))
+        todo += book.finish(chunk, lost=lost.get(int(chunk), 0))
+    book.claim(CHECK, state=JobState.CHECKING)
+    book.ledger.end(JobState.COMPLETE, "")
+
+
+def test_only_chunks_with_failures_are_retried(book):
+    complete(book, lost={4: 1, 9: 5})
+    assert (book.status().done, book.status().failed) == (89, 6)
+    assert book.do(RETRY_FAILED)
+    assert (book.status().done, book.status().failed) == (80, 0)
+    assert book.ledger.fallen() == ["4", "9"]
+    assert book.ledger.pinned()["round"] == "1"
+    book.finish("4")
+    assert book.finish("9") == [CHECK]
+    assert book.status().done == 95
+
+
+def test_there_is_nothing_to_retry_without_failures(book):
+    complete(book, lost={})
+    assert not book.do(RETRY_FAILED)
+    assert book.status().state is JobState.COMPLETE
+
+
+def test_a_check_can_be_asked_for_again(book):
+    complete(book, lost={})
+    assert book.do(VERIFY)
+    assert book.ledger.fallen() == [CHECK]
+
+
+def test_chunks_that_a_check_found_unfinished_are_done_again(book):
+    todo = book.planned()
+    while todo != [CHECK]:
+        todo += book.finish(todo.pop(0))
+    assert book.ledger.reopen([2, 5], done=75, failed=0) == ["2", "5"]
+    book.finish("2")
+    assert book.finish("5") == [CHECK]
+    assert book.status().done == 95
+
+
+def test_books_of_ended_jobs_expire_and_leave_the_list(book, store, keys):
+    complete(book, lost={})
+    assert all(store.ttl(key) > 0 for key in (keys.job("job"), keys.job_done("job")))
+    store.delete(keys.job("job"))
+    assert known_jobs(store, keys) == []
+    assert store.zcard(keys.jobs()) == 0
+
+
+def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds(store, keys):
+    """Workers take, finish, lose and are killed; people pause; the clock runs."""
+
+    class Walk(RuleBasedStateMachine):
+        def __init__(self):
+            super().__init__()
+            self.book = Book(store, keys)
+            self.sent = self.book.planned()
+            self.held, self.done = [], set()
+
+        @rule()
+        def deliver(self):
+            what = self.sent.pop(0) if self.sent else CHECK
+            if what != CHECK and self.book.claim(what) is Claimed.MINE:
+                self.held.append(what)
+
+        @rule()
+        def lose_a_message(self):
+            if self.sent:
+                self.sent.pop()
+
+        @rule()
+        def deliver_twice(self):
+            self.sent += self.sent[:1]
+
+        @rule()
+        def finish(self):
+            if self.held:
+                self.done.add(what := self.held.pop(0))
+                self.sent += self.book.finish(what)
+
+        @rule()
+        def be_killed(self):
+            if self.held:
+                self.held.pop()
+
+        @rule()
+        def tend(self):
+            self.sent += self.book.ledger.fallen()
+
+        @rule(seconds=st.sampled_from([1, 30, 200]))
+        def wait(self, seconds):
+            self.book.now += seconds
+
+        @rule()
+        def pause_and_resume(self):
+            if self.book.ledger.pause(""):
+                self.book.do(RESUME)
+
+        @invariant()
+        def counts(self):
+            size = sum(10 if int(chunk) < 9 else 5 for chunk in self.done)
+            assert self.book.status().done == size
+            assert store.zcard(keys.job_flight("job")) <= 3
+
+        def teardown(self):
+            for _ in range(20):
+                while self.sent:
+                    self.deliver()
+                    self.finish()
+                self.book.now += 300
+                self.tend()
+                if self.sent == [CHECK]:
+                    break
+            assert self.book.status().state is JobState.CHECKING
+            assert len(self.done) == 10
+
+    run_state_machine_as_test(
+        Walk, settings=settings(max_examples=8, stateful_step_count=25, deadline=None)
+    )

@@ -1,0 +1,221 @@
+import errno
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from pyarrow import dataset, parquet
+
+from api_client.wire.errors import ImageMissing, JobRefused, SpaceMismatch, StoreDown
+from api_client.wire.jobs import Place
+from worker.reembed import papers
+from worker.reembed.doors import Doors
+from worker.reembed.items import Chunk, Item, Shard, Space
+from worker.reembed.sinks import open_old, open_sink
+from worker.reembed.sinks.qdrant import point_id
+from worker.settings import WorkerSettings
+
+SPACE = Space(model="fake/vision", fingerprint="f1", dimension=8, job="j1")
+EVERY = ["parquet", "npy", "qdrant", "lancedb", "pgvector"]
+
+
+@pytest.fixture
+def places(tmp_path, request):
+    """Where each kind of sink is, by kind and name."""
+
+    def place(kind, name="photos"):
+        match kind:
+            case "parquet" | "npy":
+                return Place(kind=kind, where=str(tmp_path / name))
+            case "qdrant":
+                return Place(kind=kind, where=str(tmp_path / "q"), options={"collection": name})
+            case "lancedb":
+                return Place(kind=kind, where=str(tmp_path / "lance"), options={"table": name})
+            case _:
+                url = request.getfixturevalue("postgres_url")
+                return Place(kind=kind, where=url, options={"table": name})
+
+    return place
+
+
+@pytest.fixture
+def doors(tmp_path):
+    return Doors(WorkerSettings.read(sink_roots=[tmp_path], sink_addresses=["postgresql://"]))
+
+
+@pytest.fixture(params=EVERY)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def make(places, doors):
+    return lambda kind, space=SPACE, name="photos": open_sink(places(kind, name), space, doors)
+
+
+def shard(number=0, *, lost=(1,), seed=0):
+    items = [Item(id=f"{number}/{i}", ref=f"/p/{i}.jpg", meta={"n": i}) for i in range(4)]
+    dice = np.random.default_rng([number, seed])
+    rows = []
+    for i in range(4):
+        row = dice.standard_normal(8).astype(np.float32)
+        row /= np.linalg.norm(row)
+        rows.append(ImageMissing("there is no file") if i in lost else row)
+    return Shard(Chunk(number, items), rows)
+
+
+def wanted(written):
+    return {item.id: row for item, row in written.embedded()}
+
+
+def same(found, expected):
+    assert set(found) == set(expected)
+    for item_id, row in expected.items():
+        np.testing.assert_allclose(found[item_id], row, atol=1e-3)
+
+
+def test_what_was_written_is_read_by_its_ids(make, kind):
+    sink = make(kind)
+    for number in range(3):
+        sink.write(shard(number))
+    same(sink.read(["1/0", "1/1", "1/2", "nobody's"], chunk=1), wanted(shard(1, lost=(1, 3))))
+    same(
+        sink.read(["0/0", "2/0"]),
+        wanted(shard(0, lost=(1, 2, 3))) | wanted(shard(2, lost=(1, 2, 3))),
+    )
+
+
+def test_writing_a_chunk_again_replaces_it(make, kind):
+    sink = make(kind)
+    sink.write(shard(0, lost=(1,), seed=1))
+    sink.write(shard(0, lost=()))
+    same(sink.read([f"0/{i}" for i in range(4)], chunk=0), wanted(shard(0, lost=())))
+
+
+def test_another_process_finds_what_is_there(make, kind):
+    make(kind).write(shard(0))
+    same(make(kind).read(["0/0", "0/2", "0/3"], chunk=0), wanted(shard(0)))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Space(model="fake/vision", fingerprint="f2", dimension=8, job="j1"),
+        Space(model="fake/vision", fingerprint="f1", dimension=9, job="j1"),
+    ],
+    ids=["fingerprint", "dimension"],
+)
+def test_a_sink_of_another_space_is_refused_with_the_way_out(make, kind, other):
+    make(kind).write(shard(0))
+    with pytest.raises(SpaceMismatch, match="name another sink, or migrate"):
+        make(kind, other)
+
+
+def test_a_sink_that_is_not_there_cannot_be_read(places, doors, kind):
+    with pytest.raises(JobRefused):
+        open_old(places(kind, "nowhere"), doors)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "qdrant", "lancedb", "pgvector"])
+def test_a_sink_can_be_walked_as_a_source(make, places, doors, kind):
+    sink = make(kind)
+    sink.write(shard(0, lost=()))
+    found = dict(open_old(places(kind), doors).rows())
+    assert found["0/2"] == {"ref": "/p/2.jpg", "n": 2}
+    assert len(found) == 4
+
+
+def test_a_name_is_switched_and_switched_back(make, places, doors, kind):
+    old = make(kind, name="old")
+    old.write(shard(0, seed=1))
+    new = make(kind, Space("b", "f2", 8, "j2"), name="new")
+    new.write(shard(0, seed=2))
+    assert new.target("live") is None
+    old.switch("live")
+    led_to = old.target("live")
+    new.switch("live")
+    assert new.target("live") != led_to
+    old.switch("live")
+    assert new.target("live") == led_to
+
+
+def test_the_same_chunk_gives_the_same_bytes(make, tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        make("parquet", name=name).write(shard(0))
+        [file] = (tmp_path / name).glob("part-*.parquet")
+        digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
+    assert digests[0] == digests[1]
+
+
+def test_parquet_shards_hold_a_row_an_item_and_its_error(make, tmp_path):
+    make("parquet").write(shard(0))
+    table = dataset.dataset(tmp_path / "photos", format="parquet").to_table()
+    assert table["error"].to_pylist() == [None, "image_missing", None, None]
+    assert table["vector"].to_pylist()[1] is None
+    assert str(table.schema.field("vector").type) == "fixed_size_list<element: float>[8]"
+    assert set(table["fingerprint"].to_pylist()) == {"f1"}
+
+
+def test_npy_files_are_laid_out_as_the_index_builder_of_clip_retrieval_reads_them(make, tmp_path):
+    sink = make("npy")
+    for number in range(2):
+        sink.write(shard(number))
+    sink.write(shard(2, lost=range(4)))  # nothing to index, so no file
+    vectors = sorted((tmp_path / "photos" / "img_emb").iterdir())
+    metas = sorted((tmp_path / "photos" / "metadata").iterdir())
+    assert [v.stem.rpartition("_")[2] for v in vectors] == [
+        m.stem.rpartition("_")[2] for m in metas
+    ]
+    assert [np.load(v).shape for v in vectors] == [(3, 8), (3, 8)]
+    assert np.load(vectors[0]).dtype == np.float16
+    assert parquet.read_table(metas[0])["image_path"].to_pylist() == [
+        "/p/0.jpg",
+        "/p/2.jpg",
+        "/p/3.jpg",
+    ]
+
+
+def test_two_jobs_do_not_share_a_folder_of_npy_files(make):
+    make("npy")
+    with pytest.raises(JobRefused, match="holds job j1"):
+        make("npy", Space("fake/vision", "f1", 8, "j2"))
+
+
+def test_a_folder_of_something_else_is_left_alone(make, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(JobRefused, match="files of somebody else"):
+        make("parquet")
+
+
+def test_nothing_is_written_outside_the_sink_roots(doors):
+    with pytest.raises(JobRefused, match="CLIPYARD_SINK_ROOTS"):
+        open_sink(Place(kind="parquet", where="/elsewhere"), SPACE, doors)
+
+
+def test_a_full_disk_is_worth_another_try_and_leaves_nothing_behind(make, tmp_path, monkeypatch):
+    sink = make("parquet")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(papers.os, "replace", full)
+    with pytest.raises(StoreDown, match="No space left"):
+        sink.write(shard(0))
+    assert [f.name for f in (tmp_path / "photos").iterdir()] == ["_space.json"]
+
+
+def test_a_database_that_is_away_is_worth_another_try(doors):
+    place = Place(kind="pgvector", where="postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(StoreDown):
+        open_sink(place, SPACE, doors)
+
+
+@pytest.mark.parametrize("item_id", ["7", "12345678-1234-5678-1234-567812345678"])
+def test_ids_that_qdrant_takes_stay_as_they_are(item_id):
+    assert str(point_id(item_id)) == item_id
+
+
+def test_other_ids_get_the_same_point_each_time():
+    assert point_id("a.jpg") == point_id("a.jpg") != point_id("b.jpg")

@@ -1,0 +1,226 @@
+import csv
+import io
+import json
+import tarfile
+
+import fsspec
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from api_client.wire.errors import ImageForbidden, ImageMissing, JobRefused
+from api_client.wire.jobs import Place
+from api_client.wire.messages import PathRef, UrlRef
+from worker.reembed.doors import Doors
+from worker.reembed.sources import open_source
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def doors(tmp_path):
+    return Doors(
+        WorkerSettings.read(
+            image_roots=[tmp_path], sink_roots=[tmp_path], image_stores=["memory://photos/"]
+        )
+    )
+
+
+@pytest.fixture
+def source(doors):
+    return lambda kind, where, **options: open_source(
+        Place(kind=kind, where=str(where), options=options), doors
+    )
+
+
+def jpeg(shade):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def tree(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def ids(source):
+    return [item.id for item in source.walk()]
+
+
+def test_a_folder_is_walked_in_order_and_ids_are_paths_below_it(source, tmp_path):
+    tree(tmp_path, "b/2.JPG", "a.png", "b/1.jpg", "b/c/3.webp", "notes.txt", ".hidden/4.jpg")
+    found = list(source("folder", tmp_path).walk())
+    assert [item.id for item in found] == ["a.png", "b/1.jpg", "b/2.JPG", "b/c/3.webp"]
+    assert source("folder", tmp_path).fetch(found[0]) == PathRef(path=f"{tmp_path}/a.png")
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("*.jpg", ["1.jpg"]),
+        ("**/*.jpg", ["1.jpg", "a/2.jpg", "a/b/3.jpg"]),
+        ("a/**", ["2.jpg", "b/3.jpg"]),
+        ("**/[2-3].jpg", ["a/2.jpg", "a/b/3.jpg"]),
+        ("**/[!2].jpg", ["1.jpg", "a/b/3.jpg"]),
+        ("*/?.jpg", ["a/2.jpg"]),
+        ("a/**/*.jpg", ["2.jpg", "b/3.jpg"]),
+    ],
+)
+def test_a_glob_means_what_a_shell_means(source, tmp_path, glob, expected):
+    tree(tmp_path, "1.jpg", "a/2.jpg", "a/b/3.jpg")
+    assert ids(source("folder", tmp_path / glob)) == expected
+
+
+def test_a_file_name_that_is_no_utf8_has_an_id_that_is(source, tmp_path):
+    (tmp_path / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")).write_bytes(b"x")
+    assert ids(source("folder", tmp_path)) == [r"caf\xe9.jpg"]
+
+
+def test_a_missing_folder_is_refused(source, tmp_path):
+    with pytest.raises(JobRefused, match="there is no folder"):
+        list(source("folder", tmp_path / "nowhere").walk())
+
+
+@pytest.mark.parametrize("where", ["/etc", "relative", "{}/../.."])
+def test_nothing_outside_the_roots_is_read(source, tmp_path, where):
+    with pytest.raises(JobRefused):
+        source("folder", where.format(tmp_path))
+
+
+def test_a_list_has_a_path_a_line(source, tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\n/abs/b.jpg\n\nhttps://h/c.jpg\n")
+    found = source("list", tmp_path / "list.txt")
+    assert [item.ref for item in found.walk()] == [
+        f"{tmp_path}/a.jpg",
+        "/abs/b.jpg",
+        "https://h/c.jpg",
+    ]
+    *_, last = found.walk()
+    assert found.fetch(last) == UrlRef(url="https://h/c.jpg")
+
+
+def write_csv(file, rows):
+    with file.open("w", newline="") as out:
+        table = csv.DictWriter(out, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
+
+
+def write_parquet(file, rows):
+    parquet.write_table(pa.Table.from_pylist(rows), file)
+
+
+def write_jsonl(file, rows):
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+TABLES = {".csv": write_csv, ".parquet": write_parquet, ".jsonl": write_jsonl}
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_a_table_has_paths_ids_and_metadata(source, tmp_path, ending):
+    rows = [{"file": f"{n}.jpg", "sku": f"s{n}", "shop": "north"} for n in range(3)]
+    TABLES[ending](tmp_path / f"list{ending}", rows)
+    found = list(source("list", tmp_path / f"list{ending}", column="file", id="sku").walk())
+    assert [item.id for item in found] == ["s0", "s1", "s2"]
+    assert found[1].ref == f"{tmp_path}/1.jpg"
+    assert found[2].meta == {"shop": "north"}
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_a_table_has_texts(source, tmp_path, ending):
+    TABLES[ending](tmp_path / f"t{ending}", [{"text": "a dog", "n": "1"}, {"text": "", "n": "2"}])
+    texts = source("texts", tmp_path / f"t{ending}")
+    found = list(texts.walk())
+    assert [(item.id, texts.fetch(item)) for item in found] == [
+        (f"t{ending}:1", "a dog"),
+        (f"t{ending}:2", ""),
+    ]
+    assert found[0].meta == {"n": "1"}
+
+
+def test_a_missing_column_is_refused_with_those_that_are_there(source, tmp_path):
+    write_csv(tmp_path / "list.csv", [{"file": "a", "sku": "b"}])
+    with pytest.raises(JobRefused, match=r"row 1 has no 'path'; its columns are file, sku"):
+        list(source("list", tmp_path / "list.csv").walk())
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [("x.parquet", "no"), ("x.jsonl", "no"), ("x.jsonl", "1")]
+)
+def test_a_broken_table_is_refused(source, tmp_path, name, body):
+    (tmp_path / name).write_text(body)
+    with pytest.raises(JobRefused, match="cannot be read as"):
+        list(source("list", tmp_path / name).walk())
+
+
+def write_tar(file, members):
+    with tarfile.open(file, "w") as tar:
+        for name, body in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+
+
+def test_shards_are_read_by_the_places_of_their_members(source, tmp_path):
+    for shard in range(2):
+        samples = [
+            (f"{n:04d}.{ending}", body)
+            for n in range(3)
+            for ending, body in [
+                ("jpg", jpeg(n)),
+                ("txt", f"number {n}".encode()),
+                ("json", json.dumps({"n": n}).encode()),
+            ]
+        ]
+        write_tar(tmp_path / f"s-{shard:03d}.tar", samples)
+    tars = source("webdataset", tmp_path / "s-{000..001}.tar")
+    found = list(tars.walk())
+    assert [item.id for item in found][2:4] == ["s-000/0002", "s-001/0000"]
+    assert found[1].meta == {"caption": "number 1", "n": 1}
+    assert tars.fetch(found[5]) == jpeg(2)
+    assert ids(source("webdataset", tmp_path / "s-*.tar")) == [item.id for item in found]
+
+
+def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path):
+    (tmp_path / "x.tar").write_text("no tar")
+    for name in ("x.tar", "y.tar", "none-*.tar"):
+        with pytest.raises(JobRefused):
+            list(source("webdataset", tmp_path / name).walk())
+
+
+def test_anything_that_fsspec_opens_is_a_source(source):
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    for name in ("a/1.jpg", "a/b/2.jpg", "a/notes.txt"):
+        store.pipe(f"/photos/{name}", name.encode())
+    remote = source("fsspec", "memory://photos")
+    assert ids(remote) == ["a/1.jpg", "a/b/2.jpg"]
+    *_, last = remote.walk()
+    assert remote.fetch(last) == UrlRef(url="memory://photos/a/b/2.jpg")
+    assert ids(source("fsspec", "memory://photos/**/2.*")) == ["a/b/2.jpg"]
+
+
+def test_stores_that_the_settings_do_not_name_are_not_reached(source, tmp_path):
+    with pytest.raises(JobRefused, match="CLIPYARD_IMAGE_STORES: memory"):
+        source("fsspec", "s3://photos")
+    (tmp_path / "list.txt").write_text("/etc/x.tar::a@0+5\n")
+    listed = source("list", tmp_path / "list.txt")
+    [item] = listed.walk()
+    with pytest.raises(ImageForbidden):
+        listed.fetch(item)
+
+
+def test_an_archive_that_has_gone_costs_its_members(source, tmp_path):
+    (tmp_path / "list.txt").write_text("x.tar::a@0+5\n")
+    listed = source("list", tmp_path / "list.txt")
+    [item] = listed.walk()
+    with pytest.raises(ImageMissing):
+        listed.fetch(item)
+
+
+def test_a_kind_that_nobody_knows_is_refused_with_those_that_are_known(source):
+    with pytest.raises(JobRefused, match=r"no sources of kind 'ftp'; there are collection, folder"):
+        source("ftp", "/x")

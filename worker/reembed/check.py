@@ -1,0 +1,76 @@
+"""The proof at a job's end: manifest, markers and sink are compared, item by item."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import manifest
+from .items import Vector
+from .manifest import Manifest
+from .papers import Papers
+from .sinks import Sink
+
+NORM_SLACK = 0.01  # sinks may keep half precision
+MISSING_TOLD = 100
+
+
+@dataclass
+class Findings:
+    """What the comparison found.
+
+    Attributes:
+        done, failed: items with a vector in the sink, and items recorded as failures, of the
+            chunks that hold together.
+        unfinished: chunks with an item that is neither.
+        missing: the ids of such items; the first hundred.
+        codes: of the failures.
+        pace: for every chunk, when it was finished and how many items it has.
+    """
+
+    done: int = 0
+    failed: int = 0
+    unfinished: list[int] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    codes: Counter[str] = field(default_factory=Counter)
+    pace: list[tuple[float, int]] = field(default_factory=list)
+
+
+def compare(papers: Papers, plan: Manifest, sink: Sink, *, go_on: Callable[[], None]) -> Findings:
+    """Every item of the manifest is looked for, in the markers' failures and in the sink.
+
+    Args:
+        go_on: called for every chunk; raises to stop.
+
+    Raises:
+        JobRefused: the manifest was changed.
+        StoreDown: the sink does not answer.
+    """
+    found = Findings()
+    for number in range(plan.chunks):
+        go_on()
+        items = manifest.chunk(papers.manifest, number, index=plan.index).items
+        marker = papers.marker(number)
+        lost = {loss.id for loss in marker.losses} if marker else set()
+        wanted = [item.id for item in items if item.id not in lost]
+        held = sink.read(wanted, chunk=number) if wanted else {}
+        missing = _missing(wanted, held)
+        if marker is None or missing:
+            found.unfinished.append(number)
+            found.missing += missing[: MISSING_TOLD - len(found.missing)]
+            continue
+        found.done += len(wanted)
+        found.failed += len(lost)
+        found.codes.update(loss.code for loss in marker.losses)
+        found.pace.append((marker.at, marker.items))
+    return found
+
+
+def _missing(wanted: Sequence[str], held: Mapping[str, Vector]) -> list[str]:
+    """Those that the sink has not, or not as a vector of length one."""
+    there = [item_id for item_id in wanted if item_id in held]
+    rows = np.stack([held[item_id] for item_id in there]) if there else np.empty((0, 1))
+    off = np.abs(np.linalg.norm(rows, axis=1) - 1.0)
+    sound = {item_id for item_id, by in zip(there, off, strict=True) if by < NORM_SLACK}  # not NaN
+    return [item_id for item_id in wanted if item_id not in sound]

@@ -1,0 +1,213 @@
+"""Taking on a part of a job, and everything that can happen meanwhile.
+
+somebody else has it, or the job is paused      nothing
+it is done                                      counted; the next ones are sent
+it takes long                                   the claim is renewed
+the claim was lost, or the job cancelled        dropped
+this worker is in another vector space          passed on to one that may not be
+the source, the sink or a model is away         tried again after a pause that grows
+nothing succeeds for the job's patience         the job pauses, with the reason
+the job cannot be done as it was asked for      it fails, or pauses once it has begun
+the worker stops                                given back at once
+Redis is away for longer than our patience      back to its queue
+the worker is killed                            started again when the claim has run out
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+from uuid import uuid4
+
+import redis
+from celery import Celery
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from kombu.exceptions import OperationalError
+
+from api_client.wire import names
+from api_client.wire.errors import (
+    BadRequest,
+    ClipyardError,
+    JobRefused,
+    SpaceMismatch,
+    StoreDown,
+    UnknownJob,
+)
+from api_client.wire.jobs import JobSpec, JobState
+from api_client.wire.messages import Priority
+
+from .. import runtime
+from ..housekeeping import live_workers
+from ..pool import stop_if_cancelled
+from ..runtime import Runtime
+from .embedding import Unfit
+from .job import Job
+from .ledger import CHECK, PLAN, Claim, Claimed, JobLedger
+
+log = logging.getLogger(__name__)
+
+TASKS = {PLAN: names.JOB_PLAN, CHECK: names.JOB_CHECK}  # and JOB_CHUNK for a chunk's number
+OPEN = 8  # jobs whose connections are kept
+RENEWALS = 4  # of a claim, before it would run out
+
+Work = Callable[[Job, Callable[[], None]], list[str]]
+_open: dict[tuple[str, str, float], Job] = {}
+
+
+class _Dropped(Exception):
+    """Nobody wants this any more, or somebody else has it."""
+
+
+def do(app: Celery, job_id: str, what: str, state: JobState, *, sent_at: float, work: Work) -> str:
+    """Do a part of a job, if it is to be done; gives a word on what came of it, for Flower.
+
+    Args:
+        what: a chunk's number, PLAN or CHECK.
+        state: of the job, in which that makes sense.
+        work: does it, and gives what is to be sent next.
+    """
+    here = runtime.here()
+    ledger = ledger_of(here, job_id)
+    try:
+        spec = readable(ledger)
+        if spec is None:
+            return "unreadable"
+        if here.node in (unfit := ledger.unfit_workers()) and _pass_on(
+            app, ledger, spec, what, unfit
+        ):
+            return "passed on"
+        claim = Claim(what, f"{here.node} {uuid4().hex}", here.settings.job_lease_s)
+        claimed = ledger.claim(
+            what, state=state, token=claim.token, lease_s=claim.lease_s, sent_at=sent_at
+        )
+        if claimed is not Claimed.MINE:
+            return str(claimed)
+        job = _opened(here, spec, ledger)
+        return _outcome(app, job, claim, state, work)
+    except (redis.ConnectionError, redis.TimeoutError) as away:
+        log.warning("job %s, %s goes back to its queue: %s", job_id, what, away)
+        raise Reject(away, requeue=True) from None
+
+
+def send(
+    app: Celery, ledger: JobLedger, spec: JobSpec, parts: Iterable[str], *, queue: str = names.EMBED
+) -> None:
+    """Hand parts of a job to the workers. What cannot be sent now is sent by the next tending."""
+    sent_at = ledger.now()
+    step = names.BULK if spec.priority is Priority.BULK else names.INTERACTIVE
+    for what in parts:
+        fields = {"job": spec.id, "what": what, "sent_at": sent_at}
+        try:
+            app.send_task(
+                TASKS.get(what, names.JOB_CHUNK), kwargs=fields, queue=queue, priority=step
+            )
+        except OperationalError as error:
+            log.warning("job %s, %s could not be sent: %s", spec.id, what, error)
+
+
+def readable(ledger: JobLedger) -> JobSpec | None:
+    """The job's specification, or None if nobody knows the job or it is not to be trusted."""
+    try:
+        return ledger.spec(runtime.here().settings)
+    except BadRequest as error:
+        ledger.end(JobState.FAILED, str(error))
+        return None
+
+
+def ledger_of(here: Runtime, job_id: str) -> JobLedger:
+    return JobLedger(here.redis, here.keys, job_id, sent_s=here.settings.job_lease_s)
+
+
+def opened(here: Runtime, job_id: str) -> Job:
+    """A job's parts.
+
+    Raises:
+        UnknownJob: nobody knows it.
+    """
+    ledger = ledger_of(here, job_id)
+    if (spec := readable(ledger)) is None:
+        raise UnknownJob(f"there is no job {job_id!r} that this worker can read")
+    return _opened(here, spec, ledger)
+
+
+def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work) -> str:
+    ledger, spec = job.ledger, job.spec
+    try:
+        following = work(job, _watch(ledger, claim))
+    except _Dropped:
+        return "dropped"
+    except (Ignore, Reject, SoftTimeLimitExceeded):
+        ledger.give_back(claim)
+        raise
+    except (redis.ConnectionError, redis.TimeoutError):
+        raise
+    except Exception as error:
+        return _met(app, job, claim, state, error)
+    send(app, ledger, spec, following)
+    return "done"
+
+
+def _met(app: Celery, job: Job, claim: Claim, state: JobState, error: Exception) -> str:
+    """What a failure means for the job."""
+    ledger, spec, what = job.ledger, job.spec, claim.what
+    if isinstance(error, StoreDown):
+        _open.pop(_key(runtime.here(), spec), None)  # its connections may be what is broken
+    if isinstance(error, Unfit):
+        ledger.unfit(runtime.here().node)
+        if _pass_on(app, ledger, spec, what, ledger.unfit_workers()):
+            ledger.give_back(claim)
+            return "passed on"
+    if isinstance(error, ClipyardError):
+        sentence = str(error)
+        if state is JobState.PLANNING and not error.retryable:
+            log.warning("job %s cannot begin: %s", spec.id, sentence)
+            ledger.end(JobState.FAILED, sentence)
+            return "refused"
+    else:
+        log.exception("job %s, %s failed", spec.id, what)
+        sentence = f"internal error on {runtime.here().node}: {type(error).__name__}, see its log"
+    ledger.trouble(claim, sentence)
+    if isinstance(error, JobRefused | SpaceMismatch) and not isinstance(error, Unfit):
+        ledger.pause(sentence)
+    log.warning("job %s, %s: %s", spec.id, what, sentence)
+    return "trouble"
+
+
+def _pass_on(
+    app: Celery, ledger: JobLedger, spec: JobSpec, what: str, unfit: frozenset[str]
+) -> bool:
+    """To a live worker that is not known to be unfit, on its own queue."""
+    here = runtime.here()
+    fit = [node for node in live_workers(here.redis, here.keys) if node not in unfit]
+    if fit:
+        send(app, ledger, spec, [what], queue=names.direct_queue(random.choice(fit)))
+    return bool(fit)
+
+
+def _watch(ledger: JobLedger, claim: Claim) -> Callable[[], None]:
+    """What work calls now and then: renews the claim in time; raises when it is to stop."""
+    renewed = time.monotonic()
+
+    def go_on() -> None:
+        nonlocal renewed
+        stop_if_cancelled()
+        if time.monotonic() - renewed < claim.lease_s / RENEWALS:
+            return
+        if ledger.renew(claim) in (None, JobState.CANCELLED):
+            raise _Dropped
+        renewed = time.monotonic()
+
+    return go_on
+
+
+def _opened(here: Runtime, spec: JobSpec, ledger: JobLedger) -> Job:
+    key = _key(here, spec)
+    if key not in _open:
+        while len(_open) >= OPEN:
+            _open.pop(next(iter(_open)), None)
+        _open[key] = Job(here, spec, ledger)
+    return _open[key]
+
+
+def _key(here: Runtime, spec: JobSpec) -> tuple[str, str, float]:
+    return here.node, spec.id, spec.submitted_at

@@ -1,0 +1,123 @@
+"""A chunk's items through the device, a slice at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+from api_client.wire.errors import ClipyardError, ItemError, JobRefused, SpaceMismatch, TextInvalid
+from api_client.wire.jobs import JobSpec
+from api_client.wire.messages import BlobRef, Kind
+
+from ..backends.base import Model, Prepared, Traits
+from ..images import ImageReader
+from ..pool import canceller
+from ..runtime import Runtime
+from .items import Item, Vector
+from .sources import Source
+
+# Between two slices the model is free for others and the task can be stopped. Several chunks are
+# at work at once, so the device does not wait for a slice to begin.
+SLICE = 128
+OUTAGE = 8  # items in a row that cannot be reached are no coincidence
+
+
+class Unfit(SpaceMismatch):
+    """This worker answers in another space than the job's; another worker may not."""
+
+
+@dataclass
+class Embedded:
+    """One row or error per item, and the seconds that the stages took."""
+
+    rows: list[Vector | ClipyardError] = field(default_factory=list)
+    decode_s: float = 0.0
+    forward_s: float = 0.0
+
+
+def embed(
+    here: Runtime,
+    spec: JobSpec,
+    source: Source,
+    items: Sequence[Item],
+    *,
+    fingerprint: str,
+    between: Callable[[], None],
+) -> Embedded:
+    """A vector for every item, or why it has none.
+
+    Args:
+        fingerprint: the job's vector space.
+        between: called before every slice; may raise to stop.
+
+    Raises:
+        Unfit: this worker answers in another space.
+        ClipyardError: all of it failed; nothing is known of the items. If it is retryable, the
+            same may well succeed later.
+    """
+    entry, found = here.catalogue[spec.model], Embedded()
+    for part in _slices(items):
+        between()
+        kind = kind_of(part[0])
+        with here.slots.lease(entry, asked_by=f"job {spec.id}") as model:
+            refuse_another(spec, model.traits, kind, fingerprint)
+            rows = here.batcher.embed(
+                model,
+                kind,
+                part,
+                partial(_prepare, model, here.images, source),
+                model_id=entry.id,
+                priority=spec.priority,
+                cancelled=canceller(),
+            )
+        here.tracker.used(entry, items=len(part))
+        _raise_outages(rows.vectors)
+        found.rows += rows.vectors
+        found.decode_s += rows.decode_s
+        found.forward_s += rows.forward_s
+    return found
+
+
+def _raise_outages(rows: Sequence[Vector | ClipyardError]) -> None:
+    """A picture that cannot be reached is recorded; when not one can be, its store is away."""
+    passing = [row for row in rows if isinstance(row, ClipyardError) and row.retryable]
+    for row in passing:
+        if len(passing) == len(rows) >= OUTAGE or not isinstance(row, ItemError):
+            raise row
+
+
+def kind_of(item: Item) -> Kind:
+    return Kind.IMAGE if item.text is None else Kind.TEXT
+
+
+def refuse_another(spec: JobSpec, traits: Traits, kind: Kind, fingerprint: str | None) -> None:
+    """
+    Raises:
+        JobRefused: the model does not embed such items.
+        Unfit: it answers in another space here.
+    """
+    if kind not in traits.kinds:
+        raise JobRefused(f"{spec.model} does not embed {kind}s")
+    if fingerprint not in (None, traits.fingerprint):
+        raise Unfit(
+            f"{spec.model} answers in the space {traits.fingerprint} on this worker, "
+            f"the job is in {fingerprint}"
+        )
+
+
+def _prepare(model: Model, images: ImageReader, source: Source, item: Item) -> Prepared:
+    content = source.fetch(item)
+    if isinstance(content, str):
+        if not content.strip():
+            raise TextInvalid(f"{item.ref} is blank")
+        return model.prepare_text(content)
+    near = model.traits.input_size
+    if isinstance(content, bytes):
+        return model.prepare_image(images.open(BlobRef(blob=0), {0: content}, near=near))
+    return model.prepare_image(images.open(content, {}, near=near))
+
+
+def _slices(items: Sequence[Item]) -> Iterator[list[Item]]:
+    walk = iter(items)
+    while part := list(islice(walk, SLICE)):
+        yield part

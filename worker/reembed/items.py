@@ -1,0 +1,85 @@
+"""One item of a bulk job, and the line of the manifest that holds it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from api_client.wire.errors import ClipyardError
+
+Vector = NDArray[np.float32]  # (dimension,), L2-normalised
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What becomes one vector.
+
+    Attributes:
+        id: stable: the same item has it in every job.
+        ref: where it comes from, enough to fetch it again; see `sources.refs`.
+        text: what is embedded, for items that are texts.
+        meta: carried along into the sink; JSON values.
+    """
+
+    id: str
+    ref: str
+    text: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> bytes:
+        """One line of JSON, the same for the same item."""
+        fields: dict[str, Any] = {"id": self.id, "ref": self.ref}
+        if self.text is not None:
+            fields["text"] = self.text
+        if self.meta:
+            fields["meta"] = self.meta
+        return _encode(fields).encode(errors="surrogatepass") + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes) -> "Item":
+        return cls(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items that are finished together. `number` counts from 0."""
+
+    number: int
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A chunk with what became of it: one row or one error per item."""
+
+    chunk: Chunk
+    rows: Sequence[Vector | ClipyardError]
+
+    def embedded(self) -> list[tuple[Item, Vector]]:
+        """The items that have a vector."""
+        return [
+            (item, row)
+            for item, row in zip(self.chunk.items, self.rows, strict=True)
+            if not isinstance(row, ClipyardError)
+        ]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The vector space that a job writes in.
+
+    Attributes:
+        job: whose sink it is.
+    """
+
+    model: str
+    fingerprint: str
+    dimension: int
+    job: str
+
+
+# `default`: dates and decimals of Parquet files and databases become text.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode

@@ -1,0 +1,189 @@
+"""One job on one worker: its parts, and the three things a worker does for it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from api_client.wire.errors import ClipyardError, JobRefused
+from api_client.wire.jobs import JobSpec, JobState
+
+from ..images import ImageReader
+from ..runtime import Runtime
+from . import manifest, report
+from .check import compare
+from .doors import Doors
+from .embedding import embed, kind_of, refuse_another
+from .items import Item, Shard, Space
+from .ledger import JobLedger
+from .migration import neighbours
+from .papers import Loss, Marker, Papers
+from .sinks import FOLDERS, Sink, open_sink
+from .sources import Source, open_source
+
+log = logging.getLogger(__name__)
+
+REPAIRS = 2  # times that a check may have chunks done again
+WALKED_AT_ONCE = 1024  # items between two looks at whether to go on
+
+
+class Job:
+    """The parts are made when they are first needed, and kept: sinks hold connections.
+
+    Args:
+        here: the worker's parts.
+    """
+
+    def __init__(self, here: Runtime, spec: JobSpec, ledger: JobLedger) -> None:
+        self._here = here
+        self.spec = spec
+        self.ledger = ledger
+        self.doors = Doors(here.settings)
+
+    @cached_property
+    def papers(self) -> Papers:
+        return Papers(papers_folder(self.spec, self.doors, self._here.settings.jobs_dir))
+
+    @cached_property
+    def source(self) -> Source:
+        return open_source(self.spec.source, self.doors)
+
+    @property
+    def images(self) -> ImageReader:
+        return self._here.images
+
+    @cached_property
+    def space(self) -> Space:
+        """The vector space that was pinned when the job was planned."""
+        pinned = self.ledger.pinned()
+        return Space(
+            model=self.spec.model,
+            fingerprint=pinned["fingerprint"],
+            dimension=int(pinned["dimension"]),
+            job=self.spec.id,
+        )
+
+    @cached_property
+    def index(self) -> str:
+        """The digest of the manifest's index, as it was when the job was planned."""
+        return self.ledger.pinned()["index"]
+
+    @cached_property
+    def sink(self) -> Sink:
+        return open_sink(self.spec.sink, self.space, self.doors)
+
+    def plan(self, go_on: Callable[[], None]) -> list[str]:
+        """Walk the source into the manifest and pin the space; gives what to start.
+
+        Args:
+            go_on: called often; raises to stop.
+
+        Raises:
+            JobRefused, SpaceMismatch, LoadFailed: the job cannot be done as it was asked for.
+        """
+        entry = self._here.catalogue[self.spec.model]
+        with self._here.slots.lease(entry, asked_by=f"job {self.spec.id}") as model:
+            traits = model.traits
+        space = Space(self.spec.model, traits.fingerprint, traits.dimension, self.spec.id)
+        refuse_another(self.spec, traits, traits.kinds[0], self.spec.fingerprint)
+        open_sink(self.spec.sink, space, self.doors)
+        self.papers.begin(self.spec)
+        walk = _watched(self.source.walk(), go_on)
+        for planned in manifest.write(self.papers.manifest, walk, chunk_size=self.spec.chunk_size):
+            log.info("job %s: %d items planned", self.spec.id, planned)
+        found = manifest.read(self.papers.manifest)
+        first = manifest.chunk(self.papers.manifest, 0, index=found.index).items[0]
+        refuse_another(self.spec, traits, kind_of(first), None)
+        return self.ledger.planned(
+            found,
+            fingerprint=space.fingerprint,
+            dimension=space.dimension,
+            papers=str(self.papers.folder),
+        )
+
+    def check(self, go_on: Callable[[], None]) -> list[str]:
+        """Compare manifest, markers and sink; end the job with a report, or give what to redo."""
+        plan = manifest.read(self.papers.manifest)
+        if plan.index != self.index:
+            raise JobRefused(f"{self.papers.manifest} was changed after the job started")
+        found = compare(self.papers, plan, self.sink, go_on=go_on)
+        if found.unfinished and int(self.ledger.pinned()["repairs"] or 0) < REPAIRS:
+            for number in found.unfinished:
+                self.papers.forget(number)
+            log.warning("job %s: %d chunks are done again", self.spec.id, len(found.unfinished))
+            return self.ledger.reopen(found.unfinished, done=found.done, failed=found.failed)
+        moved = neighbours(self, plan, go_on) if self.spec.migration else None
+        state = JobState.INCOMPLETE if found.unfinished else JobState.COMPLETE
+        missing = plan.items - found.done - found.failed
+        reason = f"{missing} items are neither in the sink nor recorded" if missing else ""
+        report.write(self.papers, self.ledger.status(), found, state=state, moved=moved)
+        self.ledger.end(state, reason)
+        return []
+
+    def finish(self, number: int, go_on: Callable[[], None]) -> Marker:
+        """Embed a chunk, store it, and mark it; or find that it is marked already.
+
+        Raises:
+            Unfit: this worker answers in another space.
+            ClipyardError: it did not work.
+        """
+        this_round = int(self.ledger.pinned()["round"] or 0)
+        before = self.papers.marker(number)
+        if before is not None and (not before.losses or before.round >= this_round):
+            return before
+        begun = time.monotonic()
+        chunk = manifest.chunk(self.papers.manifest, number, index=self.index)
+        read = time.monotonic()
+        found = embed(
+            self._here,
+            self.spec,
+            self.source,
+            chunk.items,
+            fingerprint=self.space.fingerprint,
+            between=go_on,
+        )
+        embedded = time.monotonic()
+        shard = Shard(chunk, found.rows)
+        self.sink.write(shard)
+        marker = Marker(
+            chunk=number,
+            items=len(chunk.items),
+            losses=_losses(shard),
+            round=this_round,
+            worker=self._here.node,
+            at=time.time(),
+            stages={
+                "read_s": round(read - begun, 4),
+                "decode_s": round(found.decode_s, 4),
+                "forward_s": round(found.forward_s, 4),
+                "write_s": round(time.monotonic() - embedded, 4),
+            },
+        )
+        self.papers.mark(marker)
+        return marker
+
+
+def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:
+    """Where the manifest, the markers and the report of a job are."""
+    if spec.papers is not None:
+        return doors.writing(spec.papers)
+    if spec.sink.kind in FOLDERS:
+        # Readers of Parquet folders and clip-retrieval's index builder leave it alone.
+        return doors.writing(spec.sink.where) / f"_job-{spec.id}"
+    return jobs_dir.expanduser() / spec.id
+
+
+def _losses(shard: Shard) -> tuple[Loss, ...]:
+    return tuple(
+        Loss(row=i, id=item.id, code=row.code, message=str(row), retryable=row.retryable)
+        for i, (item, row) in enumerate(zip(shard.chunk.items, shard.rows, strict=True))
+        if isinstance(row, ClipyardError)
+    )
+
+
+def _watched(items: Iterator[Item], go_on: Callable[[], None]) -> Iterator[Item]:
+    for number, item in enumerate(items):
+        if number % WALKED_AT_ONCE == 0:
+            go_on()
+        yield item

@@ -1,0 +1,28 @@
+"""A symbolic link as the name of what is in use: it leads somewhere else in one step."""
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from api_client.wire.errors import JobRefused
+
+from .papers import TEMPORARY, store_errors
+
+
+def lead(link: Path, target: Path) -> None:
+    """Let the link lead to the target.
+
+    Raises:
+        JobRefused: there is a file or folder of that name.
+    """
+    if link.exists() and not link.is_symlink():
+        raise JobRefused(f"{link} is no symbolic link, so it cannot be switched: move it aside")
+    temporary = link.with_name(f"{TEMPORARY}{link.name}.{uuid4().hex[:12]}")
+    with store_errors(link.parent):
+        temporary.symlink_to(os.path.relpath(target, link.parent))
+        os.replace(temporary, link)
+
+
+def leads_to(link: Path) -> str | None:
+    """Where it leads, or None if there is no such link."""
+    return os.path.realpath(link) if link.is_symlink() else None

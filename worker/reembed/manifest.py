@@ -1,0 +1,177 @@
+"""The manifest of a job: every item in its order, cut into chunks, and proof against changes.
+
+    part-00000.jsonl   a line per item; `PART_CHUNKS` chunks to a part
+    index.bin          per chunk: where it begins in its part, its bytes, its digest
+    manifest.json      items, chunks, the index's digest; written last, so it says: all is here
+
+The manifest is a function of the source alone. Whoever takes over from a planner that died walks
+the source again and writes the same bytes, so there is no state between the two to get wrong.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain, count, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from api_client.wire.errors import JobRefused
+
+from .items import Chunk, Item
+from .papers import replacing, store_errors
+
+PART_CHUNKS = 64
+IDS_AT_ONCE = 2**20  # looked at together in the search for duplicates, 8 bytes each
+DUPLICATES_TOLD = 3
+
+_RECORD = struct.Struct("<QQ16s")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says."""
+
+    items: int
+    chunks: int
+    chunk_size: int
+    index: str  # sha256 of index.bin, in hex
+
+
+def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[int]:
+    """Write a manifest; yields, after each part, how many items it has so far.
+
+    Nobody reads it before it is whole: stopping between two parts costs only the time.
+
+    Raises:
+        JobRefused: there are no items, or two have one id.
+        StoreDown: the folder is away or full.
+    """
+    chunks = _batched(items, chunk_size)
+    index, total = bytearray(), 0
+    ids = folder / "ids.u64"
+    with store_errors(folder), ExitStack() as files:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.callback(ids.unlink, missing_ok=True)
+        hashes = files.enter_context(ids.open("wb"))
+        for number in count():
+            if (first := next(chunks, None)) is None:
+                break
+            with replacing(_part(folder, number)) as out:
+                for found in chain([first], islice(chunks, PART_CHUNKS - 1)):
+                    body = b"".join([item.line() for item in found])
+                    index += _RECORD.pack(out.tell(), len(body), _digest(body))
+                    out.write(body)
+                    hashes.write(b"".join([_hash(item.id) for item in found]))
+                    total += len(found)
+            yield total
+        hashes.flush()
+        if not total:
+            raise JobRefused("the source holds no items; is the path or the pattern right?")
+        _refuse_duplicates(folder, ids, total)
+    with replacing(folder / "index.bin") as out:
+        out.write(index)
+    manifest = Manifest(
+        items=total,
+        chunks=len(index) // _RECORD.size,
+        chunk_size=chunk_size,
+        index=hashlib.sha256(index).hexdigest(),
+    )
+    with replacing(folder / "manifest.json") as out:
+        out.write(json.dumps(asdict(manifest)).encode())
+
+
+def read(folder: Path) -> Manifest:
+    """What a finished planner left."""
+    with store_errors(folder):
+        return Manifest(**json.loads((folder / "manifest.json").read_bytes()))
+
+
+def chunk(folder: Path, number: int, *, index: str) -> Chunk:
+    """One chunk, without reading the others.
+
+    Args:
+        index: the digest of the index as it was when the job started.
+
+    Raises:
+        JobRefused: the manifest is not the one that the job started with.
+    """
+    record = _index(folder, index)[number * _RECORD.size : (number + 1) * _RECORD.size]
+    begin, length, digest = _RECORD.unpack(record)
+    part = _part(folder, number // PART_CHUNKS)
+    with store_errors(part), part.open("rb") as file:
+        file.seek(begin)
+        body = file.read(length)
+    if _digest(body) != digest:
+        raise _changed(part)
+    return Chunk(number, [Item.parse(line) for line in body.splitlines()])
+
+
+@lru_cache(maxsize=8)
+def _index(folder: Path, digest: str) -> bytes:
+    with store_errors(folder):
+        index = (folder / "index.bin").read_bytes()
+    if hashlib.sha256(index).hexdigest() != digest:
+        raise _changed(folder / "index.bin")
+    return index
+
+
+def _changed(file: Path) -> JobRefused:
+    return JobRefused(f"{file} was changed after the job started; submit the job again")
+
+
+def _refuse_duplicates(folder: Path, ids: Path, total: int) -> None:
+    """Sorts the ids' hashes a slice of their range at a time; equal ones are looked at again."""
+    suspects: set[int] = set()
+    hashes = np.memmap(ids, np.uint64, mode="r", shape=(total,))
+    passes = -(-total // IDS_AT_ONCE)
+    for this in range(passes):
+        mine = np.concatenate([block[block % passes == this] for block in _blocks(hashes)])
+        mine.sort()
+        suspects.update(mine[1:][mine[1:] == mine[:-1]].tolist())
+    if not suspects:
+        return
+    seen: set[str] = set()
+    twice: list[str] = []
+    for part in sorted(folder.glob("part-*.jsonl")):
+        with part.open("rb") as lines:
+            for line in lines:
+                item = Item.parse(line)
+                if int.from_bytes(_hash(item.id), "little") in suspects:
+                    if item.id in seen:
+                        twice.append(repr(item.id))
+                    seen.add(item.id)
+    if twice:
+        told = ", ".join(twice[:DUPLICATES_TOLD])
+        raise JobRefused(
+            f"{len(twice)} items have an id that another one has, e.g. {told}; "
+            "remove them, or name a column with unique ids"
+        )
+
+
+def _blocks(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
+    for begin in range(0, len(hashes), IDS_AT_ONCE):
+        yield hashes[begin : begin + IDS_AT_ONCE]
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.jsonl"
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()[:16]
+
+
+def _hash(item_id: str) -> bytes:
+    return hashlib.blake2b(item_id.encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    walk = iter(items)
+    while found := list(islice(walk, size)):
+        yield found

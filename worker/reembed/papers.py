@@ -1,0 +1,133 @@
+"""The folder of one job: its specification, manifest, markers and report, each written whole."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.jobs import JobSpec
+
+TEMPORARY = ".tmp-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name, whole, at the end of the block, or not at all.
+
+    Raises:
+        StoreDown: the folder is away, not writable, or full.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
+    with store_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def store_errors(what: object) -> Iterator[None]:
+    """Says of an operating system's refusal that the store is down, which is worth another try."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreDown(f"{what}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An item without a vector. `row` is its position in the chunk."""
+
+    row: int
+    id: str
+    code: str
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What became of a chunk, written after the sink has it.
+
+    Attributes:
+        round: of retries; 0 for the first try.
+        at: unix seconds.
+    """
+
+    chunk: int
+    items: int
+    losses: Sequence[Loss]
+    round: int
+    worker: str
+    at: float
+    stages: Mapping[str, float]
+
+    @property
+    def done(self) -> int:
+        return self.items - len(self.losses)
+
+
+class Papers:
+    """Reads and writes the folder. Names within it are this class's business alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = folder / "manifest"
+
+    def begin(self, spec: JobSpec) -> None:
+        """Lay the specification down.
+
+        Raises:
+            JobRefused: the folder belongs to another job.
+        """
+        file = self.folder / "job.json"
+        if file.exists() and self.spec().id != spec.id:
+            raise JobRefused(f"{self.folder} holds the papers of job {self.spec().id}")
+        with replacing(file) as out:
+            out.write(spec.model_dump_json(indent=2).encode())
+
+    def spec(self) -> JobSpec:
+        with store_errors(self.folder):
+            return JobSpec.read((self.folder / "job.json").read_bytes())
+
+    def mark(self, marker: Marker) -> None:
+        with replacing(self._marker(marker.chunk)) as out:
+            out.write(json.dumps(asdict(marker), ensure_ascii=False).encode())
+
+    def marker(self, chunk: int) -> Marker | None:
+        """What became of a chunk, or None while nothing has."""
+        try:
+            found = json.loads(self._marker(chunk).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:  # cut short when the machine lost its power
+            return None
+        except OSError as error:
+            raise StoreDown(f"{self.folder}: {error.strerror}") from error
+        losses = tuple(Loss(**loss) for loss in found.pop("losses"))
+        return Marker(losses=losses, **found)
+
+    def forget(self, chunk: int) -> None:
+        """Make a chunk count as never finished."""
+        with store_errors(self.folder):
+            self._marker(chunk).unlink(missing_ok=True)
+
+    def report(self, name: str, write: Callable[[BinaryIO], object]) -> Path:
+        """Write a file for people."""
+        with replacing(self.folder / name) as out:
+            write(out)
+        return self.folder / name
+
+    def _marker(self, chunk: int) -> Path:
+        # A thousand to a folder: file systems and people cope.
+        return self.folder / "chunks" / f"{chunk // 1000:05d}" / f"{chunk:08d}.json"

@@ -1,0 +1,32 @@
+"""Finds a source or a sink by its name: built in, or an entry point of an installed package."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from api_client.wire.errors import JobRefused
+
+
+def find(group: str, built_in: Mapping[str, str], name: str) -> Callable[..., Any]:
+    """The class of that name.
+
+    Raises:
+        JobRefused: there is none, or its package is not installed on this worker.
+    """
+    points = {point.name: point for point in entry_points(group=group)}
+    try:
+        if name in built_in:
+            module, _, attribute = built_in[name].partition(":")
+            made: Callable[..., Any] = getattr(import_module(module), attribute)
+            return made
+        if name in points:
+            plugin: Callable[..., Any] = points[name].load()
+            return plugin
+    except ImportError as error:
+        raise JobRefused(
+            f"{name!r} needs the package {error.name} on the worker: "
+            "pip install 'clipyard[worker,sinks]'"
+        ) from error
+    known = ", ".join(sorted({*built_in, *points}))
+    raise JobRefused(f"no {group.partition('.')[2]} of kind {name!r}; there are {known}")

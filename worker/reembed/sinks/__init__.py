@@ -1,0 +1,109 @@
+"""Where a job's vectors go. A sink is found by name: built in, or an entry point.
+
+Read this, then `shards.py`, then write your own: a class with two methods, made from the `Place`
+that the job names, the `Space` that it writes in and the `Doors` of the worker. Making one creates
+what is not there and refuses what holds another space; made without a space it is there to be read,
+whatever it holds. One that can do more has methods more: see `Switchable` and `Walkable`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from api_client.wire.errors import SpaceMismatch
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Shard, Space, Vector
+from ..plugins import find
+
+GROUP = "clipyard.sinks"
+
+BUILT_IN = {
+    "parquet": "worker.reembed.sinks.shards:Parquet",
+    "npy": "worker.reembed.sinks.npy:ClipRetrieval",
+    "qdrant": "worker.reembed.sinks.qdrant:Qdrant",
+    "lancedb": "worker.reembed.sinks.lance:LanceDB",
+    "pgvector": "worker.reembed.sinks.postgres:PgVector",
+}
+FOLDERS = frozenset({"parquet", "npy"})  # sinks that are folders; papers lie within
+
+
+class Sink(Protocol):
+    """Takes a chunk's vectors whole, and can say what it has. Safe to use from many threads."""
+
+    def write(self, shard: Shard) -> None:
+        """Store a chunk. Storing it again leaves one copy, with the same bytes.
+
+        Raises:
+            StoreDown: it is away or full; nothing is lost by another try.
+        """
+        ...
+
+    def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
+        """The vectors it has, of those asked for.
+
+        Args:
+            chunk: where they were written, if that is known; else all of it is searched.
+        """
+        ...
+
+
+@runtime_checkable
+class Switchable(Protocol):
+    """A sink that a name can lead to: an alias, a symbolic link, a view."""
+
+    def target(self, alias: str) -> str | None:
+        """What the name leads to now, as `where` of a `Place`; None if there is no such name."""
+        ...
+
+    def switch(self, alias: str) -> None:
+        """Let the name lead here, in one step.
+
+        Raises:
+            JobRefused: something that is no alias has that name.
+        """
+        ...
+
+
+@runtime_checkable
+class Walkable(Protocol):
+    """A sink whose rows can be a source."""
+
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Every row's id and its other fields but the vector; `ref` as it was written."""
+        ...
+
+
+def open_old(place: Place, doors: Doors) -> Sink:
+    """A collection as it is, to be read or to be what a name leads to.
+
+    Raises:
+        JobRefused: there is none.
+    """
+    sink: Sink = find(GROUP, BUILT_IN, place.kind)(place, None, doors)
+    return sink
+
+
+def open_sink(place: Place, space: Space, doors: Doors) -> Sink:
+    """The sink that a job names, ready for this space.
+
+    Raises:
+        JobRefused: there is no such kind, or the worker may not write there.
+        SpaceMismatch: it holds vectors of another space.
+        StoreDown: it does not answer.
+    """
+    sink: Sink = find(GROUP, BUILT_IN, place.kind)(place, space, doors)
+    return sink
+
+
+def refuse_another_space(what: str, *, held: Space, wanted: Space) -> None:
+    """
+    Raises:
+        SpaceMismatch: the two cannot share a store.
+    """
+    if (held.fingerprint, held.dimension) != (wanted.fingerprint, wanted.dimension):
+        raise SpaceMismatch(
+            f"{what} holds vectors of {held.model} ({held.dimension} long, {held.fingerprint}), "
+            f"and the job writes those of {wanted.model} ({wanted.dimension} long, "
+            f"{wanted.fingerprint}): name another sink, or migrate with `clipyard reembed migrate`"
+        )

@@ -1,0 +1,145 @@
+"""A LanceDB table: a folder, or a store by its URL."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+from lancedb.index import BTree
+
+from api_client.wire.errors import ClipyardError, JobRefused, StoreDown
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Shard, Space, Vector
+from ..links import lead, leads_to
+from . import refuse_another_space
+from .shards import matrix, printable
+
+
+class LanceDB:
+    """A row an item, upserted by its id. Options: `table`.
+
+    A folder's name for searchers is a symbolic link beside the table, `<alias>.lance`.
+    """
+
+    def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        self._is_folder = "://" not in place.where
+        self._where = (
+            str(doors.writing(place.where)) if self._is_folder else doors.reaching(place.where)
+        )
+        self._name = place.options.get("table", "clipyard")
+        self._space = space
+        self._lock = RLock()
+        with self._asking():
+            self._table = self._prepare()
+
+    def _prepare(self) -> Any:
+        store = lancedb.connect(self._where)
+        if self._space is None:
+            try:
+                return store.open_table(self._name)
+            except ValueError:
+                raise JobRefused(f"there is no table {self._name} in {self._where}") from None
+        schema = pa.schema(
+            [
+                ("id", pa.string()),
+                ("ref", pa.string()),
+                ("vector", pa.list_(pa.float32(), self._space.dimension)),
+                ("model", pa.string()),
+                ("fingerprint", pa.string()),
+                ("meta", pa.string()),
+            ]
+        )
+        try:
+            table = store.open_table(self._name)
+        except ValueError:
+            table = store.create_table(self._name, schema=schema, exist_ok=True)
+        if set(table.schema.names) != set(schema.names):
+            raise JobRefused(f"the table {self._name} in {self._where} is not one of a job's")
+        first = table.search().select(["model", "fingerprint"]).limit(1).to_list()
+        held = Space(
+            model=first[0]["model"] if first else "an unknown model",
+            fingerprint=first[0]["fingerprint"] if first else self._space.fingerprint,
+            dimension=table.schema.field("vector").type.list_size,
+            job="",
+        )
+        refuse_another_space(f"{self._where}, table {self._name}", held=held, wanted=self._space)
+        return table
+
+    def write(self, shard: Shard) -> None:
+        assert self._space is not None
+        pairs = shard.embedded()
+        if not pairs:
+            return
+        rows = pa.table(
+            {
+                "id": [item.id for item, _ in pairs],
+                "ref": [printable(item.ref) for item, _ in pairs],
+                "vector": [row for _, row in pairs],
+                "model": [self._space.model] * len(pairs),
+                "fingerprint": [self._space.fingerprint] * len(pairs),
+                "meta": [json.dumps(item.meta) for item, _ in pairs],
+            },
+            schema=self._table.schema,
+        )
+        with self._asking():
+            upsert = self._table.merge_insert("id")
+            upsert.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
+        quoted = ", ".join("'" + item_id.replace("'", "''") + "'" for item_id in ids)
+        with self._asking():
+            found = (
+                self._indexed.search()
+                .where(f"id IN ({quoted})")
+                .select(["id", "vector"])
+                .limit(len(ids))
+                .to_arrow()
+            )
+        vectors = matrix(found["vector"])
+        return dict(zip(found["id"].to_pylist(), vectors, strict=True))
+
+    @cached_property
+    def _indexed(self) -> Any:
+        """The table with an index over the ids, so that looking them up is no walk each time."""
+        self._table.checkout_latest()
+        if self._space is not None:
+            self._table.create_index("id", config=BTree(), replace=True)
+        return self._table
+
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        with self._asking():
+            names = [name for name in self._table.schema.names if name != "vector"]
+            for batch in self._table.search().select(names).to_batches():
+                for row in batch.to_pylist():
+                    meta = json.loads(row.pop("meta", None) or "{}")
+                    ours = ("id", "model", "fingerprint")
+                    yield str(row["id"]), {n: v for n, v in row.items() if n not in ours} | meta
+
+    def target(self, alias: str) -> str | None:
+        found = leads_to(self._link(alias))
+        return Path(found).stem if found else None
+
+    def switch(self, alias: str) -> None:
+        lead(self._link(alias), Path(self._where) / f"{self._name}.lance")
+
+    def _link(self, alias: str) -> Path:
+        if not self._is_folder:
+            raise JobRefused(f"LanceDB has no aliases, and {self._where} no symbolic links")
+        return Path(self._where) / f"{alias}.lance"
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except ClipyardError:
+                raise
+            except (OSError, RuntimeError) as error:  # a conflict with another worker, too
+                raise StoreDown(f"LanceDB at {self._where}: {error}") from error

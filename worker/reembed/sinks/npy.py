@@ -1,0 +1,92 @@
+"""Vectors as clip-retrieval lays them out, so that its index builder reads them."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Shard, Space, Vector
+from ..links import lead, leads_to
+from ..papers import replacing, store_errors
+from .shards import claimed, printable
+
+DIGITS = 8  # the index builder takes the files in the order of their names
+
+
+class ClipRetrieval:
+    """`img_emb/img_emb_N.npy`, float16 as clip-retrieval has it, `metadata/metadata_N.parquet`.
+
+    Row i of the one is row i of the other; items without a vector are in neither. With the option
+    `tower` = `text` the first is `text_emb/text_emb_N.npy`.
+    """
+
+    def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        self.folder = doors.writing(place.where)
+        self._tower = "text_emb" if place.options.get("tower") == "text" else "img_emb"
+        self._space = claimed(self.folder, space, alone="file numbers of two jobs would collide")
+
+    def write(self, shard: Shard) -> None:
+        pairs = shard.embedded()
+        if not pairs:
+            return
+        number = shard.chunk.number
+        meta = pa.table(
+            {
+                "id": [item.id for item, _ in pairs],
+                "image_path": [printable(item.ref) for item, _ in pairs],
+                "caption": [_caption(item.text, item.meta) for item, _ in pairs],
+                "metadata": [json.dumps(item.meta) for item, _ in pairs],
+                "model": [self._space.model] * len(pairs),
+                "fingerprint": [self._space.fingerprint] * len(pairs),
+            }
+        )
+        with replacing(self._metadata(number)) as out:
+            parquet.write_table(meta, out, compression="zstd")
+        with replacing(self._vectors(number)) as out:  # last: whoever sees vectors finds the rest
+            np.save(out, np.stack([row for _, row in pairs]).astype(np.float16))
+
+    def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
+        wanted = set(ids)
+        found: dict[str, Vector] = {}
+        with store_errors(self.folder):
+            for number in self._numbers() if chunk is None else [chunk]:
+                found |= {id: row for id, row in self._rows(number) if id in wanted}
+        return found
+
+    def _rows(self, number: int) -> list[tuple[str, Vector]]:
+        try:
+            vectors = np.load(io.BytesIO(self._vectors(number).read_bytes()))
+            names = parquet.read_table(self._metadata(number), columns=["id"])["id"].to_pylist()
+        except (FileNotFoundError, ValueError, EOFError, pa.ArrowInvalid):
+            return []
+        if vectors.shape != (len(names), self._space.dimension):
+            return []
+        return list(zip(names, vectors.astype(np.float32), strict=True))
+
+    def _numbers(self) -> list[int]:
+        return sorted(
+            int(p.stem.rpartition("_")[2]) for p in self.folder.glob("metadata/*.parquet")
+        )
+
+    def target(self, alias: str) -> str | None:
+        return leads_to(self.folder.parent / alias)
+
+    def switch(self, alias: str) -> None:
+        lead(self.folder.parent / alias, self.folder)
+
+    def _vectors(self, number: int) -> Path:
+        return self.folder / self._tower / f"{self._tower}_{number:0{DIGITS}d}.npy"
+
+    def _metadata(self, number: int) -> Path:
+        return self.folder / "metadata" / f"metadata_{number:0{DIGITS}d}.parquet"
+
+
+def _caption(text: str | None, meta: Mapping[str, object]) -> str:
+    return text if text is not None else str(meta.get("caption", ""))

@@ -1,0 +1,143 @@
+"""A PostgreSQL table with a column of pgvector's type."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg import errors, sql
+
+from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Shard, Space, Vector
+from . import refuse_another_space
+
+CONNECT_S = 10
+COLUMNS = ("id", "ref", "model", "fingerprint", "meta", "embedding")
+
+
+class PgVector:
+    """A row an item, upserted by its id. Options: `table`; names for searchers are views.
+
+    `where` is `postgresql://user@host/database`; passwords come from PGPASSWORD or PGPASSFILE on
+    the worker, since a job is written down in readable form.
+    """
+
+    def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        self._where = doors.reaching(place.where)
+        self._name = place.options.get("table", "clipyard")
+        self._table = sql.Identifier(self._name)
+        self._space = space
+        with self._asking() as ask:
+            self._prepare(ask)
+
+    def _prepare(self, ask: Any) -> None:
+        place = f"{self._where}, table {self._name}"
+        found = ask.execute("SELECT to_regclass(%s)", [f'"{self._name}"']).fetchone()[0]
+        if found is None:
+            if self._space is None:
+                raise JobRefused(f"there is no {place}")
+            ask.execute(
+                sql.SQL(
+                    "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, ref text NOT NULL, "
+                    "model text NOT NULL, fingerprint text NOT NULL, meta jsonb NOT NULL, "
+                    "embedding vector({}) NOT NULL)"
+                ).format(self._table, sql.Literal(self._space.dimension))
+            )
+        if self._space is None:
+            return
+        # The type's modifier is the dimension.
+        columns = ask.execute(
+            "SELECT attname, atttypmod FROM pg_attribute "
+            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+            [f'"{self._name}"'],
+        ).fetchall()
+        if not {name for name, _ in columns} >= set(COLUMNS):
+            raise JobRefused(f"{place} is not one of a job's: name another table")
+        row = ask.execute(
+            sql.SQL("SELECT model, fingerprint FROM {} LIMIT 1").format(self._table)
+        ).fetchone()
+        model, fingerprint = row or ("an unknown model", self._space.fingerprint)
+        held = Space(model, fingerprint, dict(columns)["embedding"], job="")
+        refuse_another_space(place, held=held, wanted=self._space)
+
+    def write(self, shard: Shard) -> None:
+        assert self._space is not None
+        rows = [
+            (
+                item.id,
+                item.ref,
+                self._space.model,
+                self._space.fingerprint,
+                json.dumps(item.meta),
+                row,
+            )
+            for item, row in shard.embedded()
+        ]
+        upsert = sql.SQL(
+            "INSERT INTO {} ({}) VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE SET "
+            "ref = excluded.ref, model = excluded.model, fingerprint = excluded.fingerprint, "
+            "meta = excluded.meta, embedding = excluded.embedding"
+        ).format(self._table, sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
+        with self._asking() as ask:
+            ask.executemany(upsert, rows)
+
+    def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
+        query = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%s)").format(self._table)
+        with self._asking() as ask:
+            rows = ask.execute(query, [list(ids)]).fetchall()
+        return {item_id: row.to_numpy() for item_id, row in rows}
+
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        query = sql.SQL("SELECT * FROM {}").format(self._table)
+        # A connection of its own: a walk lasts, and others write meanwhile.
+        with self._connected() as connection, connection.cursor("walk") as walk:
+            walk.execute(query)
+            names = [column.name for column in walk.description or ()]
+            for row in walk:
+                fields = dict(zip(names, row, strict=True))
+                meta = fields.pop("meta", None) or {}
+                ours = ("id", "model", "fingerprint", "embedding")
+                yield str(fields["id"]), {n: v for n, v in fields.items() if n not in ours} | meta
+
+    def target(self, alias: str) -> str | None:
+        with self._asking() as ask:
+            found = ask.execute(
+                "SELECT obj_description(to_regclass(%s)::oid)", [f'"{alias}"']
+            ).fetchone()
+        return found[0] if found else None
+
+    def switch(self, alias: str) -> None:
+        view = sql.Identifier(alias)
+        with self._asking() as ask:  # one transaction: one step for searchers
+            kind = ask.execute(
+                "SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)", [f'"{alias}"']
+            ).fetchone()
+            if kind and kind[0] not in ("v", b"v"):
+                raise JobRefused(f"{alias!r} is no view, so it cannot be switched")
+            ask.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(view))
+            ask.execute(sql.SQL("CREATE VIEW {} AS SELECT * FROM {}").format(view, self._table))
+            note = sql.SQL("COMMENT ON VIEW {} IS {}")
+            ask.execute(note.format(view, sql.Literal(self._name)))
+
+    @contextmanager
+    def _asking(self) -> Iterator[Any]:
+        """A cursor in a transaction, on a connection of its own: a chunk takes far longer."""
+        try:
+            with self._connected() as connection:
+                if connection.execute("SELECT to_regtype('vector')").fetchone() == (None,):
+                    connection.execute("CREATE EXTENSION vector")  # for the owner to allow
+                register_vector(connection)
+                with connection.cursor() as cursor:
+                    yield cursor
+        except (errors.DiskFull, psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise StoreDown(f"PostgreSQL at {self._where}: {error}") from error
+        except psycopg.Error as error:
+            raise JobRefused(f"PostgreSQL at {self._where}: {error}") from error
+
+    def _connected(self) -> psycopg.Connection:
+        return psycopg.connect(self._where, connect_timeout=CONNECT_S, client_encoding="utf8")

@@ -1,0 +1,162 @@
+"""A Qdrant collection: a server by its URL, or local mode by a folder."""
+
+import atexit
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from threading import RLock
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Shard, Space, Vector
+from . import refuse_another_space
+
+PAGE = 1024  # points a round trip
+OURS = ("id", "model", "fingerprint")  # payload fields beside `ref` and the item's metadata
+
+
+class Qdrant:
+    """A point an item, upserted under an id made from the item's.
+
+    `where` is a URL, or a folder for local mode, which serves one worker process at a time. The
+    API key comes from QDRANT_API_KEY on the worker. Options: `collection`, and `vector` where an
+    old collection names its vectors.
+    """
+
+    def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        is_server = "://" in place.where
+        where = doors.reaching(place.where) if is_server else str(doors.writing(place.where))
+        self._name = place.options.get("collection", "clipyard")
+        self._vector = place.options.get("vector", "")
+        self._space = space
+        self._where = f"{where}, collection {self._name}"
+        with self._asking():
+            self._client, self._lock = _connected(where)
+        with self._asking(), self._lock:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        if not self._client.collection_exists(self._name):
+            if self._space is None:
+                raise JobRefused(f"there is no Qdrant collection at {self._where}")
+            size = self._space.dimension
+            self._client.create_collection(
+                self._name, models.VectorParams(size=size, distance=models.Distance.COSINE)
+            )
+        if self._space is None:
+            return
+        vectors = self._client.get_collection(self._name).config.params.vectors
+        if not isinstance(vectors, models.VectorParams):
+            raise JobRefused(f"{self._where} has named vectors; name a new collection")
+        points, _ = self._client.scroll(self._name, limit=1, with_payload=True)
+        payload = (points[0].payload or {}) if points else {}
+        default = "" if points else self._space.fingerprint
+        held = Space(
+            model=str(payload.get("model", "an unknown model")),
+            fingerprint=str(payload.get("fingerprint", default)),
+            dimension=vectors.size,
+            job="",
+        )
+        refuse_another_space(self._where, held=held, wanted=self._space)
+
+    def write(self, shard: Shard) -> None:
+        assert self._space is not None
+        ours = {"model": self._space.model, "fingerprint": self._space.fingerprint}
+        points = [
+            models.PointStruct(
+                id=point_id(item.id),
+                vector=row.tolist(),
+                payload={**item.meta, "ref": item.ref, "id": item.id, **ours},
+            )
+            for item, row in shard.embedded()
+        ]
+        if points:
+            with self._asking(), self._lock:
+                self._client.upsert(self._name, points, wait=True)
+
+    def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
+        names = {str(point_id(item_id)): item_id for item_id in ids}
+        with self._asking(), self._lock:
+            points = self._client.retrieve(
+                self._name, [point_id(i) for i in ids], with_payload=False, with_vectors=True
+            )
+        return {names[str(p.id)]: self._row(p.vector) for p in points if p.vector is not None}
+
+    def _row(self, vector: Any) -> Vector:
+        if isinstance(vector, dict):
+            vector = vector[self._vector] if self._vector else next(iter(vector.values()))
+        return np.asarray(vector, dtype=np.float32)
+
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        following: Any = None
+        while True:
+            with self._asking(), self._lock:
+                points, following = self._client.scroll(
+                    self._name, limit=PAGE, offset=following, with_payload=True
+                )
+            for point in points:
+                payload = dict(point.payload or {})
+                # An id of ours is kept; anything else is known by the point's own.
+                is_ours = "fingerprint" in payload and "id" in payload
+                item_id = str(payload["id"]) if is_ours else str(point.id)
+                rest = {n: v for n, v in payload.items() if not (is_ours and n in OURS)}
+                yield item_id, rest
+            if following is None:
+                return
+
+    def target(self, alias: str) -> str | None:
+        with self._asking(), self._lock:
+            aliases = self._client.get_aliases().aliases
+        return next((a.collection_name for a in aliases if a.alias_name == alias), None)
+
+    def switch(self, alias: str) -> None:
+        with self._asking(), self._lock:
+            if self.target(alias) is None and self._client.collection_exists(alias):
+                raise JobRefused(f"{alias!r} is a collection, not an alias, so it cannot switch")
+            lead = models.CreateAlias(collection_name=self._name, alias_name=alias)
+            drop = models.DeleteAlias(alias_name=alias)
+            operations: list[Any] = [models.CreateAliasOperation(create_alias=lead)]
+            if self.target(alias) is not None:  # both in one request: one step for searchers
+                operations.insert(0, models.DeleteAliasOperation(delete_alias=drop))
+            self._client.update_collection_aliases(operations)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except (ResponseHandlingException, OSError) as error:
+            raise StoreDown(f"Qdrant at {self._where}: {error}") from error
+        except UnexpectedResponse as error:
+            if error.status_code is not None and error.status_code < 500:
+                raise JobRefused(f"Qdrant at {self._where}: {error}") from error
+            raise StoreDown(f"Qdrant at {self._where}: {error}") from error
+        except RuntimeError as error:  # local mode: another process has the folder
+            raise StoreDown(f"Qdrant at {self._where}: {error}") from error
+
+
+def point_id(item_id: str) -> str | int:
+    """Qdrant takes unsigned integers and UUIDs; what is neither gets a UUID of its own."""
+    if item_id.isdecimal() and item_id.isascii() and int(item_id) < 2**64:
+        return int(item_id)
+    try:
+        return str(UUID(item_id))
+    except ValueError:
+        return str(uuid5(NAMESPACE_URL, f"clipyard:{item_id}"))
+
+
+@cache
+def _connected(where: str) -> tuple[QdrantClient, Any]:
+    """One client a place: local mode takes its folder for itself, and knows no threads."""
+    if "://" in where:
+        return QdrantClient(url=where), RLock()
+    client = QdrantClient(path=where, force_disable_check_same_thread=True)
+    atexit.register(client.close)  # it complains when the interpreter has gone before it
+    return client, RLock()

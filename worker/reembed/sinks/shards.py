@@ -1,0 +1,152 @@
+"""A folder of Parquet files, one a chunk."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import dataset, parquet
+
+from api_client.wire.errors import ClipyardError, JobRefused
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Shard, Space, Vector
+from ..links import lead, leads_to
+from ..papers import replacing, store_errors
+from . import refuse_another_space
+
+SPACE = "_space.json"  # readers of Parquet folders leave names with an underscore alone
+
+
+class Parquet:
+    """Rows of id, reference, vector or error, model, fingerprint and metadata, a row an item.
+
+    The same chunk gives the same bytes, whoever writes it. A file's name holds the job's id, so
+    several jobs of one space may share the folder.
+    """
+
+    def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        self.folder = doors.writing(place.where)
+        self._space = space = claimed(self.folder, space)
+        self._schema = pa.schema(
+            [
+                ("id", pa.string()),
+                ("ref", pa.string()),
+                ("vector", pa.list_(pa.float32(), space.dimension)),
+                ("model", pa.string()),
+                ("fingerprint", pa.string()),
+                ("error", pa.string()),
+                ("meta", pa.string()),
+            ]
+        )
+
+    def write(self, shard: Shard) -> None:
+        items, rows = shard.chunk.items, shard.rows
+        columns = [
+            [item.id for item in items],
+            [printable(item.ref) for item in items],
+            self._vectors(rows),
+            [self._space.model] * len(items),
+            [self._space.fingerprint] * len(items),
+            [row.code if isinstance(row, ClipyardError) else None for row in rows],
+            [json.dumps(item.meta) if item.meta else None for item in items],
+        ]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, self._schema, strict=True)]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        with replacing(self._file(shard.chunk.number)) as out:
+            parquet.write_table(table, out, compression="zstd")
+
+    def _vectors(self, rows: Sequence[Vector | ClipyardError]) -> pa.FixedSizeListArray:
+        size = self._space.dimension
+        failed = [isinstance(row, ClipyardError) for row in rows]
+        empty = np.zeros(size, np.float32)
+        flat = np.concatenate([empty if isinstance(r, ClipyardError) else r for r in rows])
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(flat), list_size=size, mask=pa.array(failed)
+        )
+
+    def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
+        wanted = set(ids)
+        with store_errors(self.folder):
+            found = self._table(chunk, ids)
+        if found is None:
+            return {}
+        found = found.filter(found["error"].is_null())
+        names = found["id"].to_pylist()
+        vectors = matrix(found["vector"])
+        return {name: row for name, row in zip(names, vectors, strict=True) if name in wanted}
+
+    def _table(self, chunk: int | None, ids: Sequence[str]) -> pa.Table | None:
+        columns = ["id", "vector", "error"]
+        if chunk is None:
+            whole = dataset.dataset(self.folder, format="parquet")
+            return whole.to_table(columns, filter=dataset.field("id").isin(list(ids)))
+        try:
+            return parquet.read_table(self._file(chunk), columns=columns)
+        except (FileNotFoundError, pa.ArrowInvalid):  # not there, or cut short by a power cut
+            return None
+
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        with store_errors(self.folder):
+            for file in sorted(self.folder.glob("part-*.parquet")):
+                table = parquet.read_table(file, columns=["id", "ref", "meta"])
+                for row in table.to_pylist():
+                    yield row["id"], {"ref": row["ref"], **json.loads(row["meta"] or "{}")}
+
+    def target(self, alias: str) -> str | None:
+        return leads_to(self.folder.parent / alias)
+
+    def switch(self, alias: str) -> None:
+        lead(self.folder.parent / alias, self.folder)
+
+    def _file(self, chunk: int) -> Path:
+        return self.folder / f"part-{self._space.job}-{chunk:08d}.parquet"
+
+
+def claimed(folder: Path, space: Space | None, *, alone: str = "") -> Space:
+    """Make a folder one of this space; without one, gives the space that it is of.
+
+    Args:
+        alone: why the folder cannot be shared with another job, if it cannot.
+
+    Raises:
+        SpaceMismatch: it is one of another space.
+        JobRefused: it holds something else, or belongs to another job alone.
+    """
+    file = folder / SPACE
+    if space is None:
+        if not file.exists():
+            raise JobRefused(f"{folder} is no folder that a job wrote: it has no {SPACE}")
+        with store_errors(folder):
+            return Space(**json.loads(file.read_bytes()))
+    with store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            if any(not entry.name.startswith((".", "_")) for entry in folder.iterdir()):
+                raise JobRefused(
+                    f"{folder} holds files of somebody else: name an empty folder for the sink"
+                )
+            with replacing(file) as out:
+                out.write(json.dumps(asdict(space)).encode())
+        held = Space(**json.loads(file.read_bytes()))
+    refuse_another_space(str(folder), held=held, wanted=space)
+    if alone and held.job != space.job:
+        raise JobRefused(f"{folder} holds job {held.job}, and {alone}: name another folder")
+    return space
+
+
+def matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """(rows, dimension) of a column of fixed-size lists without nulls."""
+    size = column.type.list_size
+    parts = [part.flatten().to_numpy(zero_copy_only=False) for part in column.chunks]
+    return np.concatenate([np.empty(0, np.float32), *parts]).astype(np.float32).reshape(-1, size)
+
+
+def printable(ref: str) -> str:
+    """A reference as UTF-8, for file names of another encoding as well."""
+    return ref.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

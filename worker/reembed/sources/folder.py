@@ -1,0 +1,88 @@
+"""The pictures below a folder, or those that a glob finds."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from api_client.wire.errors import JobRefused
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Item
+from . import Content
+from .refs import content
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+MAGIC = frozenset("*?[")
+
+
+class Folder:
+    """A folder with all below it, sorted within each folder; ids are paths relative to it.
+
+    `where` may be a glob such as `/photos/2024-*/**/*.jpg`: `**` crosses folders. Without one the
+    endings of picture formats count. Names that begin with a dot, and links to folders, are left
+    out. Memory: the names of one folder at a time.
+    """
+
+    def __init__(self, place: Place, doors: Doors) -> None:
+        base, pattern = split(place.where)
+        self._doors = doors
+        self._base = doors.reading(base)
+        self._match = matching(pattern)
+
+    def walk(self) -> Iterator[Item]:
+        if not self._base.is_dir():
+            raise JobRefused(f"there is no folder {str(self._base)!r} on this worker")
+        return self._below(self._base, "")
+
+    def _below(self, folder: Path, inside: str) -> Iterator[Item]:
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in found)
+        except OSError as error:
+            raise JobRefused(f"{str(folder)!r} cannot be read: {error.strerror}") from None
+        for name, is_folder in entries:
+            if name.startswith("."):
+                continue
+            if is_folder:
+                yield from self._below(folder / name, f"{inside}{name}/")
+            elif self._match(inside + name):
+                yield Item(id=utf8(inside + name), ref=f"{folder}/{name}")
+
+    def fetch(self, item: Item) -> Content:
+        return content(item.ref, self._doors)
+
+
+def split(where: str) -> tuple[str, str]:
+    """A glob's folder and the pattern below it; the pattern is empty for a plain folder."""
+    parts = where.split("/")
+    fixed = next((i for i, part in enumerate(parts) if MAGIC & set(part)), len(parts))
+    return "/".join(parts[:fixed]) or "/", "/".join(parts[fixed:])
+
+
+def matching(pattern: str) -> Callable[[str], bool]:
+    """Whether a path below the base is meant: by a glob, or by the endings of pictures."""
+    if not pattern:
+        return lambda path: path.lower().endswith(PICTURES)
+    *folders, name = pattern.split("/")
+    steps = ["(?:[^/]+/)*" if step == "**" else f"{_step(step)}/" for step in folders]
+    if name == "**":
+        steps.append("(?:[^/]+/)*")
+    wanted = re.compile("".join(steps) + _step(name), re.DOTALL)
+    return lambda path: wanted.fullmatch(path) is not None
+
+
+def _step(glob: str) -> str:
+    """One step of a glob as an expression; unlike `fnmatch`'s, `*` does not cross a slash."""
+    parts = re.split(r"(\*+|\?|\[[^\]]+\])", glob)
+    known = {"*": "[^/]*", "**": "[^/]*", "?": "[^/]"}
+    return "".join(
+        known.get(part) or (part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
+        for part in parts
+    )
+
+
+def utf8(name: str) -> str:
+    """An id that any sink can store, for file names of another encoding as well."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,129 @@
+"""Lists: a path or URL a line, or a table with a column of them; and tables and lines of texts."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from api_client.wire.errors import JobRefused
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Item
+from . import Content
+from .folder import utf8
+from .refs import content
+
+Reader = Callable[[Path], Iterator[Mapping[str, Any]]]
+
+ROWS = 4096  # of a Parquet file, in memory at once
+
+
+class Listing:
+    """References, one a row: `.csv`, `.tsv`, `.jsonl` or `.parquet`, anything else a line each.
+
+    Options: `column` holds paths or URLs (`path`), `id` the ids (the reference itself). The other
+    columns become metadata. Relative paths count from the list's folder.
+    """
+
+    def __init__(self, place: Place, doors: Doors) -> None:
+        self._doors = doors
+        self._file = doors.reading(place.where)
+        self._column = place.options.get("column", "path")
+        self._id = place.options.get("id", "")
+
+    def walk(self) -> Iterator[Item]:
+        folder = str(self._file.parent)
+        for number, row in _rows(self._file, self._column):
+            ref = str(_cell(self._file, number, row, self._column))
+            meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
+            item_id = str(_cell(self._file, number, row, self._id)) if self._id else utf8(ref)
+            if "://" not in ref:  # an absolute path stays what it is
+                ref = os.path.join(folder, ref)
+            yield Item(id=item_id, ref=ref, meta=meta)
+
+    def fetch(self, item: Item) -> Content:
+        return content(item.ref, self._doors)
+
+
+class Texts:
+    """Texts, one a row: `.jsonl`, `.csv`, `.tsv` or `.parquet`, anything else a line each.
+
+    Options: `column` holds the texts (`text`), `id` the ids (the file's name and the row's
+    number). The other columns become metadata.
+    """
+
+    def __init__(self, place: Place, doors: Doors) -> None:
+        self._file = doors.reading(place.where)
+        self._column = place.options.get("column", "text")
+        self._id = place.options.get("id", "")
+
+    def walk(self) -> Iterator[Item]:
+        for number, row in _rows(self._file, self._column):
+            text = _cell(self._file, number, row, self._column)
+            meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
+            ref = f"{self._file.name}:{number}"
+            item_id = str(_cell(self._file, number, row, self._id)) if self._id else ref
+            yield Item(id=item_id, ref=ref, text=str(text or ""), meta=meta)
+
+    def fetch(self, item: Item) -> str:
+        return item.text or ""
+
+
+def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows with their numbers, from 1."""
+    if not file.is_file():
+        raise JobRefused(f"there is no file {str(file)!r} on this worker")
+    read: Mapping[str, Reader] = {
+        ".parquet": _parquet,
+        ".jsonl": _jsonl,
+        ".csv": partial(_csv, delimiter=","),
+        ".tsv": partial(_csv, delimiter="\t"),
+    }
+    reader: Reader = read.get(file.suffix.lower(), partial(_lines, column=column))
+    try:
+        yield from enumerate(reader(file), start=1)
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        raise JobRefused(f"{file} cannot be read as {file.suffix or 'a list'}: {error}") from None
+
+
+def _parquet(file: Path) -> Iterator[Mapping[str, Any]]:
+    for batch in parquet.ParquetFile(file).iter_batches(ROWS):
+        yield from batch.to_pylist()
+
+
+def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
+    with file.open("rb") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a line is no JSON object")
+            yield row
+
+
+def _csv(file: Path, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        yield from rows
+
+
+def _lines(file: Path, *, column: str) -> Iterator[Mapping[str, Any]]:
+    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            if text := line.rstrip("\n"):
+                yield {column: text}
+
+
+def _cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
+    value = row.get(column)
+    if value is None:
+        names = ", ".join(str(name) for name in chain(row))
+        raise JobRefused(f"{file}, row {number} has no {column!r}; its columns are {names}")
+    return value

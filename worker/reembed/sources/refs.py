@@ -1,0 +1,52 @@
+"""References that are enough to fetch an item again, in this job or in one years later.
+
+/photos/a.jpg                       a file that the worker can open
+/shards/7.tar::b.jpg@1024+53311     a member of an archive: its first byte, its length
+https://host/c.jpg                  left to the picture reader and its guard
+s3://bucket/d.jpg                   anything else that fsspec opens
+"""
+
+import os
+import re
+from pathlib import Path
+
+from api_client.wire.errors import ImageForbidden, ImageMissing, JobRefused, StoreDown
+from api_client.wire.messages import PathRef, UrlRef
+
+from ..doors import Doors
+from . import Content
+
+_MEMBER = re.compile(r"(?P<file>.+)::.+@(?P<begin>\d+)\+(?P<length>\d+)", re.DOTALL)
+
+
+def member(file: Path, name: str, *, begin: int, length: int) -> str:
+    """The reference of an archive's member."""
+    return f"{file}::{name}@{begin}+{length}"
+
+
+def content(ref: str, doors: Doors) -> Content:
+    """What a reference leads to.
+
+    Raises:
+        ImageMissing, ImageForbidden: no archive is there, or the worker may not open it.
+        StoreDown: it cannot be read at the moment.
+    """
+    try:
+        if "://" in ref:
+            return UrlRef(url=ref)
+        if found := _MEMBER.fullmatch(ref):
+            file = doors.reading(found["file"])
+            return _part(file, int(found["begin"]), int(found["length"]))
+    except JobRefused as refused:
+        raise ImageForbidden(str(refused)) from None
+    return PathRef(path=ref)
+
+
+def _part(file: Path, begin: int, length: int) -> bytes:
+    try:
+        with file.open("rb") as archive:
+            return os.pread(archive.fileno(), length, begin)
+    except FileNotFoundError:
+        raise ImageMissing(f"there is no archive {str(file)!r}") from None
+    except OSError as error:
+        raise StoreDown(f"{file}: {error.strerror}") from error

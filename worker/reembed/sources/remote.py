@@ -1,0 +1,63 @@
+"""Pictures behind anything that fsspec opens: object stores, memory, other machines."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Item
+from . import Content
+from .folder import matching, split
+from .refs import content
+
+
+class Remote:
+    """A folder or a glob of a store, e.g. `s3://photos/2024/**/*.jpg`; ids are relative paths.
+
+    Memory: the names of one folder at a time, as far as the store's driver does the same.
+    """
+
+    def __init__(self, place: Place, doors: Doors) -> None:
+        self._doors = doors
+        doors.walking(place.where)
+        protocol, sep, path = place.where.partition("://")
+        if not sep:
+            raise JobRefused(f"{place.where!r} is no URL such as s3://bucket/folder")
+        base, pattern = split(path)
+        self._protocol = protocol
+        self._files: Any = _file_system(protocol)
+        self._base = str(self._files._strip_protocol(f"{protocol}://{base}")).rstrip("/")
+        self._match = matching(pattern)
+
+    def walk(self) -> Iterator[Item]:
+        try:
+            if not self._files.exists(self._base):
+                raise JobRefused(f"there is nothing at {self._protocol}://{self._base}")
+            yield from self._below(self._base)
+        except (OSError, TimeoutError) as error:
+            raise StoreDown(f"{self._protocol}://{self._base}: {error}") from error
+
+    def _below(self, folder: str) -> Iterator[Item]:
+        for entry in sorted(self._files.ls(folder, detail=True), key=lambda e: str(e["name"])):
+            path = str(entry["name"]).rstrip("/")
+            if path == folder:
+                continue
+            inside = path[len(self._base) :].lstrip("/")
+            if entry["type"] == "directory":
+                yield from self._below(path)
+            elif self._match(inside):
+                yield Item(id=inside, ref=f"{self._protocol}://{path.lstrip('/')}")
+
+    def fetch(self, item: Item) -> Content:
+        return content(item.ref, self._doors)
+
+
+def _file_system(protocol: str) -> Any:
+    try:
+        return fsspec.filesystem(protocol)
+    except (ValueError, ImportError) as error:
+        raise JobRefused(f"{protocol}:// cannot be opened on this worker: {error}") from None

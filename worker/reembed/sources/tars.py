@@ -1,0 +1,104 @@
+"""Tar shards as webdataset lays them out: files that share a name up to its first dot."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.jobs import Place
+
+from ..doors import Doors
+from ..items import Item
+from . import Content
+from .folder import MAGIC, PICTURES, matching, split
+from .refs import content, member
+
+META_BYTES = 64 * 1024  # of a caption or a JSON file beside a picture
+
+
+class Tars:
+    """Pictures in the shards that `where` names: a glob, or `shard-{00000..00099}.tar`.
+
+    Ids are `<shard>/<key>`. A `.txt` beside a picture becomes `caption`, the fields of a `.json`
+    become metadata. A picture is read by its place in the shard, without the members before it.
+    """
+
+    def __init__(self, place: Place, doors: Doors) -> None:
+        self._shards = [doors.reading(str(shard)) for shard in _expand(place.where)]
+        self._where = place.where
+        self._doors = doors
+
+    def walk(self) -> Iterator[Item]:
+        if not self._shards:
+            raise JobRefused(f"there is no shard {self._where!r} on this worker")
+        for shard in self._shards:
+            try:
+                with tarfile.open(shard, "r:") as tar:
+                    yield from _samples(shard, tar)
+            except FileNotFoundError:
+                raise JobRefused(f"there is no shard {str(shard)!r} on this worker") from None
+            except tarfile.TarError as error:
+                raise JobRefused(f"{shard} is no uncompressed tar file: {error}") from None
+            except OSError as error:
+                raise StoreDown(f"{shard}: {error.strerror}") from error
+
+    def fetch(self, item: Item) -> Content:
+        return content(item.ref, self._doors)
+
+
+def _expand(where: str) -> list[Path]:
+    if run := re.search(r"\{(\d+)\.\.(\d+)\}", where):
+        first, last = run[1], run[2]
+        numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+        return [Path(where[: run.start()] + n + where[run.end() :]) for n in numbers]
+    if not MAGIC & set(where):
+        return [Path(where)]
+    base, pattern = split(where)
+    meant = matching(pattern)
+    return sorted(p for p in Path(base).rglob("*.tar") if meant(str(p.relative_to(base))))
+
+
+def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
+    """Members with one key follow each other; a sample ends where the key changes."""
+    key, members = "", dict[str, tarfile.TarInfo]()
+    for file in tar:
+        tar.members = []  # type: ignore[attr-defined]  # it would remember every member
+        if not file.isfile():
+            continue
+        folder, slash, name = file.name.rpartition("/")
+        stem, _, ending = name.partition(".")
+        found = f"{folder}{slash}{stem}"
+        if found != key:
+            yield from _sample(shard, key, members, tar)
+            key, members = found, {}
+        members[f".{ending.lower()}"] = file
+    yield from _sample(shard, key, members, tar)
+
+
+def _sample(
+    shard: Path, key: str, members: dict[str, tarfile.TarInfo], tar: tarfile.TarFile
+) -> Iterator[Item]:
+    picture = next((m for ending, m in members.items() if ending in PICTURES), None)
+    if picture is None:
+        return
+    meta: dict[str, Any] = {}
+    if text := members.get(".txt"):
+        meta["caption"] = _small(tar, text).decode(errors="replace")
+    if fields := members.get(".json"):
+        try:
+            meta |= json.loads(_small(tar, fields) or b"{}")
+        except (ValueError, TypeError):
+            raise JobRefused(f"{shard}: {fields.name} is no JSON object") from None
+    yield Item(
+        id=f"{shard.stem}/{key}",
+        ref=member(shard, picture.name, begin=picture.offset_data, length=picture.size),
+        meta=meta,
+    )
+
+
+def _small(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read(META_BYTES) if file and member.size <= META_BYTES else b""
