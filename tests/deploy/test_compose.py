@@ -115,7 +115,7 @@ class Outside:
         passwords = passwords_in(secrets)
         write_urls(secrets, passwords, url=f"redis://127.0.0.1:{self._port}/0", prefix="clipyard")
         (secrets / "users.acl").write_text(acl_file(passwords, prefix="clipyard"))
-        for name in ("signing.key", "gateway.tokens", "dashboard.password"):
+        for name in ("signing.key", "gateway.tokens", "flower.password"):
             (secrets / name).write_text(f"{name:x<32}\n")
         for name in ("data", "pictures", "cache", "tmp", "bin"):
             (folder / name).mkdir()

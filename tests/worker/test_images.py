@@ -216,6 +216,7 @@ def test_a_picture_above_pillows_own_limit_is_ours_to_judge() -> None:
         b"not a picture at all",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"%PDF-1.7\n",
+        encoded(PHOTO, "SGI"),
         encoded(PHOTO, "JPEG")[:5000],
         encoded(PHOTO, "PNG")[:5000],
         encoded(PHOTO, "WEBP")[:5000],
@@ -223,7 +224,7 @@ def test_a_picture_above_pillows_own_limit_is_ours_to_judge() -> None:
         encoded(PHOTO, "PNG").replace(b"IDAT", b"IDAX"),
         b"\xff\xd8\xff" + bytes(300),
     ],
-    ids=["empty", "text", "eps", "pdf", "jpeg", "png", "webp", "tiff", "chunk", "marker"],
+    ids=["empty", "text", "eps", "pdf", "sgi", "jpeg", "png", "webp", "tiff", "chunk", "marker"],
 )
 def test_what_is_no_whole_picture_is_unreadable(reader: ImageReader, content: bytes) -> None:
     with pytest.raises(ImageUnreadable):

@@ -1,0 +1,93 @@
+"""The manifests against the published schemas, and against what the compose file says."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
+VERSION = "1.32"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+MANIFESTS: list[dict[str, Any]] = [
+    manifest
+    for name in KUSTOMIZATION["resources"]
+    for manifest in yaml.safe_load_all((FOLDER / name).read_text())
+]
+PODS = {
+    m["metadata"]["name"]: m["spec"]["template"]["spec"]
+    for m in MANIFESTS
+    if "template" in m["spec"]
+}
+TWINS = {
+    "worker-gpu": "worker-gpu0",
+    "beat": "beat",
+    "dashboard": "flower",
+    "gateway": "gateway",
+    "redis": "redis",
+}
+
+
+@pytest.mark.parametrize(
+    "manifest", MANIFESTS, ids=lambda m: f"{m['kind']} {m['metadata']['name']}"
+)
+def test_a_manifest_is_as_its_schema_wants_it(manifest: dict[str, Any]) -> None:
+    if manifest["apiVersion"].startswith("keda.sh/"):
+        spec = manifest["spec"]
+        assert spec.get("scaleTargetRef", {"name": "worker-gpu"})["name"] in PODS
+        assert all(t["type"] in ("redis", "prometheus") for t in spec.get("triggers", ()))
+        return
+    kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_is_confined(name: str) -> None:
+    pod = PODS[name]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in container["resources"]["limits"]
+        assert "livenessProbe" in container
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_runs_what_compose_runs(name: str) -> None:
+    [container] = PODS[name]["containers"]
+    twin = COMPOSE["services"][TWINS[name]]
+    at = "gpu@%h" if name == "worker-gpu" else None
+    assert [at if at and "@" in word else word for word in twin["command"]] == container["command"]
+    given = {one["name"]: one["value"] for one in container.get("env", ())}
+    files = {k: v for k, v in given.items() if k.endswith("_FILE")}
+    assert files == {k: v for k, v in twin.get("environment", {}).items() if k.endswith("_FILE")}
+    [secrets] = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
+    assert sorted(item["path"] for item in secrets["items"]) == sorted(twin["secrets"])
+
+
+def test_every_secret_queue_and_metric_that_is_named_exists() -> None:
+    [scaled] = [m for m in MANIFESTS if m["kind"] == "ScaledObject"]
+    lists = [t["metadata"]["listName"] for t in scaled["spec"]["triggers"] if t["type"] == "redis"]
+    from api_client.wire.names import BULK, EMBED, INTERACTIVE, Keys
+
+    assert lists == [Keys("clipyard").queue(EMBED, step) for step in (INTERACTIVE, BULK)]
+    alerts = (FOLDER.parent / "prometheus" / "alerts.yml").read_text()
+    assert "clipyard_oldest_call_age_seconds" in alerts
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
+def test_kustomize_builds_them() -> None:
+    built = subprocess.run(
+        ["kubectl", "kustomize", FOLDER], capture_output=True, text=True, check=True
+    )
+    made = [m for m in yaml.safe_load_all(built.stdout) if m]
+    assert len(made) == len(MANIFESTS)
+    labels = [m["spec"]["template"]["metadata"]["labels"] for m in made if "template" in m["spec"]]
+    assert all(label["app.kubernetes.io/part-of"] == "clipyard" for label in labels)

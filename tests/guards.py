@@ -1,0 +1,116 @@
+"""Takes each guard out, in a copy, and sees that its test fails.
+
+python -m tests.guards
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("api_client", "worker", "tasks", "beat_schedule", "tests", "pyproject.toml")
+
+IMAGES, WEB, STORES = "worker/images.py", "worker/web.py", "worker/stores.py"
+DECODING, DECODERS = "worker/decoding.py", "worker/decoders.py"
+SIGNING, MESSAGES = "api_client/wire/signing.py", "api_client/wire/messages.py"
+SETTINGS, BROKER = "api_client/wire/settings.py", "api_client/wire/broker.py"
+
+# File, what stands there, what stands there without the guard, the test that must notice.
+GUARDS = [
+    (IMAGES, "if root is None:", "if False:", "worker/test_images.py -k no_way_leads_out"),
+    (IMAGES, " | os.O_NOFOLLOW", "", "worker/test_images.py -k swapped"),
+    (IMAGES, "not stat.S_ISREG(status.st_mode)", "False", "worker/test_images.py -k devices"),
+    (IMAGES, " | os.O_NONBLOCK", "", "worker/test_images.py -k pipes --timeout 5"),
+    (IMAGES, "if len(data) > self._max_bytes", "if False", "worker/test_images.py -k of_bytes"),
+    (DECODING, "pixels > limits.pixels", "False", "worker/test_images.py -k decompression_bomb"),
+    (DECODING, "data.count(_START_OF_SCAN)", "0", "worker/test_images.py -k passes"),
+    (DECODING, "data.startswith(_PLAIN_PPM)", "False", "worker/test_images.py -k numbers"),
+    (DECODING, ", formats=FORMATS", "", "worker/test_images.py -k unreadable"),
+    (DECODERS, "resource.RLIMIT_AS: memory,", "", "worker/test_decoders.py -k little_memory"),
+    (DECODERS, "env={", "env={**os.environ, ", "worker/test_decoders.py -k no_secret"),
+    (WEB, "not all(map(self._allowed, addresses))", "False", "worker/test_web.py -k metadata"),
+    (
+        WEB,
+        "all(map(self._allowed",
+        "any(map(self._allowed",
+        "worker/test_web.py -k refused_whole",
+    ),
+    (WEB, "str(address), port", "host, port", "worker/test_web.py -k public_picture"),
+    (WEB, "self._checked(urljoin(", "_parsed(urljoin(", "worker/test_web.py -k only_listed"),
+    (WEB, "range(REDIRECTS + 1)", "range(99)", "worker/test_web.py -k for_ever"),
+    (
+        WEB,
+        "if length > self._max_bytes",
+        "if False",
+        "worker/test_web.py -k over_the_limit --timeout 9",
+    ),
+    (
+        WEB,
+        "self._stream.read(max_bytes, self._left_s())",
+        "self._stream.read(max_bytes, 9)",
+        "worker/test_web.py -k drops --timeout 9",
+    ),
+    (WEB, "if place.port not in self._ports", "if False", "worker/test_web.py -k own_ports"),
+    (WEB, "    _refuse_odd(host)\n", "", "worker/test_web.py -k odd_url"),
+    (WEB, "address in _NAT64", "False", "worker/test_web.py -k internet_is_public"),
+    (STORES, " or _climbs(url)", "", "worker/test_stores.py -k nothing_else"),
+    (
+        STORES,
+        "not url.startswith(self._prefixes) or ",
+        "",
+        "worker/test_stores.py -k nothing_else",
+    ),
+    (
+        SIGNING,
+        "not isinstance(given, str) or not any(",
+        "not any((True,)) and any(",
+        "wire/test_signing.py -k changed",
+    ),
+    (SIGNING, "[task, request, payload]", "[payload]", "wire/test_signing.py -k no_other"),
+    (
+        SIGNING,
+        'isinstance(plain.get("deadline"), int | float)',
+        "True",
+        "wire/test_signing.py -k without_an_end",
+    ),
+    (MESSAGES, 'extra="forbid"', 'extra="ignore"', "wire/test_versions.py -k unknown"),
+    (MESSAGES, "> MAX_BATCH_CHARS", "< 0", "wire/test_versions.py -k bounded"),
+    (SETTINGS, '"rediss:"', '"never:"', "security/test_tls.py -k strangers"),
+    (
+        BROKER,
+        "task_repr_maxlevels=1",
+        "task_repr_maxlevels=9",
+        "security/test_installation.py -k secret_is_shown",
+    ),
+]
+
+
+def main() -> int:
+    unnoticed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy")
+        for name in COPIED:
+            place = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy.mkdir(exist_ok=True)
+            place(ROOT / name, copy / name)
+        for file, guard, without, test in GUARDS:
+            text = (copy / file).read_text()
+            if guard not in text:
+                print(f"GONE      {file}: {guard.strip()}")
+                unnoticed += 1
+                continue
+            (copy / file).write_text(text.replace(guard, without))
+            path, *options = f"tests/{test}".split()
+            command = [sys.executable, "-m", "pytest", "-q", "-x", path, *options]
+            done = subprocess.run(command, cwd=copy, capture_output=True, check=False)
+            (copy / file).write_text(text)
+            noticed = done.returncode == 1
+            unnoticed += not noticed
+            print(f"{'noticed' if noticed else 'UNNOTICED':9} {file}: {guard.strip()}", flush=True)
+    return bool(unnoticed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
