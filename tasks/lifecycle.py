@@ -140,8 +140,10 @@ def _patience_s(request: Request) -> float:
 
 
 def _managed(model: str | None, told: str, *, changed: bool, begun: float) -> Managed:
+    here = runtime.here()
+    here.tracker.beat()  # whoever asks for the status after the answer sees what was done
     return Managed(
-        worker=runtime.here().node,
+        worker=here.node,
         model=model,
         changed=changed,
         message=told,

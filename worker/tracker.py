@@ -78,7 +78,8 @@ class Tracker:
         self._clock, self._ticks = clock, ticks
         self._started_at = clock()
         self._environment = settings
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the notes
+        self._writing = threading.Lock()  # two writers would tell an event twice
         self._knobs = Knobs()
         self._current: str | None = None
         self._state: State = "starting"
@@ -269,6 +270,10 @@ class Tracker:
 
     def _write(self, put: Callable[["redis.client.Pipeline"], None]) -> None:
         """In one transaction with the notes; what cannot be written stays noted."""
+        with self._writing:
+            self._write_alone(put)
+
+    def _write_alone(self, put: Callable[["redis.client.Pipeline"], None]) -> None:
         with self._lock:
             events, hours = list(self._events), self._hours
             self._hours = Counter()

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import redis
 from celery import Celery
+from celery.exceptions import TimeoutError as CeleryTimeout
 from rich.console import Console
 
 from api_client.stack import up
@@ -47,6 +49,7 @@ signal.pause()
 REAL = """
 import os
 from celery import Celery
+from celery.exceptions import TimeoutError as CeleryTimeout
 app = Celery("real", broker=os.environ["CLIPYARD_REDIS_URL"])
 app.conf.update(result_backend=os.environ["CLIPYARD_REDIS_URL"], beat_schedule={})
 @app.task(name="double")
@@ -221,10 +224,19 @@ def test_a_real_worker_and_its_redis_come_back_after_kill_9(home, checkout, told
         told.until("valkey was ended by signal 9")
         told.until("cpu0 is ready")
         with Celery(broker=stack.url, backend=stack.url) as app:
-            assert app.send_task("double", (21,)).get(timeout=BOUND_S) == 42
+            assert asked_again_and_again(app) == 42
             app.backend.client.close()
         with redis.Redis.from_url(stack.url) as client:
             assert client.get("kept") == b"1"
+
+
+def asked_again_and_again(app: Celery) -> object:
+    """What the worker answers; one that is about to die of its lost Redis may swallow a task."""
+    give_up_at = time.monotonic() + BOUND_S
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(CeleryTimeout):
+            return app.send_task("double", (21,)).get(timeout=5)
+    return None
 
 
 def kill(*, by_command: str, spare: list[psutil.Process]) -> None:

@@ -68,9 +68,9 @@ def test_every_way_to_pass_a_picture_gives_the_same_vector(client, good):
 def test_rows_keep_their_order_over_many_messages(client):
     texts = [f"text {n}" for n in range(300)]
     counted = []
-    vectors = client.embed_texts(texts, batch_size=7, progress=counted.append)
+    vectors = client.embed_texts(texts, model="fake/vision", batch_size=7, progress=counted.append)
     assert sum(counted) == len(texts)
-    one_by_one = client.embed_texts(texts[::50])
+    one_by_one = client.embed_texts(texts[::50], model="fake/vision")
     assert np.array_equal(vectors[::50], one_by_one)
 
 
@@ -102,7 +102,9 @@ def test_an_empty_list_gives_an_empty_matrix(client):
 )
 def test_a_hostile_picture_costs_its_neighbours_nothing(client, tmp_path, good, name, make, error):
     make(tmp_path / name)
-    first, odd, last = client.embed_images_detailed([good, tmp_path / name, good])
+    first, odd, last = client.embed_images_detailed(
+        [good, tmp_path / name, good], model="fake/vision"
+    )
     assert np.array_equal(first.vector, last.vector)
     if error is None:
         assert odd.error is None
@@ -138,13 +140,13 @@ def test_a_failed_item_raises_from_the_short_call_with_all_items_kept(client, go
 
 
 def test_over_long_text_is_cut_and_said_so(client):
-    short, long = client.embed_texts_detailed(["short", "long " * 100])
+    short, long = client.embed_texts_detailed(["short", "long " * 100], model="fake/vision")
     assert (short.truncated, long.truncated) == (False, True)
     assert long.vector is not None
 
 
 def test_a_model_that_answers_nan_or_breaks_costs_only_that_item(client):
-    fine, broken, nan = client.embed_texts_detailed(["fine", "break", "nan"])
+    fine, broken, nan = client.embed_texts_detailed(["fine", "break", "nan"], model="fake/vision")
     assert fine.error is None
     assert isinstance(broken.error, BackendFailed)
     assert isinstance(nan.error, NonFiniteVector)

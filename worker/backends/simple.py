@@ -1,5 +1,6 @@
 """The short way to a family: one class that loads one model and embeds pictures, texts or both."""
 
+import gc
 import hashlib
 import json
 from collections.abc import Sequence
@@ -158,6 +159,7 @@ class SimpleBackend:
     def load(self, entry: Entry) -> Model:
         model = self._kind(entry, self._placement)
         process = psutil.Process()
+        gc.collect()  # what others left would go meanwhile, and hide what comes
         before = process.memory_info().rss
         model.load()
         model.grown_bytes = max(0, process.memory_info().rss - before)
