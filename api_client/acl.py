@@ -102,7 +102,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
             " +smembers +xadd",
             f"{_STATUS} will:* reserved:* safe-batches",
         ),
-        Right("+set +incr +pexpire", "gate:*"),
+        Right("+set +incrby +pexpire", "gate:*"),
     ),
     Role.BEAT: _PUBLISH,
     Role.DASHBOARD: (  # its buttons ask the workers, as a client does
@@ -116,7 +116,6 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         Right("+brpop +rpop +llen +lrange +del", _EVENTS),
     ),
 }
-_SUBSCRIBE = "+subscribe +psubscribe +unsubscribe +punsubscribe"
 # Channels: remote control to the workers, what workers say of themselves, and results, for which
 # Celery listens whether anybody wants them or not. Whoever listens to a pattern must be allowed
 # the very same pattern, and Kombu's carry the number of the database.

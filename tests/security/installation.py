@@ -59,7 +59,10 @@ class Installation:
             "CLIPYARD_CATALOGUE": str(self.folder / "catalogue.toml"),
             "CLIPYARD_DEFAULT_MODEL": "fake/vision",
             "CLIPYARD_IMAGE_ROOTS": json.dumps([str(self.folder / "pictures")]),
+            "CLIPYARD_SINK_ROOTS": json.dumps([str(self.folder / "vectors")]),
+            "CLIPYARD_JOBS_DIR": str(self.folder / "jobs"),
             "CLIPYARD_SWEEP_INTERVAL_S": "1",
+            "CLIPYARD_TEND_INTERVAL_S": "1",
             "CLIPYARD_DEVICE": "cpu",
             "CLIPYARD_LOG_LEVEL": "DEBUG",
             "OMP_NUM_THREADS": "1",
@@ -109,7 +112,8 @@ def installed(folder: Path) -> Iterator[Installation]:
     """Redis, the worker and the beat, ready."""
     prefix = "clipyard"
     passwords = passwords_in(folder / "secrets")
-    (folder / "pictures").mkdir()
+    for name in ("pictures", "vectors"):
+        (folder / name).mkdir()
     (folder / "catalogue.toml").write_text(CATALOGUE)
     (folder / "users.acl").write_text(acl_file(passwords, prefix=prefix))
     made = Installation(folder, _free_port(), prefix, secrets.token_hex(16), passwords)

@@ -59,6 +59,20 @@ def test_client_worker_and_beat_do_their_work(installation: Installation) -> Non
     assert not denials(installation)
 
 
+def test_a_bulk_job_runs_under_these_rights(installation: Installation) -> None:
+    folder = installation.folder / "pictures" / "job"
+    folder.mkdir()
+    for n in range(5):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(folder / f"{n}.png")
+    with installation.client() as client:
+        job = client.reembed(
+            folder, sink=installation.folder / "vectors" / "a", model="fake/vision"
+        )
+        assert job.wait(timeout=60).done == 5
+        assert [status.id for status in client.jobs()] == [job.id]
+    assert not denials(installation)
+
+
 def test_the_dashboard_shows_the_worker_and_its_buttons_work(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

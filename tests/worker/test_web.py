@@ -183,8 +183,10 @@ def test_a_redirect_in_the_open_is_followed_but_not_for_ever(server: Server) -> 
     server.answers["/"] = redirect("/other")
     assert web(server).fetch(f"http://good.test:{server.port}/") == PICTURE
     server.answers["/other"] = redirect("/other")
+    server.seen.clear()
     with pytest.raises(ImageForbidden, match="more than 5 times"):
         web(server).fetch(f"http://good.test:{server.port}/")
+    assert len(server.seen) == 1 + 5
 
 
 def test_a_body_over_the_limit_is_refused_by_its_header_and_by_its_length(server: Server) -> None:
