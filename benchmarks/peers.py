@@ -1,0 +1,340 @@
+"""Beside infinity's own server: same architecture, same pictures, same load, one machine.
+
+Four clients send sixteen pictures a call: to infinity as data URIs, to us as paths and as bytes.
+`defaults` is what either does unasked; `float32` and `bfloat16` set both to the same precision.
+Only one server works at a time, and they take turns. The first run builds infinity's environment
+(5 GB) from the package registry and keeps it beside the fixtures; that is not timed.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPConnection
+from importlib.metadata import version
+from itertools import chain, cycle, islice
+from pathlib import Path
+from statistics import median, quantiles
+
+import open_clip
+
+from api_client import Client
+from worker.backends.placement import best_precision
+
+from . import fixtures
+from .report import Options, Report
+from .rounds import Contestant, per_second, ratio
+from .stack import stack
+
+INFINITY = "0.0.78"
+CLIENTS, PER_CALL = 4, 16
+TEXT = "a photo of a dog on a beach"
+READY_S = 180.0  # of which importing is most
+AT_DEFAULTS = {"640x480": 3.0, "4000x3000": 10.0}  # goals where the CPU computes in bfloat16
+AHEAD = 1.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is sent in a measurement."""
+
+    calls: int  # of each client
+    rounds: int
+
+
+LOADS = {(640, 480): Load(calls=2, rounds=2), (4000, 3000): Load(calls=1, rounds=1)}
+QUICK = {(640, 480): Load(calls=1, rounds=1)}
+TEXTS, TEXT_ROUNDS = 100, 2
+
+# Run by infinity's interpreter: the architecture of ViT-B-32 with random weights, as a
+# Hugging Face folder around the tokenizer's files that lie there already.
+_WRITE_MODEL = """
+import sys, torch, transformers as t
+folder = sys.argv[1]
+torch.manual_seed(0)
+tokenizer = t.CLIPTokenizerFast.from_pretrained(folder, model_max_length=77)
+config = t.CLIPConfig(text_config={"hidden_act": "gelu"}, vision_config={"hidden_act": "gelu"})
+t.CLIPModel(config).save_pretrained(folder)
+t.CLIPProcessor(t.CLIPImageProcessor(), tokenizer).save_pretrained(folder)
+"""
+
+
+class NoPeer(Exception):
+    """infinity cannot be had or does not start here."""
+
+
+def run(options: Options) -> Report:
+    begun = time.monotonic()
+    if options.device != "cpu":
+        return Report("peers", time.monotonic() - begun, note="a comparison on CPUs only")
+    try:
+        python = _environment()
+        begun = time.monotonic()
+        return _compared(python, _model_folder(python), quick=options.quick, begun=begun)
+    except NoPeer as error:
+        return Report("peers", time.monotonic() - begun, note=str(error))
+
+
+def _compared(python: Path, folder: Path, *, quick: bool, begun: float) -> Report:
+    pairs = _pairs(quick)
+    ratios: dict[str, float] = {}
+    figures: dict[str, float] = {}
+    goals: dict[str, float] = {}
+    with ExitStack() as up, ThreadPoolExecutor(CLIENTS) as clients:
+        theirs = {
+            dtype: up.enter_context(infinity(python, folder, dtype))
+            for dtype in dict.fromkeys(dtype for dtype, _ in pairs.values())
+        }
+        ours = {
+            precision: up.enter_context(stack("cpu", precision=precision))
+            for precision in dict.fromkeys(precision for _, precision in pairs.values())
+        }
+        for server in theirs.values():
+            server.wait_ready()
+        for (width, height), load in (QUICK if quick else LOADS).items():
+            size = f"{width}x{height}"
+            files = list(islice(cycle(fixtures.photos(width, height)), PER_CALL))
+            speeds = per_second(
+                _contestants(theirs, ours, files, partial(_spread, clients, load.calls)),
+                rounds=load.rounds,
+            )
+            for kind, (dtype, precision) in pairs.items():
+                for way in ("paths", "bytes"):
+                    row = f"{kind} {size}, {way}"
+                    ratios[row] = ratio(speeds, f"ours {precision} {way}", f"infinity {dtype}")
+                    goals[row] = AT_DEFAULTS[size] if _fast_default(kind) else AHEAD
+            figures |= {f"{size} {name} images/s": median(all_) for name, all_ in speeds.items()}
+        spans = _text_ms(theirs, ours, quick=quick)
+    for name, each in spans.items():
+        figures |= {f"one text {name} p50 ms": median(each), f"one text {name} p99 ms": _p99(each)}
+    for kind, (dtype, precision) in pairs.items():
+        for rank in ("p50", "p99"):
+            row = f"{kind} one text, {rank}"
+            of = {side: figures[f"one text {side} {rank} ms"] for side in spans}
+            ratios[row] = of[f"infinity {dtype}"] / of[f"ours {precision}"]
+            goals[row] = AHEAD
+    return Report(
+        name="peers",
+        seconds=time.monotonic() - begun,
+        ratios=ratios,
+        goals=goals,
+        figures=figures,
+        note=f"infinity {INFINITY}, which loads CLIP in float32 on a CPU whatever --dtype says;"
+        f" {CLIENTS} clients x {PER_CALL} pictures a call",
+    )
+
+
+def _pairs(quick: bool) -> dict[str, tuple[str, str]]:
+    """What is compared: infinity's --dtype and our precision. Its `auto` is float32 on a CPU."""
+    pairs = {"defaults": ("auto", "auto")}
+    if not quick:
+        pairs["float32"] = ("auto", "float32")
+        if best_precision("cpu") == "bfloat16":
+            pairs["bfloat16"] = ("bfloat16", "auto")
+    return pairs
+
+
+def _fast_default(kind: str) -> bool:
+    return kind == "defaults" and best_precision("cpu") == "bfloat16"
+
+
+Spread = Callable[[Callable[[], int]], int]
+
+
+def _contestants(
+    theirs: Mapping[str, "Server"],
+    ours: Mapping[str, Client],
+    files: Sequence[Path],
+    spread: Spread,
+) -> dict[str, Contestant]:
+    """Of each server, in turn. Everything that is sent exists before the clock starts."""
+    body = _body([_data_uri(file) for file in files], modality="image")
+    blobs = [file.read_bytes() for file in files]
+    contestants: dict[str, Contestant] = {}
+    for name, server in theirs.items():
+        contestants[f"infinity {name}"] = partial(spread, partial(server.embed, body))
+    for name, client in ours.items():
+        for way, pictures in (("paths", files), ("bytes", blobs)):
+            call = partial(_embed, client, pictures)
+            contestants[f"ours {name} {way}"] = partial(spread, call)
+    return contestants
+
+
+def _spread(clients: ThreadPoolExecutor, calls: int, call: Callable[[], int]) -> int:
+    """So many calls of each client, one after the other; the vectors that came back."""
+    return sum(clients.map(lambda _: sum(call() for _ in range(calls)), range(CLIENTS)))
+
+
+def _embed(client: Client, pictures: Sequence[Path | bytes]) -> int:
+    return len(client.embed_images(pictures, model=fixtures.MODEL_ID))
+
+
+def _text_ms(
+    theirs: Mapping[str, "Server"], ours: Mapping[str, Client], *, quick: bool
+) -> dict[str, list[float]]:
+    """ms of single calls to otherwise idle servers."""
+    body = _body([TEXT], modality="text")
+    calls: dict[str, Callable[[], object]] = {
+        **{f"infinity {name}": partial(one.embed, body) for name, one in theirs.items()},
+        **{
+            f"ours {name}": partial(one.embed_texts, TEXT, model=fixtures.MODEL_ID)
+            for name, one in ours.items()
+        },
+    }
+    spans: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 if quick else TEXT_ROUNDS):
+        for name, call in calls.items():
+            spans[name] += _timed(call, TEXTS)
+    return spans
+
+
+def _timed(action: Callable[[], object], calls: int) -> list[float]:
+    """ms of each call, after a warm-up."""
+    spans = []
+    for number in range(calls + calls // 10):
+        begun = time.perf_counter()
+        action()
+        if number >= calls // 10:
+            spans.append(1000 * (time.perf_counter() - begun))
+    return spans
+
+
+def _p99(spans: list[float]) -> float:
+    return quantiles(spans, n=100)[-1]
+
+
+@dataclass(frozen=True)
+class Server:
+    """infinity, listening on loopback."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def wait_ready(self) -> None:
+        """Until it has loaded the model and warmed it up.
+
+        Raises:
+            NoPeer: it ended, or took too long.
+        """
+        until = time.monotonic() + READY_S
+        while self.process.poll() is None and time.monotonic() < until:
+            try:
+                self._request("GET", "/health")
+            except OSError:
+                time.sleep(0.5)
+            else:
+                return
+        raise NoPeer(f"infinity {INFINITY} did not start: {_last_line(self.log.read_text())}")
+
+    def embed(self, body: bytes) -> int:
+        """The vectors that came back."""
+        return len(json.loads(self._request("POST", "/embeddings", body))["data"])
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=READY_S)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read()
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise NoPeer(f"infinity {INFINITY} answered {response.status}: {answer[:200]!r}")
+        return answer
+
+
+@contextmanager
+def infinity(python: Path, folder: Path, dtype: str) -> Iterator[Server]:
+    """Its server, at its defaults but for the precision; perhaps not ready yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(python.with_name("infinity_emb")), "v2", "--model-id", str(folder)]
+    # What it warms up with takes a minute and serves to log its speed; our first round does it.
+    command += ["--no-model-warmup", "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryDirectory(prefix="clipyard-infinity-") as kept:
+        log = Path(kept) / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out, env=_offline())
+        try:
+            yield Server(process, port, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _offline() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+
+
+def _body(inputs: Sequence[str], *, modality: str) -> bytes:
+    return json.dumps({"input": inputs, "modality": modality}).encode()
+
+
+def _data_uri(file: Path) -> str:
+    return f"data:image/jpeg;base64,{b64encode(file.read_bytes()).decode()}"
+
+
+def _environment() -> Path:
+    """The interpreter of infinity's own environment, built once, with our torch.
+
+    Raises:
+        NoPeer: it cannot be built here.
+    """
+    below = fixtures.folder() / "peers" / f"infinity-{INFINITY}-torch-{version('torch')}"
+    python, built = below / "bin" / "python", below / "built"
+    if not built.exists():
+        _uv("venv", "--quiet", "--clear", "--python", sys.executable, below)
+        needs = [f"infinity-emb[torch,vision,server]=={INFINITY}", "aiohttp"]
+        needs += [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
+        _uv("pip", "install", "--quiet", "--python", python, *needs)
+        built.touch()
+    return python
+
+
+def _uv(*arguments: str | Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise NoPeer(
+            f"nothing measured: infinity's environment was not built ({_last_line(done.stderr)})"
+        )
+
+
+def _model_folder(python: Path) -> Path:
+    folder = python.parents[1] / "ViT-B-32"
+    if not (folder / "preprocessor_config.json").exists():
+        folder.mkdir(exist_ok=True)
+        _write_tokenizer(folder)
+        subprocess.run([python, "-c", _WRITE_MODEL, folder], check=True, env=_offline())
+    return folder
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """open_clip's vocabulary under the names that transformers gives it."""
+    ours = open_clip.SimpleTokenizer()
+    named = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {named.get(token, token): number for token, number in ours.encoder.items()}
+    merges = chain(["#version: 0.2"], (" ".join(pair) for pair in ours.bpe_ranks))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"
