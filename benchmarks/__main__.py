@@ -13,7 +13,18 @@ from importlib import import_module
 from . import kept, page
 from .report import Options, Report
 
-NAMES = ("bulk", "gpu", "latency", "load", "mixed", "peers", "reference", "residency", "wire", "jobs")
+NAMES = (
+    "bulk",
+    "gpu",
+    "latency",
+    "load",
+    "mixed",
+    "peers",
+    "reference",
+    "residency",
+    "wire",
+    "jobs",
+)
 
 
 def main() -> int:
