@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from .requests import EmbedOptions, MakeCall
 from .results import Item, items_of, same_space
 from .talks import Answer, Blocking, Call, Line, Talk
-from .wire.errors import BadRequest
+from .wire.errors import BadRequest, ClipyardError, NoAnswer, NoBroker, NoWorker
 from .wire.messages import AUTO, Embedded
 
 _ID = re.compile(r"(?P<trunk>[0-9a-f-]{36})\.(?P<size>[1-9]\d{0,5})")
@@ -47,7 +47,13 @@ class Embedding:
             yield from self._line.send(call)
         if not self._pending:
             return []
-        answer = yield from self._line.wait(self._pending[0])
+        try:
+            answer = yield from self._line.wait(self._pending[0])
+        except (NoAnswer, NoWorker, NoBroker):
+            raise
+        except ClipyardError:  # an answer as well: nothing to withdraw
+            self._pending.popleft()
+            raise
         self._pending.popleft()
         items, self._space = _opened(answer, self._space)
         self._chosen = items[0].model

@@ -49,6 +49,7 @@ try:
         worker_send_task_events=settings.task_events,
     )
     app.steps["consumer"].add(Showcase)
+    app.Task.Request = "worker.consumer:Request"
 except ClipyardError as error:
     sys.exit(str(error))  # one line a mistake, and no traceback above it
 

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 
 from celery.bootsteps import StartStopStep
 from celery.worker import consumer as stock
-from celery.worker import state
+from celery.worker import request, state
 from kombu.transport import virtual
 
-__all__ = ["LONGEST_RUN_S", "Consumer", "Lease", "renewable"]
+__all__ = ["LONGEST_RUN_S", "Consumer", "Lease", "Request", "renewable"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,25 @@ def renewable(requests: Iterable[Held], *, now: float, longest_run_s: float) -> 
         if not request.acknowledged
         and (request.time_start is None or now - request.time_start < longest_run_s)
     ]
+
+
+class Request(request.Request):  # type: ignore[misc]  # celery has no types
+    """A request that is settled once, whoever comes first.
+
+    With threads, a task may end at the moment a revocation of it arrives. Celery's check and its
+    act are two steps, and a message that is acknowledged twice ends the worker
+    (`MessageStateError` out of the event loop). Set `app.Task.Request = "worker.consumer:Request"`.
+    """
+
+    _settling = threading.Lock()  # one for all: the locked part only notes and schedules
+
+    def acknowledge(self) -> None:
+        with self._settling:
+            super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        with self._settling:
+            super().reject(requeue=requeue)
 
 
 class Lease(StartStopStep):  # type: ignore[misc]  # celery has no types

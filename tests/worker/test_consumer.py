@@ -1,6 +1,8 @@
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from worker import consumer
 from worker.consumer import renewable
 
 
@@ -33,3 +35,22 @@ def test_a_task_older_than_the_longest_run_loses_its_lease() -> None:
 
 def test_an_acknowledged_message_is_not_renewed() -> None:
     assert tags(Request("done", acknowledged=True, time_start=99.0)) == []
+
+
+def test_a_message_that_is_settled_by_two_threads_at_once_is_settled_once():
+    """A task that ends at the moment its revocation arrives."""
+    settled, second = [], threading.Event()
+    request = consumer.Request.__new__(consumer.Request)
+    request._connection_errors = ()
+
+    def on_ack(*_):
+        settled.append(threading.get_ident())
+        second.wait(0.2)  # the other one comes now
+
+    request._on_ack = on_ack
+    threads = [threading.Thread(target=request.acknowledge) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(settled) == 1
