@@ -116,7 +116,10 @@ class SimpleModel:
         return self.embed_texts([str(text.tokens) for text in cast(Sequence[PreparedText], batch)])
 
     def footprint(self) -> Footprint:
-        """What this process grew by while `load` ran: right to some megabytes, if it ran alone."""
+        """What this process grew by while `load` ran: right to some megabytes, if it ran alone.
+
+        Pages mapped from files do not count: the system takes and gives them as it likes.
+        """
         return Footprint(host_bytes=self.grown_bytes)
 
     def lift(self) -> None:
@@ -160,9 +163,9 @@ class SimpleBackend:
         model = self._kind(entry, self._placement)
         process = psutil.Process()
         gc.collect()  # what others left would go meanwhile, and hide what comes
-        before = process.memory_info().rss
+        before = _own_bytes(process)
         model.load()
-        model.grown_bytes = max(0, process.memory_info().rss - before)
+        model.grown_bytes = max(0, _own_bytes(process) - before)
         if not model.dimension:
             raise LoadFailed(f"{self._kind.__qualname__} does not say its dimension")
         _ = model.traits  # now, while the checkpoint is what was loaded
@@ -192,3 +195,9 @@ def _sha256(file: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise LoadFailed(f"checkpoint {file}: {error.strerror}") from None
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """Resident memory that belongs to no file."""
+    memory = process.memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))  # Linux tells what is shared
