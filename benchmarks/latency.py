@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle, islice
-from statistics import median, quantiles
+from statistics import median
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from worker.catalogue import BUILT_IN, Catalogue
 
 from . import fixtures
 from .report import Options, Report
+from .rounds import p99, timed
 from .stack import stack
 
 TEXT = "a photo of a dog on a beach"
@@ -42,7 +43,7 @@ def run(options: Options) -> Report:
             busy = _calls(client, BUSY_CALLS // share)
     added_ms = median(idle) - bare_ms
     bound_ms = 2 * micro_batch_ms + SLACK_MS
-    busy_p99_ms = _p99(busy)
+    busy_p99_ms = p99(busy)
     return Report(
         name="latency",
         seconds=time.monotonic() - begun,
@@ -54,7 +55,7 @@ def run(options: Options) -> Report:
         figures={
             "bare forward p50 ms": bare_ms,
             "idle p50 ms": median(idle),
-            "idle p99 ms": _p99(idle),
+            "idle p99 ms": p99(idle),
             "busy p50 ms": median(busy),
             "busy p99 ms": busy_p99_ms,
             "micro-batch ms": micro_batch_ms,
@@ -81,7 +82,7 @@ def _model(device: str) -> Model:
 
 def _bare(model: Model, calls: int) -> float:
     """p50 of tokens and forward pass of one text in this process, ms."""
-    return median(_timed(lambda: model.run(Kind.TEXT, [model.prepare_text(TEXT)]), calls))
+    return median(timed(lambda: model.run(Kind.TEXT, [model.prepare_text(TEXT)]), calls))
 
 
 def _micro_batch(model: Model) -> float:
@@ -92,29 +93,14 @@ def _micro_batch(model: Model) -> float:
     runners = model.traits.parallel
     with ThreadPoolExecutor(runners) as pool:
         work = [
-            pool.submit(_timed, lambda: model.run(Kind.IMAGE, batch), MICRO_BATCHES)
+            pool.submit(timed, lambda: model.run(Kind.IMAGE, batch), MICRO_BATCHES)
             for _ in range(runners)
         ]
         return median(ms for one in work for ms in one.result())
 
 
 def _calls(client: Client, calls: int) -> list[float]:
-    return _timed(lambda: client.embed_texts(TEXT, model=fixtures.MODEL_ID), calls)
-
-
-def _timed(action: Callable[[], object], calls: int) -> list[float]:
-    """ms of each call, after a warm-up."""
-    spans = []
-    for number in range(calls + calls // 10):
-        begun = time.perf_counter()
-        action()
-        if number >= calls // 10:
-            spans.append(1000 * (time.perf_counter() - begun))
-    return spans
-
-
-def _p99(spans: list[float]) -> float:
-    return quantiles(spans, n=100)[-1]
+    return timed(lambda: client.embed_texts(TEXT, model=fixtures.MODEL_ID), calls)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from http.client import HTTPConnection
 from importlib.metadata import version
 from itertools import chain, cycle, islice
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import open_clip
 
@@ -32,7 +32,7 @@ from worker.backends.placement import best_precision
 
 from . import fixtures
 from .report import Options, Report
-from .rounds import Contestant, per_second, ratio
+from .rounds import Contestant, p99, per_second, ratio, timed
 from .stack import stack
 
 INFINITY = "0.0.78"
@@ -115,7 +115,7 @@ def _compared(python: Path, folder: Path, *, quick: bool, begun: float) -> Repor
             figures |= {f"{size} {name} images/s": median(all_) for name, all_ in speeds.items()}
         spans = _text_ms(theirs, ours, quick=quick)
     for name, each in spans.items():
-        figures |= {f"one text {name} p50 ms": median(each), f"one text {name} p99 ms": _p99(each)}
+        figures |= {f"one text {name} p50 ms": median(each), f"one text {name} p99 ms": p99(each)}
     for kind, (dtype, precision) in pairs.items():
         for rank in ("p50", "p99"):
             row = f"{kind} one text, {rank}"
@@ -193,23 +193,8 @@ def _text_ms(
     spans: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 if quick else TEXT_ROUNDS):
         for name, call in calls.items():
-            spans[name] += _timed(call, TEXTS)
+            spans[name] += timed(call, TEXTS)
     return spans
-
-
-def _timed(action: Callable[[], object], calls: int) -> list[float]:
-    """ms of each call, after a warm-up."""
-    spans = []
-    for number in range(calls + calls // 10):
-        begun = time.perf_counter()
-        action()
-        if number >= calls // 10:
-            spans.append(1000 * (time.perf_counter() - begun))
-    return spans
-
-
-def _p99(spans: list[float]) -> float:
-    return quantiles(spans, n=100)[-1]
 
 
 @dataclass(frozen=True)

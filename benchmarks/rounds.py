@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
+from statistics import median, quantiles
 
 Contestant = Callable[[], int]  # does its work and says how many items that were
 
@@ -22,3 +22,18 @@ def per_second(contestants: Mapping[str, Contestant], *, rounds: int) -> dict[st
 def ratio(speeds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
     """The median of the rounds' own ratios."""
     return median(a / b for a, b in zip(speeds[ours], speeds[theirs], strict=True))
+
+
+def timed(action: Callable[[], object], calls: int) -> list[float]:
+    """ms of each call, after a warm-up."""
+    spans = []
+    for number in range(calls + calls // 10):
+        begun = time.perf_counter()
+        action()
+        if number >= calls // 10:
+            spans.append(1000 * (time.perf_counter() - begun))
+    return spans
+
+
+def p99(spans: list[float]) -> float:
+    return quantiles(spans, n=100)[-1]
