@@ -20,16 +20,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from worker import usage
 from worker.backends.base import Footprint, Placement, Tier
 from worker.backends.fake import Fake, Pool
 from worker.catalogue import Entry
-from worker.ledger import Ledger
-from worker.memory import Bytes
-from worker.slots import Limits, Slots
-from worker.sweeping import LEFT_ALONE_S
-from worker.sweeps import Timeouts, View, preload, sweep
-from worker.usage import Use
+from worker.residency import usage
+from worker.residency.ledger import Ledger
+from worker.residency.memory import Bytes
+from worker.residency.slots import Limits, Slots
+from worker.residency.sweeping import LEFT_ALONE_S
+from worker.residency.sweeps import Timeouts, View, preload, sweep
+from worker.residency.usage import Use
 
 from .report import Options, Report
 

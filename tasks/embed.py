@@ -11,11 +11,11 @@ from api_client.wire import names
 from api_client.wire.errors import BadRequest, ClipyardError, SpaceMismatch
 from api_client.wire.messages import AUTO, EmbedBatch, Embedded, Failure, ImageRef, Kind, Timings
 from worker import runtime
-from worker.answers import Answer, Call, answering
 from worker.backends.base import Model, Prepared
-from worker.batcher import Rows
 from worker.choice import Candidate, Choice, Wish, ranked
-from worker.pool import canceller
+from worker.datapath.batcher import Rows
+from worker.delivery.answers import Answer, Call, answering
+from worker.delivery.pool import canceller
 
 
 @answering(names.EMBED_BATCH, EmbedBatch)

@@ -10,9 +10,17 @@ from dataclasses import replace
 from api_client.wire import names
 from api_client.wire.errors import ModelBusy, UnknownModel
 from api_client.wire.messages import Load, Managed, Reload, Request, Set, Switch, Unload
-from worker import runtime, sweeping
-from worker.answers import Call, answering
-from worker.sweeps import SlotView, Sweep, idle_in_ram, idle_in_vram, kept_alive, under_pressure
+from worker import runtime
+from worker.delivery.answers import Call, answering
+from worker.residency import sweeping
+from worker.residency.sweeps import (
+    SlotView,
+    Sweep,
+    idle_in_ram,
+    idle_in_vram,
+    kept_alive,
+    under_pressure,
+)
 
 DRAIN_S = 30.0  # how long an unload waits for those who use the model
 ANSWER_S = 1.0  # of the time until the deadline, kept for the answer

@@ -10,7 +10,7 @@ from api_client.wire import names
 from api_client.wire.jobs import JobState, SwitchAlias
 from api_client.wire.messages import Managed
 from worker import runtime
-from worker.answers import Call, answering
+from worker.delivery.answers import Call, answering
 from worker.reembed import duty
 from worker.reembed.job import Job
 from worker.reembed.ledger import known_jobs

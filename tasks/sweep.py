@@ -9,7 +9,8 @@ from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 
 from api_client.wire import names
-from worker import housekeeping, runtime, sweeping
+from worker import housekeeping, runtime
+from worker.residency import sweeping
 
 # Redis is away: nothing to answer, nothing to repeat. The next sweep makes up for this one.
 AWAY = (redis.RedisError, OperationalError)

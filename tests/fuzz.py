@@ -31,7 +31,7 @@ from api_client.wire.errors import ItemError
 from api_client.wire.messages import BlobRef
 from worker.backends.base import Model, Placement
 from worker.catalogue import Entry
-from worker.images import ImageReader
+from worker.datapath.images import ImageReader
 from worker.settings import WorkerSettings
 
 MAX_PIXELS = 4_000_000

@@ -12,55 +12,94 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("api_client", "worker", "tasks", "beat_schedule", "tests", "pyproject.toml")
 
-IMAGES, WEB, STORES = "worker/images.py", "worker/web.py", "worker/stores.py"
-DECODING, DECODERS = "worker/decoding.py", "worker/decoders.py"
+IMAGES, WEB, STORES = (
+    "worker/datapath/images.py",
+    "worker/datapath/web.py",
+    "worker/datapath/stores.py",
+)
+DECODING, DECODERS = "worker/datapath/decoding.py", "worker/datapath/decoders.py"
 SIGNING, MESSAGES = "api_client/wire/signing.py", "api_client/wire/messages.py"
 SETTINGS, BROKER = "api_client/wire/settings.py", "api_client/wire/broker.py"
 
 # File, what stands there, what stands there without the guard, the test that must notice.
 GUARDS = [
-    (IMAGES, "if root is None:", "if False:", "worker/test_images.py -k no_way_leads_out"),
-    (IMAGES, " | os.O_NOFOLLOW", "", "worker/test_images.py -k swapped"),
-    (IMAGES, "not stat.S_ISREG(status.st_mode)", "False", "worker/test_images.py -k devices"),
-    (IMAGES, " | os.O_NONBLOCK", "", "worker/test_images.py -k pipes --timeout 5"),
-    (IMAGES, "if len(data) > self._max_bytes", "if False", "worker/test_images.py -k of_bytes"),
-    (DECODING, "pixels > limits.pixels", "False", "worker/test_images.py -k decompression_bomb"),
-    (DECODING, "data.count(_START_OF_SCAN)", "0", "worker/test_images.py -k passes"),
-    (DECODING, "data.startswith(_PLAIN_PPM)", "False", "worker/test_images.py -k numbers"),
-    (DECODING, ", formats=FORMATS", "", "worker/test_images.py -k unreadable"),
-    (DECODERS, "resource.RLIMIT_AS: memory,", "", "worker/test_decoders.py -k little_memory"),
-    (DECODERS, "env={", "env={**os.environ, ", "worker/test_decoders.py -k no_secret"),
-    (WEB, "not all(map(self._allowed, addresses))", "False", "worker/test_web.py -k metadata"),
+    (IMAGES, "if root is None:", "if False:", "worker/datapath/test_images.py -k no_way_leads_out"),
+    (IMAGES, " | os.O_NOFOLLOW", "", "worker/datapath/test_images.py -k swapped"),
+    (
+        IMAGES,
+        "not stat.S_ISREG(status.st_mode)",
+        "False",
+        "worker/datapath/test_images.py -k devices",
+    ),
+    (IMAGES, " | os.O_NONBLOCK", "", "worker/datapath/test_images.py -k pipes --timeout 5"),
+    (
+        IMAGES,
+        "if len(data) > self._max_bytes",
+        "if False",
+        "worker/datapath/test_images.py -k of_bytes",
+    ),
+    (
+        DECODING,
+        "pixels > limits.pixels",
+        "False",
+        "worker/datapath/test_images.py -k decompression_bomb",
+    ),
+    (DECODING, "data.count(_START_OF_SCAN)", "0", "worker/datapath/test_images.py -k passes"),
+    (DECODING, "data.startswith(_PLAIN_PPM)", "False", "worker/datapath/test_images.py -k numbers"),
+    (DECODING, ", formats=FORMATS", "", "worker/datapath/test_images.py -k unreadable"),
+    (
+        DECODERS,
+        "resource.RLIMIT_AS: memory,",
+        "",
+        "worker/datapath/test_decoders.py -k little_memory",
+    ),
+    (DECODERS, "env={", "env={**os.environ, ", "worker/datapath/test_decoders.py -k no_secret"),
+    (
+        WEB,
+        "not all(map(self._allowed, addresses))",
+        "False",
+        "worker/datapath/test_web.py -k metadata",
+    ),
     (
         WEB,
         "all(map(self._allowed",
         "any(map(self._allowed",
-        "worker/test_web.py -k refused_whole",
+        "worker/datapath/test_web.py -k refused_whole",
     ),
-    (WEB, "str(address), port", "host, port", "worker/test_web.py -k public_picture"),
-    (WEB, "self._checked(urljoin(", "_parsed(urljoin(", "worker/test_web.py -k only_listed"),
-    (WEB, "range(REDIRECTS + 1)", "range(99)", "worker/test_web.py -k for_ever"),
+    (WEB, "str(address), port", "host, port", "worker/datapath/test_web.py -k public_picture"),
+    (
+        WEB,
+        "self._checked(urljoin(",
+        "_parsed(urljoin(",
+        "worker/datapath/test_web.py -k only_listed",
+    ),
+    (WEB, "range(REDIRECTS + 1)", "range(99)", "worker/datapath/test_web.py -k for_ever"),
     (
         WEB,
         "if length > self._max_bytes",
         "if False",
-        "worker/test_web.py -k over_the_limit --timeout 9",
+        "worker/datapath/test_web.py -k over_the_limit --timeout 9",
     ),
     (
         WEB,
         "self._stream.read(max_bytes, self._left_s())",
         "self._stream.read(max_bytes, 9)",
-        "worker/test_web.py -k drops --timeout 9",
+        "worker/datapath/test_web.py -k drops --timeout 9",
     ),
-    (WEB, "if place.port not in self._ports", "if False", "worker/test_web.py -k own_ports"),
-    (WEB, "    _refuse_odd(host)\n", "", "worker/test_web.py -k odd_url"),
-    (WEB, "address in _NAT64", "False", "worker/test_web.py -k internet_is_public"),
-    (STORES, " or _climbs(url)", "", "worker/test_stores.py -k nothing_else"),
+    (
+        WEB,
+        "if place.port not in self._ports",
+        "if False",
+        "worker/datapath/test_web.py -k own_ports",
+    ),
+    (WEB, "    _refuse_odd(host)\n", "", "worker/datapath/test_web.py -k odd_url"),
+    (WEB, "address in _NAT64", "False", "worker/datapath/test_web.py -k internet_is_public"),
+    (STORES, " or _climbs(url)", "", "worker/datapath/test_stores.py -k nothing_else"),
     (
         STORES,
         "not url.startswith(self._prefixes) or ",
         "",
-        "worker/test_stores.py -k nothing_else",
+        "worker/datapath/test_stores.py -k nothing_else",
     ),
     (
         SIGNING,

@@ -23,8 +23,8 @@ from api_client.wire.messages import (
     Unload,
     WorkerStatus,
 )
-from worker.answers import checked
 from worker.catalogue import Catalogue
+from worker.delivery.answers import checked
 from worker.settings import WorkerSettings
 
 SCALARS = (

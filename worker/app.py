@@ -16,7 +16,8 @@ from api_client.wire import logs
 from api_client.wire.broker import celery_app
 from api_client.wire.errors import ClipyardError
 
-from . import runtime, transport
+from . import runtime
+from .delivery import transport
 from .settings import WorkerSettings
 from .showcase import Showcase
 
@@ -34,7 +35,7 @@ INTERACTIVE_TASKS = 32
 # decoders need. OpenMP reads this when torch is imported, which is later than now.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-concurrency.ALIASES["threads"] = "worker.pool:TaskPool"  # what `-P threads` means here
+concurrency.ALIASES["threads"] = "worker.delivery.pool:TaskPool"  # what `-P threads` means here
 transport.use()
 
 try:
@@ -42,14 +43,14 @@ try:
     app = celery_app(
         settings,
         include=TASK_MODULES,
-        worker_pool="worker.pool:TaskPool",
-        worker_consumer="worker.consumer:Consumer",
+        worker_pool="worker.delivery.pool:TaskPool",
+        worker_consumer="worker.delivery.consumer:Consumer",
         worker_concurrency=BULK_TASKS + INTERACTIVE_TASKS,
         worker_enable_prefetch_count_reduction=False,
         worker_send_task_events=settings.task_events,
     )
     app.steps["consumer"].add(Showcase)
-    app.Task.Request = "worker.consumer:Request"
+    app.Task.Request = "worker.delivery.consumer:Request"
 except ClipyardError as error:
     sys.exit(str(error))  # one line a mistake, and no traceback above it
 

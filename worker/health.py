@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .batcher import Pulse
+from .datapath.batcher import Pulse
 
 __all__ = ["Health", "Verdict", "verdict"]
 

@@ -17,18 +17,18 @@ from api_client.wire.names import Keys
 from . import processors
 from .backends import Families
 from .backends.base import Model, Placement, Prepared
-from .batcher import Batcher
 from .catalogue import BUILT_IN, Catalogue, Entry
 from .complaints import complaints
+from .datapath.batcher import Batcher
+from .datapath.images import ImageReader
+from .datapath.sizes import Sizes
 from .health import Health, Verdict
-from .images import ImageReader
-from .ledger import Ledger
-from .memory import Memory
 from .metrics import Meter
-from .reservation import Reservations
+from .residency.ledger import Ledger
+from .residency.memory import Memory
+from .residency.reservation import Reservations
+from .residency.slots import Limits, Slots
 from .settings import WorkerSettings
-from .sizes import Sizes
-from .slots import Limits, Slots
 from .state import State
 from .tracker import Tracker
 

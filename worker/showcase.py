@@ -6,7 +6,7 @@ from celery.bootsteps import StartStopStep
 from celery.worker import consumer as stock
 
 from . import runtime
-from .sweeps import SlotView
+from .residency.sweeps import SlotView
 
 __all__ = ["Showcase"]
 

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from api_client.wire import metrics
 
 from .backends.base import Tier
-from .memory import Bytes, Pressure
+from .residency.memory import Bytes, Pressure
 
 if TYPE_CHECKING:
     from .runtime import Runtime

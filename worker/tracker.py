@@ -21,14 +21,14 @@ from api_client.wire.codec import pack_record, text
 from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerStatus
 from api_client.wire.names import Keys
 
-from . import usage
 from .catalogue import Entry
-from .ledger import Ledger
-from .memory import Memory, Pressure, PressureGauge
+from .residency import usage
+from .residency.ledger import Ledger
+from .residency.memory import Memory, Pressure, PressureGauge
+from .residency.slots import Slots
+from .residency.sweeps import SlotView, Timeouts
+from .residency.usage import Use
 from .settings import WorkerSettings
-from .slots import Slots
-from .sweeps import SlotView, Timeouts
-from .usage import Use
 
 __all__ = ["Tracker"]
 

@@ -21,21 +21,19 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 # Each part and the loggers below which it writes; the longest name that fits wins.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "slots": (
-        "worker.slots",
-        "worker.room",
-        "worker.residents",
-        "worker.carrier",
-        "worker.ledger",
-        "worker.memory",
-        "worker.reservation",
+    "slots": ("worker.residency",),
+    "sweeps": (
+        "worker.residency.sweeping",
+        "worker.residency.sweeps",
+        "worker.housekeeping",
+        "tasks.sweep",
     ),
-    "sweeps": ("worker.sweeping", "worker.sweeps", "worker.housekeeping", "tasks.sweep"),
-    "data": ("worker", "tasks"),  # whatever of ours is not told apart
+    # Whatever of ours is not told apart.
+    "data": ("worker", "tasks", "worker.delivery.answers"),
     "jobs": ("worker.reembed", "tasks.reembed", "api_client.reembed"),
     "status": ("worker.tracker", "worker.metrics"),
     "gateway": ("api_client.gateway", "uvicorn"),
-    "messages": ("celery", "kombu", "worker.consumer", "worker.pool", "worker.transport"),
+    "messages": ("celery", "kombu", "worker.delivery"),
 }
 OTHER = "other"
 

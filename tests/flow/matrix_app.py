@@ -11,15 +11,15 @@ from celery.concurrency import ALIASES
 
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
-from worker.pool import stop_if_cancelled
+from worker.delivery.pool import stop_if_cancelled
 
 FOLDER = Path(os.environ["MATRIX_FOLDER"])
 
-ALIASES["threads"] = "worker.pool:TaskPool"
+ALIASES["threads"] = "worker.delivery.pool:TaskPool"
 app = celery_app(
     Settings.read(),
-    worker_consumer="worker.consumer:Consumer",
-    worker_pool="worker.pool:TaskPool",
+    worker_consumer="worker.delivery.consumer:Consumer",
+    worker_pool="worker.delivery.pool:TaskPool",
     worker_enable_prefetch_count_reduction=False,
 )
 app.conf.broker_transport_options |= {

@@ -17,11 +17,11 @@ from worker import runtime
 from worker.backends.base import Placement
 from worker.backends.fake import Fake, Pool
 from worker.catalogue import Catalogue, Entry
-from worker.ledger import Ledger
-from worker.memory import Bytes
 from worker.metrics import Meter
+from worker.residency.ledger import Ledger
+from worker.residency.memory import Bytes
+from worker.residency.slots import Limits, Slots
 from worker.settings import WorkerSettings
-from worker.slots import Limits, Slots
 from worker.tracker import Tracker
 
 TASKS = ["tasks.lifecycle", "tasks.sweep", "tests.tasks.fleet"]

@@ -8,7 +8,8 @@ from api_client.status import read_fleet
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app
 from tests.tasks import fleet
-from worker import answers, runtime
+from worker import runtime
+from worker.delivery import answers
 from worker.settings import WorkerSettings
 
 NODE = "gpu0@here"

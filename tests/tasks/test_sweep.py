@@ -11,7 +11,8 @@ from api_client.wire.codec import unpack_record
 from api_client.wire.messages import Event, Knobs
 from tasks.sweep import sweep
 from tests.tasks import fleet
-from worker import runtime, sweeping, usage
+from worker import runtime
+from worker.residency import sweeping, usage
 from worker.settings import WorkerSettings
 
 VISION = "clip/a"

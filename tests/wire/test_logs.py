@@ -14,10 +14,10 @@ PROGRAM = """
 import logging, sys
 from api_client.wire import correlation, logs
 logs.set_up(logs.LogSettings.read())
-logging.getLogger("worker.slots").debug("a lease for %s", "clip/a")
+logging.getLogger("worker.residency.slots").debug("a lease for %s", "clip/a")
 with correlation.about("order-7"):
-    logging.getLogger("worker.batcher").warning("two\\nlines")
-    logging.getLogger("worker.sweeping").info("never shown")
+    logging.getLogger("worker.datapath.batcher").warning("two\\nlines")
+    logging.getLogger("worker.residency.sweeping").info("never shown")
 try:
     1 / 0
 except ZeroDivisionError:
@@ -70,7 +70,7 @@ def test_each_part_can_have_a_file_of_its_own(said, tmp_path):
 @pytest.mark.parametrize(
     ("logger", "part"),
     [
-        ("worker.slots", "slots"),
+        ("worker.residency.slots", "slots"),
         ("worker.slotsandmore", "data"),
         ("worker.backends.openclip", "data"),
         ("worker.reembed.ledger", "jobs"),

@@ -10,7 +10,7 @@ import pytest
 from api_client.wire import codec, messages
 from api_client.wire.errors import BadRequest
 from api_client.wire.messages import Embedded, Failure, Timings
-from worker import answers
+from worker.delivery import answers
 
 RECORDED = json.loads(Path(__file__).with_name("corpus").joinpath("v1.json").read_text())
 REQUESTS = [pytest.param(kind, fields, id=kind) for kind, fields in RECORDED["requests"]]

@@ -7,14 +7,14 @@ import redis
 from api_client.status import read_fleet
 from api_client.wire.messages import Event, EventKind, Knobs
 from worker import tracker as tracker_module
-from worker import usage
 from worker.backends.base import Placement
 from worker.backends.fake import Fake
 from worker.catalogue import Entry
-from worker.ledger import Ledger
-from worker.memory import Bytes
+from worker.residency import usage
+from worker.residency.ledger import Ledger
+from worker.residency.memory import Bytes
+from worker.residency.slots import Limits, Slots
 from worker.settings import WorkerSettings
-from worker.slots import Limits, Slots
 from worker.tracker import Tracker
 
 VISION = Entry("clip/a", backend="fake", options={"device_bytes": 100, "host_bytes": 60})

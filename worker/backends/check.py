@@ -27,10 +27,10 @@ from PIL import Image
 from api_client.wire.errors import BackendFailed, ClipyardError, ItemError, UnknownModel
 from api_client.wire.messages import Kind, Priority
 
-from ..batcher import Batcher
 from ..catalogue import BUILT_IN, Catalogue, Entry
-from ..memory import Memory
-from ..outcomes import Outcome
+from ..datapath.batcher import Batcher
+from ..datapath.outcomes import Outcome
+from ..residency.memory import Memory
 from ..settings import WorkerSettings
 from . import Families
 from .base import Backend, Model, Placement, Prepared

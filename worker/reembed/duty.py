@@ -37,8 +37,8 @@ from api_client.wire.jobs import JobSpec, JobState
 from api_client.wire.messages import Priority
 
 from .. import runtime
+from ..delivery.pool import stop_if_cancelled
 from ..housekeeping import live_workers
-from ..pool import stop_if_cancelled
 from ..runtime import Runtime
 from .embedding import Unfit
 from .job import Job

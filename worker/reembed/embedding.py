@@ -10,8 +10,8 @@ from api_client.wire.jobs import JobSpec
 from api_client.wire.messages import BlobRef, Kind
 
 from ..backends.base import Model, Prepared, Traits
-from ..images import ImageReader
-from ..pool import canceller
+from ..datapath.images import ImageReader
+from ..delivery.pool import canceller
 from ..runtime import Runtime
 from .items import Item, Vector
 from .sources import Source

@@ -9,7 +9,7 @@ from pathlib import Path
 from api_client.wire.errors import ClipyardError, JobRefused
 from api_client.wire.jobs import JobSpec, JobState
 
-from ..images import ImageReader
+from ..datapath.images import ImageReader
 from ..runtime import Runtime
 from . import manifest, report
 from .check import compare

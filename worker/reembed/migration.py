@@ -13,7 +13,7 @@ from api_client.wire.errors import ItemError, JobRefused
 from api_client.wire.jobs import JobState
 from api_client.wire.messages import BlobRef
 
-from ..images import ImageReader
+from ..datapath.images import ImageReader
 from . import manifest
 from .items import Item, Vector
 from .manifest import Manifest

@@ -6,8 +6,8 @@ import pytest
 from worker.backends import Families
 from worker.backends.base import Placement
 from worker.catalogue import BUILT_IN, Catalogue
-from worker.ledger import Ledger
-from worker.slots import Limits, Slots
+from worker.residency.ledger import Ledger
+from worker.residency.slots import Limits, Slots
 
 WARM_UP, CYCLES = 20, 200
 

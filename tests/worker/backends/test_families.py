@@ -16,8 +16,8 @@ from worker.backends import Families
 from worker.backends.base import About, Placement
 from worker.backends.fake import Fake
 from worker.backends.simple import SimpleModel
-from worker.batcher import Batcher
 from worker.catalogue import Entry
+from worker.datapath.batcher import Batcher
 
 
 class Lengths(SimpleModel):

@@ -14,10 +14,10 @@ from worker.backends.check import Subject, pytest_generate_tests  # noqa: F401
 from worker.backends.ollama import HELD_S, Ollama
 from worker.backends.simple import SimpleBackend
 from worker.catalogue import BUILT_IN, Catalogue
-from worker.ledger import Ledger
-from worker.memory import Memory
-from worker.slots import Limits, Slots
-from worker.sweeps import Move
+from worker.residency.ledger import Ledger
+from worker.residency.memory import Memory
+from worker.residency.slots import Limits, Slots
+from worker.residency.sweeps import Move
 
 DIMENSIONS = {"mxbai-embed-large": 1024, "bge-m3": 1024, "nomic-embed-text": 768}
 MXBAI = "mxbai-embed-large:latest"

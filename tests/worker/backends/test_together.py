@@ -13,12 +13,12 @@ from api_client.wire.messages import Kind, Priority
 from tests.worker.backends.ollama_double import ollama_double
 from worker.backends import Families
 from worker.backends.base import Placement
-from worker.batcher import Batcher
 from worker.catalogue import BUILT_IN, Catalogue, Entry
-from worker.ledger import Ledger
-from worker.memory import Memory
-from worker.slots import Limits, Slots
-from worker.sweeps import Move
+from worker.datapath.batcher import Batcher
+from worker.residency.ledger import Ledger
+from worker.residency.memory import Memory
+from worker.residency.slots import Limits, Slots
+from worker.residency.sweeps import Move
 
 TINY = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 32}
 

@@ -12,13 +12,13 @@ from api_client.wire.jobs import JobSpec, JobStatus, Place
 from api_client.wire.jobscripts import job_keys
 from worker.backends.base import Placement
 from worker.backends.fake import Fake
-from worker.batcher import Batcher
 from worker.catalogue import Catalogue, Entry
-from worker.images import ImageReader
-from worker.ledger import Ledger
+from worker.datapath.batcher import Batcher
+from worker.datapath.images import ImageReader
 from worker.reembed import duty
+from worker.residency.ledger import Ledger
+from worker.residency.slots import Limits, Slots
 from worker.settings import WorkerSettings
-from worker.slots import Limits, Slots
 
 WORK = {names.JOB_PLAN: "job_plan", names.JOB_CHUNK: "job_chunk", names.JOB_CHECK: "job_check"}
 

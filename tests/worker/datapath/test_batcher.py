@@ -1,0 +1,539 @@
+"""The batcher with real threads and a model that misbehaves on demand."""
+
+import gc
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from threading import Barrier, Event, Lock
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from api_client.wire.errors import (
+    BackendFailed,
+    Cancelled,
+    Expired,
+    ImageMissing,
+    NonFiniteVector,
+    NoWorker,
+    OutOfMemory,
+)
+from api_client.wire.messages import Kind, Priority
+from worker.backends.base import Footprint, Prepared, PreparedText, Traits
+from worker.datapath.batcher import Batcher, Rows
+from worker.datapath.sizes import Sizes
+
+PATIENCE_S = 30.0
+BATCH = 8
+
+
+class Puppet:
+    """An item is a number; its vector points where only that number points.
+
+    Attributes:
+        runs: the numbers of each forward pass, in order.
+        fits: rows of the largest batch that does not run out of memory.
+        misbehave: called with the numbers of a batch; may raise, or answer in the model's stead.
+    """
+
+    def __init__(self, fingerprint: str = "puppet", *, parallel: int = 1) -> None:
+        kinds = (Kind.IMAGE, Kind.TEXT)
+        self.traits = Traits(2, kinds, fingerprint, max_batch=BATCH, parallel=parallel)
+        self.runs: list[list[int]] = []
+        self.fits = BATCH
+        self.misbehave: Callable[[list[int]], Any] = lambda numbers: None
+
+    def prepare_image(self, image: Any) -> NDArray[np.uint8]:
+        raise NotImplementedError
+
+    def prepare_text(self, text: str) -> PreparedText:
+        return PreparedText(text[:4], truncated=len(text) > 4)
+
+    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        numbers = [number_of(row) for row in batch]
+        self.runs.append(numbers)
+        if len(batch) > self.fits:
+            raise MemoryError
+        answer = self.misbehave(numbers)
+        return np.stack([direction(n) * 3 for n in numbers]) if answer is None else answer
+
+    def footprint(self) -> Footprint:
+        return Footprint()
+
+    def lift(self) -> None: ...
+    def lower(self) -> None: ...
+    def unload(self) -> None: ...
+
+
+def prepare(number: int) -> NDArray[np.uint8]:
+    return np.frombuffer(np.int64(number).tobytes(), np.uint8)
+
+
+def number_of(row: Prepared) -> int:
+    if isinstance(row, PreparedText):
+        return int(str(row.tokens))
+    return int(row.view(np.int64)[0])
+
+
+def direction(number: int) -> NDArray[np.float32]:
+    return np.array([np.cos(number), np.sin(number)], np.float32)
+
+
+class Desk:
+    """A batcher, a model and threads that call."""
+
+    def __init__(self, batcher: Batcher, callers: ThreadPoolExecutor) -> None:
+        self.batcher = batcher
+        self.model = Puppet()
+        self.callers = callers
+        self.release = Event()
+
+    def embed(self, *numbers: int, **options: Any) -> Rows:
+        options.setdefault("priority", Priority.INTERACTIVE)
+        options.setdefault("prepare", prepare)
+        model = options.pop("model", self.model)
+        return self.batcher.embed(
+            model, options.pop("kind", Kind.IMAGE), numbers, model_id="some/model", **options
+        )
+
+    def ask(self, *numbers: int, **options: Any) -> "Future[Rows]":
+        return self.callers.submit(self.embed, *numbers, **options)
+
+    def occupy_device(self) -> "Future[Rows]":
+        """The device is busy with number -1 until `release` is set."""
+        busy = Event()
+
+        def hold(numbers: list[int]) -> None:
+            busy.set()
+            assert self.release.wait(PATIENCE_S)
+            holder.misbehave = lambda _: None
+
+        holder = Puppet("holder")
+        holder.misbehave = hold
+        call = self.ask(-1, model=holder)
+        assert busy.wait(PATIENCE_S)
+        return call
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < end, "in vain"
+            time.sleep(0.001)
+
+
+@contextmanager
+def a_desk(**options: Any) -> Iterator[Desk]:
+    options = {"batch_size": BATCH, "decode_threads": 2, **options}
+    with closing(Batcher(**options)) as batcher, ThreadPoolExecutor(32) as callers:
+        desk = Desk(batcher, callers)
+        try:
+            yield desk
+        finally:
+            desk.release.set()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    with a_desk() as desk:
+        yield desk
+
+
+def assert_rows(rows: Rows, numbers: Sequence[int]) -> None:
+    assert len(rows.vectors) == len(numbers)
+    for vector, number in zip(rows.vectors, numbers, strict=True):
+        assert isinstance(vector, np.ndarray), vector
+        assert vector.dtype == np.float32
+        np.testing.assert_allclose(vector, direction(number), atol=1e-6)
+
+
+def test_rows_come_in_the_order_of_the_items_and_have_length_one(desk: Desk) -> None:
+    numbers = range(3 * BATCH + 1)
+    assert_rows(desk.embed(*numbers), numbers)
+
+
+def test_nothing_to_embed_is_nothing(desk: Desk) -> None:
+    assert desk.embed().vectors == []
+
+
+def test_many_small_calls_share_one_forward_pass(desk: Desk) -> None:
+    held = desk.occupy_device()
+    small = [desk.ask(number) for number in range(BATCH)]
+    desk.wait_for(lambda: desk.batcher.pulse().queued == BATCH)
+    desk.release.set()
+    for number, call in enumerate(small):
+        assert_rows(call.result(PATIENCE_S), [number])
+    held.result(PATIENCE_S)
+    assert sum(map(len, desk.model.runs)) == BATCH
+    assert len(desk.model.runs) <= 2  # a row may still have been on its way from its decoder
+
+
+def test_a_bulk_call_runs_in_full_batches_even_when_decoding_is_slow() -> None:
+    with a_desk(decode_threads=1) as desk:
+        desk.embed(*range(2 * BATCH + 1), priority=Priority.BULK)
+        assert [len(run) for run in desk.model.runs] == [BATCH, BATCH, 1]
+
+
+def test_interactive_work_overtakes_bulk(desk: Desk) -> None:
+    held = desk.occupy_device()
+    bulk = desk.ask(*range(2 * BATCH), priority=Priority.BULK)
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
+    text = desk.ask(99, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH + 1)
+    desk.release.set()
+    for call in (held, bulk, text):
+        call.result(PATIENCE_S)
+    assert desk.model.runs[0] == [99]
+
+
+def test_an_interactive_text_does_not_wait_for_busy_decoders(desk: Desk) -> None:
+    release = Event()
+
+    def slow(number: int) -> NDArray[np.uint8]:
+        assert release.wait(PATIENCE_S)
+        return prepare(number)
+
+    bulk = desk.ask(*range(BATCH), prepare=slow, priority=Priority.BULK)
+    desk.embed(5, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    release.set()
+    bulk.result(PATIENCE_S)
+
+
+def test_the_texts_of_one_interactive_call_share_one_forward_pass(desk: Desk) -> None:
+    desk.embed(*range(5), kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    assert desk.model.runs == [[0, 1, 2, 3, 4]]
+
+
+def test_a_model_that_allows_it_runs_in_several_threads_at_once() -> None:
+    meeting = Barrier(2)  # nobody passes alone
+
+    def meet(numbers: list[int]) -> None:
+        meeting.wait(PATIENCE_S)
+
+    with a_desk(runners=3) as desk:
+        desk.model = Puppet(parallel=2)
+        desk.model.misbehave = meet
+        numbers = range(4 * BATCH)
+        assert_rows(desk.embed(*numbers, priority=Priority.BULK), numbers)
+
+
+def test_a_model_that_does_not_runs_in_one_whatever_the_runners() -> None:
+    alone = Lock()
+
+    def check(numbers: list[int]) -> None:
+        assert alone.acquire(blocking=False)
+        alone.release()
+
+    with a_desk(runners=3) as desk:
+        desk.model.misbehave = check
+        calls = [desk.ask(*range(BATCH + 1), priority=Priority.BULK) for _ in range(4)]
+        for call in calls:
+            assert_rows(call.result(PATIENCE_S), range(BATCH + 1))
+
+
+def test_bulk_is_served_when_it_has_waited_too_long() -> None:
+    clock = [0.0]
+    with a_desk(clock=lambda: clock[0], bulk_waits_s=5.0) as desk:
+        held = desk.occupy_device()
+        bulk = desk.ask(*range(BATCH), priority=Priority.BULK)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == BATCH)
+        other = desk.ask(*range(100, 100 + BATCH))
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
+        clock[0] = 5.0
+        desk.release.set()
+        for call in (held, bulk, other):
+            call.result(PATIENCE_S)
+        assert sorted(desk.model.runs[0]) == list(range(BATCH))
+
+
+def test_truncated_texts_are_named(desk: Desk) -> None:
+    rows = desk.embed(
+        1,
+        2,
+        3,
+        kind=Kind.TEXT,
+        prepare=lambda n: PreparedText(str(n), truncated=n != 2),
+        priority=Priority.BULK,
+    )
+    assert rows.truncated == (0, 2)
+
+
+def test_timings_span_from_the_first_item_to_the_last(desk: Desk) -> None:
+    rows = desk.embed(*range(3))
+    assert rows.decode_s > 0
+    assert rows.forward_s > 0
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered(desk: Desk) -> None:
+    desk.model.fits = 3
+    numbers = range(2 * BATCH)
+    assert_rows(desk.embed(*numbers, priority=Priority.BULK), numbers)
+    assert [len(run) for run in desk.model.runs[:2]] == [BATCH, BATCH // 2]
+    assert all(len(run) == 2 for run in desk.model.runs[2:])
+    desk.model.runs.clear()
+    desk.embed(*range(4), priority=Priority.BULK)
+    assert [len(run) for run in desk.model.runs] == [2, 2]
+
+
+def test_the_next_process_starts_at_the_safe_size() -> None:
+    kept: dict[str, int] = {}
+    with a_desk(sizes=Sizes(get=kept.get, put=kept.__setitem__)) as desk:
+        desk.model.fits = 5
+        desk.embed(*range(BATCH), priority=Priority.BULK)
+    assert list(kept.values()) == [4]
+    with a_desk(sizes=Sizes(get=kept.get, put=kept.__setitem__)) as desk:
+        desk.embed(*range(BATCH), priority=Priority.BULK)
+        assert [len(run) for run in desk.model.runs] == [4, 4]
+
+
+def test_a_memory_of_sizes_that_is_away_stops_nobody() -> None:
+    def away(*_: object) -> None:
+        raise ConnectionError
+
+    with a_desk(sizes=Sizes(get=away, put=away)) as desk:
+        desk.model.fits = 5
+        assert_rows(desk.embed(*range(BATCH)), range(BATCH))
+
+
+def test_an_item_that_does_not_fit_alone_is_out_of_memory(desk: Desk) -> None:
+    desk.model.fits = 0
+    [outcome] = desk.embed(1).vectors
+    assert isinstance(outcome, OutOfMemory)
+    assert "some/model" in str(outcome)
+
+
+def test_the_culprits_of_a_failed_batch_are_found_and_their_mates_served(desk: Desk) -> None:
+    def choke(numbers: list[int]) -> None:
+        if {2, 5} & set(numbers):
+            raise RuntimeError("secret of the back end")
+
+    desk.model.misbehave = choke
+    rows = desk.embed(*range(BATCH), priority=Priority.BULK)
+    for number, outcome in enumerate(rows.vectors):
+        if number in (2, 5):
+            assert isinstance(outcome, BackendFailed)
+            assert str(outcome) == "some/model: its back end raised RuntimeError"
+        else:
+            assert_rows(Rows([outcome]), [number])
+
+
+def test_a_typed_error_of_the_back_end_reaches_the_caller_as_it_is(desk: Desk) -> None:
+    def refuse(numbers: list[int]) -> None:
+        raise BackendFailed("the server of this family said no")
+
+    desk.model.misbehave = refuse
+    [outcome] = desk.embed(1).vectors
+    assert str(outcome) == "the server of this family said no"
+
+
+@pytest.mark.parametrize("kind_of_error", [RuntimeError, SystemExit, KeyboardInterrupt])
+def test_nothing_a_model_raises_ends_the_thread(
+    desk: Desk, kind_of_error: type[BaseException]
+) -> None:
+    def explode(numbers: list[int]) -> None:
+        raise kind_of_error
+
+    desk.model.misbehave = explode
+    assert all(isinstance(outcome, BackendFailed) for outcome in desk.embed(1, 2).vectors)
+    assert desk.batcher.pulse().last_forward_ok is False
+    desk.model.misbehave = lambda numbers: None
+    assert_rows(desk.embed(1, 2), [1, 2])
+    assert desk.batcher.pulse().last_forward_ok is True
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [np.ones((3, 2)), np.ones((2, 3)), np.ones(2), object(), "words"],
+    ids=["rows", "width", "flat", "object", "words"],
+)
+def test_an_answer_of_the_wrong_shape_is_a_failed_back_end(desk: Desk, answer: Any) -> None:
+    desk.model.misbehave = lambda numbers: answer
+    assert all(isinstance(outcome, BackendFailed) for outcome in desk.embed(1, 2).vectors)
+
+
+def test_a_back_end_that_drops_a_row_costs_that_row_only(desk: Desk) -> None:
+    desk.model.misbehave = lambda numbers: np.stack(
+        [direction(n) for n in numbers if n != 3] or [np.zeros(0)]
+    )
+    rows = desk.embed(*range(BATCH), priority=Priority.BULK)
+    assert [isinstance(outcome, BackendFailed) for outcome in rows.vectors] == [
+        number == 3 for number in range(BATCH)
+    ]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_a_row_without_a_direction_is_an_error_and_its_mates_are_served(
+    desk: Desk, bad: float
+) -> None:
+    desk.model.misbehave = lambda numbers: np.stack(
+        [np.full(2, bad) if n == 1 else direction(n) for n in numbers]
+    )
+    first, second, third = desk.embed(0, 1, 2, priority=Priority.BULK).vectors
+    assert isinstance(second, NonFiniteVector)
+    assert_rows(Rows([first, third]), [0, 2])
+
+
+def test_a_bad_item_costs_itself_only(desk: Desk) -> None:
+    def careful(number: int) -> NDArray[np.uint8]:
+        if number == 1:
+            raise ImageMissing("no such file")
+        if number == 2:
+            raise KeyError("a bug")
+        if number == 3:
+            raise MemoryError
+        return prepare(number)
+
+    rows = desk.embed(*range(5), prepare=careful, priority=Priority.BULK)
+    zero, one, two, three, four = rows.vectors
+    assert isinstance(one, ImageMissing)
+    assert isinstance(two, BackendFailed)
+    assert "KeyError" in str(two)
+    assert isinstance(three, OutOfMemory)
+    assert_rows(Rows([zero, four]), [0, 4])
+
+
+def test_an_expired_call_is_dropped_before_it_is_prepared(desk: Desk) -> None:
+    prepared = []
+    with pytest.raises(Expired):
+        desk.embed(1, prepare=prepared.append, deadline=time.time() - 1)
+    assert prepared == []
+    assert desk.model.runs == []
+
+
+def test_a_call_that_expires_while_it_waits_is_dropped_before_the_forward_pass() -> None:
+    now = [1000.0]
+    with a_desk(wall=lambda: now[0]) as desk:
+        desk.occupy_device()
+        late = desk.ask(1, deadline=1001.0)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 1)
+        now[0] = 1002.0
+        desk.release.set()
+        with pytest.raises(Expired):
+            late.result(PATIENCE_S)
+        assert desk.model.runs == []
+
+
+def test_a_cancelled_call_goes_even_when_its_turn_is_far_away(desk: Desk) -> None:
+    why: list[str] = []
+    desk.occupy_device()
+    ahead = desk.ask(*range(4 * BATCH), priority=Priority.BULK)
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 4 * BATCH)
+    withdrawn = desk.ask(
+        *range(100, 100 + 4 * BATCH),
+        priority=Priority.BULK,
+        cancelled=lambda: why[0] if why else None,
+    )
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 8 * BATCH)
+    why.append("revoked by an operator")
+    desk.release.set()
+    with pytest.raises(Cancelled, match="revoked by an operator"):
+        withdrawn.result(PATIENCE_S)
+    assert_rows(ahead.result(PATIENCE_S), range(4 * BATCH))
+    assert all(number < 100 for run in desk.model.runs for number in run)
+
+
+def test_a_cancel_check_that_raises_costs_its_call_only(desk: Desk) -> None:
+    def broken() -> str:
+        raise LookupError
+
+    with pytest.raises(BackendFailed, match="LookupError"):
+        desk.embed(1, cancelled=broken)
+    assert_rows(desk.embed(1), [1])
+
+
+def test_close_fails_what_waits_and_finishes_what_runs(desk: Desk) -> None:
+    held = desk.occupy_device()
+    waiting = desk.ask(*range(4 * BATCH), priority=Priority.BULK)
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 4 * BATCH)
+    closing_down = desk.callers.submit(desk.batcher.close)
+    with pytest.raises(NoWorker):
+        waiting.result(PATIENCE_S)
+    desk.release.set()
+    closing_down.result(PATIENCE_S)
+    with pytest.raises(NoWorker):
+        held.result(PATIENCE_S)
+    with pytest.raises(NoWorker):
+        desk.embed(1)
+
+
+def test_an_idle_batcher_keeps_no_model_in_memory(desk: Desk) -> None:
+    model = Puppet()
+    desk.embed(1, 2, 3, model=model, priority=Priority.BULK)
+    seen = weakref.ref(model)
+    del model
+    desk.wait_for(lambda: gc.collect() >= 0 and seen() is None)
+
+
+def test_the_pulse_tells_how_the_device_is_doing() -> None:
+    clock = [10.0]
+    with a_desk(clock=lambda: clock[0]) as desk:
+        assert desk.batcher.pulse().last_forward_ok is None
+        held = desk.occupy_device()
+        waiting = desk.ask(1)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 1)
+        clock[0] = 13.0
+        pulse = desk.batcher.pulse()
+        assert (pulse.oldest_s, pulse.active_s, pulse.batches) == (3.0, 3.0, 0)
+        desk.release.set()
+        held.result(PATIENCE_S)
+        waiting.result(PATIENCE_S)
+        pulse = desk.batcher.pulse()
+        assert (pulse.queued, pulse.active_s, pulse.batches, pulse.rows) == (0, 0.0, 2, 2)
+
+
+calls = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 999), max_size=3 * BATCH),
+        st.sampled_from(Priority),
+        st.sampled_from(Kind),
+        st.integers(0, 1),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    calls=calls,
+    fits=st.integers(1, BATCH),
+    poison=st.sets(st.integers(0, 999), max_size=300),
+    runners=st.integers(1, 3),
+)
+def test_any_mix_of_calls_gets_exactly_its_own_rows_in_order(
+    calls: list[tuple[list[int], Priority, Kind, int]], fits: int, poison: set[int], runners: int
+) -> None:
+    def choke(numbers: list[int]) -> None:
+        if poison & set(numbers):
+            raise RuntimeError
+
+    def prepare_text(number: int) -> PreparedText:
+        return PreparedText(str(number))
+
+    models = [Puppet("one"), Puppet("two", parallel=2)]
+    for model in models:
+        model.fits, model.misbehave = fits, choke
+    with a_desk(runners=runners) as desk:
+        asked = [
+            desk.ask(
+                *numbers,
+                priority=priority,
+                kind=kind,
+                model=models[which],
+                prepare=prepare if kind is Kind.IMAGE else prepare_text,
+            )
+            for numbers, priority, kind, which in calls
+        ]
+        for (numbers, *_), call in zip(calls, asked, strict=True):
+            rows = call.result(PATIENCE_S).vectors
+            assert len(rows) == len(numbers)
+            for number, row in zip(numbers, rows, strict=True):
+                if number in poison:
+                    assert isinstance(row, BackendFailed)
+                else:
+                    assert_rows(Rows([row]), [number])

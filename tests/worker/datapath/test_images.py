@@ -1,0 +1,302 @@
+import io
+import os
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from api_client.wire.errors import (
+    ImageForbidden,
+    ImageMissing,
+    ImageTooLarge,
+    ImageUnreadable,
+)
+from api_client.wire.messages import BlobRef, PathRef, UrlRef
+from worker.datapath.images import ImageReader
+from worker.settings import WorkerSettings
+
+PHOTO = Image.fromarray(data.chelsea())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def reader(root: Path) -> ImageReader:
+    return ImageReader(WorkerSettings.read(image_roots=(root,), max_image_pixels=40_000_000))
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def blob(reader: ImageReader, content: bytes, near: int | None = 224) -> Image.Image:
+    return reader.open(BlobRef(blob=0), {0: content}, near=near)
+
+
+def path(reader: ImageReader, file: Path | str) -> Image.Image:
+    return reader.open(PathRef(path=str(file)), {}, near=224)
+
+
+def test_a_file_below_a_root_comes_as_its_pixels(reader: ImageReader, root: Path) -> None:
+    (root / "cats").mkdir()
+    PHOTO.save(root / "cats" / "chelsea.png")
+    assert np.array_equal(np.asarray(path(reader, root / "cats" / "chelsea.png")), data.chelsea())
+
+
+def test_a_link_within_the_root_is_followed(reader: ImageReader, root: Path) -> None:
+    PHOTO.save(root / "chelsea.png")
+    (root / "link.png").symlink_to("chelsea.png")
+    assert path(reader, root / "link.png").size == PHOTO.size
+
+
+@pytest.mark.parametrize("way", ["{root}/../secret.png", "{root}/link.png", "{root}/up/secret.png"])
+def test_no_way_leads_out_of_the_roots(reader: ImageReader, root: Path, way: str) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    (root / "link.png").symlink_to(root.parent / "secret.png")
+    (root / "up").symlink_to(root.parent)
+    with pytest.raises(ImageForbidden, match="outside the image roots"):
+        path(reader, way.format(root=root))
+
+
+def test_a_folder_whose_name_begins_like_a_root_is_outside(reader: ImageReader, root: Path) -> None:
+    sibling = root.with_name(root.name + "-private")
+    sibling.mkdir()
+    PHOTO.save(sibling / "a.png")
+    with pytest.raises(ImageForbidden):
+        path(reader, sibling / "a.png")
+
+
+def test_a_link_swapped_in_after_the_name_was_checked_is_not_followed(
+    reader: ImageReader, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    (root / "a.png").symlink_to(root.parent / "secret.png")
+    monkeypatch.setattr(os.path, "realpath", lambda name: str(name))  # it looked harmless then
+    with pytest.raises(ImageUnreadable):
+        path(reader, root / "a.png")
+
+
+def test_without_roots_every_path_is_refused(root: Path) -> None:
+    with pytest.raises(ImageForbidden, match="CLIPYARD_IMAGE_ROOTS"):
+        path(ImageReader(WorkerSettings.read()), root / "a.png")
+
+
+def test_addresses_are_refused(reader: ImageReader) -> None:
+    with pytest.raises(ImageForbidden, match="URLs are off"):
+        reader.open(UrlRef(url="http://127.0.0.1/a.png"), {}, near=224)
+
+
+@pytest.mark.parametrize("name", ["none.png", "none/none.png", "a\0b.png"])
+def test_a_name_without_a_file_is_missing(reader: ImageReader, root: Path, name: str) -> None:
+    with pytest.raises(ImageMissing):
+        path(reader, f"{root}/{name}")
+
+
+def test_lost_bytes_are_missing(reader: ImageReader) -> None:
+    with pytest.raises(ImageMissing, match="send them again"):
+        reader.open(BlobRef(blob=3), {}, near=224)
+
+
+def test_directories_and_pipes_are_refused_at_once(reader: ImageReader, root: Path) -> None:
+    os.mkfifo(root / "pipe.png")
+    for special in (root, root / "pipe.png"):
+        with pytest.raises(ImageUnreadable, match="not a regular file"):
+            path(reader, special)
+
+
+def test_devices_and_windows_into_the_kernel_are_refused() -> None:
+    reader = ImageReader(WorkerSettings.read(image_roots=("/dev", "/proc")))
+    with pytest.raises(ImageUnreadable, match="not a regular file"):
+        path(reader, "/dev/zero")
+    for inside in ("/proc/self/environ", "/proc/self/mem"):
+        with pytest.raises(ImageUnreadable):  # a mistaken root still shows pictures only
+            path(reader, inside)
+
+
+def test_the_way_through_proc_leads_nowhere_else(reader: ImageReader, root: Path) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    with (root.parent / "secret.png").open("rb") as file:
+        for way in ("/proc/self/cwd/a.png", f"/proc/self/fd/{file.fileno()}", "/proc/1/environ"):
+            with pytest.raises(ImageForbidden):
+                path(reader, way)
+        (root / "a.png").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        with pytest.raises(ImageForbidden):
+            path(reader, root / "a.png")
+
+
+def test_a_folder_swapped_for_a_link_after_the_name_was_checked_is_not_entered(
+    reader: ImageReader, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    (root / "cats").mkdir()
+    real = os.path.realpath
+
+    def swap(name: str) -> str:
+        checked = real(name)
+        (root / "cats").rmdir()
+        (root / "cats").symlink_to(root.parent)
+        return checked
+
+    monkeypatch.setattr(os.path, "realpath", swap)
+    with pytest.raises((ImageMissing, ImageUnreadable)):  # Linux: "not a directory"
+        path(reader, root / "cats" / "secret.png")
+
+
+@pytest.mark.parametrize("name", ["cafe\u0301.png", "..\uff0fsecret.png", "a\u202e.png"])
+def test_odd_names_are_only_names(reader: ImageReader, root: Path, name: str) -> None:
+    PHOTO.save(root.parent / "secret.png")
+    PHOTO.save(root / "caf\u00e9.png")
+    with pytest.raises(ImageMissing):
+        path(reader, f"{root}/{name}")
+
+
+def test_a_file_over_the_limit_of_bytes_is_refused(root: Path) -> None:
+    PHOTO.save(root / "a.png")
+    reader = ImageReader(WorkerSettings.read(image_roots=(root,), max_image_bytes=1000))
+    with pytest.raises(ImageTooLarge, match="1000 bytes"):
+        path(reader, root / "a.png")
+    with pytest.raises(ImageTooLarge, match="1000 bytes"):
+        blob(reader, b"x" * 1001)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(reader: ImageReader) -> None:
+    bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(bomb) < 100_000
+    with pytest.raises(ImageTooLarge, match="20000x20000"):
+        blob(reader, bomb)
+
+
+def test_a_jpeg_of_thousands_of_passes_is_refused(reader: ImageReader) -> None:
+    whole = encoded(PHOTO.resize((2000, 1500)), "JPEG", progressive=True)
+    last_pass = whole[whole.rindex(b"\xff\xc4") : -2]
+    assert blob(reader, whole).height < 1500
+    with pytest.raises(ImageTooLarge, match="passes"):
+        blob(reader, whole[:-2] + last_pass * 300 + whole[-2:])
+
+
+def test_a_text_of_numbers_is_no_picture(reader: ImageReader) -> None:
+    for magic in (b"P1", b"P2", b"P3"):
+        with pytest.raises(ImageUnreadable, match="binary"):
+            blob(reader, magic + b" 2 2 255\n" + b"#\n" * 10**6)
+
+
+def test_a_picture_that_is_also_something_else_is_a_picture(reader: ImageReader) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        files.writestr("run.py", "print()")
+    script = b"GIF89a=1;<script>alert(1)</script>"
+    assert blob(reader, encoded(PHOTO, "PNG") + archive.getvalue()).size == PHOTO.size
+    assert blob(reader, encoded(PHOTO, "JPEG") + b"%PDF-1.7").size == PHOTO.size
+    with pytest.raises(ImageUnreadable):
+        blob(reader, script)
+
+
+def test_a_picture_above_pillows_own_limit_is_ours_to_judge() -> None:
+    reader = ImageReader(WorkerSettings.read(max_image_pixels=250_000_000))
+    large = encoded(Image.new("1", (10_000, 9_000)), "PNG")
+    assert blob(reader, large).size == (10_000, 9_000)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a picture at all",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.7\n",
+        encoded(PHOTO, "SGI"),
+        encoded(PHOTO, "JPEG")[:5000],
+        encoded(PHOTO, "PNG")[:5000],
+        encoded(PHOTO, "WEBP")[:5000],
+        encoded(PHOTO, "TIFF")[:5000],
+        encoded(PHOTO, "PNG").replace(b"IDAT", b"IDAX"),
+        b"\xff\xd8\xff" + bytes(300),
+    ],
+    ids=["empty", "text", "eps", "pdf", "sgi", "jpeg", "png", "webp", "tiff", "chunk", "marker"],
+)
+def test_what_is_no_whole_picture_is_unreadable(reader: ImageReader, content: bytes) -> None:
+    with pytest.raises(ImageUnreadable):
+        blob(reader, content)
+
+
+MODES: dict[str, Callable[[], bytes]] = {
+    "cmyk": lambda: encoded(PHOTO.convert("CMYK"), "JPEG"),
+    "grey": lambda: encoded(PHOTO.convert("L"), "JPEG"),
+    "palette": lambda: encoded(PHOTO.convert("P"), "PNG", transparency=b"\x00\x80"),
+    "alpha": lambda: encoded(PHOTO.convert("RGBA"), "PNG"),
+    "16 bits": lambda: encoded(Image.fromarray(data.coins().astype(np.uint16) * 200), "PNG"),
+    "float": lambda: encoded(Image.fromarray(data.coins().astype(np.float32)), "TIFF"),
+    "one pixel": lambda: encoded(Image.new("RGB", (1, 1), "red"), "PNG"),
+    "wide": lambda: encoded(Image.new("RGB", (30_000, 40), "red"), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_unusual_pictures_come_as_pillow_sees_them(reader: ImageReader, kind: str) -> None:
+    content = MODES[kind]()
+    seen = Image.open(io.BytesIO(content))
+    opened = blob(reader, content)
+    assert (opened.mode, opened.size) == (seen.mode, seen.size)
+    assert np.array_equal(np.asarray(opened), np.asarray(seen))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = seen.convert("RGB")
+    assert np.array_equal(np.asarray(opened.convert("RGB")), np.asarray(want))
+
+
+def test_of_an_animation_the_first_frame_counts(reader: ImageReader) -> None:
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    for format in ("GIF", "WEBP", "PNG"):
+        content = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+        red, green, blue = blob(reader, content).convert("RGB").getpixel((4, 4))
+        assert red > 200 > 60 > max(green, blue)
+
+
+def test_orientation_tags_are_not_applied_as_open_clip_does_not(reader: ImageReader) -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6  # turned by a quarter
+    assert blob(reader, encoded(PHOTO, "JPEG", exif=tags)).size == PHOTO.size
+
+
+def test_fast_decoding_shrinks_a_large_jpeg_but_never_below_twice_the_input(
+    reader: ImageReader,
+) -> None:
+    large = encoded(PHOTO.resize((2000, 1500)), "JPEG")
+    width, height = blob(reader, large, near=224).size
+    assert 448 <= height < 750
+    assert width / height == pytest.approx(4 / 3, abs=0.01)
+
+
+def test_exact_decoding_and_an_unknown_input_size_leave_the_picture_whole(
+    reader: ImageReader,
+) -> None:
+    large = encoded(PHOTO.resize((2000, 1500)), "JPEG")
+    assert blob(reader, large, near=None).size == (2000, 1500)
+    assert blob(ImageReader(WorkerSettings.read(decode="exact")), large).size == (2000, 1500)
+
+
+def test_a_small_jpeg_has_the_same_pixels_in_both_modes(reader: ImageReader) -> None:
+    content = encoded(PHOTO, "JPEG")
+    exact = ImageReader(WorkerSettings.read(decode="exact"))
+    assert np.array_equal(np.asarray(blob(reader, content)), np.asarray(blob(exact, content)))
+
+
+def test_a_jpeg_with_junk_between_its_markers_is_served_as_pillow_serves_it(
+    reader: ImageReader,
+) -> None:
+    whole = encoded(PHOTO.resize((2000, 1500)), "JPEG")
+    tables = whole.index(b"\xff\xdb")
+    odd = whole[:tables] + b"\x00\x00" + whole[tables:]
+    assert blob(reader, odd).size == (2000, 1500)

@@ -1,0 +1,72 @@
+import fsspec
+import pytest
+
+from api_client.wire.errors import (
+    BadSettings,
+    ImageForbidden,
+    ImageMissing,
+    ImageTooLarge,
+    ImageUnreachable,
+)
+from worker.datapath.stores import Stores
+from worker.settings import WorkerSettings
+
+PREFIX = "memory://bucket/pictures/"
+
+
+@pytest.fixture
+def stores() -> Stores:
+    objects = fsspec.filesystem("memory")
+    for name in ("pictures/a.png", "pictures-private/a.png", "secret.png"):
+        objects.pipe_file(f"bucket/{name}", b"x" * 50)
+    return Stores([PREFIX], max_bytes=50)
+
+
+def test_an_object_below_a_prefix_comes_as_its_bytes(stores: Stores) -> None:
+    assert stores.read(f"{PREFIX}a.png") == b"x" * 50
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory://bucket/secret.png",
+        "memory://bucket/pictures-private/a.png",
+        f"{PREFIX}../secret.png",
+        f"{PREFIX}%2e%2e/secret.png",
+        f"{PREFIX}..\\secret.png",
+        f"{PREFIX}a.png::file:///etc/passwd",
+        f"{PREFIX}a\0.png",
+        f"simplecache::{PREFIX}a.png",
+        "file:///etc/passwd",
+        "local:///etc/passwd",
+        "s3://bucket/pictures/a.png",
+        "nonsense",
+    ],
+)
+def test_nothing_else_is_asked_for(stores: Stores, url: str) -> None:
+    with pytest.raises(ImageForbidden, match="outside the image stores"):
+        stores.read(url)
+
+
+def test_a_store_is_bounded_and_says_what_is_missing(stores: Stores) -> None:
+    with pytest.raises(ImageMissing):
+        stores.read(f"{PREFIX}none.png")
+    with pytest.raises(ImageTooLarge):
+        Stores([PREFIX], max_bytes=49).read(f"{PREFIX}a.png")
+    with pytest.raises(ImageUnreachable):
+        Stores(["nosuchprotocol://bucket/"], max_bytes=1).read("nosuchprotocol://bucket/a")
+
+
+@pytest.mark.parametrize(
+    "store",
+    ["file:///srv/", "local://srv/", "http://a/", "s3://", "s3", "/srv", "simplecache::s3://b/"],
+)
+def test_a_prefix_that_would_open_a_side_door_is_refused(store: str) -> None:
+    with pytest.raises(BadSettings, match="CLIPYARD_IMAGE_STORES"):
+        WorkerSettings.read(image_stores=(store,))
+
+
+def test_a_prefix_ends_at_a_folder() -> None:
+    assert WorkerSettings.read(image_stores=("s3://b/pictures",)).image_stores == (
+        "s3://b/pictures/",
+    )

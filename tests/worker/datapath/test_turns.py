@@ -1,0 +1,255 @@
+"""Who goes next is decided without threads, so these tests only move a number."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from api_client.wire.messages import Kind, Priority
+from worker.backends.base import Traits
+from worker.datapath.turns import Call, Row, Turns
+
+BATCH = 4
+
+
+class StandIn:
+    """A model as far as turns look at it."""
+
+    def __init__(self, *, parallel: int = 99) -> None:
+        self.traits = Traits(2, (Kind.IMAGE, Kind.TEXT), "f", parallel=parallel)
+
+
+class Bench:
+    """Turns with a limit that can be lowered."""
+
+    def __init__(self, bulk_waits_s: float = 10.0) -> None:
+        self.limit = BATCH
+        self.turns = Turns(limit=lambda call: self.limit, bulk_waits_s=bulk_waits_s)
+        self.number = 0
+        self.model: Any = StandIn(parallel=1)
+
+    def call(
+        self,
+        items: int,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        kind: Kind = Kind.IMAGE,
+        model: Any = None,
+        now: float = 0.0,
+    ) -> Call:
+        self.number += 1
+        call = Call(
+            number=self.number,
+            model=model or self.model,
+            model_id="m",
+            kind=kind,
+            priority=priority,
+            items=range(items),
+            prepare=lambda item: np.empty(0, np.uint8),
+            deadline=None,
+            cancelled=lambda: None,
+            since=now,
+        )
+        self.turns.add(call)
+        return call
+
+    def run(self, now: float = 0.0) -> list[Row]:
+        """What the next forward pass holds; it ends at once."""
+        batch = self.turns.next_batch(now)
+        if batch:
+            self.turns.ended(batch)
+        return batch
+
+    def prepare(self, *, now: float = 0.0) -> list[Row]:
+        """Prepare all that may be prepared now."""
+        rows = []
+        while (row := self.turns.next_to_prepare(now)) is not None:
+            self.turns.prepared(row)
+            rows.append(row)
+        return rows
+
+
+def of(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    return [(row.call.number, row.index) for row in rows]
+
+
+def test_interactive_items_are_prepared_before_older_bulk_ones() -> None:
+    bench = Bench()
+    bench.call(2, priority=Priority.BULK)
+    bench.call(2)
+    assert of(bench.prepare()) == [(2, 0), (2, 1), (1, 0), (1, 1)]
+
+
+def test_small_calls_share_a_forward_pass_in_the_order_they_came() -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.call(1)
+    bench.prepare()
+    assert of(bench.run(0)) == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_a_big_call_is_split() -> None:
+    bench = Bench()
+    bench.call(BATCH + 1)
+    bench.prepare()
+    assert [len(bench.run(0)) for _ in range(3)] == [BATCH, 1, 0]
+
+
+def test_models_kinds_and_priorities_never_share_a_forward_pass() -> None:
+    bench = Bench()
+    bench.call(1)
+    bench.call(1, kind=Kind.TEXT)
+    bench.call(1, model=StandIn(parallel=1))
+    bench.call(1, priority=Priority.BULK)
+    bench.prepare()
+    assert [of(bench.run(0)) for _ in range(4)] == [
+        [(1, 0)],
+        [(2, 0)],
+        [(3, 0)],
+        [(4, 0)],
+    ]
+
+
+def test_interactive_runs_before_bulk_at_every_batch_boundary() -> None:
+    bench = Bench()
+    bench.call(2 * BATCH, priority=Priority.BULK)
+    bench.prepare()
+    assert of(bench.run(0))[0] == (1, 0)
+    bench.call(1)
+    bench.prepare()
+    assert of(bench.run(0)) == [(2, 0)]
+    assert of(bench.run(0))[0] == (1, BATCH)
+
+
+def test_bulk_goes_first_once_when_it_has_waited_too_long() -> None:
+    bench = Bench(bulk_waits_s=10)
+    bench.call(2 * BATCH, priority=Priority.BULK)
+    for _ in range(3):
+        bench.call(BATCH)
+        bench.prepare()
+    assert bench.run(9.9)[0].call.number == 2
+    assert bench.run(10)[0].call.number == 1
+    bench.prepare()
+    assert bench.run(10)[0].call.number == 3
+    assert bench.run(19.9)[0].call.number == 4
+
+
+def test_bulk_that_waited_too_long_is_also_prepared_first() -> None:
+    bench = Bench(bulk_waits_s=10)
+    bench.call(1, priority=Priority.BULK)
+    bench.call(1)
+    assert of(bench.prepare(now=10)) == [(1, 0), (2, 0)]
+
+
+def test_time_without_any_bulk_does_not_count_as_waiting() -> None:
+    bench = Bench(bulk_waits_s=10)
+    bench.call(1, now=100)
+    bench.call(1, priority=Priority.BULK, now=100)
+    bench.prepare(now=100)
+    assert of(bench.run(101)) == [(1, 0)]
+
+
+def test_a_bulk_batch_waits_until_it_is_full() -> None:
+    bench = Bench()
+    bench.call(BATCH + 1, priority=Priority.BULK)
+    for _ in range(BATCH - 1):
+        row = bench.turns.next_to_prepare(0)
+        assert row is not None
+        bench.turns.prepared(row)
+    assert bench.run(0) == []
+    bench.prepare()
+    assert len(bench.run(0)) == BATCH
+
+
+def test_a_bulk_batch_does_not_wait_when_nothing_more_is_on_the_way() -> None:
+    bench = Bench()
+    bench.call(2, priority=Priority.BULK)
+    first, second = bench.turns.next_to_prepare(0), bench.turns.next_to_prepare(0)
+    assert first is not None
+    assert second is not None
+    bench.turns.prepared(first)
+    assert bench.run(0) == []
+    bench.turns.abandoned(second)
+    assert of(bench.run(0)) == [(1, 0)]
+
+
+def test_interactive_rows_do_not_wait_for_a_full_batch() -> None:
+    bench = Bench()
+    bench.call(2)
+    row = bench.turns.next_to_prepare(0)
+    assert row is not None
+    bench.turns.prepared(row)
+    assert of(bench.run(0)) == [(1, 0)]
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_one_batch_more_is_prepared_than_can_run_at_once(parallel: int) -> None:
+    bench = Bench()
+    bench.model = StandIn(parallel=parallel)
+    bench.call(10 * BATCH, priority=Priority.BULK)
+    assert len(bench.prepare()) == (parallel + 1) * BATCH
+    assert bench.run()
+    assert len(bench.prepare()) == BATCH
+
+
+def test_a_model_runs_in_no_more_threads_than_it_allows_and_holds_up_no_other() -> None:
+    bench = Bench()
+    bench.model = StandIn(parallel=2)
+    bench.call(3 * BATCH)
+    bench.call(1, kind=Kind.TEXT)
+    bench.call(1, model=StandIn(parallel=1))
+    bench.prepare()
+    first, second = bench.turns.next_batch(0), bench.turns.next_batch(0)
+    assert of(first + second) == [(1, index) for index in range(2 * BATCH)]
+    assert of(bench.turns.next_batch(0)) == [(3, 0)]
+    assert bench.turns.next_batch(0) == []
+    bench.turns.ended(first)
+    assert of(bench.turns.next_batch(0))[0] == (1, 2 * BATCH)
+    bench.turns.ended(second)
+    assert of(bench.turns.next_batch(0)) == [(2, 0)]
+
+
+def test_what_one_group_has_ahead_does_not_hold_up_another() -> None:
+    bench = Bench()
+    bench.call(10 * BATCH, priority=Priority.BULK)
+    bench.prepare()
+    bench.call(1, priority=Priority.BULK, kind=Kind.TEXT)
+    assert of(bench.prepare()) == [(2, 0)]
+
+
+def test_rows_that_did_not_fit_go_first_in_smaller_batches() -> None:
+    bench = Bench()
+    bench.call(BATCH)
+    bench.call(BATCH)
+    bench.prepare()
+    batch = bench.run(0)
+    bench.limit = 3
+    bench.turns.return_to_front(batch)
+    assert of(bench.run(0)) == [(1, 0), (1, 1), (1, 2)]
+    assert of(bench.run(0)) == [(1, 3), (2, 0), (2, 1)]
+
+
+def test_the_halves_of_a_failed_batch_run_apart_and_let_interactive_work_pass() -> None:
+    bench = Bench()
+    bench.call(BATCH, priority=Priority.BULK)
+    bench.prepare()
+    bench.turns.return_halves(bench.run(0))
+    bench.call(1)
+    bench.prepare()
+    assert of(bench.run(0)) == [(2, 0)]
+    assert of(bench.run(0)) == [(1, 0), (1, 1)]
+    assert of(bench.run(0)) == [(1, 2), (1, 3)]
+
+
+def test_dropping_a_call_leaves_its_neighbours() -> None:
+    bench = Bench()
+    gone = bench.call(BATCH + 1, priority=Priority.BULK)
+    bench.call(2, priority=Priority.BULK)
+    bench.prepare()
+    bench.turns.return_halves(bench.run(0))
+    bench.call(1, priority=Priority.BULK)
+    assert len(bench.turns.drop(gone)) == BATCH + 1
+    bench.prepare()
+    assert of(bench.run(0)) == [(2, 0), (2, 1), (3, 0)]
+    assert bench.turns.depth() == 0

@@ -1,0 +1,262 @@
+import logging
+import time
+import uuid
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import redis
+from celery.contrib.testing.worker import start_worker
+
+from api_client.wire import codec, names
+from api_client.wire.broker import celery_app, redis_client
+from api_client.wire.errors import BadRequest, Cancelled, LoadFailed, ModelBusy
+from api_client.wire.messages import EmbedBatch, Embedded, Load, Managed, Refused
+from worker import runtime
+from worker.delivery import answers
+from worker.delivery.answers import BUSY_PAUSE_MAX_S, BUSY_TRIES, answering, busy_pause_s, checked
+from worker.delivery.pool import Reason, cancelled, stop_if_cancelled
+from worker.metrics import Meter
+from worker.settings import WorkerSettings
+
+GOOD = Managed(worker="gpu0@here", model="m", changed=True, message="loaded m")
+
+
+class Desk:
+    """What the two tasks below do in a test, and how often they were asked."""
+
+    def __init__(self):
+        self.outcomes = []
+        self.asked = 0
+
+    def __call__(self, call):
+        self.asked += 1
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if callable(outcome):
+            return outcome()
+        return outcome
+
+
+desk = Desk()
+
+
+@answering("test.load", Load)
+def load(call):
+    return desk(call)
+
+
+@answering("test.embed", EmbedBatch)
+def embed(call):
+    return desk(call)
+
+
+@pytest.fixture(scope="module")
+def app(valkey_url):
+    settings = WorkerSettings.read(redis_url=valkey_url, key_prefix="answers", answer_ttl_s=60)
+    here = SimpleNamespace(
+        settings=settings,
+        redis=redis_client(settings),
+        keys=names.Keys("answers"),
+        node="gpu0@here",
+        meter=Meter(),
+    )
+    app = celery_app(settings)
+    app.set_default()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "here", lambda: here)
+        with start_worker(
+            app, pool="worker.delivery.pool:TaskPool", concurrency=1, perform_ping_check=False
+        ) as worker:
+            app.direct_queue = names.direct_queue(worker.hostname)
+            yield app
+    here.redis.close()
+
+
+@pytest.fixture
+def ask(app, monkeypatch):
+    """Sends a request and waits for its answer: (answer, vectors)."""
+    here = runtime.here()
+    monkeypatch.setattr(answers, "BUSY_PAUSE_S", 0.01)
+    desk.outcomes, desk.asked = [], 0
+
+    def ask(name, *outcomes, request_id=None, args=(), queue=names.EMBED, headers=None, **payload):
+        desk.outcomes += outcomes
+        request_id = request_id or str(uuid.uuid4())
+        app.send_task(
+            name, args=args, kwargs=payload, task_id=request_id, queue=queue, headers=headers
+        )
+        assert here.redis.blpop([here.keys.done(request_id)], timeout=20), "no answer"
+        return codec.unpack_answer(here.redis.get(here.keys.answer(request_id)))
+
+    return ask
+
+
+def test_what_the_body_returns_is_the_answer(ask):
+    assert ask("test.load", GOOD, model="m") == (GOOD, None)
+
+
+def test_vectors_travel_beside_their_description(ask):
+    rows = np.eye(2, 4, dtype=np.float32)
+    told = Embedded(model="m", dimension=4, fingerprint="f", items=2)
+    answer, vectors = ask("test.embed", (told, rows), request_id="r1", texts=["a", "b"])
+    assert answer == told.model_copy(update={"correlation": "r1"})
+    np.testing.assert_array_equal(vectors, rows)
+
+
+def test_the_callers_id_and_the_time_in_the_queue_are_in_the_answer(ask):
+    told = Embedded(model="m", dimension=4, fingerprint="f", items=1)
+    headers = {names.CORRELATION: "order-7", names.SENT_AT: time.time() - 5}
+    outcome = told, np.zeros((1, 4), np.float32)
+    answer, _ = ask("test.embed", outcome, headers=headers, texts=["a"])
+    assert answer.correlation == "order-7"
+    assert answer.timings.queue_s >= 5
+
+
+def test_an_id_that_would_forge_a_line_of_the_log_is_not_taken_over(ask):
+    told = Embedded(model="m", dimension=4, fingerprint="f", items=1)
+    headers = {names.CORRELATION: "a\nb"}
+    outcome = told, np.zeros((1, 4), np.float32)
+    answer, _ = ask("test.embed", outcome, request_id="r2", headers=headers, texts=["a"])
+    assert answer.correlation == "r2"
+
+
+def test_an_answer_and_its_bell_expire(ask, app):
+    here = runtime.here()
+    app.send_task("test.load", kwargs={}, task_id="nobody waits", queue=names.EMBED)
+    ask("test.load", request_id="after it")
+    assert 0 < here.redis.ttl(here.keys.answer("nobody waits")) <= 60
+    assert 0 < here.redis.ttl(here.keys.done("nobody waits")) <= 60
+
+
+def test_every_mistake_in_a_request_gets_a_sentence_and_no_work_is_done(ask):
+    answer, _ = ask("test.embed", texts=["a"], dtype="float8", wurst=1)
+    assert answer.failure.code == "bad_request"
+    assert "dtype: Input should be 'float32' or 'float16'" in answer.failure.message
+    assert "wurst: Extra inputs are not permitted" in answer.failure.message
+    assert desk.asked == 0
+
+
+def test_fields_given_by_position_are_refused_and_not_lost(ask):
+    answer, _ = ask("test.load", args=["m"])
+    assert "by name" in answer.failure.message
+
+
+def test_a_newer_wire_version_is_refused_with_what_to_do(ask):
+    answer, _ = ask("test.load", model="m", wire=2, colour="red")
+    assert answer.failure.code == "bad_request"
+    assert "update the workers" in answer.failure.message
+
+
+def test_nobody_works_for_a_caller_who_has_gone(ask):
+    answer, _ = ask("test.load", model="m", deadline=time.time() - 1)
+    assert (answer.failure.code, answer.failure.retryable) == ("expired", True)
+    assert desk.asked == 0
+
+
+def test_an_error_made_on_purpose_reaches_the_caller_without_a_traceback_in_the_log(ask, caplog):
+    with caplog.at_level(logging.INFO):
+        answer, _ = ask("test.load", LoadFailed("no such file"), model="m")
+    assert answer.failure.error().args == ("no such file",)
+    assert isinstance(answer.failure.error(), LoadFailed)
+    assert "Traceback" not in caplog.text
+
+
+def test_an_unexpected_error_is_logged_once_and_its_inside_is_not_told(ask, caplog):
+    with caplog.at_level(logging.INFO):
+        answer, _ = ask("test.load", ZeroDivisionError("secret"), model="m", request_id="abc")
+    assert answer.failure.code == "backend_failed"
+    assert "secret" not in answer.failure.message
+    assert "abc" in answer.failure.message
+    tracebacks = [record for record in caplog.records if record.exc_info]
+    assert len(tracebacks) == 1
+    assert "secret" in str(tracebacks[0].exc_info[1])
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_busy_model_is_tried_again_before_the_caller_hears_of_it(ask, app, direct):
+    queue = app.direct_queue if direct else names.EMBED
+    busy = ModelBusy("all leased")
+    answer, _ = ask("test.load", busy, busy, GOOD, model="m", queue=queue)
+    assert answer == GOOD
+    assert desk.asked == 3
+
+
+def test_a_model_that_stays_busy_is_refused_after_the_last_try(ask):
+    answer, _ = ask("test.load", *[ModelBusy("all leased")] * BUSY_TRIES, model="m")
+    assert isinstance(answer, Refused)
+    assert (answer.failure.code, answer.failure.retryable) == ("model_busy", True)
+    assert desk.asked == BUSY_TRIES
+
+
+def test_a_busy_model_is_not_tried_beyond_the_deadline(ask, monkeypatch):
+    monkeypatch.setattr(answers, "BUSY_PAUSE_S", 100.0)
+    monkeypatch.setattr(answers, "BUSY_PAUSE_MAX_S", 100.0)
+    answer, _ = ask("test.load", ModelBusy("leased"), model="m", deadline=time.time() + 40)
+    assert answer.failure.code == "model_busy"
+    assert desk.asked == 1
+
+
+def test_a_request_that_was_delivered_twice_is_worked_on_once(ask, app):
+    ask("test.load", GOOD, model="m", request_id="twice")
+    app.send_task("test.load", kwargs={"model": "m"}, task_id="twice", queue=names.EMBED)
+    ask("test.load", GOOD, model="m")  # the queue is in order: this one comes after it
+    assert desk.asked == 2
+
+
+def test_a_request_revoked_while_it_runs_is_answered_as_cancelled(ask, app):
+    def until_revoked():
+        app.control.revoke("revoked", terminate=True)
+        give_up_at = time.monotonic() + 20
+        while cancelled() is None and time.monotonic() < give_up_at:
+            time.sleep(0.01)
+        stop_if_cancelled()
+
+    answer, _ = ask("test.load", until_revoked, model="m", request_id="revoked")
+    assert (answer.failure.code, answer.failure.message) == (
+        "cancelled",
+        "the request was stopped: revoked",
+    )
+
+
+def test_a_request_that_a_shutdown_interrupts_goes_back_to_its_queue(ask, monkeypatch):
+    reasons = iter([Reason.SHUTDOWN])
+    # Not for the task before, which may be on its last lines still.
+    monkeypatch.setattr(answers, "cancelled", lambda: next(reasons, None) if desk.asked else None)
+    answer, _ = ask("test.load", Cancelled("shutdown"), GOOD, model="m")
+    assert answer == GOOD
+    assert desk.asked == 2
+
+
+def test_an_answer_that_finds_redis_away_sends_the_request_back_to_its_queue(ask, monkeypatch):
+    written = []
+    write = answers._write
+
+    def first_away(request_id, outcome):
+        written.append(outcome)
+        if len(written) == 1:
+            raise redis.ConnectionError("away")
+        write(request_id, outcome)
+
+    monkeypatch.setattr(answers, "_write", first_away)
+    answer, _ = ask("test.load", GOOD, GOOD, model="m")
+    assert answer == GOOD
+    assert len(written) == 2
+
+
+def test_pauses_double_up_to_a_bound_and_end():
+    pauses = [busy_pause_s(retries, 1.0) for retries in range(BUSY_TRIES)]
+    assert pauses[-1] is None
+    assert pauses[:2] == [0.5, 1.0]
+    assert max(pauses[:-1]) <= BUSY_PAUSE_MAX_S
+    assert busy_pause_s(0, 0.5) == 0.25
+
+
+def test_at_most_five_mistakes_are_told():
+    with pytest.raises(BadRequest, match=r"and 2 more$"):
+        checked(Load, {"model": "m", **{f"field{n}": n for n in range(7)}})
+
+
+def test_a_request_that_is_right_comes_back_frozen():
+    assert checked(Load, {"model": "m"}) == Load(model="m")

@@ -1,0 +1,56 @@
+import threading
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from worker.delivery import consumer
+from worker.delivery.consumer import renewable
+
+
+@dataclass(frozen=True)
+class Request:
+    tag: str
+    acknowledged: bool = False
+    time_start: float | None = None
+
+    @property
+    def message(self) -> SimpleNamespace:
+        return SimpleNamespace(delivery_tag=self.tag)
+
+
+def tags(*requests: Request) -> list[str]:
+    return renewable(requests, now=100.0, longest_run_s=60.0)
+
+
+def test_a_running_task_keeps_its_lease() -> None:
+    assert tags(Request("young", time_start=99.0)) == ["young"]
+
+
+def test_a_task_that_waits_for_a_thread_keeps_its_lease_however_long() -> None:
+    assert tags(Request("waiting", time_start=None)) == ["waiting"]
+
+
+def test_a_task_older_than_the_longest_run_loses_its_lease() -> None:
+    assert tags(Request("old", time_start=40.0), Request("young", time_start=41.0)) == ["young"]
+
+
+def test_an_acknowledged_message_is_not_renewed() -> None:
+    assert tags(Request("done", acknowledged=True, time_start=99.0)) == []
+
+
+def test_a_message_that_is_settled_by_two_threads_at_once_is_settled_once():
+    """A task that ends at the moment its revocation arrives."""
+    settled, second = [], threading.Event()
+    request = consumer.Request.__new__(consumer.Request)
+    request._connection_errors = ()
+
+    def on_ack(*_):
+        settled.append(threading.get_ident())
+        second.wait(0.2)  # the other one comes now
+
+    request._on_ack = on_ack
+    threads = [threading.Thread(target=request.acknowledge) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(settled) == 1

@@ -1,0 +1,137 @@
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
+
+import pytest
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.worker import state
+
+from worker.delivery.pool import Reason, TaskPool, cancelled, canceller, stop_if_cancelled
+
+PAST_AT_ONCE_S = 1e-9
+
+
+class Tasks:
+    """Runs callables in a pool of one thread and collects what they return."""
+
+    def __init__(self, pool: TaskPool) -> None:
+        self.pool = pool
+        self._outcomes: SimpleQueue[object] = SimpleQueue()
+
+    def submit(self, target: Callable[[], object], **options: object) -> Any:
+        return self.pool.apply_async(target, callback=self._outcomes.put, **options)
+
+    def outcome(self) -> object:
+        return self._outcomes.get(timeout=10)
+
+
+@pytest.fixture
+def tasks() -> Iterator[Tasks]:
+    pool = TaskPool(1)
+    pool.start()
+    yield Tasks(pool)
+    pool.stop()
+
+
+@pytest.fixture
+def revoked() -> Iterator[str]:
+    state.revoked.add("revoked task")
+    yield "revoked task"
+    state.revoked.discard("revoked task")
+
+
+def outcome_after_terminate(tasks: Tasks, task_id: str, last_step: Callable[[], object]) -> object:
+    """What `last_step` returns in a task that Celery terminates while it runs."""
+    begun, terminated = Event(), Event()
+
+    def task() -> object:
+        begun.set()
+        terminated.wait(10)
+        return last_step()
+
+    run = tasks.submit(task, correlation_id=task_id)
+    begun.wait(10)
+    run.terminate(15)
+    terminated.set()
+    return tasks.outcome()
+
+
+def stop() -> Exception | None:
+    try:
+        stop_if_cancelled()
+    except Exception as error:
+        return error
+    return None
+
+
+def test_outside_a_task_nothing_is_cancelled() -> None:
+    assert cancelled() is None
+    stop_if_cancelled()
+
+
+def test_a_task_that_nobody_stops_goes_on(tasks: Tasks) -> None:
+    tasks.submit(cancelled)
+    assert tasks.outcome() is None
+
+
+def test_a_revoked_task_learns_that_it_was_revoked(tasks: Tasks, revoked: str) -> None:
+    assert outcome_after_terminate(tasks, revoked, cancelled) is Reason.REVOKED
+
+
+def test_a_task_that_is_terminated_but_not_revoked_learns_of_a_shutdown(tasks: Tasks) -> None:
+    assert outcome_after_terminate(tasks, "another task", cancelled) is Reason.SHUTDOWN
+
+
+def test_another_thread_can_ask_for_a_task(tasks: Tasks, revoked: str) -> None:
+    def ask_elsewhere() -> object:
+        ask = canceller()
+        with ThreadPoolExecutor(1) as elsewhere:
+            return elsewhere.submit(ask).result()
+
+    assert outcome_after_terminate(tasks, revoked, ask_elsewhere) is Reason.REVOKED
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"soft_timeout": PAST_AT_ONCE_S},
+        {"timeout": PAST_AT_ONCE_S},
+        {"soft_timeout": 1000, "timeout": PAST_AT_ONCE_S},
+    ],
+    ids=["soft", "hard", "the shorter"],
+)
+def test_a_task_past_its_time_limit_learns_so(tasks: Tasks, limits: dict[str, float]) -> None:
+    tasks.submit(cancelled, **limits)
+    assert tasks.outcome() is Reason.TIME_LIMIT
+
+
+def test_the_limit_of_the_whole_pool_counts_for_a_task_without_one() -> None:
+    pool = TaskPool(1, soft_timeout=PAST_AT_ONCE_S)
+    pool.start()
+    tasks = Tasks(pool)
+    tasks.submit(cancelled)
+    assert tasks.outcome() is Reason.TIME_LIMIT
+    pool.stop()
+
+
+def test_the_end_of_one_task_leaves_the_next_in_its_thread_alone(tasks: Tasks) -> None:
+    tasks.submit(cancelled, timeout=PAST_AT_ONCE_S)
+    tasks.submit(cancelled)
+    assert [tasks.outcome(), tasks.outcome()] == [Reason.TIME_LIMIT, None]
+
+
+def test_past_its_time_limit_a_task_fails(tasks: Tasks) -> None:
+    tasks.submit(stop, timeout=PAST_AT_ONCE_S)
+    assert isinstance(tasks.outcome(), SoftTimeLimitExceeded)
+
+
+def test_a_revoked_task_ends_without_another_result(tasks: Tasks, revoked: str) -> None:
+    assert isinstance(outcome_after_terminate(tasks, revoked, stop), Ignore)
+
+
+def test_a_task_that_a_shutdown_interrupts_goes_back_to_the_queue(tasks: Tasks) -> None:
+    error = outcome_after_terminate(tasks, "another task", stop)
+    assert isinstance(error, Reject)
+    assert error.requeue

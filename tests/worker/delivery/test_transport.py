@@ -1,0 +1,166 @@
+"""The gate in front of bulk messages, with a real server and a real worker."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from celery.exceptions import Reject
+from kombu.transport import TRANSPORT_ALIASES, redis, resolve_transport
+
+from api_client.stack.valkey import PrivateValkey
+from api_client.wire import names
+from api_client.wire.broker import celery_app
+from api_client.wire.settings import Settings
+from worker.delivery.transport import Transport, priorities, use
+
+BULK_TASKS = 2
+THREADS = 6
+PATIENCE_S = 30.0
+STEPS = [names.INTERACTIVE, names.BULK]
+
+
+def test_a_worker_with_its_share_of_bulk_listens_for_interactive_messages_only() -> None:
+    assert priorities(STEPS, bulk_held=2, bulk_tasks=2) == [names.INTERACTIVE]
+    assert priorities(STEPS, bulk_held=3, bulk_tasks=2) == [names.INTERACTIVE]
+
+
+def test_a_worker_with_some_bulk_takes_interactive_messages_first() -> None:
+    assert priorities(STEPS, bulk_held=1, bulk_tasks=2) == [names.INTERACTIVE, names.BULK]
+
+
+def test_a_worker_without_bulk_takes_one_bulk_message_first() -> None:
+    assert priorities(STEPS, bulk_held=0, bulk_tasks=2) == [names.BULK, names.INTERACTIVE]
+
+
+def test_redis_urls_mean_this_transport_once_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSPORT_ALIASES, "redis", TRANSPORT_ALIASES["redis"])
+    monkeypatch.setitem(TRANSPORT_ALIASES, "rediss", TRANSPORT_ALIASES["rediss"])
+    assert resolve_transport("rediss") is redis.Transport
+    use()
+    assert resolve_transport("redis") is resolve_transport("rediss") is Transport
+
+
+class Tally:
+    """What tasks have run, and how many bulk tasks ran at once. Bulk waits while `hold` is on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.running = self.peak = 0
+        self.done: list[Any] = []
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def bulk(self, what: Any) -> Iterator[None]:
+        with self._changed:
+            self.running += 1
+            self.peak = max(self.peak, self.running)
+            self._changed.notify_all()
+        assert self.go_on.wait(PATIENCE_S)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.running -= 1
+            self.note(what)
+
+    def note(self, what: Any) -> None:
+        with self._changed:
+            self.done.append(what)
+            self._changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, PATIENCE_S), self.done
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory: Path = tmp_path_factory.mktemp("valkey")
+    with PrivateValkey(directory) as server:
+        yield server.url
+
+
+@pytest.fixture
+def tally() -> Iterator[Tally]:
+    tally = Tally()
+    yield tally
+    tally.go_on.set()
+
+
+@pytest.fixture
+def app(url: str, tally: Tally, request: pytest.FixtureRequest) -> Iterator[Celery]:
+    settings = Settings.read(redis_url=url, key_prefix=request.node.name[:40])
+    app = celery_app(settings, broker_transport="worker.delivery.transport:Transport")
+    app.conf.broker_transport_options["bulk_tasks"] = BULK_TASKS
+
+    @app.task(name="bulk", shared=False)
+    def bulk(what: Any) -> None:
+        with tally.bulk(what):
+            pass
+
+    @app.task(name="stubborn", bind=True, shared=False)
+    def stubborn(self: Any, what: Any) -> None:
+        with tally.bulk(what):
+            if not self.request.delivery_info.get("redelivered"):
+                raise Reject("not yet", requeue=True)
+
+    @app.task(name="interactive", shared=False)
+    def interactive(what: Any) -> None:
+        tally.note(what)
+
+    with start_worker(
+        app,
+        pool="threads",
+        concurrency=THREADS,
+        perform_ping_check=False,
+        shutdown_timeout=PATIENCE_S,
+        loglevel="WARNING",
+        hostname="here@test",
+    ):
+        yield app
+
+
+def send(app: Celery, name: str, what: Any, **options: Any) -> None:
+    priority = names.INTERACTIVE if name == "interactive" else names.BULK
+    app.send_task(name, (what,), priority=priority, **options)
+
+
+def test_interactive_and_control_messages_pass_while_bulk_holds_its_share(
+    app: Celery, tally: Tally
+) -> None:
+    tally.go_on.clear()
+    for number in range(3 * THREADS):
+        send(app, "bulk", number)
+    tally.wait_until(lambda: tally.running == BULK_TASKS)
+    send(app, "interactive", "text")
+    send(app, "interactive", "unload", queue=names.direct_queue("here@test"))
+    tally.wait_until(lambda: {"text", "unload"} == set(tally.done))
+    tally.go_on.set()
+    tally.wait_until(lambda: set(tally.done) >= set(range(3 * THREADS)))
+    assert tally.peak == BULK_TASKS
+
+
+def test_requeued_bulk_messages_are_counted_once(app: Celery, tally: Tally) -> None:
+    for number in range(50):
+        send(app, "stubborn", number)
+    tally.wait_until(lambda: len(tally.done) == 100)
+    assert sorted(tally.done) == sorted([*range(50), *range(50)])
+    assert tally.peak <= BULK_TASKS
+
+
+def test_nothing_is_lost_or_doubled_while_the_gate_opens_and_closes(
+    app: Celery, tally: Tally
+) -> None:
+    with app.producer_pool.acquire(block=True) as producer:
+        for number in range(3000):
+            name = "bulk" if number % 3 else "interactive"
+            send(app, name, number, producer=producer)
+    tally.wait_until(lambda: len(tally.done) >= 3000)
+    assert sorted(tally.done) == list(range(3000))
+    assert tally.peak <= BULK_TASKS

@@ -1,0 +1,74 @@
+import pytest
+import redis
+
+from api_client.wire.errors import OutOfMemory
+from worker.residency.reservation import Reservations
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def process(store, keys, clock):
+    """One of the processes that share a device of which so much is free."""
+
+    def process(*, free=None):
+        return Reservations(
+            store, keys, device="GPU-1", ttl_s=30, clock=clock, free_bytes=lambda: free
+        )
+
+    return process
+
+
+def test_a_neighbour_sees_what_is_held_until_the_block_ends(process):
+    one, other = process(), process()
+    with one.reserve(100), one.reserve(20):
+        assert other.of_others() == 120
+        assert one.of_others() == 0
+    assert other.of_others() == 0
+
+
+def test_of_two_who_want_the_same_room_the_later_one_is_refused(process):
+    one, other = process(free=150), process(free=150)
+    with one.reserve(100):
+        with pytest.raises(OutOfMemory, match="100 are promised"), other.reserve(100):
+            pass
+        with other.reserve(50):
+            pass
+    with other.reserve(100):
+        pass
+
+
+def test_a_block_that_fails_gives_its_bytes_back(process):
+    one, other = process(), process()
+    with pytest.raises(ZeroDivisionError), one.reserve(100):
+        raise ZeroDivisionError
+    assert other.of_others() == 0
+
+
+def test_who_does_not_renew_is_taken_for_dead_and_struck_off(process, clock, store, keys):
+    one, other = process(), process()
+    with one.reserve(100):
+        clock.now += 29
+        one.renew()
+        clock.now += 29
+        assert other.of_others() == 100
+        clock.now += 2
+        assert other.of_others() == 0
+        assert store.hlen(keys.reserved("GPU-1")) == 0
+
+
+def test_without_redis_a_load_goes_on_by_the_drivers_figures_alone(keys):
+    nobody = redis.Redis(port=1, retry=None)
+    with nobody, Reservations(nobody, keys, device="GPU-1").reserve(100):
+        pass

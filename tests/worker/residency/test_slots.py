@@ -1,0 +1,786 @@
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Event
+from time import monotonic
+
+import pytest
+
+from api_client.wire.errors import BackendFailed, LoadFailed, ModelBusy, OutOfMemory
+from api_client.wire.messages import EventKind
+from worker.backends.base import Placement, Tier
+from worker.backends.fake import Fake, Pool
+from worker.catalogue import Entry
+from worker.residency.ledger import Ledger
+from worker.residency.memory import Bytes
+from worker.residency.slots import Limits, Slots
+from worker.residency.sweeps import Move
+
+SOON_S = 20  # a thread that has not come by then hangs
+PATIENT_S = 3 * SOON_S  # for waits that something has to end, or the test fails
+
+
+class Bench:
+    """Slots over the fake family and simulated memories, with a clock moved by hand."""
+
+    def __init__(self, *, device="cuda:0", total=1000, host_total=10_000, headroom=0.0, **limits):
+        self.now = 0.0
+        self.device, self.host = Pool(total), Pool(host_total)
+        self.family = Fake(
+            Placement(device=device), device=self.device, host=self.host, sleep=self.sleep
+        )
+        self.loads, self.events = [], []
+        unified = device == "cpu"
+        self.ledger = Ledger(
+            device=lambda: None if unified else Bytes(total, self.device.free),
+            host=lambda: Bytes(host_total, self.host.free),
+            headroom=headroom,
+            residue_bytes=0,
+            clock=lambda: self.now,
+            sleep=self.sleep,
+        )
+        self.slots = Slots(
+            check=self.family.check,
+            load=self.load,
+            limits=Limits(**{"wait_s": 0.0, **limits}),
+            ledger=self.ledger,
+            unified=unified,
+            clock=lambda: self.now,
+            on_event=self.events.append,
+        )
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def load(self, entry):
+        self.loads.append(entry.id)
+        return self.family.load(entry)
+
+    def lease(self, name, *, keep_alive_s=None, **options):
+        return self.slots.lease(entry(name, **options), keep_alive_s=keep_alive_s)
+
+    def use(self, *names, **options):
+        for name in names:
+            with self.lease(name, **options):
+                self.now += 1
+
+    @property
+    def tiers(self):
+        return {slot.model_id: slot.tier for slot in self.slots.view()}
+
+    def told(self, *kinds):
+        return [(event.kind, event.model) for event in self.events if event.kind in kinds]
+
+
+def entry(name, *, size=100, **options):
+    options = {"device_bytes": size, "host_bytes": size, **options}
+    return Entry(name, backend="fake", options=options)
+
+
+@contextmanager
+def threads():
+    """Those that wait for a gate must be let go before the block ends."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+def until(slots, predicate):
+    """Wait for the slots to come into a state, as somebody who waits for a place does."""
+    end = monotonic() + SOON_S
+    with slots._changed:
+        while not predicate():
+            assert monotonic() < end, "that never came"
+            slots._changed.wait(0.005)
+
+
+class Gate:
+    """Stops a model before one step until it is opened."""
+
+    def __init__(self, step):
+        self._step = step
+        self.reached, self.open = Event(), Event()
+
+    def __call__(self, step):
+        if step == self._step:
+            self.reached.set()
+            assert self.open.wait(SOON_S)
+
+
+def test_a_lease_is_a_model_that_runs():
+    bench = Bench()
+    with bench.lease("a") as model:
+        assert model.tier is Tier.DEVICE
+    assert bench.tiers == {"a": Tier.DEVICE}
+
+
+def test_the_least_recently_used_goes_down_to_host_memory():
+    bench = Bench(slots=2)
+    bench.use("a", "b", "a", "c")
+    assert bench.tiers == {"b": Tier.HOST, "a": Tier.DEVICE, "c": Tier.DEVICE}
+    assert bench.loads == ["a", "b", "c"]
+
+
+def test_a_model_in_host_memory_is_lifted_not_loaded():
+    bench = Bench(slots=1)
+    bench.use("a", "b", "a")
+    assert bench.tiers == {"b": Tier.HOST, "a": Tier.DEVICE}
+    assert bench.loads == ["a", "b"]
+
+
+def test_without_room_in_host_memory_the_victim_is_gone():
+    bench = Bench(slots=1, host_bytes=0)
+    bench.use("a", "b")
+    assert bench.tiers == {"b": Tier.DEVICE}
+    assert bench.told(EventKind.EVICTED) == [(EventKind.EVICTED, "a")]
+
+
+def test_older_models_make_room_in_host_memory():
+    bench = Bench(slots=1, host_bytes=150)
+    bench.use("a", "b", "c")
+    assert bench.tiers == {"b": Tier.HOST, "c": Tier.DEVICE}
+
+
+def test_host_memory_is_not_emptied_for_a_model_that_does_not_fit_anyway():
+    bench = Bench(slots=1, host_bytes=150)
+    bench.use("a")
+    bench.use("big", size=200)
+    bench.use("c")
+    assert bench.tiers == {"a": Tier.HOST, "c": Tier.DEVICE}
+
+
+def test_a_copy_left_in_host_memory_counts_once():
+    bench = Bench(slots=1, host_bytes=100)
+    bench.use("a", host_copy=True)
+    bench.use("b")
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+    bench.use("a", host_copy=True)
+    assert bench.tiers == {"a": Tier.DEVICE}
+
+
+def test_a_model_whose_weight_cannot_be_told_is_not_kept():
+    bench = Bench()
+    bench.use("a")
+    load = bench.family.load
+    bench.family.load = lambda entry: _Weightless(load(entry))
+    with pytest.raises(BackendFailed, match="no scales"):
+        bench.use("b")
+    assert bench.tiers == {"a": Tier.DEVICE}
+
+
+class _Weightless:
+    def __init__(self, model):
+        self._model = model
+
+    def footprint(self):
+        raise RuntimeError("no scales")
+
+
+def test_a_limit_of_bytes_counts_as_well_as_the_number():
+    bench = Bench(slots=5, device_bytes=250)
+    bench.use("a", "b", "c")
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
+
+
+def test_a_model_larger_than_the_limit_is_refused_before_it_is_loaded():
+    bench = Bench(device_bytes=250)
+    with pytest.raises(OutOfMemory, match="the limit is 250"):
+        bench.use("a", size=300)
+    assert bench.loads == []
+    assert bench.told(EventKind.OUT_OF_MEMORY) == [(EventKind.OUT_OF_MEMORY, "a")]
+
+
+def test_the_memory_itself_is_asked_before_a_lift():
+    bench = Bench(slots=5, total=250)
+    bench.use("a", "b", "c")
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
+
+
+def test_headroom_is_kept_when_others_are_resident_and_only_then():
+    bench = Bench(slots=5, total=250, headroom=0.5)
+    bench.use("a", "b")
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+    bench.use("alone", size=250)
+    assert bench.tiers["alone"] is Tier.DEVICE
+
+
+def test_a_leased_model_stays():
+    bench = Bench(slots=1)
+    with bench.lease("a"):
+        assert bench.slots.apply([Move("a", None, "test"), Move("a", Tier.HOST, "test")]) == []
+        with pytest.raises(ModelBusy, match="no place, with 1 slots; leased are a"):
+            bench.use("b")
+    assert bench.tiers == {"a": Tier.DEVICE, "b": Tier.HOST}
+
+
+def test_the_one_that_found_no_place_is_not_loaded_again():
+    bench = Bench(slots=1)
+    with bench.lease("a"), pytest.raises(ModelBusy):
+        bench.use("b")
+    bench.use("b")
+    assert bench.loads == ["a", "b"]
+
+
+def test_a_failed_load_evicts_nobody():
+    bench = Bench(slots=1, host_bytes=100)
+    bench.use("a", "b")
+    with pytest.raises(LoadFailed, match="no weights"):
+        bench.use("c", fail_load="no weights")
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+    assert bench.events[-1].reason == "no weights"
+
+
+def test_a_back_end_that_misbehaves_is_named():
+    def misbehave(step):
+        raise ZeroDivisionError("oops")
+
+    bench = Bench()
+    with pytest.raises(BackendFailed, match="fake failed with a: ZeroDivisionError"):
+        bench.use("a", before=misbehave)
+    assert bench.tiers == {}
+
+
+def test_a_model_that_breaks_while_it_is_lifted_is_gone():
+    def misbehave(step):
+        if step == "lift":
+            raise ZeroDivisionError("oops")
+
+    bench = Bench()
+    with pytest.raises(BackendFailed, match="oops"):
+        bench.use("a", before=misbehave)
+    assert bench.tiers == {}
+    assert bench.host.used == 0
+
+
+def test_a_model_that_cannot_be_lowered_is_gone():
+    def misbehave(step):
+        if step == "lower":
+            raise MemoryError("host memory is full")
+
+    bench = Bench(slots=1)
+    bench.use("a", before=misbehave)
+    bench.use("b")
+    assert bench.tiers == {"b": Tier.DEVICE}
+    assert "could not be lowered: host memory is full" in bench.events[-2].reason
+
+
+def test_a_model_whose_unload_breaks_is_gone_all_the_same():
+    def misbehave(step):
+        if step == "unload":
+            raise ZeroDivisionError("oops")
+
+    bench = Bench()
+    bench.use("a", before=misbehave)
+    assert bench.slots.unload("a", reason="test", wait_s=0)
+    assert bench.tiers == {}
+
+
+def test_idle_models_make_way_when_a_lift_runs_out_of_memory():
+    stranger = []
+
+    def takes_memory_first(step):
+        if step == "lift" and not stranger:
+            stranger.append(step)
+            raise MemoryError("a stranger was faster")
+
+    bench = Bench(slots=3)
+    bench.use("a", "b")
+    bench.use("c", before=takes_memory_first)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.HOST, "c": Tier.DEVICE}
+    assert bench.told(EventKind.OUT_OF_MEMORY) == [(EventKind.OUT_OF_MEMORY, "c")]
+
+
+def test_a_lift_without_memory_even_then_is_an_error_and_the_model_waits_in_host_memory():
+    bench = Bench(total=250)
+    with pytest.raises(OutOfMemory, match="250 free"):
+        bench.use("a", size=300)
+    assert bench.tiers == {"a": Tier.HOST}
+
+
+def test_older_models_make_room_when_host_memory_itself_is_short():
+    bench = Bench(slots=1, host_total=250)
+    bench.use("a", "b", "c")
+    assert bench.tiers == {"b": Tier.HOST, "c": Tier.DEVICE}
+
+
+def test_idle_models_in_host_memory_make_way_for_a_load():
+    bench = Bench(slots=1, host_total=250)
+    bench.use("a", "b")
+    bench.use("big", size=200)
+    assert bench.tiers == {"big": Tier.DEVICE}
+    assert bench.loads == ["a", "b", "big"]
+
+
+def test_a_load_that_host_memory_cannot_hold_is_not_tried():
+    bench = Bench(host_total=250)
+    with pytest.raises(OutOfMemory, match="50 too many"):
+        bench.use("a", size=300)
+    assert bench.loads == []
+
+
+def test_keep_alive_zero_goes_when_idle():
+    bench = Bench()
+    with bench.lease("a", keep_alive_s=0):
+        with bench.lease("a"):
+            pass
+        assert bench.tiers == {"a": Tier.DEVICE}
+    assert bench.tiers == {}
+    assert bench.told(EventKind.UNLOADED) == [(EventKind.UNLOADED, "a")]
+
+
+def test_the_last_keep_alive_that_was_given_holds():
+    bench = Bench()
+    bench.use("a", keep_alive_s=-1)
+    bench.use("a")
+    assert [slot.keep_alive_s for slot in bench.slots.view()] == [-1]
+
+
+def test_a_pinned_model_is_not_pushed_out():
+    bench = Bench(slots=1, pinned=frozenset({"a"}))
+    bench.use("a", keep_alive_s=0)
+    with pytest.raises(ModelBusy):
+        bench.use("b")
+    assert bench.tiers["a"] is Tier.DEVICE
+    assert bench.slots.unload("a", reason="test", wait_s=0)
+    assert "a" not in bench.tiers
+
+
+def test_a_model_lifted_a_moment_ago_leaves_only_for_those_who_cannot_wait():
+    bench = Bench(slots=1, wait_s=30, residency_s=60)
+    bench.use("a")
+    with threads() as pool:
+        b = pool.submit(bench.use, "b")
+        until(bench.slots, lambda: "b" in bench.loads and bench.slots._lifts)
+        assert bench.tiers == {"a": Tier.DEVICE, "b": Tier.HOST}
+        bench.now += 31
+        bench.slots.limits = bench.slots.limits  # wakes those who wait, to look at the clock
+        b.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+
+
+def test_load_says_whether_something_changed():
+    bench = Bench()
+    assert bench.slots.load(entry("a"))
+    assert not bench.slots.load(entry("a"))
+    assert [slot.leases for slot in bench.slots.view()] == [0]
+
+
+def test_unload_says_whether_there_was_something():
+    bench = Bench()
+    bench.use("a")
+    assert bench.slots.unload("a", reason="asked", asked_by="me", wait_s=0)
+    assert not bench.slots.unload("a", reason="asked", wait_s=0)
+    last = bench.events[-1]
+    assert (last.reason, last.asked_by, last.bytes) == ("asked", "me", 100)
+
+
+def test_an_unload_of_a_leased_model_waits_for_a_bound():
+    bench = Bench()
+    with bench.lease("a"), pytest.raises(ModelBusy, match="still in use"):
+        bench.slots.unload("a", reason="asked", wait_s=0)
+    assert bench.tiers == {"a": Tier.DEVICE}
+    bench.use("a")
+
+
+def test_an_unload_drains_and_who_comes_meanwhile_loads_anew():
+    bench = Bench(wait_s=PATIENT_S)
+    with threads() as pool:
+        with bench.lease("a"):
+            gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=SOON_S)
+            until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+            late = pool.submit(bench.use, "a")
+            assert not late.done()
+        assert gone.result(SOON_S)
+        late.result(SOON_S)
+    assert bench.loads == ["a", "a"]
+
+
+def test_who_comes_during_an_unload_loads_anew():
+    bench, gate = Bench(wait_s=PATIENT_S), Gate("unload")
+    bench.use("a", before=gate)
+    with threads() as pool:
+        gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=0)
+        assert gate.reached.wait(SOON_S)
+        late = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: bench.slots._changed._waiters)
+        gate.open.set()
+        assert gone.result(SOON_S)
+        late.result(SOON_S)
+    assert bench.loads == ["a", "a"]
+
+
+def test_a_lease_goes_on_as_soon_as_an_unload_gives_up():
+    bench = Bench(wait_s=PATIENT_S)
+    with threads() as pool, bench.lease("a"):
+        gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=0.05)
+        until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+        late = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: len(bench.slots._changed._waiters) == 2)
+        bench.now += 1  # too late for the one, not for the other
+        with pytest.raises(ModelBusy):
+            gone.result(SOON_S)
+        late.result(SOON_S)
+
+
+def test_nobody_else_is_pushed_out_while_one_is_leaving():
+    bench, gate = Bench(slots=2, wait_s=PATIENT_S), Gate("lower")
+    bench.use("a", before=gate)
+    bench.use("b")
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        c = pool.submit(bench.use, "c")
+        until(bench.slots, lambda: bench.slots._lifts)
+        gate.open.set()
+        swept.result(SOON_S)
+        c.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
+
+
+def test_a_place_is_free_when_its_model_has_gone_and_not_before():
+    bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("lower")
+    bench.use("a", before=gate)
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b")
+        until(bench.slots, lambda: bench.slots._lifts and bench.slots._changed._waiters)
+        gate.open.set()
+        swept.result(SOON_S)
+        b.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+
+
+def test_host_memory_is_promised_from_the_beginning_of_a_move():
+    bench, gate = Bench(host_bytes=150, pinned=frozenset({"a"})), Gate("lower")
+    bench.use("a", before=gate)
+    bench.use("b")
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        also = pool.submit(bench.slots.apply, [Move("b", Tier.HOST, "idle")])
+        until(bench.slots, lambda: bench.slots._slots.get("b").state == "leaving")
+        gate.open.set()
+        swept.result(SOON_S)
+        also.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST}
+    assert bench.told(EventKind.LOWERED) == [(EventKind.LOWERED, "a")]
+
+
+def test_one_model_moves_at_a_time_so_that_its_bytes_can_be_seen():
+    bench, gate, lifted = Bench(slots=3, wait_s=PATIENT_S), Gate("lower"), Event()
+    bench.use("a", before=gate)
+    with threads() as pool:
+        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b", before=lambda step: step != "lift" or lifted.set())
+        until(bench.slots, lambda: any(slot.state == "lifting" for slot in bench.slots._slots))
+        assert not lifted.wait(0.05)
+        gate.open.set()
+        swept.result(SOON_S)
+        b.result(SOON_S)
+    assert lifted.is_set()
+
+
+def test_a_place_is_taken_from_the_beginning_of_a_lift():
+    bench, gate = Bench(slots=1, total=150, wait_s=PATIENT_S), Gate("lift")
+    with threads() as pool:
+        likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b")
+        until(bench.slots, lambda: bench.slots._lifts and bench.slots._changed._waiters)
+        gate.open.set()
+        assert likely.result(SOON_S)
+        b.result(SOON_S)
+    assert bench.told(EventKind.OUT_OF_MEMORY) == []
+
+
+def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
+    bench = Bench(slots=1, wait_s=PATIENT_S)
+    with threads() as pool:
+        with bench.lease("a"):
+            b = pool.submit(bench.use, "b")
+            until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+            again = pool.submit(bench.use, "a")
+        b.result(SOON_S)
+        again.result(SOON_S)
+    lifted = [event.model for event in bench.events if event.kind is EventKind.LIFTED]
+    assert lifted == ["a", "b", "a"]
+
+
+def test_one_load_serves_everyone_who_waits_for_it():
+    bench, gate = Bench(slots=1), Gate("load")
+    with threads() as pool:
+        waiting = [pool.submit(bench.use, "a", before=gate) for _ in range(4)]
+        until(bench.slots, lambda: _joined(bench, "a") == 4)
+        gate.open.set()
+        for each in waiting:
+            each.result(SOON_S)
+    assert bench.loads == ["a"]
+    assert [(slot.leases, slot.uses) for slot in bench.slots.view()] == [(0, 4)]
+
+
+def test_those_who_shared_a_load_do_not_wait_for_the_first_to_finish():
+    bench, gate, done = Bench(), Gate("load"), Event()
+
+    def use_for_long():
+        with bench.lease("a", before=gate):
+            assert done.wait(SOON_S)
+
+    with threads() as pool:
+        first = pool.submit(use_for_long)
+        assert gate.reached.wait(SOON_S)
+        second = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: _joined(bench, "a") == 2)
+        gate.open.set()
+        second.result(SOON_S)
+        done.set()
+        first.result(SOON_S)
+
+
+def test_one_error_serves_everyone_who_waits_for_it():
+    bench, gate = Bench(), Gate("load")
+    with threads() as pool:
+        waiting = [
+            pool.submit(bench.use, "a", before=gate, fail_load="no weights") for _ in range(4)
+        ]
+        until(bench.slots, lambda: _joined(bench, "a") == 4)
+        gate.open.set()
+        for each in waiting:
+            with pytest.raises(LoadFailed, match="no weights"):
+                each.result(SOON_S)
+    assert bench.loads == ["a"]
+
+
+@pytest.mark.parametrize("step", ["load", "lift"])
+def test_a_hit_waits_neither_for_a_load_nor_for_a_move_of_another_model(step):
+    bench, gate = Bench(slots=2), Gate(step)
+    bench.use("a")
+    with threads() as pool:
+        b = pool.submit(bench.use, "b", before=gate)
+        assert gate.reached.wait(SOON_S)
+        bench.use("a")
+        gate.open.set()
+        b.result(SOON_S)
+
+
+def test_a_lift_does_not_wait_for_the_load_of_another_model():
+    bench, gate = Bench(slots=1), Gate("load")
+    bench.use("a", "b")
+    with threads() as pool:
+        c = pool.submit(bench.use, "c", before=gate)
+        assert gate.reached.wait(SOON_S)
+        bench.use("a")
+        gate.open.set()
+        c.result(SOON_S)
+
+
+def test_the_victim_can_be_used_while_the_newcomer_loads():
+    bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("load")
+    bench.use("a")
+    with threads() as pool:
+        b = pool.submit(bench.use, "b", before=gate)
+        assert gate.reached.wait(SOON_S)
+        bench.use("a", "a")
+        gate.open.set()
+        b.result(SOON_S)
+    assert bench.loads == ["a", "b"]
+
+
+def test_an_unload_waits_for_the_load_that_is_under_way():
+    bench, gate = Bench(), Gate("load")
+    with threads() as pool:
+        a = pool.submit(bench.use, "a", before=gate)
+        assert gate.reached.wait(SOON_S)
+        gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=SOON_S)
+        gate.open.set()
+        a.result(SOON_S)
+        assert gone.result(SOON_S)
+    assert bench.tiers == {}
+
+
+def test_waiting_ends_at_its_bound():
+    bench = Bench(slots=1, wait_s=PATIENT_S)
+    with bench.lease("a"), threads() as pool:
+        b = pool.submit(bench.use, "b")
+        until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+        bench.now += PATIENT_S
+        bench.slots.limits = bench.slots.limits
+        with pytest.raises(ModelBusy):
+            b.result(SOON_S)
+        bench.use("a")  # the gate is open again
+
+
+def test_no_more_models_load_at_once_than_there_are_slots():
+    bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("load")
+    with threads() as pool:
+        a = pool.submit(bench.use, "a", before=gate)
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b")
+        until(bench.slots, lambda: len(bench.slots._loads) == 2)
+        assert bench.loads == ["a"]
+        gate.open.set()
+        a.result(SOON_S)
+        b.result(SOON_S)
+
+
+def test_a_lower_limit_takes_what_is_idle_at_once_and_the_rest_after_its_lease():
+    bench = Bench(slots=3)
+    bench.use("a", "b")
+    with bench.lease("c"), bench.lease("b"):
+        bench.slots.limits = replace(bench.slots.limits, slots=1)
+        assert bench.tiers == {"a": Tier.HOST, "c": Tier.DEVICE, "b": Tier.DEVICE}
+        with pytest.raises(ModelBusy, match="has to leave"):
+            bench.use("c")
+        bench.use("b")
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.HOST, "c": Tier.DEVICE}
+
+
+def test_a_lower_limit_of_host_memory_takes_the_oldest():
+    bench = Bench(slots=1)
+    bench.use("a", "b", "c")
+    bench.slots.limits = replace(bench.slots.limits, host_bytes=100)
+    assert bench.tiers == {"b": Tier.HOST, "c": Tier.DEVICE}
+
+
+def test_a_sweep_moves_down():
+    bench = Bench()
+    bench.use("a", "b", "c")
+    down = [Move("b", Tier.HOST, "idle"), Move("c", None, "idle"), Move("c", None, "twice")]
+    assert bench.slots.apply(down, asked_by="sweep") == down[:2]
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.HOST}
+    assert [event.asked_by for event in bench.events[-2:]] == ["sweep", "sweep"]
+
+
+def test_a_sweep_leaves_what_was_used_since_it_looked():
+    bench = Bench()
+    bench.use("a")
+    [seen] = bench.slots.view()
+    bench.use("a")
+    assert bench.slots.apply([Move("a", None, "idle", used_at=seen.used_at)]) == []
+
+
+def warm(bench, name, to, **options):
+    return bench.slots.warm(entry(name, **options), to=to, reason="likely")
+
+
+def test_a_model_can_be_warmed_up_before_anyone_asks():
+    bench = Bench()
+    assert warm(bench, "a", Tier.HOST)
+    assert bench.tiers == {"a": Tier.HOST}
+    assert warm(bench, "a", Tier.DEVICE)
+    assert bench.tiers == {"a": Tier.DEVICE}
+    assert [(event.kind, event.reason) for event in bench.events] == [
+        (EventKind.LOADED, "likely"),
+        (EventKind.LIFTED, "likely"),
+    ]
+    assert not warm(bench, "a", Tier.DEVICE)
+    assert not warm(bench, "a", Tier.HOST)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"slots": 2}, {"device_bytes": 250}, {"slots": 9, "total": 250}]
+)
+def test_nobody_leaves_the_device_for_a_model_that_is_warmed_up(limits):
+    bench = Bench(**limits)
+    bench.use("a", "b")
+    before = bench.tiers
+    assert not warm(bench, "c", Tier.DEVICE)
+    assert bench.tiers == before
+
+
+def test_nobody_leaves_host_memory_for_a_model_that_is_warmed_up():
+    bench = Bench(slots=1, host_bytes=150)
+    bench.use("a", "b")
+    assert not warm(bench, "c", Tier.HOST)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+
+
+def test_a_model_that_cannot_be_warmed_up_leaves_nothing_behind():
+    bench = Bench()
+    bench.device.take(950)
+    with pytest.raises(OutOfMemory):
+        warm(bench, "a", Tier.DEVICE)
+    with pytest.raises(LoadFailed):
+        warm(bench, "b", Tier.HOST, fail_load="no weights")
+    assert bench.tiers == {}
+    assert bench.host.used == 0
+
+
+def test_who_asks_for_a_model_that_is_being_warmed_up_gets_it():
+    bench, gate = Bench(), Gate("load")
+    with threads() as pool:
+        likely = pool.submit(warm, bench, "a", Tier.HOST, before=gate)
+        assert gate.reached.wait(SOON_S)
+        asked = pool.submit(bench.use, "a")
+        until(bench.slots, lambda: _joined(bench, "a") == 1)
+        gate.open.set()
+        assert likely.result(SOON_S)
+        asked.result(SOON_S)
+    assert bench.tiers == {"a": Tier.DEVICE}
+    assert bench.loads == ["a"]
+
+
+def test_whoever_waits_for_a_place_goes_before_a_model_that_is_warmed_up():
+    bench, gate = Bench(slots=3, device_bytes=250, wait_s=PATIENT_S), Gate("load")
+    with threads() as pool, bench.lease("c"):
+        likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
+        assert gate.reached.wait(SOON_S)
+        big = pool.submit(bench.use, "big", size=200)
+        until(bench.slots, lambda: bench.slots._lifts)
+        gate.open.set()
+        assert not likely.result(SOON_S)
+        assert not warm(bench, "b", Tier.HOST)
+        assert not big.done()
+
+
+def test_without_an_accelerator_there_is_one_tier():
+    bench = Bench(device="cpu", slots=2)
+    bench.use("a", "b", "c")
+    assert bench.tiers == {"b": Tier.DEVICE, "c": Tier.DEVICE}
+    assert bench.host.used == 200
+    assert bench.slots.apply([Move("b", Tier.HOST, "idle")]) == []
+
+
+def test_without_an_accelerator_what_finds_no_place_does_not_stay():
+    bench = Bench(device="cpu", slots=1)
+    with bench.lease("a"), pytest.raises(ModelBusy):
+        bench.use("b")
+    assert bench.tiers == {"a": Tier.DEVICE}
+    assert bench.host.used == 100
+
+
+def test_what_stayed_behind_after_an_unload_is_said():
+    bench = Bench()
+    bench.use("a", residue_bytes=30)
+    bench.slots.unload("a", reason="asked", wait_s=0)
+    assert bench.events[-1].reason == "asked; 30 bytes did not come back"
+    assert bench.events[-1].seconds >= 5
+    assert bench.ledger.residue_bytes == 30
+
+
+def test_the_view_names_the_next_to_go():
+    bench = Bench(pinned=frozenset({"a"}))
+    bench.use("a", "b")
+    assert [slot.model_id for slot in bench.slots.view() if slot.next_out] == ["b"]
+
+
+def test_after_close_there_are_no_leases_and_no_models():
+    bench = Bench()
+    bench.use("a", "b", "c")
+    bench.slots.close()
+    assert bench.tiers == {}
+    assert (bench.device.used, bench.host.used) == (0, 0)
+    with pytest.raises(ModelBusy, match="stopping"):
+        bench.use("a")
+
+
+def test_close_leaves_what_is_leased_past_the_bound():
+    bench = Bench()
+    with bench.lease("a") as model:
+        bench.slots.close()
+        assert model.tier is Tier.DEVICE
+
+
+def _joined(bench, name):
+    slot = bench.slots._slots.get(name)
+    return slot.flight.joined if slot and slot.flight else 0

@@ -1,0 +1,1 @@
+"""From a reference to a vector: pictures opened and decoded, rows joined into forward passes."""

@@ -1,0 +1,382 @@
+"""The batcher: threads that run models, and a pool that prepares what they eat.
+
+No timers. A runner takes what is ready at the moment it is free; see `turns` for what goes first.
+A GPU has one runner, a CPU one per core: cores that share single operations wait for each other
+at the end of each, cores with a batch of their own never do. Whatever a model or a reader raises
+costs its item or its call, never a thread: callers get an error, and nobody waits for ever.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal, TypeVar
+
+from api_client.wire import correlation
+from api_client.wire.errors import Cancelled, ClipyardError, Expired, NoWorker, OutOfMemory
+from api_client.wire.messages import Kind, Priority
+
+from ..backends.base import Model, Prepared, PreparedText
+from .outcomes import Outcome, failure, normalised
+from .sizes import Sizes
+from .turns import Call, Row, Turns
+
+BULK_WAITS_S = 2.0  # without a turn, before bulk goes first once
+CLOSE_WAITS_S = 30.0  # for a forward pass or a decoder that does not come back
+
+log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+Passed = Literal["ok", "failed", "out_of_memory"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What `embed` answers.
+
+    Attributes:
+        vectors: one per item, in order: (dimension,), finite, L2-normalised; or why there is none.
+        truncated: positions of texts that were cut to the context length.
+        decode_s: from the first item's preparation to the last one's end.
+        forward_s: from the first forward pass to the last one's end.
+    """
+
+    vectors: list[Outcome]
+    truncated: tuple[int, ...] = ()
+    decode_s: float = 0.0
+    forward_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How the runners are doing.
+
+    Attributes:
+        queued: items that wait to be prepared or to run.
+        oldest_s: age of the oldest unanswered call.
+        active_s: age of the oldest forward pass that is running; 0 when none is.
+        last_forward_ok: whether the last forward pass worked; None before the first.
+        batches, rows: forward passes that worked since the start, and what they held.
+        calls: unanswered ones by model id. ages_s: of the oldest of them.
+    """
+
+    queued: int
+    oldest_s: float
+    active_s: float
+    last_forward_ok: bool | None
+    batches: int
+    rows: int
+    calls: Mapping[str, int]
+    ages_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    start: float
+
+
+class Batcher:
+    """Joins what many tasks want embedded into forward passes.
+
+    Args:
+        batch_size: the most rows of a forward pass.
+        decode_threads: prepare images and bulk texts.
+        runners: threads that run models.
+        sizes: how many rows are known to fit; without it this process learns for itself.
+        bulk_waits_s: how long interactive work may keep bulk waiting.
+        on_pass: told of every forward pass: kind, rows, and what came of it; must not raise.
+        clock, wall: seconds, monotonic and unix.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        decode_threads: int,
+        runners: int = 1,
+        sizes: Sizes | None = None,
+        bulk_waits_s: float = BULK_WAITS_S,
+        on_pass: Callable[[Kind, int, Passed], None] = lambda kind, rows, passed: None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock, self._wall = clock, wall
+        self._batch_size = batch_size
+        self._on_pass = on_pass
+        self._sizes = sizes or Sizes()
+        self._turns = Turns(limit=self._limit, bulk_waits_s=bulk_waits_s)
+        self._numbers = count()
+        self._calls: set[Call] = set()
+        self._closed = False
+        self._active: set[_Pass] = set()
+        self._last_forward_ok: bool | None = None
+        self._batches = self._rows = 0
+
+        lock = threading.Lock()
+        self._to_prepare = threading.Condition(lock)
+        self._to_run = threading.Condition(lock)
+        self._threads = [
+            threading.Thread(target=self._work, args=(step,), name=name, daemon=True)
+            for step, name in [
+                *((self._step_runner, f"run-{n}") for n in range(runners)),
+                *((self._step_decoder, f"decode-{n}") for n in range(decode_threads)),
+            ]
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def embed(
+        self,
+        model: Model,
+        kind: Kind,
+        items: Sequence[_Item],
+        prepare: Callable[[_Item], Prepared],
+        *,
+        model_id: str,
+        priority: Priority,
+        deadline: float | None = None,
+        cancelled: Callable[[], str | None] = lambda: None,
+    ) -> Rows:
+        """One vector or error per item. Blocks; the caller holds a lease on `model` meanwhile.
+
+        Args:
+            prepare: one item to one row, in a thread of the pool; raises ItemError for a bad item.
+            model_id: for error messages.
+            deadline: unix seconds.
+            cancelled: why the call was withdrawn, or None; asked often, so it must be quick.
+
+        Raises:
+            Expired, Cancelled: the caller has gone; what had not begun was dropped.
+            NoWorker: the batcher was closed.
+        """
+        if not items:
+            return Rows([])
+        call = Call(
+            number=next(self._numbers),
+            model=model,
+            model_id=model_id,
+            kind=kind,
+            priority=priority,
+            items=items,
+            prepare=prepare,
+            deadline=deadline,
+            cancelled=cancelled,
+            since=self._clock(),
+            correlation=correlation.current(),
+        )
+        self._sizes.recall(call.space)
+        self._submit(call)
+        call.done.wait()
+        with self._to_run:
+            self._calls.discard(call)
+        self._sizes.save()
+        if call.gone is not None:
+            raise call.gone
+        return Rows(
+            vectors=[outcome for outcome in call.outcomes if outcome is not None],
+            truncated=tuple(sorted(call.truncated)),
+            decode_s=call.decode.seconds,
+            forward_s=call.forward.seconds,
+        )
+
+    def pulse(self) -> Pulse:
+        with self._to_run:
+            now = self._clock()
+            ages_s: dict[str, float] = {}
+            for call in self._calls:
+                ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
+            return Pulse(
+                queued=self._turns.depth(),
+                oldest_s=max(ages_s.values(), default=0.0),
+                active_s=max((now - active.start for active in self._active), default=0.0),
+                last_forward_ok=self._last_forward_ok,
+                batches=self._batches,
+                rows=self._rows,
+                calls=Counter(call.model_id for call in self._calls),
+                ages_s=ages_s,
+            )
+
+    def close(self) -> None:
+        """Fail what waits, finish what runs, end the threads."""
+        with self._to_run:
+            self._closed = True
+            for call in list(self._calls):
+                self._dismiss(call, NoWorker("this worker is stopping; ask again"))
+            self._to_prepare.notify_all()
+            self._to_run.notify_all()
+        for thread in self._threads:
+            thread.join(CLOSE_WAITS_S)
+
+    def _submit(self, call: Call) -> None:
+        # A short text costs less than handing it over, and must not wait for a busy pool.
+        by_itself = call.kind is Kind.TEXT and call.priority is Priority.INTERACTIVE
+        with self._to_run:
+            if self._closed:
+                raise NoWorker("this worker is stopping; ask again")
+            self._calls.add(call)
+            if by_itself:
+                rows = self._turns.begin(call)
+            else:
+                self._turns.add(call)
+                self._to_prepare.notify(len(call.items))
+        if by_itself:
+            self._prepare(rows)
+
+    def _work(self, step: Callable[[], bool]) -> None:
+        # Each step is a function of its own, so that an idle thread's frame holds no model.
+        while step():
+            pass
+
+    def _step_decoder(self) -> bool:
+        with self._to_prepare:
+            while (row := self._turns.next_to_prepare(self._clock())) is None:
+                if self._closed:
+                    return False
+                self._to_prepare.wait()
+        self._prepare([row])
+        return True
+
+    def _prepare(self, rows: list[Row]) -> None:
+        """Rows of one call; together they become ready, or fail."""
+        call = rows[0].call
+        gone = self._why_gone(call)
+        start = self._clock()
+        with correlation.about(call.correlation):
+            errors = [None if gone else _prepare_row(row) for row in rows]
+        end = self._clock()
+        with self._to_run:
+            if gone:
+                self._dismiss(call, gone)
+            else:
+                call.decode.note(start, end)
+            for row, error in zip(rows, errors, strict=True):
+                self._end_preparation(row, call.gone or error)
+            self._to_run.notify()
+
+    def _end_preparation(self, row: Row, error: ClipyardError | None) -> None:
+        if error is None:
+            self._turns.prepared(row)
+        else:
+            self._turns.abandoned(row)
+            row.call.settle(row.index, error)
+
+    def _step_runner(self) -> bool:
+        with self._to_run:
+            while not (batch := self._turns.next_batch(self._clock())):
+                if self._closed:
+                    return False
+                self._to_run.wait()
+            self._to_prepare.notify_all()
+        if wanted := self._without_the_gone(batch):
+            self._forward(wanted)
+        with self._to_run:
+            self._turns.ended(batch)
+            self._to_run.notify_all()
+        return True
+
+    def _without_the_gone(self, batch: list[Row]) -> list[Row]:
+        """The rows somebody still waits for. All calls are looked at, not only this batch's."""
+        with self._to_run:
+            calls = list(self._calls)
+        gone = [(call, error) for call in calls if (error := self._why_gone(call)) is not None]
+        with self._to_run:
+            for call, error in gone:
+                self._dismiss(call, error)
+            wanted = [row for row in batch if row.call.gone is None]
+            for row in batch:
+                if row.call.gone is not None:
+                    row.call.settle(row.index, row.call.gone)
+        return wanted
+
+    def _forward(self, batch: list[Row]) -> None:
+        """One pass. Rows without an outcome have been given back to the queue."""
+        call = batch[0].call
+        this = _Pass(self._clock())
+        with self._to_run:
+            self._active.add(this)
+        passed: Passed = "ok"
+        try:
+            raw = call.model.run(call.kind, [row.prepared for row in batch])
+            shape = (len(batch), call.traits.dimension)
+            outcomes = normalised(raw, shape, who=call.model_id)
+        except BaseException as error:
+            # Dealt with here: the error's frames hold device memory that the next pass needs.
+            passed = "out_of_memory" if isinstance(error, MemoryError) else "failed"
+            with correlation.about_many(row.call.correlation for row in batch):
+                outcomes = self._after(error, batch)
+        end = self._clock()
+        self._on_pass(call.kind, len(batch), passed)
+        worked = passed == "ok"
+        with self._to_run:
+            self._active.discard(this)
+            self._last_forward_ok = worked
+            self._batches += worked
+            self._rows += len(batch) if worked else 0
+            for row, outcome in zip(batch, outcomes, strict=False):
+                _deliver(row, outcome, this.start, end)
+
+    def _after(self, error: BaseException, batch: list[Row]) -> list[Outcome]:
+        """What a batch of one gets; a larger one goes back to the queue in smaller pieces."""
+        call = batch[0].call
+        if isinstance(error, MemoryError):
+            rows = max(1, len(batch) // 2)
+            log.warning("%s: no memory for %d rows, now %d", call.model_id, len(batch), rows)
+            self._sizes.learn(call.space, rows)
+            if len(batch) == 1:
+                return [OutOfMemory(f"{call.model_id}: no memory for a single {call.kind}")]
+            with self._to_run:
+                self._turns.return_to_front(batch)
+            return []
+        if self._last_forward_ok is not False:  # else it has been said
+            log.warning("%s: a forward pass failed", call.model_id, exc_info=error)
+        if len(batch) == 1:
+            return [failure(error, f"{call.model_id}: its back end")]
+        with self._to_run:
+            self._turns.return_halves(batch)
+        return []
+
+    def _limit(self, call: Call) -> int:
+        return self._sizes.at_most(call.space, min(self._batch_size, call.traits.max_batch))
+
+    def _why_gone(self, call: Call) -> ClipyardError | None:
+        if call.gone is not None:
+            return call.gone
+        if call.deadline is not None and self._wall() >= call.deadline:
+            return Expired("its deadline passed before the work was done")
+        try:
+            reason = call.cancelled()
+        except BaseException as error:
+            return failure(error, "asking whether the call was withdrawn")
+        return Cancelled(reason) if reason is not None else None
+
+    def _dismiss(self, call: Call, error: ClipyardError) -> None:
+        """Drop what has not begun; what is being prepared or running is settled by its thread."""
+        call.gone = call.gone or error
+        for row in self._turns.drop(call):
+            call.settle(row.index, call.gone)
+        self._to_prepare.notify_all()
+        self._to_run.notify_all()
+
+
+def _prepare_row(row: Row) -> ClipyardError | None:
+    call = row.call
+    try:
+        row.prepared = call.prepare(call.items[row.index])
+    except ClipyardError as error:
+        return failure(error, "")
+    except MemoryError:
+        return OutOfMemory(f"no host memory to prepare this {call.kind}")
+    except BaseException as error:
+        log.warning("%s: preparing one %s failed", call.model_id, call.kind, exc_info=True)
+        return failure(error, f"{call.model_id}: preparing this {call.kind}")
+    return None
+
+
+def _deliver(row: Row, outcome: Outcome, start: float, end: float) -> None:
+    call = row.call
+    call.forward.note(start, end)
+    if isinstance(row.prepared, PreparedText) and row.prepared.truncated:
+        call.truncated.append(row.index)
+    call.settle(row.index, outcome)

@@ -1,0 +1,157 @@
+"""References to pictures, with limits on where they lie and how large they are."""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from api_client.wire.errors import (
+    ImageForbidden,
+    ImageMissing,
+    ImageTooLarge,
+    ImageUnreadable,
+    ItemError,
+)
+from api_client.wire.messages import BlobRef, ImageRef, PathRef, UrlRef
+
+from ..settings import WorkerSettings
+from . import decoding
+from .decoders import Decoders
+from .stores import Stores
+from .web import PORTS, Web
+
+
+class ImageReader:
+    """Opens pictures for one worker. Safe to call from many threads.
+
+    Args:
+        settings: the `image_...` and `max_image_...` ones and `decode` count.
+        web: fetches http(s) URLs; the settings decide unless given.
+    """
+
+    def __init__(self, settings: WorkerSettings, *, web: Web | None = None) -> None:
+        self._roots = tuple(
+            Path(os.path.realpath(root.expanduser())) for root in settings.image_roots
+        )
+        self._max_bytes = settings.max_image_bytes
+        self._limits = decoding.Limits(
+            pixels=settings.max_image_pixels, scales=settings.decode == "fast"
+        )
+        self._decoders: Decoders | None = None
+        if settings.decode_processes:
+            self._decoders = Decoders(
+                settings.decode_processes, limits=self._limits, timeout_s=settings.decode_timeout_s
+            )
+        self._stores = Stores(settings.image_stores, max_bytes=settings.max_image_bytes)
+        self._web = web
+        if settings.image_urls and web is None:
+            self._web = Web(
+                hosts=settings.image_url_hosts,
+                max_bytes=settings.max_image_bytes,
+                timeout_s=settings.image_url_timeout_s,
+            )
+        decoding.set_up()
+
+    def close(self) -> None:
+        """Ends its decoding processes, if it has some."""
+        if self._decoders is not None:
+            self._decoders.close()
+
+    def open(self, ref: ImageRef, blobs: Mapping[int, bytes], *, near: int | None) -> Image.Image:
+        """The picture, decoded. With decode="fast" a JPEG may come smaller than it is.
+
+        Args:
+            blobs: file bytes that came with the request, by number.
+            near: pixels along one edge of the model's input; None always decodes in full.
+
+        Raises:
+            ItemError: the narrow one: missing, forbidden, too large, or unreadable.
+        """
+        match ref:
+            case PathRef(path=path):
+                return self._decode(self._read(path), _name(path), near)
+            case BlobRef(blob=number):
+                if (data := blobs.get(number)) is None:
+                    raise ImageMissing(f"the bytes of image {number} are gone; send them again")
+                return self._decode(data, f"image {number}", near)
+            case UrlRef(url=url):
+                return self._decode(self._fetched(url), "the picture behind the URL", near)
+
+    def _fetched(self, url: str) -> bytes:
+        if url.partition(":")[0].lower() not in PORTS:
+            return self._stores.read(url)
+        if self._web is None:
+            raise ImageForbidden(
+                "URLs are off (CLIPYARD_IMAGE_URLS): send a path under an image root, or bytes"
+            )
+        return self._web.fetch(url)
+
+    def _read(self, path: str) -> bytes:
+        with _opening(path), os.fdopen(self._descriptor(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageUnreadable(f"{_name(path)} is not a regular file")
+            if status.st_size <= self._max_bytes:
+                data = file.read(self._max_bytes + 1)  # it may grow while it is read
+                if len(data) <= self._max_bytes:
+                    return data
+        raise ImageTooLarge(f"{_name(path)} has more than {self._max_bytes} bytes")
+
+    def _descriptor(self, path: str) -> int:
+        """Opens a file below a root without following a link on the way.
+
+        The name is resolved first and then walked from the root one step at a time, so what was
+        checked is what is opened, even if somebody swaps a directory for a link in between.
+        """
+        real = Path(os.path.realpath(path))
+        root = next((root for root in self._roots if real.is_relative_to(root)), None)
+        if root is None:
+            allowed = ", ".join(map(str, self._roots)) or "none; set CLIPYARD_IMAGE_ROOTS"
+            raise ImageForbidden(f"{_name(path)} is outside the image roots ({allowed})")
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        here = os.open(root, flags)
+        for part in real.relative_to(root).parts:
+            try:
+                below = os.open(part, flags, dir_fd=here)
+            finally:
+                os.close(here)
+            here = below
+        return here
+
+    def _decode(self, data: bytes, name: str, near: int | None) -> Image.Image:
+        if not data:
+            raise ImageUnreadable(f"{name} is empty")
+        if len(data) > self._max_bytes:
+            raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
+        if self._decoders is not None:
+            return self._decoders.decode(data, name=name, near=near)
+        return decoding.decode(data, name=name, near=near, limits=self._limits)
+
+
+@contextmanager
+def _opening(path: str) -> Iterator[None]:
+    """Says what a refusal of the operating system means for the item."""
+    name = _name(path)
+    try:
+        yield
+    except ItemError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageMissing(f"there is no file {name}") from None
+    except IsADirectoryError:
+        raise ImageUnreadable(f"{name} is not a regular file") from None
+    except PermissionError:
+        raise ImageForbidden(f"the worker may not read {name}") from None
+    except OSError as error:
+        raise ImageUnreadable(f"{name} cannot be opened: {error.strerror}") from None
+    except ValueError:  # a null byte
+        raise ImageMissing(f"no file can be named {name}") from None
+
+
+def _name(path: str) -> str:
+    """For sentences: printable, and not longer than a line."""
+    return repr(path if len(path) <= 200 else f"{path[:100]}...{path[-97:]}")

@@ -1,0 +1,270 @@
+"""Whose turn it is: what waits to be prepared and to run, and which of it goes next.
+
+Pure bookkeeping: no threads, no clock, no model is called. The batcher calls it under its lock.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from api_client.wire.errors import ClipyardError
+from api_client.wire.messages import Kind, Priority
+
+from ..backends.base import Model, Prepared, Traits
+from .outcomes import Outcome
+
+NOT_YET = np.empty(0, np.uint8)
+
+
+@dataclass
+class Span:
+    """From the first start to the last end of something that happens in pieces."""
+
+    first: float = inf
+    last: float = -inf
+
+    def note(self, start: float, end: float) -> None:
+        self.first, self.last = min(self.first, start), max(self.last, end)
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.last - self.first)
+
+
+@dataclass(eq=False)
+class Call:
+    """One `embed` that has not been answered yet.
+
+    Attributes:
+        number: calls are served in this order within their priority.
+        since: when it came, by the batcher's clock.
+        correlation: whose it is, for the log.
+        outcomes: one per item; None until it is settled.
+        left: items that are not settled.
+        gone: why nobody waits for it any more; its items are dropped.
+        done: set when every item is settled.
+    """
+
+    number: int
+    model: Model
+    model_id: str
+    kind: Kind
+    priority: Priority
+    items: Sequence[Any]
+    prepare: Callable[[Any], Prepared]
+    deadline: float | None
+    cancelled: Callable[[], str | None]
+    since: float
+    correlation: str = ""
+    traits: Traits = field(init=False)
+    outcomes: list[Outcome | None] = field(init=False)
+    left: int = field(init=False)
+    gone: ClipyardError | None = None
+    truncated: list[int] = field(default_factory=list)
+    decode: Span = field(default_factory=Span)
+    forward: Span = field(default_factory=Span)
+    done: Event = field(default_factory=Event)
+
+    def __post_init__(self) -> None:
+        self.traits = self.model.traits
+        self.left = len(self.items)
+        self.outcomes = [None] * self.left
+
+    @property
+    def space(self) -> str:
+        """What a safe batch size is remembered by; the device is for the memory to add."""
+        return f"{self.traits.fingerprint}:{self.traits.precision}:{self.kind}"
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        self.outcomes[index] = outcome
+        self.left -= 1
+        if not self.left:
+            self.done.set()
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One item of a call on its way through the batcher."""
+
+    call: Call
+    index: int
+    prepared: Prepared = field(default_factory=lambda: NOT_YET)
+
+
+@dataclass(eq=False)
+class Group:
+    """Rows that may share a forward pass: one model, one kind, one priority."""
+
+    limit: int  # rows of a forward pass
+    ahead: int  # forward passes whose rows may be prepared, or being prepared, before their turn
+    waiting: deque[Row] = field(default_factory=deque)
+    preparing: int = 0
+    ready: deque[Row] = field(default_factory=deque)
+    suspects: list[list[Row]] = field(default_factory=list)  # halves of a batch that failed
+
+    @property
+    def may_prepare(self) -> bool:
+        return bool(self.waiting) and self.preparing + len(self.ready) < self.ahead * self.limit
+
+    @property
+    def has_ready(self) -> bool:
+        return bool(self.ready or self.suspects)
+
+    @property
+    def is_full(self) -> bool:
+        """Waiting would not make the next batch larger."""
+        more = self.waiting or self.preparing
+        return bool(self.suspects) or len(self.ready) >= self.limit or (self.has_ready and not more)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.waiting or self.preparing or self.ready or self.suspects)
+
+
+_Key = tuple[int, Kind, Priority]  # the model by identity: its calls keep it alive
+
+
+class Turns:
+    """Interactive before bulk, older calls before younger ones, bulk in full batches.
+
+    Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run.
+    A bulk batch waits until it is full or nothing more of its group is on the way. Of each group
+    one batch more is prepared ahead than can run at once, so memory stays bounded however much is
+    queued. No model runs in more threads than it allows.
+
+    Args:
+        limit: the most rows of a forward pass for this call's model and kind, as known now.
+    """
+
+    def __init__(self, *, limit: Callable[[Call], int], bulk_waits_s: float) -> None:
+        self._limit = limit
+        self._bulk_waits_s = bulk_waits_s
+        self._bulk_turn_at = -inf
+        self._groups: dict[_Key, Group] = {}
+        self._running: Counter[int] = Counter()  # batches, by the identity of their model
+
+    def add(self, call: Call) -> None:
+        """Queue every item of a call to be prepared."""
+        if call.priority is Priority.BULK and not self._has_bulk():
+            self._bulk_turn_at = call.since
+        group = self._group(call)
+        group.waiting.extend(Row(call, index) for index in range(len(call.items)))
+
+    def begin(self, call: Call) -> list[Row]:
+        """The rows of a call whose own thread prepares them."""
+        self._group(call).preparing += len(call.items)
+        return [Row(call, index) for index in range(len(call.items))]
+
+    def next_to_prepare(self, now: float) -> Row | None:
+        group = self._first(lambda g, _: g.may_prepare, lambda g: g.waiting[0], now)
+        if group is None:
+            return None
+        group.preparing += 1
+        return group.waiting.popleft()
+
+    def prepared(self, row: Row) -> None:
+        """A row that was being prepared can run."""
+        group = self._group(row.call)
+        group.preparing -= 1
+        group.ready.append(row)
+
+    def abandoned(self, row: Row) -> None:
+        """A row that was being prepared never will be."""
+        self._group(row.call).preparing -= 1
+        self._forget_empty()
+
+    def next_batch(self, now: float) -> list[Row]:
+        """The rows of the next forward pass, all of one group; empty when there is none yet.
+
+        The caller says `ended` after it.
+        """
+        group = self._first(self._may_run, _first_ready, now)
+        if group is None:
+            return []
+        if group.suspects:
+            batch = group.suspects.pop()
+        else:
+            batch = [group.ready.popleft() for _ in range(min(group.limit, len(group.ready)))]
+        if batch[0].call.priority is Priority.BULK:
+            self._bulk_turn_at = now
+        self._running[id(batch[0].call.model)] += 1
+        self._forget_empty()
+        return batch
+
+    def ended(self, batch: list[Row]) -> None:
+        """A batch does not run any more, whatever came of it."""
+        model = id(batch[0].call.model)
+        self._running[model] -= 1
+        if not self._running[model]:
+            del self._running[model]
+
+    def return_to_front(self, batch: list[Row]) -> None:
+        """A batch did not fit: its rows go first again, in batches of what the limit is now."""
+        call = batch[0].call
+        self._group(call).ready.extendleft(reversed(batch))
+        for (model, kind, _), group in self._groups.items():
+            if (model, kind) == (id(call.model), call.kind):
+                group.limit = self._limit(call)
+
+    def return_halves(self, batch: list[Row]) -> None:
+        """A batch of two or more failed: its halves run apart, before the rest of the group."""
+        middle = len(batch) // 2
+        self._group(batch[0].call).suspects += [batch[middle:], batch[:middle]]
+
+    def drop(self, call: Call) -> list[Row]:
+        """Take a call's rows out, except those being prepared or running."""
+        group = self._group(call)
+        mine = [*group.waiting, *group.ready, *(row for half in group.suspects for row in half)]
+        group.waiting = deque(row for row in group.waiting if row.call is not call)
+        group.ready = deque(row for row in group.ready if row.call is not call)
+        halves = ([row for row in half if row.call is not call] for half in group.suspects)
+        group.suspects = [half for half in halves if half]
+        self._forget_empty()
+        return [row for row in mine if row.call is call]
+
+    def depth(self) -> int:
+        """Rows that wait to be prepared or to run."""
+        groups = self._groups.values()
+        return sum(len(g.waiting) + len(g.ready) + sum(map(len, g.suspects)) for g in groups)
+
+    def _group(self, call: Call) -> Group:
+        key = (id(call.model), call.kind, call.priority)
+        if key not in self._groups:
+            self._groups[key] = Group(self._limit(call), ahead=call.traits.parallel + 1)
+        return self._groups[key]
+
+    def _may_run(self, group: Group, priority: Priority) -> bool:
+        waits = group.has_ready if priority is Priority.INTERACTIVE else group.is_full
+        if not waits:
+            return False
+        call = _first_ready(group).call
+        return self._running[id(call.model)] < call.traits.parallel
+
+    def _first(
+        self,
+        may: Callable[[Group, Priority], bool],
+        head: Callable[[Group], Row],
+        now: float,
+    ) -> Group | None:
+        able = {key: group for key, group in self._groups.items() if may(group, key[2])}
+        interactive = [group for key, group in able.items() if key[2] is Priority.INTERACTIVE]
+        bulk = [group for key, group in able.items() if key[2] is Priority.BULK]
+        bulk_is_owed = now - self._bulk_turn_at >= self._bulk_waits_s
+        goes = bulk if bulk and (bulk_is_owed or not interactive) else interactive
+        return min(goes, key=lambda group: head(group).call.number, default=None)
+
+    def _has_bulk(self) -> bool:
+        return any(priority is Priority.BULK for _, _, priority in self._groups)
+
+    def _forget_empty(self) -> None:
+        """A group keeps its rows' model alive; an unloaded one must not stay in memory."""
+        self._groups = {key: group for key, group in self._groups.items() if not group.is_empty}
+
+
+def _first_ready(group: Group) -> Row:
+    return group.suspects[-1][0] if group.suspects else group.ready[0]

@@ -1,0 +1,242 @@
+"""How a request is met: checked, worked on once, and answered or refused in every case.
+
+    @answering(names.LOAD, Load)
+    def load(call: Call[Load]) -> Managed: ...
+
+registers a Celery task whose id is the request's id. Whoever asked finds exactly one frame under
+`Keys.answer` and is woken through `Keys.done`. What can happen to a request:
+
+    it is not signed as this installation wants      Refused, NotSigned; nothing else is read
+    it is malformed, or of a newer wire version      Refused, BadRequest
+    its deadline has passed                          Refused, Expired; no work is done
+    the body returns                                 its answer
+    the body raises ModelBusy                        tried again a little later, then Refused
+    the body raises another ClipyardError            Refused, with that error
+    the body raises anything else                    logged with traceback; Refused, BackendFailed
+    Redis is away for longer than our patience       back to its queue
+    it is revoked, or over its time limit            Refused, Cancelled
+    the worker's shutdown interrupts it              back to its queue
+    it was answered before (Celery delivered twice)  nothing
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Generic, TypeVar
+
+import redis
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from pydantic import ValidationError
+
+from api_client.wire import codec, correlation, names
+from api_client.wire.errors import (
+    BackendFailed,
+    BadRequest,
+    Cancelled,
+    ClipyardError,
+    Expired,
+    ModelBusy,
+)
+from api_client.wire.messages import WIRE_VERSION, Embedded, Failure, Managed, Refused, Request
+from api_client.wire.signing import opened
+
+from .. import runtime
+from .pool import Reason, cancelled
+
+__all__ = ["Answer", "Call", "answering", "checked"]
+
+log = logging.getLogger(__name__)
+
+BUSY_TRIES = 6  # the first one included
+BUSY_PAUSE_S = 0.5  # before the second try; doubled for each one after it
+BUSY_PAUSE_MAX_S = 8.0
+MISTAKES_TOLD = 5
+
+R = TypeVar("R", bound=Request)
+Answer = Managed | tuple[Embedded, codec.Vectors]
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """A request that is worth working on, and the id it is answered under."""
+
+    id: str
+    request: R
+
+
+def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]], Task]:
+    """Registers the body under it as the Celery task `name`, taking the fields of `kind`.
+
+    ClipyardErrors show as failures, without a traceback in the log.
+    """
+
+    def register(body: Callable[[Call[R]], Answer]) -> Task:
+        # typing=False: the fields are checked here, where a mistake can be answered.
+        @shared_task(name=name, bind=True, throws=(ClipyardError,), typing=False)  # type: ignore[untyped-decorator]
+        @wraps(body)
+        def task(self: Task, /, *nameless: Any, **payload: Any) -> dict[str, Any]:
+            given = correlation.accepted(getattr(self.request, names.CORRELATION, None))
+            with correlation.about(given or self.request.id):
+                return _meet(
+                    self, body, lambda: checked(kind, _opened(self, payload), nameless=nameless)
+                )
+
+        return task
+
+    return register
+
+
+def checked(kind: type[R], payload: Mapping[str, Any], *, nameless: tuple[Any, ...] = ()) -> R:
+    """The request, or BadRequest with one sentence per mistake; the payload is never quoted."""
+    wire = payload.get("wire", WIRE_VERSION)
+    if isinstance(wire, int) and wire > WIRE_VERSION:
+        raise BadRequest(
+            f"the request speaks wire version {wire}, this worker {WIRE_VERSION}: "
+            "update the workers before the clients"
+        )
+    if nameless:
+        raise BadRequest(f"{kind.__name__} takes its fields by name, not as positional arguments")
+    try:
+        return kind.model_validate(payload)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    sentences = [f"{_place(kind, mistake['loc'])}: {mistake['msg']}" for mistake in mistakes]
+    if (untold := len(sentences) - MISTAKES_TOLD) > 0:
+        sentences[MISTAKES_TOLD:] = [f"and {untold} more"]
+    raise BadRequest("; ".join(sentences))
+
+
+def _opened(task: Task, payload: Mapping[str, Any]) -> dict[str, Any]:
+    settings = runtime.here().settings
+    return opened(payload, task=task.name, request=task.request.id, settings=settings)
+
+
+def _place(kind: type[Request], loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(step) for step in loc) or kind.__name__
+
+
+def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]) -> dict[str, Any]:
+    here, begun, waited_s = runtime.here(), time.monotonic(), _waited_s(task)
+    request_id: str = task.request.id
+    try:
+        if here.redis.exists(here.keys.answer(request_id)):
+            return {"worker": here.node, "answered": "before"}
+        outcome = _stamped(_outcome(task, body, check), waited_s)
+        worked = time.monotonic()
+        frame = _frame(outcome)
+        # Counted first: whoever hears of the answer may look at the counters.
+        here.meter.answered(task.name, outcome, encode_s=time.monotonic() - worked)
+        _write(request_id, frame)
+    except (redis.ConnectionError, redis.TimeoutError) as away:
+        log.warning("%s %s goes back to its queue: %s", task.name, request_id, away)
+        raise Reject(away, requeue=True) from None
+    if cancelled() is Reason.REVOKED:
+        raise Ignore(Reason.REVOKED)  # Celery has recorded that already
+    if isinstance(outcome, ClipyardError):
+        raise outcome
+    return _receipt(here.node, outcome, seconds=time.monotonic() - begun)
+
+
+def _waited_s(task: Task) -> float:
+    """Since the client sent it, as far as both clocks agree."""
+    sent_at = getattr(task.request, names.SENT_AT, None)
+    return max(0.0, time.time() - sent_at) if sent_at else 0.0
+
+
+def _stamped(outcome: Answer | ClipyardError, waited_s: float) -> Answer | ClipyardError:
+    """With what its body cannot know."""
+    match outcome:
+        case Embedded() as embedded, vectors:
+            timings = embedded.timings.model_copy(update={"queue_s": waited_s})
+            stamps = {"timings": timings, "correlation": correlation.current()}
+            return embedded.model_copy(update=stamps), vectors
+        case _:
+            return outcome
+
+
+def _outcome(
+    task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]
+) -> Answer | ClipyardError:
+    try:
+        request = check()
+        if request.deadline is not None and time.time() >= request.deadline:
+            raise Expired("the request's deadline passed before a worker was free")
+        return _worked(body, Call(task.request.id, request))
+    except ModelBusy as busy:
+        _try_again_later(task, request.deadline, busy)
+        return busy
+    except ClipyardError as error:
+        return error
+    except (Reject, redis.ConnectionError, redis.TimeoutError):
+        raise
+    except Exception:
+        log.exception("%s %s failed", task.name, task.request.id)
+        return BackendFailed(
+            f"internal error on {runtime.here().node}, see its log for {task.request.id}"
+        )
+
+
+def _worked(body: Callable[[Call[R]], Answer], call: Call[R]) -> Answer:
+    try:
+        return body(call)
+    except (Cancelled, Ignore, SoftTimeLimitExceeded) as stopped:
+        if cancelled() is Reason.SHUTDOWN:
+            raise Reject(stopped, requeue=True) from None
+        raise Cancelled(f"the request was stopped: {cancelled() or stopped}") from None
+
+
+def _try_again_later(task: Task, deadline: float | None, busy: ModelBusy) -> None:
+    """Raises Celery's Retry; returns if there is no try, or no time, left."""
+    pause_s = busy_pause_s(task.request.retries, random.uniform(0.5, 1.0))
+    if pause_s is None or (deadline is not None and time.time() + pause_s >= deadline):
+        return
+    try:
+        task.retry(exc=busy, countdown=pause_s, max_retries=BUSY_TRIES)
+    except Reject as unsent:  # Celery would drop it; we want it back
+        raise Reject(unsent.reason, requeue=True) from None
+
+
+def busy_pause_s(retries: int, dice: float) -> float | None:
+    """How long to wait before the next try, or None when there were enough.
+
+    Args:
+        retries: how many there were, beside the first try.
+        dice: 0.5 to 1, so that those who failed together do not come back together.
+    """
+    if retries + 1 >= BUSY_TRIES:
+        return None
+    return dice * min(BUSY_PAUSE_MAX_S, BUSY_PAUSE_S * 2.0**retries)
+
+
+def _write(request_id: str, frame: bytes) -> None:
+    here = runtime.here()
+    with here.redis.pipeline(transaction=True) as pipe:
+        pipe.set(here.keys.answer(request_id), frame, ex=here.settings.answer_ttl_s)
+        pipe.rpush(here.keys.done(request_id), 1)
+        pipe.expire(here.keys.done(request_id), here.settings.answer_ttl_s)
+        pipe.execute()
+
+
+def _frame(outcome: Answer | ClipyardError) -> bytes:
+    match outcome:
+        case ClipyardError():
+            return codec.pack_answer(Refused(failure=Failure.of(outcome)))
+        case Managed():
+            return codec.pack_answer(outcome)
+        case embedded, vectors:
+            return codec.pack_answer(embedded, vectors)
+
+
+def _receipt(node: str, answer: Answer, *, seconds: float) -> dict[str, Any]:
+    """What Flower and Celery's log show of it."""
+    receipt: dict[str, Any] = {"worker": node, "seconds": round(seconds, 3)}
+    match answer:
+        case Managed():
+            return receipt | {"model": answer.model, "changed": answer.changed}
+        case embedded, _:
+            failed = len(embedded.failures)
+            return receipt | {"model": embedded.model, "items": embedded.items, "failed": failed}

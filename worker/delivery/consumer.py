@@ -1,0 +1,199 @@
+"""A Celery consumer that outlives its Redis connection, and the lease on what it holds.
+
+Stock Celery treats a lost connection as the end of every message that came through it. For a
+Redis broker that is wrong twice: closing the old channels gives running messages back to the
+queue (they run twice) or, with Redis gone, ends the worker with an `AttributeError`. Redis
+itself keeps no tie between a message and a connection: whoever knows the delivery tag may
+acknowledge it. So what runs is carried over to the next connection instead.
+
+Private parts in use, checked with celery 5.7.0 and kombu 5.7.0; tests/flow/test_kill_matrix.py
+is what says whether another version still agrees:
+
+- `kombu.transport.virtual.QoS._delivered`: the messages that a lost channel had handed out.
+- undocumented, though without an underscore: `Consumer.on_connection_error_after_connected` and
+  `Consumer.Blueprint.default_steps` of celery; `Channel.do_restore`, `Channel.unacked_index_key`,
+  `Channel.conn_or_acquire` and `Transport.channels` of kombu.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from celery.bootsteps import StartStopStep
+from celery.worker import consumer as stock
+from celery.worker import request, state
+from kombu.transport import virtual
+
+__all__ = ["LONGEST_RUN_S", "Consumer", "Lease", "Request", "renewable"]
+
+log = logging.getLogger(__name__)
+
+LONGEST_RUN_S = 3600.0
+"""The longest that one task may run; a task older than this is taken for wedged and let go."""
+
+_RETRY_S = 1.0
+"""Between attempts while Redis is away: renewals should be back before the sweeps of others."""
+
+
+class Held(Protocol):
+    """What the lease reads of a `celery.worker.request.Request`."""
+
+    message: Any
+    acknowledged: bool
+    time_start: float | None
+    """Unix time of the start, None while the task waits for a thread or its time."""
+
+
+def renewable(requests: Iterable[Held], *, now: float, longest_run_s: float) -> list[str]:
+    """The delivery tags that this worker still has an honest claim to."""
+    return [
+        request.message.delivery_tag
+        for request in requests
+        if not request.acknowledged
+        and (request.time_start is None or now - request.time_start < longest_run_s)
+    ]
+
+
+class Request(request.Request):  # type: ignore[misc]  # celery has no types
+    """A request that is settled once, whoever comes first.
+
+    With threads, a task may end at the moment a revocation of it arrives. Celery's check and its
+    act are two steps, and a message that is acknowledged twice ends the worker
+    (`MessageStateError` out of the event loop). Set
+    `app.Task.Request = "worker.delivery.consumer:Request"`.
+    """
+
+    _settling = threading.Lock()  # one for all: the locked part only notes and schedules
+
+    def acknowledge(self) -> None:
+        with self._settling:
+            super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        with self._settling:
+            super().reject(requeue=requeue)
+
+
+class Lease(StartStopStep):  # type: ignore[misc]  # celery has no types
+    """Keeps Redis from redelivering what this worker still works on.
+
+    kombu redelivers every message that `unacked_index` scores older than the visibility timeout.
+    Four times per timeout the entries of this worker get the present time as their score; an
+    entry that has been acknowledged or redelivered meanwhile is never brought back. A worker that
+    dies stops renewing, so its messages still return after one visibility timeout.
+
+    Renewals come from a thread, because the event loop stands still for minutes exactly when
+    they matter: in a warm shutdown that drains a long task, and while the consumer reconnects.
+    """
+
+    requires = (stock.Tasks,)
+
+    def __init__(self, consumer: "Consumer", **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._renewals: _Renewals | None = None
+
+    def start(self, consumer: "Consumer") -> None:
+        """At every connection: take over what ran on lost ones, and renew through this one."""
+        channel = consumer.task_consumer.channel
+        consumer.carry_over_to(channel)
+        with channel.conn_or_acquire() as client:
+            if self._renewals is None:
+                self._renewals = _Renewals(
+                    client,
+                    index_key=channel.unacked_index_key,
+                    interval_s=channel.visibility_timeout / 4,
+                    longest_run_s=consumer.longest_run_s,
+                )
+                self._renewals.start()
+            else:
+                self._renewals.client = client
+
+    def shutdown(self, consumer: "Consumer") -> None:
+        """Once the pool is empty; `stop`, which comes at every lost connection, would be early."""
+        if self._renewals is not None:
+            self._renewals.end()
+            self._renewals = None
+
+
+class _Renewals(threading.Thread):
+    """Renews until it is told to end; rides out the absence of Redis."""
+
+    def __init__(
+        self, client: Any, *, index_key: str, interval_s: float, longest_run_s: float
+    ) -> None:
+        super().__init__(name="lease", daemon=True)
+        self.client = client
+        """A kombu client, so that `global_keyprefix` applies; its pool outlives its channel."""
+        self._index_key = index_key
+        self._interval_s = interval_s
+        self._longest_run_s = longest_run_s
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        away = False
+        while not self._ended.wait(min(_RETRY_S, self._interval_s) if away else self._interval_s):
+            try:
+                self._renew()
+            except Exception as error:  # whatever redis-py raises, the next round is the answer
+                if not away:
+                    log.warning("cannot renew the lease on running tasks: %s", error)
+                away = True
+            else:
+                if away:
+                    log.info("the lease on running tasks is renewed again")
+                away = False
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+    def _renew(self) -> None:
+        now = time.time()  # kombu scores with the wall clock
+        # A copy in one step: pool threads add and remove requests meanwhile.
+        requests = list(state.requests.values())
+        tags = renewable(requests, now=now, longest_run_s=self._longest_run_s)
+        if tags:
+            self.client.zadd(self._index_key, dict.fromkeys(tags, now), xx=True)
+
+
+class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
+    """Celery's consumer, for whom a lost connection is not the end of what it was working on.
+
+    Set `worker_consumer = "worker.delivery.consumer:Consumer"`, and
+    `worker_enable_prefetch_count_reduction = False`: what is carried over already counts against
+    the prefetch limit of the new connection.
+    """
+
+    longest_run_s = LONGEST_RUN_S
+
+    class Blueprint(stock.Consumer.Blueprint):  # type: ignore[misc]  # celery has no types
+        default_steps = (*stock.Consumer.Blueprint.default_steps, Lease)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._lost_channels: list[Any] = []
+        super().__init__(*args, **options)
+
+    def on_connection_error_after_connected(self, error: Exception) -> None:
+        """Let the old channels close without giving running messages back to the queue."""
+        channels = list(self.connection.transport.channels)
+        for channel in channels:
+            channel.do_restore = False
+        self._lost_channels += channels
+        super().on_connection_error_after_connected(error)
+
+    def carry_over_to(self, channel: Any) -> None:
+        """Hand every message of the lost channels to `channel`, where it can be acknowledged.
+
+        Only what still runs counts against the prefetch limit and is given back at a shutdown.
+        Anything else (a task with an eta, whose timer Celery has cancelled) is left to the
+        visibility timeout.
+        """
+        running = {request.message.delivery_tag for request in list(state.requests.values())}
+        for lost in self._lost_channels:
+            for tag, message in lost.qos._delivered.items():
+                message.channel = channel
+                if tag in running:
+                    virtual.QoS.append(channel.qos, message, tag)
+        self._lost_channels.clear()

@@ -1,0 +1,164 @@
+"""Celery's threads pool, with tasks that can be asked to stop.
+
+A thread cannot be killed, so stock `-P threads` ignores time limits and answers
+`revoke(terminate=True)` and a soft shutdown with NotImplementedError. Here all three set a reason
+that the running task reads between two steps of its work:
+
+    for chunk in chunks:
+        stop_if_cancelled()
+        embed(chunk)
+
+`-P threads` means this pool once
+`celery.concurrency.ALIASES["threads"] = "worker.delivery.pool:TaskPool"` has been said: Celery
+imports the app before it reads `-P`, so worker/app.py is the place. The setting
+`worker_pool = "worker.delivery.pool:TaskPool"` does the same for a command line without `-P`.
+
+Checked with celery 5.7.0.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import ContextVar
+from enum import StrEnum
+from functools import partial
+from threading import Event
+from typing import Any, NoReturn
+
+from celery.concurrency import thread
+from celery.concurrency.base import apply_target
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.worker import state
+
+__all__ = ["Reason", "TaskPool", "cancelled", "canceller", "stop_if_cancelled"]
+
+log = logging.getLogger(__name__)
+
+
+class Reason(StrEnum):
+    """Why the running task should stop."""
+
+    REVOKED = "revoked"
+    TIME_LIMIT = "time limit"
+    SHUTDOWN = "shutdown"
+
+
+def cancelled() -> Reason | None:
+    """Why the task that runs in this thread should stop, None while it should go on.
+
+    None as well outside a task, and under any pool but this one.
+    """
+    run = _current.get()
+    return None if run is None else run.reason()
+
+
+def canceller() -> Callable[[], Reason | None]:
+    """`cancelled` for the task that runs in this thread, to be asked in any other."""
+    run = _current.get()
+    return cancelled if run is None else run.reason
+
+
+def stop_if_cancelled() -> None:
+    """Raise what ends the running task with the right fate for its message and its result.
+
+    A revoked task already has its result and its acknowledgement (`Ignore`); one that a shutdown
+    interrupts goes back to the queue (`Reject`); one past its time limit has failed.
+    """
+    reason = cancelled()
+    if reason is not None:
+        _stop(reason)
+
+
+def _stop(reason: Reason) -> NoReturn:
+    match reason:
+        case Reason.REVOKED:
+            raise Ignore(reason)
+        case Reason.SHUTDOWN:
+            raise Reject(reason, requeue=True)
+        case Reason.TIME_LIMIT:
+            raise SoftTimeLimitExceeded(reason)
+
+
+class _Run(thread.ApplyResult):  # type: ignore[misc]  # celery has no types
+    """One task: what the executor calls, and what Celery terminates.
+
+    Celery keeps a weak reference only; the executor's, to the bound `__call__`, is the one that
+    holds it while the task waits and runs.
+    """
+
+    def __init__(self, work: Callable[[], None], *, task_id: str | None, limit_s: float) -> None:
+        self._work = work
+        self._task_id = task_id
+        self._limit_s = limit_s
+        self._deadline = math.inf  # on the monotonic clock, from the start of the run
+        self._terminated = Event()
+
+    def follow(self, future: "Future[None]") -> None:
+        super().__init__(future)
+
+    def __call__(self) -> None:
+        self._deadline = time.monotonic() + self._limit_s
+        token = _current.set(self)
+        try:
+            self._work()
+        except BaseException:
+            log.exception("the outcome of task %s could not be recorded", self._task_id)
+            raise
+        finally:
+            _current.reset(token)
+
+    def terminate(self, signal: int | None = None) -> None:
+        """Called by Celery for `revoke(terminate=True)` and at the end of a soft shutdown."""
+        self._terminated.set()
+
+    def reason(self) -> Reason | None:
+        if self._terminated.is_set():
+            return Reason.REVOKED if self._task_id in state.revoked else Reason.SHUTDOWN
+        return Reason.TIME_LIMIT if time.monotonic() >= self._deadline else None
+
+
+_current: ContextVar[_Run | None] = ContextVar("clipyard_current_run", default=None)
+
+
+class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
+    """Threads whose tasks learn through `cancelled` that they should stop.
+
+    Nothing is enforced: a task that never asks runs to its end, and a cold shutdown waits for it.
+    Soft and hard limit are one here, whichever is shorter, and no timer runs for them: the task
+    compares its deadline with the clock when it asks.
+    """
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        accept_callback: Callable[..., Any] | None = None,
+        *,
+        correlation_id: str | None = None,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        **_: Any,
+    ) -> _Run:
+        limits_s = (
+            soft_timeout or self.options.get("soft_timeout"),
+            timeout or self.options.get("timeout"),
+        )
+        run = _Run(
+            partial(apply_target, target, args, kwargs, callback, accept_callback),
+            task_id=correlation_id,
+            limit_s=min(filter(None, limits_s), default=math.inf),
+        )
+        run.follow(self.executor.submit(run))
+        return run
+
+    def on_stop(self) -> None:
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        log.info("no more tasks are started; waiting for those that run")
+        super().on_stop()
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Nothing to kill: Celery calls `_Run.terminate` right after this."""

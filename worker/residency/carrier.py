@@ -1,0 +1,117 @@
+"""Carries one model at a time up or down, measures what that takes, and tells of it.
+
+Whether it may be moved, and where to, is the caller's business: see `slots.py`.
+"""
+
+import logging
+from collections.abc import Callable
+from threading import Lock
+
+from api_client.wire.errors import OutOfMemory
+from api_client.wire.messages import Event, EventKind
+
+from ..backends.base import Footprint, Model
+from ..catalogue import Entry
+from .ledger import Ledger
+from .residents import Slot
+
+__all__ = ["Carrier"]
+
+log = logging.getLogger(__name__)
+
+
+class Carrier:
+    """Acts on the models; changes no slot.
+
+    Args:
+        load: brings a model into host memory.
+        on_event: must not raise.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Entry], Model],
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._load = load
+        self._ledger = ledger
+        self._clock = clock
+        self._on_event = on_event
+        self._moving = Lock()  # one move on the device at a time, so that its bytes can be measured
+
+    def load(self, entry: Entry, *, guess: int) -> tuple[Model, Footprint]:
+        """
+        Args:
+            guess: bytes it will take, if it was never measured.
+
+        Raises:
+            MemoryError: host memory is short, or would be.
+            Exception: whatever else the back end raises.
+        """
+        size = self._ledger[entry.id].host_bytes or guess
+        if short := self._ledger.host_shortfall(size):
+            raise OutOfMemory(f"{entry.id} takes {size} bytes of host memory, {short} too many")
+        model = self._load(entry)
+        return model, self._weigh(entry.id, model)
+
+    def lift(self, slot: Slot, *, size: int) -> Footprint:
+        """
+        Raises:
+            MemoryError: it is still where it was.
+            Exception: who knows where it is.
+        """
+        with self._moving, self._ledger.reserve(size):
+            slot.weights.lift()
+        return self._weigh(slot.id, slot.weights)
+
+    def lower(self, slot: Slot) -> Footprint:
+        with self._moving, self._ledger.coming_back(slot.id, slot.held.device_bytes):
+            slot.weights.lower()
+        return self._weigh(slot.id, slot.weights)
+
+    def unload(self, slot: Slot) -> None:
+        try:
+            with self._moving, self._ledger.coming_back(slot.id, slot.held.device_bytes):
+                slot.weights.unload()
+        except Exception:
+            log.exception("%s did not unload as it should; it is gone all the same", slot.id)
+
+    def tell(
+        self,
+        kind: EventKind,
+        model_id: str,
+        reason: str,
+        asked_by: str,
+        *,
+        size: int = 0,
+        since: float | None = None,
+    ) -> None:
+        """One line of the log and of the event stream.
+
+        Args:
+            size: bytes taken or given back.
+            since: when it began; None took no time.
+        """
+        seconds = 0.0 if since is None else self._clock() - since
+        residue = self._ledger[model_id].residue_bytes
+        if residue and kind in (EventKind.LOWERED, EventKind.EVICTED, EventKind.UNLOADED):
+            reason += f"; {residue} bytes did not come back"
+        log.info("%s %s in %.3f s: %s", kind, model_id, seconds, reason)
+        self._on_event(
+            Event(
+                kind=kind,
+                model=model_id,
+                reason=reason,
+                asked_by=asked_by,
+                bytes=size,
+                seconds=seconds,
+            )
+        )
+
+    def _weigh(self, model_id: str, model: Model) -> Footprint:
+        footprint = model.footprint()
+        self._ledger.saw(model_id, footprint)
+        return footprint
