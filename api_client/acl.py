@@ -74,8 +74,7 @@ _JOB_COMMANDS = (
 )
 _JOBS = (Right(_JOB_COMMANDS, "jobs job:*"),)
 _ASK = (
-    Right("+get +set +del +expire", "answer:*"),
-    Right("+blpop +rpush +del +expire", "done:*"),
+    Right("+blmove +rpush +expire", "answer:*"),
     # Whether a request is still on its way: one script, over all of these.
     Right("+eval +evalsha +hvals +llen +lrange", f"unacked {_QUEUES}"),
 )
@@ -94,8 +93,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         *_JOBS,
         Right("+brpop +rpop +llen +lrange +del +exists", _QUEUES),
         Right("+hgetall +del", "blobs:*"),
-        Right("+exists +get +set +del +expire", "answer:*"),
-        Right("+rpush +del +expire", "done:*"),
+        Right("+exists +rpush +expire", "answer:*"),
         Right("+setex +expire", "celery-task-meta-*"),
         Right(
             "+hset +hget +hgetall +hdel +hincrby +expire +ttl +del +exists +get +set +sadd +srem"

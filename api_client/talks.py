@@ -176,21 +176,20 @@ class Line:
 
     def fetch(self, request_id: str, *, until: float, call: Call | None = None) -> Talk[Answer]:
         """As `wait`, for an id; without the call nothing can be sent again."""
-        answer, done = self.keys.answer(request_id), self.keys.done(request_id)
         vigil = _Vigil()
         while True:
-            frame = yield lambda r: r.get(answer)
+            left_s = _seconds_left(until)
+            # Redis takes a timeout of zero as for ever.
+            block_s = max(0.01, min(SLICE_S, left_s))
+            frame = yield partial(_await, key=self.keys.answer(request_id), block_s=block_s)
             if frame is not None:
                 return _open(frame)
-            if (left_s := _seconds_left(until)) <= 0:
+            if left_s <= block_s:
                 raise NoAnswer(
                     f"no answer to {request_id} in time; look at `clipyard status`, or allow more "
                     "than this timeout"
                 )
-            # Redis takes a timeout of zero as for ever.
-            block_s = max(0.01, min(SLICE_S, left_s))
-            if (yield partial(_pop, key=done, block_s=block_s)) is None:
-                yield from self._look_after(vigil, call)
+            yield from self._look_after(vigil, call)
 
     def _look_after(self, vigil: _Vigil, call: Call | None) -> Talk[None]:
         """After a slice without an answer: is anybody there, and is the message?
@@ -273,8 +272,9 @@ def _lay_down(client: Any, *, key: str, blobs: Mapping[int, bytes], ttl_s: int) 
     return pipe.execute()
 
 
-def _pop(client: Any, *, key: str, block_s: float) -> Any:
-    return client.blpop([key], timeout=block_s)
+def _await(client: Any, *, key: str, block_s: float) -> Any:
+    """The first frame of the list, which stays there: moved from its head to its head."""
+    return client.blmove(key, key, block_s, "LEFT", "LEFT")
 
 
 def _find(client: Any, *, call: Call, keys: names.Keys) -> Any:
@@ -285,9 +285,8 @@ def _find(client: Any, *, call: Call, keys: names.Keys) -> Any:
 def _refuse(client: Any, *, keys: names.Keys, ids: Sequence[str], frame: bytes, ttl_s: int) -> Any:
     pipe = client.pipeline()
     for request_id in ids:
-        pipe.set(keys.answer(request_id), frame, nx=True, ex=ttl_s)
-        pipe.rpush(keys.done(request_id), 1)
-        pipe.expire(keys.done(request_id), ttl_s)
+        pipe.rpush(keys.answer(request_id), frame)
+        pipe.expire(keys.answer(request_id), ttl_s)
         pipe.delete(keys.blobs(request_id))
     return pipe.execute()
 

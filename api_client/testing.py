@@ -108,8 +108,8 @@ class FakeWorker:
 
     def take(self, call: Call) -> None:
         """Answer a call that was published."""
-        if self.store.get(self.keys.answer(call.id)) is None:
-            self.store.set(self.keys.answer(call.id), self.frame(call.request, call.blobs))
+        if not self.store.exists(self.keys.answer(call.id)):
+            self.store.rpush(self.keys.answer(call.id), self.frame(call.request, call.blobs))
 
     def frame(self, request: Request, blobs: Mapping[int, bytes]) -> bytes:
         """The answer to a request."""
@@ -264,9 +264,11 @@ class MemoryStore:
     def get(self, key: str) -> Any:
         return self._values.get(key)
 
-    def set(self, key: str, value: bytes, *, nx: bool = False, ex: int | None = None) -> None:
-        if not (nx and key in self._values):
-            self._values[key] = value
+    def set(self, key: str, value: bytes) -> None:
+        self._values[key] = value
+
+    def exists(self, key: str) -> bool:
+        return key in self._values
 
     def delete(self, *keys: str) -> None:
         for key in keys:
@@ -294,14 +296,16 @@ class MemoryStore:
     def xrevrange(self, *_: Any) -> list[Any]:
         return []
 
-    def rpush(self, *_: Any) -> None:
-        """Nobody ever waits."""
+    def rpush(self, key: str, value: bytes) -> None:
+        self._values.setdefault(key, []).append(value)
 
     def expire(self, *_: Any) -> None:
         """Nothing ever expires."""
 
-    def blpop(self, keys: Sequence[str], *, timeout: float) -> None:
-        raise NoAnswer("nothing was submitted under this id")
+    def blmove(self, key: str, *_: Any) -> Any:
+        if not self.exists(key):
+            raise NoAnswer("nothing was submitted under this id")
+        return self._values[key][0]
 
     def pipeline(self, transaction: bool = True) -> "_Pipeline":
         return _Pipeline(self)

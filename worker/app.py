@@ -31,9 +31,12 @@ TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep", "tasks.reembed"
 BULK_TASKS = transport.BULK_TASKS
 INTERACTIVE_TASKS = 32
 
-# torch's threads sleep while they wait for each other: spinning would take the cores that the
-# decoders need. OpenMP reads this when torch is imported, which is later than now.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP reads these when torch is imported, which is later than now. A thread has torch's work to
+# itself unless `backends.cores` gives it more. Those that share an operation spin for a fraction
+# of a millisecond before they sleep: enough to bridge the gap to the next operation, too short to
+# take the cores that the decoders need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 concurrency.ALIASES["threads"] = "worker.delivery.pool:TaskPool"  # what `-P threads` means here
 transport.use()

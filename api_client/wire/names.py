@@ -67,12 +67,8 @@ class Keys:
         return f"{self._prefix}:model:{worker}:{model_id}"
 
     def answer(self, request: str) -> str:
-        """String: the answer's frame, see `codec.pack_answer`. Expires."""
+        """List: frames, see `codec.pack_answer`; the first one counts. Expires."""
         return f"{self._prefix}:answer:{request}"
-
-    def done(self, request: str) -> str:
-        """List: wakes whoever waits for the answer. Expires."""
-        return f"{self._prefix}:done:{request}"
 
     def blobs(self, request: str) -> str:
         """Hash of position -> file bytes, for pictures sent by value. Expires."""

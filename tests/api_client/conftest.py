@@ -128,8 +128,8 @@ class Stage:
                 request = kind.model_validate(fields)
                 blobs = stage.store.hgetall(stage.keys.blobs(self.request.id))
                 frame = answers.frame(request, {int(i): blob for i, blob in blobs.items()})
-                stage.store.set(stage.keys.answer(self.request.id), frame, ex=60)
-                stage.store.rpush(stage.keys.done(self.request.id), 1)
+                stage.store.rpush(stage.keys.answer(self.request.id), frame)
+                stage.store.expire(stage.keys.answer(self.request.id), 60)
 
         stage = self
         for task_name, kind in TASKS.items():

@@ -125,10 +125,10 @@ FORBIDDEN = {
         "ZADD {p}:unacked_index 1 a",
         "SUBSCRIBE {p}:/0.celeryev/worker.heartbeat",
     ],
-    Role.WORKER: ["HSET {p}:blobs:x a 1", "BLPOP {p}:done:x 1", "DEL {p}:gate:sweep"],
+    Role.WORKER: ["HSET {p}:blobs:x a 1", "LPOP {p}:answer:x", "DEL {p}:gate:sweep"],
     Role.BEAT: [
         "HGETALL {p}:worker:x",
-        "GET {p}:answer:x",
+        "LRANGE {p}:answer:x 0 0",
         "BRPOP {p}:control 1",
         "PUBLISH {p}:/0.celery.pidbox x",
         "HVALS {p}:unacked",

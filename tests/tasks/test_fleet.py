@@ -71,8 +71,8 @@ class Fleet:
         request_id = str(uuid.uuid4())
         queue = names.direct_queue(node)
         self.app.send_task(names.LOAD, kwargs={"model": model}, task_id=request_id, queue=queue)
-        assert self.store.blpop([self.keys.done(request_id)], timeout=BOUND_S)
-        return unpack_answer(self.store.get(self.keys.answer(request_id)))[0]
+        answer = self.keys.answer(request_id)
+        return unpack_answer(self.store.blmove(answer, answer, BOUND_S))[0]
 
     def story(self, node, *, until):
         """The kinds of events on one worker from its first to one of this kind."""

@@ -45,8 +45,9 @@ def ask(app, here):
         request_id = str(uuid.uuid4())
         queue = names.direct_queue(app.node)
         app.send_task(task, kwargs=fields, task_id=request_id, queue=queue)
-        assert here.redis.blpop([here.keys.done(request_id)], timeout=20), "no answer"
-        return codec.unpack_answer(here.redis.get(here.keys.answer(request_id)))[0]
+        answer = here.keys.answer(request_id)
+        assert (frame := here.redis.blmove(answer, answer, 20)), "no answer"
+        return codec.unpack_answer(frame)[0]
 
     return ask
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Literal, TypeVar
 
@@ -111,6 +112,7 @@ class Batcher:
         self._calls: set[Call] = set()
         self._closed = False
         self._active: set[_Pass] = set()
+        self._running: set[int] = set()  # numbers of runners
         self._last_forward_ok: bool | None = None
         self._batches = self._rows = 0
 
@@ -120,7 +122,7 @@ class Batcher:
         self._threads = [
             threading.Thread(target=self._work, args=(step,), name=name, daemon=True)
             for step, name in [
-                *((self._step_runner, f"run-{n}") for n in range(runners)),
+                *((partial(self._step_runner, n), f"run-{n}") for n in range(runners)),
                 *((self._step_decoder, f"decode-{n}") for n in range(decode_threads)),
             ]
         ]
@@ -253,7 +255,7 @@ class Batcher:
                 call.decode.note(start, end)
             for row, error in zip(rows, errors, strict=True):
                 self._end_preparation(row, call.gone or error)
-            self._to_run.notify()
+            self._to_run.notify_all()
 
     def _end_preparation(self, row: Row, error: ClipyardError | None) -> None:
         if error is None:
@@ -262,19 +264,28 @@ class Batcher:
             self._turns.abandoned(row)
             row.call.settle(row.index, error)
 
-    def _step_runner(self) -> bool:
+    def _step_runner(self, number: int) -> bool:
         with self._to_run:
-            while not (batch := self._turns.next_batch(self._clock())):
+            while not (batch := self._next_batch(number)):
                 if self._closed:
                     return False
                 self._to_run.wait()
+            self._running.add(number)
             self._to_prepare.notify_all()
+            self._to_run.notify_all()
         if wanted := self._without_the_gone(batch):
             self._forward(wanted)
         with self._to_run:
+            self._running.discard(number)
             self._turns.ended(batch)
             self._to_run.notify_all()
         return True
+
+    def _next_batch(self, number: int) -> list[Row]:
+        """The first runner goes first: what runs alone always runs in the same thread."""
+        if number and 0 not in self._running:
+            return []
+        return self._turns.next_batch(self._clock())
 
     def _without_the_gone(self, batch: list[Row]) -> list[Row]:
         """The rows somebody still waits for. All calls are looked at, not only this batch's."""

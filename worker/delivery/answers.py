@@ -3,8 +3,8 @@
     @answering(names.LOAD, Load)
     def load(call: Call[Load]) -> Managed: ...
 
-registers a Celery task whose id is the request's id. Whoever asked finds exactly one frame under
-`Keys.answer` and is woken through `Keys.done`. What can happen to a request:
+registers a Celery task whose id is the request's id. Whoever asked waits for the first frame of the
+list `Keys.answer`. What can happen to a request:
 
     it is not signed as this installation wants      Refused, NotSigned; nothing else is read
     it is malformed, or of a newer wire version      Refused, BadRequest
@@ -215,9 +215,8 @@ def busy_pause_s(retries: int, dice: float) -> float | None:
 def _write(request_id: str, frame: bytes) -> None:
     here = runtime.here()
     with here.redis.pipeline(transaction=True) as pipe:
-        pipe.set(here.keys.answer(request_id), frame, ex=here.settings.answer_ttl_s)
-        pipe.rpush(here.keys.done(request_id), 1)
-        pipe.expire(here.keys.done(request_id), here.settings.answer_ttl_s)
+        pipe.rpush(here.keys.answer(request_id), frame)
+        pipe.expire(here.keys.answer(request_id), here.settings.answer_ttl_s)
         pipe.execute()
 
 

@@ -30,8 +30,16 @@ def test_a_run_alone_gets_all_cores() -> None:
     assert shares(cores, 1) == [4]
 
 
-def test_runs_beside_each_other_share_the_cores_and_each_has_one() -> None:
-    assert shares(Cores(4), 6) == [4, 2, 1, 1, 1, 1]
+def test_runs_beside_the_first_have_a_core_each() -> None:
+    assert shares(Cores(4), 6) == [4, 1, 1, 1, 1, 1]
+    assert shares(Cores(4 * MOST_RUNS), 3) == [4 * MOST_RUNS, 4, 4]
+
+
+def test_only_the_first_thread_ever_gets_all_cores() -> None:
+    cores = Cores(4)
+    with cores.share():
+        pass
+    assert shares(cores, 1) == [1]
 
 
 def test_there_are_as_many_runs_at_once_as_cores_within_a_limit() -> None:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from threading import Barrier, Event, Lock
+from threading import Barrier, Event, Lock, current_thread
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,20 @@ def test_a_model_that_does_not_runs_in_one_whatever_the_runners() -> None:
         calls = [desk.ask(*range(BATCH + 1), priority=Priority.BULK) for _ in range(4)]
         for call in calls:
             assert_rows(call.result(PATIENCE_S), range(BATCH + 1))
+
+
+def test_what_runs_alone_always_runs_in_the_same_thread() -> None:
+    threads = set()
+
+    def look(_: list[int]) -> None:
+        threads.add(current_thread().name)
+
+    with a_desk(runners=3) as desk:
+        desk.model = Puppet(parallel=3)
+        desk.model.misbehave = look
+        for number in range(20):
+            desk.embed(number)
+    assert threads == {"run-0"}
 
 
 def test_bulk_is_served_when_it_has_waited_too_long() -> None:
