@@ -26,13 +26,25 @@ def ratio(speeds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
 
 def timed(action: Callable[[], object], calls: int) -> list[float]:
     """ms of each call, after a warm-up."""
+    return [_ms(action) for _ in range(calls + calls // 10)][calls // 10 :]
+
+
+def in_turns(
+    one: Callable[[], object], other: Callable[[], object], *, calls: int, pause_s: float
+) -> tuple[list[float], list[float]]:
+    """As `timed`, of two in turns, each after a pause."""
     spans = []
-    for number in range(calls + calls // 10):
-        begun = time.perf_counter()
-        action()
-        if number >= calls // 10:
-            spans.append(1000 * (time.perf_counter() - begun))
-    return spans
+    for _ in range(calls + calls // 10):
+        for action in (one, other):
+            time.sleep(pause_s)
+            spans.append(_ms(action))
+    return spans[2 * (calls // 10) :: 2], spans[2 * (calls // 10) + 1 :: 2]
+
+
+def _ms(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return 1000 * (time.perf_counter() - begun)
 
 
 def p99(spans: list[float]) -> float:

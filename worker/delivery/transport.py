@@ -8,12 +8,13 @@ none takes a bulk message before it takes more interactive ones, so that neither
 What is held is read off the channel's own list of unacknowledged messages each time, so messages
 that are requeued, restored or carried over to a new connection are counted right.
 
-Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritten below),
-`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the client's `_prefix_args`,
-`QoS._delivered` and `_dirty`.
+Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` and `conn_or_acquire`
+(rewritten below), `_create_client`, `_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the
+client's `_prefix_args`, `QoS._delivered` and `_dirty`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -45,10 +46,25 @@ def priorities(steps: Sequence[int], *, bulk_held: int, bulk_tasks: int) -> list
 
 
 class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
-    """Takes one more transport option, `bulk_tasks`: the most bulk messages held at once."""
+    """Keeps its client, and takes one more transport option.
+
+    Attributes:
+        bulk_tasks: the most bulk messages held at once.
+    """
+
+    _kept: Any = None
 
     bulk_tasks = BULK_TASKS
     from_transport_options = (*redis.Channel.from_transport_options, "bulk_tasks")
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        # kombu makes a client for every command, which takes longer than the command.
+        if client is None:
+            if self._kept is None or self._kept.connection_pool is not self.pool:
+                self._kept = self._create_client()
+            client = self._kept
+        yield client
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
