@@ -19,7 +19,7 @@ from worker.catalogue import BUILT_IN, Catalogue
 
 from . import fixtures
 from .report import Options, Report
-from .rounds import p99, timed
+from .rounds import in_turns, p99, timed
 from .stack import stack
 
 TEXT = "a photo of a dog on a beach"
