@@ -100,6 +100,10 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
             " +smembers +xadd",
             f"{_STATUS} will:* reserved:* safe-batches",
         ),
+        Right(
+            "+hget +hsetnx +hstrlen +hdel +zadd +zpopmin +get +set +del +expire +eval +evalsha",
+            "cached:*",
+        ),
         Right("+set +incrby +pexpire", "gate:*"),
     ),
     Role.BEAT: _PUBLISH,

@@ -1,7 +1,6 @@
 """embed_batch: pictures or texts in, vectors out."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,9 +8,9 @@ import numpy as np
 
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, ClipyardError, SpaceMismatch
-from api_client.wire.messages import AUTO, EmbedBatch, Embedded, Failure, ImageRef, Kind, Timings
+from api_client.wire.messages import AUTO, EmbedBatch, Embedded, Failure, Kind, Timings
 from worker import runtime
-from worker.backends.base import Model, Prepared
+from worker.backends.base import Model
 from worker.choice import Candidate, Choice, Wish, ranked
 from worker.datapath.batcher import Rows
 from worker.delivery.answers import Answer, Call, answering
@@ -94,25 +93,23 @@ def _refuse_what_does_not_fit(request: EmbedBatch, model: Model, model_id: str) 
 
 def _embed(call: Call[EmbedBatch], model: Model, model_id: str) -> Rows:
     here, request = runtime.here(), call.request
-    items: Sequence[Any] = request.texts or request.images
-    prepare: Callable[[Any], Prepared] = model.prepare_text
-    if request.kind is Kind.IMAGE:
-        prepare = partial(_picture, model, _blobs(call.id))
-    return here.batcher.embed(
+    embed = partial(
+        here.batcher.embed,
         model,
         request.kind,
-        items,
-        prepare,
         model_id=model_id,
         priority=request.priority,
         deadline=request.deadline,
         cancelled=canceller(),
     )
-
-
-def _picture(model: Model, blobs: Mapping[int, bytes], ref: ImageRef) -> Prepared:
-    image = runtime.here().images.open(ref, blobs, near=model.traits.input_size)
-    return model.prepare_image(image)
+    if request.kind is Kind.TEXT:
+        return embed(request.texts, model.prepare_text)
+    pictures, blobs = here.pictures(model, model_id), _blobs(call.id)
+    rows = embed(
+        range(len(request.images)), lambda i: pictures.prepare(i, request.images[i], blobs)
+    )
+    pictures.keep(rows.vectors)
+    return rows
 
 
 def _blobs(request_id: str) -> dict[int, bytes]:

@@ -54,6 +54,11 @@ class Meter:
         found = "hit" if answer.timings.load_s < HIT_S else "miss"
         self._meters[metrics.LEASES_TAKEN].labels(answer.model, found).inc()
 
+    def looked_up(self, model: str, *, hits: int, misses: int) -> None:
+        """Items were looked for among the vectors that are kept."""
+        self._meters[metrics.CACHE_LOOKUPS].labels(model, "hit").inc(hits)
+        self._meters[metrics.CACHE_LOOKUPS].labels(model, "miss").inc(misses)
+
     def ran(self, kind: Kind, rows: int, outcome: str) -> None:
         """A forward pass has ended."""
         self._meters[metrics.BATCHES].labels(kind.value, outcome).inc()

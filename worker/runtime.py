@@ -20,6 +20,7 @@ from .backends.base import Model, Placement, Prepared
 from .catalogue import BUILT_IN, Catalogue, Entry
 from .complaints import complaints
 from .datapath.batcher import Batcher
+from .datapath.content_cache import ContentCache, Pictures
 from .datapath.images import ImageReader
 from .datapath.sizes import Sizes
 from .health import Health, Verdict
@@ -60,6 +61,16 @@ class Runtime:
     meter: Meter
     redis: redis.Redis
     keys: Keys
+    content_cache: ContentCache | None = None
+
+    def pictures(self, model: Model, model_id: str) -> Pictures:
+        """What prepares the pictures of one call."""
+        return Pictures(
+            model,
+            self.images,
+            self.content_cache,
+            on_look=partial(self.meter.looked_up, model_id),
+        )
 
     def warm_up(self) -> None:
         """Bring the models that the settings ask for; whatever came of it, then be ready."""
@@ -176,6 +187,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         meter=meter,
         redis=store,
         keys=keys,
+        content_cache=_content_cache(settings, keys),
     )
     meter.show(State(here))
     if settings.metrics_port:
@@ -220,6 +232,14 @@ def _limits(settings: WorkerSettings) -> Limits:
 
 def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else int(gigabytes * 1e9)
+
+
+def _content_cache(settings: WorkerSettings, keys: Keys) -> ContentCache | None:
+    if not settings.content_cache_mb:
+        return None
+    budget_bytes = int(settings.content_cache_mb * 1e6)
+    client = redis_client(settings, patience_s=HASTE_S)
+    return ContentCache(client, keys, budget_bytes=budget_bytes)
 
 
 def _sizes(store: redis.Redis, keys: Keys, device: str) -> Sizes:

@@ -78,6 +78,7 @@ class WorkerSettings(LogSettings):
     )
     decode_processes: Annotated[int, Field(ge=0, le=256)] = 0  # for pictures of strangers; docs
     decode_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for one picture in such a process
+    content_cache_mb: Annotated[float, Field(ge=0)] = 0.0  # of Redis, for vectors of known pictures
     image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else
     image_urls: bool = False  # fetch http(s) pictures, from public addresses only
     image_url_hosts: tuple[str, ...] = ()  # and of these hosts only; .example.org: all below it

@@ -98,6 +98,13 @@ LEASES_TAKEN = _worker(
     "model",
     "found",
 )
+CACHE_LOOKUPS = _worker(
+    "cache_lookups_total",
+    _C,
+    "Items looked up among the vectors that are kept: found there (`hit`) or not (`miss`).",
+    "model",
+    "found",
+)
 BATCHES = _worker(
     "batches_total",
     _C,

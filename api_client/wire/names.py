@@ -108,6 +108,10 @@ class Keys:
         """Hash of holder -> bytes and expiry: what processes sharing a device are about to take."""
         return f"{self._prefix}:reserved:{device}"
 
+    def cached(self, part: str) -> str:
+        """Hash, sorted set, string: vectors by content, see `content_cache`. Within its budget."""
+        return f"{self._prefix}:cached:{part}"
+
     def safe_batches(self) -> str:
         """Hash of (model, precision, device) -> the batch size that is known to fit."""
         return f"{self._prefix}:safe-batches"

@@ -63,6 +63,7 @@ class Installation:
             "CLIPYARD_JOBS_DIR": str(self.folder / "jobs"),
             "CLIPYARD_SWEEP_INTERVAL_S": "1",
             "CLIPYARD_TEND_INTERVAL_S": "1",
+            "CLIPYARD_CONTENT_CACHE_MB": "1",
             "CLIPYARD_DEVICE": "cpu",
             "CLIPYARD_LOG_LEVEL": "DEBUG",
             "OMP_NUM_THREADS": "1",

@@ -46,7 +46,8 @@ def ask(app, here):
         queue = names.direct_queue(app.node)
         app.send_task(task, kwargs=fields, task_id=request_id, queue=queue)
         answer = here.keys.answer(request_id)
-        assert (frame := here.redis.blmove(answer, answer, 20)), "no answer"
+        frame = here.redis.blmove(answer, answer, 20)
+        assert frame, "no answer"
         return codec.unpack_answer(frame)[0]
 
     return ask

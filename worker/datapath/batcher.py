@@ -21,7 +21,7 @@ from api_client.wire.errors import Cancelled, ClipyardError, Expired, NoWorker, 
 from api_client.wire.messages import Kind, Priority
 
 from ..backends.base import Model, Prepared, PreparedText
-from .outcomes import Outcome, failure, normalised
+from .outcomes import Known, Outcome, failure, normalised
 from .sizes import Sizes
 from .turns import Call, Row, Turns
 
@@ -134,7 +134,7 @@ class Batcher:
         model: Model,
         kind: Kind,
         items: Sequence[_Item],
-        prepare: Callable[[_Item], Prepared],
+        prepare: Callable[[_Item], Prepared | Known],
         *,
         model_id: str,
         priority: Priority,
@@ -144,7 +144,8 @@ class Batcher:
         """One vector or error per item. Blocks; the caller holds a lease on `model` meanwhile.
 
         Args:
-            prepare: one item to one row, in a thread of the pool; raises ItemError for a bad item.
+            prepare: one item to one row, in a thread of the pool, or the vector itself if it is
+                known; raises ItemError for a bad item.
             model_id: for error messages.
             deadline: unix seconds.
             cancelled: why the call was withdrawn, or None; asked often, so it must be quick.
@@ -246,23 +247,23 @@ class Batcher:
         gone = self._why_gone(call)
         start = self._clock()
         with correlation.about(call.correlation):
-            errors = [None if gone else _prepare_row(row) for row in rows]
+            settled = [None if gone else _prepare_row(row) for row in rows]
         end = self._clock()
         with self._to_run:
             if gone:
                 self._dismiss(call, gone)
             else:
                 call.decode.note(start, end)
-            for row, error in zip(rows, errors, strict=True):
-                self._end_preparation(row, call.gone or error)
+            for row, outcome in zip(rows, settled, strict=True):
+                self._end_preparation(row, call.gone or outcome)
             self._to_run.notify_all()
 
-    def _end_preparation(self, row: Row, error: ClipyardError | None) -> None:
-        if error is None:
+    def _end_preparation(self, row: Row, outcome: Outcome | None) -> None:
+        if outcome is None:
             self._turns.prepared(row)
         else:
             self._turns.abandoned(row)
-            row.call.settle(row.index, error)
+            row.call.settle(row.index, outcome)
 
     def _step_runner(self, number: int) -> bool:
         with self._to_run:
@@ -371,10 +372,11 @@ class Batcher:
         self._to_run.notify_all()
 
 
-def _prepare_row(row: Row) -> ClipyardError | None:
+def _prepare_row(row: Row) -> Outcome | None:
+    """What the item ends as already; None if it has to run."""
     call = row.call
     try:
-        row.prepared = call.prepare(call.items[row.index])
+        prepared = call.prepare(call.items[row.index])
     except ClipyardError as error:
         return failure(error, "")
     except MemoryError:
@@ -382,6 +384,9 @@ def _prepare_row(row: Row) -> ClipyardError | None:
     except BaseException as error:
         log.warning("%s: preparing one %s failed", call.model_id, call.kind, exc_info=True)
         return failure(error, f"{call.model_id}: preparing this {call.kind}")
+    if isinstance(prepared, Known):
+        return prepared.vector
+    row.prepared = prepared
     return None
 
 

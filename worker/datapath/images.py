@@ -70,15 +70,30 @@ class ImageReader:
         Raises:
             ItemError: the narrow one: missing, forbidden, too large, or unreadable.
         """
+        return self.decode(self.read(ref, blobs), ref, near=near)
+
+    def read(self, ref: ImageRef, blobs: Mapping[int, bytes]) -> bytes:
+        """The first half of `open`: what is in the file."""
         match ref:
             case PathRef(path=path):
-                return self._decode(self._read(path), _name(path), near)
+                return self._read(path)
             case BlobRef(blob=number):
                 if (data := blobs.get(number)) is None:
                     raise ImageMissing(f"the bytes of image {number} are gone; send them again")
-                return self._decode(data, f"image {number}", near)
+                return data
             case UrlRef(url=url):
-                return self._decode(self._fetched(url), "the picture behind the URL", near)
+                return self._fetched(url)
+
+    def decode(self, data: bytes, ref: ImageRef, *, near: int | None) -> Image.Image:
+        """The second half of `open`."""
+        name = _title(ref)
+        if not data:
+            raise ImageUnreadable(f"{name} is empty")
+        if len(data) > self._max_bytes:
+            raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
+        if self._decoders is not None:
+            return self._decoders.decode(data, name=name, near=near)
+        return decoding.decode(data, name=name, near=near, limits=self._limits)
 
     def _fetched(self, url: str) -> bytes:
         if url.partition(":")[0].lower() not in PORTS:
@@ -122,15 +137,6 @@ class ImageReader:
             here = below
         return here
 
-    def _decode(self, data: bytes, name: str, near: int | None) -> Image.Image:
-        if not data:
-            raise ImageUnreadable(f"{name} is empty")
-        if len(data) > self._max_bytes:
-            raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
-        if self._decoders is not None:
-            return self._decoders.decode(data, name=name, near=near)
-        return decoding.decode(data, name=name, near=near, limits=self._limits)
-
 
 @contextmanager
 def _opening(path: str) -> Iterator[None]:
@@ -150,6 +156,16 @@ def _opening(path: str) -> Iterator[None]:
         raise ImageUnreadable(f"{name} cannot be opened: {error.strerror}") from None
     except ValueError:  # a null byte
         raise ImageMissing(f"no file can be named {name}") from None
+
+
+def _title(ref: ImageRef) -> str:
+    match ref:
+        case PathRef(path=path):
+            return _name(path)
+        case BlobRef(blob=number):
+            return f"image {number}"
+        case UrlRef():
+            return "the picture behind the URL"
 
 
 def _name(path: str) -> str:

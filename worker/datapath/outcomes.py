@@ -1,6 +1,7 @@
 """What an item ends as: a row of length one, or an error that is fit to cross the wire."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,13 @@ from api_client.wire.errors import BackendFailed, ClipyardError, NonFiniteVector
 
 Vector = NDArray[np.float32]
 Outcome = Vector | ClipyardError
+
+
+@dataclass(frozen=True)
+class Known:
+    """A row that needs no forward pass: (dimension,), L2-normalised."""
+
+    vector: Vector
 
 
 def normalised(

@@ -16,7 +16,7 @@ from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Kind, Priority
 
 from ..backends.base import Model, Prepared, Traits
-from .outcomes import Outcome
+from .outcomes import Known, Outcome
 
 NOT_YET = np.empty(0, np.uint8)
 
@@ -56,7 +56,7 @@ class Call:
     kind: Kind
     priority: Priority
     items: Sequence[Any]
-    prepare: Callable[[Any], Prepared]
+    prepare: Callable[[Any], Prepared | Known]
     deadline: float | None
     cancelled: Callable[[], str | None]
     since: float

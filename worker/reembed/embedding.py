@@ -10,7 +10,8 @@ from api_client.wire.jobs import JobSpec
 from api_client.wire.messages import BlobRef, Kind
 
 from ..backends.base import Model, Prepared, Traits
-from ..datapath.images import ImageReader
+from ..datapath.content_cache import Pictures
+from ..datapath.outcomes import Known
 from ..delivery.pool import canceller
 from ..runtime import Runtime
 from .items import Item, Vector
@@ -61,15 +62,17 @@ def embed(
         kind = kind_of(part[0])
         with here.slots.lease(entry, asked_by=f"job {spec.id}") as model:
             refuse_another(spec, model.traits, kind, fingerprint)
+            pictures = here.pictures(model, entry.id)
             rows = here.batcher.embed(
                 model,
                 kind,
-                part,
-                partial(_prepare, model, here.images, source),
+                list(enumerate(part)),
+                partial(_prepare, model, pictures, source),
                 model_id=entry.id,
                 priority=spec.priority,
                 cancelled=canceller(),
             )
+            pictures.keep(rows.vectors)
         here.tracker.used(entry, items=len(part))
         _raise_outages(rows.vectors)
         found.rows += rows.vectors
@@ -105,16 +108,18 @@ def refuse_another(spec: JobSpec, traits: Traits, kind: Kind, fingerprint: str |
         )
 
 
-def _prepare(model: Model, images: ImageReader, source: Source, item: Item) -> Prepared:
+def _prepare(
+    model: Model, pictures: Pictures, source: Source, numbered: tuple[int, Item]
+) -> Prepared | Known:
+    position, item = numbered
     content = source.fetch(item)
     if isinstance(content, str):
         if not content.strip():
             raise TextInvalid(f"{item.ref} is blank")
         return model.prepare_text(content)
-    near = model.traits.input_size
     if isinstance(content, bytes):
-        return model.prepare_image(images.open(BlobRef(blob=0), {0: content}, near=near))
-    return model.prepare_image(images.open(content, {}, near=near))
+        return pictures.prepare(position, BlobRef(blob=0), {0: content})
+    return pictures.prepare(position, content, {})
 
 
 def _slices(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -88,7 +88,8 @@ def ask(app, monkeypatch):
             name, args=args, kwargs=payload, task_id=request_id, queue=queue, headers=headers
         )
         answer = here.keys.answer(request_id)
-        assert (frame := here.redis.blmove(answer, answer, 20)), "no answer"
+        frame = here.redis.blmove(answer, answer, 20)
+        assert frame, "no answer"
         return codec.unpack_answer(frame)
 
     return ask

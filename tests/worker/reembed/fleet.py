@@ -14,6 +14,7 @@ from worker.backends.base import Placement
 from worker.backends.fake import Fake
 from worker.catalogue import Catalogue, Entry
 from worker.datapath.batcher import Batcher
+from worker.datapath.content_cache import Pictures
 from worker.datapath.images import ImageReader
 from worker.reembed import duty
 from worker.residency.ledger import Ledger
@@ -41,6 +42,9 @@ class Parts:
         self.batcher = Batcher(batch_size=16, decode_threads=2)
         self.images = ImageReader(self.settings)
         self.tracker = SimpleNamespace(used=lambda entry, items: None)
+
+    def pictures(self, model, model_id):
+        return Pictures(model, self.images, None, on_look=lambda *, hits, misses: None)
 
     def close(self):
         self.batcher.close()

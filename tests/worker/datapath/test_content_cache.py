@@ -1,0 +1,199 @@
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from PIL import Image
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families as parsed
+
+from api_client.wire.errors import ImageUnreadable
+from api_client.wire.messages import ImageRef, Kind, PathRef, Priority
+from api_client.wire.names import Keys
+from worker import runtime
+from worker.backends.base import Model, Placement
+from worker.backends.fake import Fake
+from worker.catalogue import Entry
+from worker.datapath.batcher import Batcher, Rows
+from worker.datapath.content_cache import ContentCache, Pictures
+from worker.datapath.images import ImageReader
+from worker.settings import WorkerSettings
+
+BUDGET_BYTES = 2_000_000
+
+
+class Desk:
+    """Embeds pictures as a task does, and counts what took a forward pass."""
+
+    def __init__(self, folder: Path, cache: ContentCache) -> None:
+        self.cache = cache
+        self.folder = folder
+        self.ran = 0
+        self.looked: list[tuple[int, int]] = []
+        self._images = ImageReader(WorkerSettings.read(image_roots=(folder,)))
+        self._batcher = Batcher(
+            batch_size=8, decode_threads=2, on_pass=lambda kind, rows, passed: self._count(rows)
+        )
+        self.model = self.a_model()
+
+    def _count(self, rows: int) -> None:
+        self.ran += rows
+
+    def a_model(self, **options: object) -> Model:
+        family = Fake(Placement(device="cpu", precision="float32"))
+        model = family.load(Entry("fake/vision", backend="fake", options=options))
+        model.lift()
+        return model
+
+    def picture(self, name: str, shade: int) -> ImageRef:
+        Image.new("L", (8, 8), shade).save(self.folder / name)
+        return PathRef(path=str(self.folder / name))
+
+    def embed(self, *refs: ImageRef, model: Model | None = None) -> Rows:
+        model = model or self.model
+        pictures = Pictures(
+            model,
+            self._images,
+            self.cache,
+            on_look=lambda *, hits, misses: self.looked.append((hits, misses)),
+        )
+        rows = self._batcher.embed(
+            model,
+            Kind.IMAGE,
+            range(len(refs)),
+            lambda i: pictures.prepare(i, refs[i], {}),
+            model_id="fake/vision",
+            priority=Priority.BULK,
+        )
+        pictures.keep(rows.vectors)
+        return rows
+
+    def close(self) -> None:
+        self._batcher.close()
+        self._images.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, store: redis.Redis, keys: Keys) -> Iterator[Desk]:
+    cache = ContentCache(store, keys, budget_bytes=BUDGET_BYTES)
+    with closing(Desk(tmp_path, cache)) as desk:
+        yield desk
+
+
+def test_a_known_picture_gets_the_same_vector_without_a_forward_pass(desk: Desk) -> None:
+    a, b = desk.picture("a.png", 10), desk.picture("b.png", 20)
+    first = desk.embed(a, b)
+    again = desk.embed(b, a, desk.picture("copy of a.png", 10))
+    assert desk.ran == 2
+    assert desk.looked == [(0, 2), (3, 0)]
+    expected = [first.vectors[1], first.vectors[0], first.vectors[0]]
+    assert np.array_equal(np.stack(again.vectors), np.stack(expected))
+
+
+def test_changed_bytes_are_another_picture_whatever_their_name(desk: Desk) -> None:
+    before = desk.embed(desk.picture("a.png", 10)).vectors[0]
+    after = desk.embed(desk.picture("a.png", 200)).vectors[0]
+    assert desk.ran == 2
+    assert not np.array_equal(before, after)
+
+
+def test_another_vector_space_knows_nothing_of_it(desk: Desk) -> None:
+    a = desk.picture("a.png", 10)
+    desk.embed(a)
+    desk.embed(a, model=desk.a_model(dimension=4))
+    assert desk.ran == 2
+
+
+def test_what_failed_is_not_kept(desk: Desk) -> None:
+    broken = PathRef(path=str(desk.folder / "broken.png"))
+    Path(broken.path).write_bytes(b"no picture")
+    for _ in range(2):
+        (row,) = desk.embed(broken).vectors
+        assert isinstance(row, ImageUnreadable)
+    assert desk.looked == [(0, 1), (0, 1)]
+
+
+def test_a_redis_that_is_away_costs_the_look_up_only(desk: Desk, keys: Keys) -> None:
+    nobody = redis.Redis(port=1, retry=None)
+    desk.cache = ContentCache(nobody, keys, budget_bytes=BUDGET_BYTES)
+    rows = desk.embed(desk.picture("a.png", 10))
+    assert isinstance(rows.vectors[0], np.ndarray)
+
+
+def test_beyond_the_budget_the_least_recently_used_go(
+    store: redis.Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ContentCache(store, keys, budget_bytes=3 * (4 * 512 + 330))
+    vector = np.ones(512, np.float32)
+    names = [bytes([number]) * 32 for number in range(4)]
+    with a_clock(monkeypatch) as tick:
+        for name in names[:3]:
+            tick()
+            cache.keep("space", {name: vector})
+        tick()
+        assert cache.find("space", names[0], dimension=512) is not None
+        tick()
+        cache.keep("space", {names[3]: vector})
+    left = [cache.find("space", name, dimension=512) is not None for name in names]
+    assert left == [True, False, True, True]
+
+
+def test_it_takes_no_more_of_redis_than_its_budget(store: redis.Redis, keys: Keys) -> None:
+    cache = ContentCache(store, keys, budget_bytes=BUDGET_BYTES)
+    vectors = np.random.default_rng(0).normal(size=(3000, 512)).astype(np.float32)
+    for number, vector in enumerate(vectors):
+        cache.keep("0123456789abcdef", {number.to_bytes(32): vector})
+    parts = [keys.cached(part) for part in ("vectors", "used", "bytes")]
+    taken = sum(store.memory_usage(part, samples=0) for part in parts)
+    assert 0.8 * BUDGET_BYTES < taken <= BUDGET_BYTES
+    assert all(store.ttl(part) > 0 for part in parts)
+
+
+def test_the_setting_turns_it_on_and_the_meter_counts(
+    valkey_url: str, prefix: str, tmp_path: Path
+) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "catalogue.toml").write_text('["fake/vision"]\nbackend = "fake"\n')
+    settings = WorkerSettings.read(
+        redis_url=valkey_url,
+        key_prefix=prefix,
+        default_model="fake/vision",
+        catalogue=tmp_path / "catalogue.toml",
+        image_roots=(tmp_path,),
+        content_cache_mb=1,
+        device="cpu",
+    )
+    here = runtime.build(settings, node="cpu0@here")
+    try:
+        with here.slots.lease(here.catalogue["fake/vision"]) as model:
+            for _ in range(2):
+                pictures = here.pictures(model, "fake/vision")
+                pictures.prepare(0, PathRef(path=str(tmp_path / "a.png")), {})
+                pictures.keep([np.ones(model.traits.dimension, np.float32)])
+    finally:
+        here.close()
+    assert lookups(here) == {"hit": 1, "miss": 1}
+
+
+def lookups(here: runtime.Runtime) -> dict[str, float]:
+    text = generate_latest(here.meter.registry).decode()
+    return {
+        sample.labels["found"]: sample.value
+        for family in parsed(text)
+        for sample in family.samples
+        if sample.name == "clipyard_cache_lookups_total"
+    }
+
+
+@contextmanager
+def a_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A clock of the cache that moves on when told to."""
+    now = [1e9]
+
+    def tick() -> None:
+        now[0] += 1
+
+    monkeypatch.setattr("worker.datapath.content_cache.time.time", lambda: now[0])
+    yield tick
