@@ -4,7 +4,8 @@
         index = MyIndex(FakeClient())
 
 They are the real clients with a worker in memory: the same checks, messages and results. Equal
-inputs get equal vectors, different ones get vectors that are all but orthogonal. No file is opened.
+inputs get equal vectors, different ones get vectors that are all but orthogonal. No file is opened;
+a bulk job is complete as soon as it is submitted, without items.
 """
 
 import hashlib
@@ -22,6 +23,8 @@ from .talks import Call, Line
 from .wire import names
 from .wire.codec import Vectors, pack_answer, pack_record
 from .wire.errors import ClipyardError, NoAnswer, UnknownModel
+from .wire.jobs import JobState
+from .wire.jobscripts import SUBMIT
 from .wire.messages import (
     AUTO,
     BlobRef,
@@ -292,6 +295,28 @@ class MemoryStore:
 
     def llen(self, key: str) -> int:
         return 0
+
+    def eval(self, script: str, count: int, *rest: Any) -> int:
+        """A job is submitted, and over; nothing can be done to one that is over."""
+        keys, (job, _, *flat) = rest[:count], rest[count:]
+        if script != SUBMIT or self.exists(keys[0]):
+            return 0
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        self.hset(keys[0], fields | {"state": JobState.COMPLETE})
+        self._values.setdefault(keys[-1], []).append(job.encode())
+        return 1
+
+    def zrevrange(self, key: str, *_: int) -> list[bytes]:
+        return list(reversed(self._values.get(key, [])))
+
+    def bitcount(self, key: str) -> int:
+        return 0
+
+    def zcard(self, key: str) -> int:
+        return 0
+
+    def time(self) -> tuple[int, int]:
+        return int(time.time()), 0
 
     def xrevrange(self, *_: Any) -> list[Any]:
         return []

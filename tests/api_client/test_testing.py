@@ -5,7 +5,8 @@ import pytest
 
 from api_client.results import ItemsFailed
 from api_client.testing import FakeAsyncClient, FakeClient
-from api_client.wire.errors import BadRequest, ImageUnreadable, NoAnswer, UnknownModel
+from api_client.wire.errors import BadRequest, ImageUnreadable, NoAnswer, UnknownJob, UnknownModel
+from api_client.wire.jobs import JobState
 
 
 def test_equal_items_get_equal_vectors_and_others_others():
@@ -62,3 +63,16 @@ def test_the_awaited_fake_is_the_same():
     assert np.array_equal(rows, FakeClient().embed_texts(["a"]))
     assert len(items) == 3
     assert status.workers[0].held[0].usage_count == 3
+
+
+def test_a_job_is_accepted_and_over():
+    client = FakeClient()
+    job = client.reembed("/pictures", sink="/vectors", id="mine")
+    assert job.wait(timeout=1).state is JobState.COMPLETE
+    assert [status.id for status in client.jobs()] == ["mine"]
+    with pytest.raises(BadRequest, match="there is a job 'mine' already"):
+        client.reembed("/pictures", sink="/vectors", id="mine")
+    with pytest.raises(BadRequest, match="is complete"):
+        job.pause()
+    with pytest.raises(UnknownJob):
+        client.job("another").status()
