@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test check audit bench clean
 
 quickstart: $(READY)
 	$(BIN)/python -m api_client quickstart $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERIES),--queries "$(QUERIES)") $(if $(OUT),--out "$(OUT)")
@@ -17,6 +17,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# B310: the URLs that are opened are the operator's own, see docs/security.md.
+audit: $(READY)
+	$(BIN)/bandit -q -r api_client worker tasks beat_schedule --severity-level medium --skip B310
+	$(BIN)/uv tool run pip-audit==2.10.1 -r constraints.txt --no-deps --disable-pip
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks all

@@ -84,6 +84,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         *_LOOK,
         *_JOBS,
         Right("+hset +expire +del", "blobs:*"),
+        Right("+get +set +eval +evalsha", "budget:*"),
         *_ASK,
     ),
     Role.WORKER: (

@@ -3,6 +3,7 @@
 Everything impossible is refused here, before anything is sent.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,6 +25,15 @@ class Pictures:
 
     refs: tuple[ImageRef, ...]
     blobs: dict[int, bytes]
+
+    def sealed(self) -> tuple[ImageRef, ...]:
+        """The references, those of bytes with their SHA-256: what is sent beside a signature."""
+        return tuple(
+            BlobRef(blob=ref.blob, sha256=hashlib.sha256(self.blobs[ref.blob]).hexdigest())
+            if isinstance(ref, BlobRef)
+            else ref
+            for ref in self.refs
+        )
 
 
 def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:

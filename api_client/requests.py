@@ -152,9 +152,8 @@ def _image_call(
     priority: Priority,
 ) -> Call:
     pictures = inputs.pictures(chunk, first=first)
-    request = managing(
-        EmbedBatch, images=pictures.refs, **_common(options, settings, asked_by, priority)
-    )
+    refs = pictures.sealed() if settings.signing_key else pictures.refs
+    request = managing(EmbedBatch, images=refs, **_common(options, settings, asked_by, priority))
     return Call(names.EMBED_BATCH, request, priority=priority, blobs=pictures.blobs)
 
 

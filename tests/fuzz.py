@@ -5,6 +5,7 @@
 Every file must end as pixels or as an ItemError, within a second or so and within the memory of
 its limits. Prints one JSON line; exits with 1 if anything else came out. File number n of a seed
 is always the same: `--first n --files 1` shows it again, `--keep FOLDER` writes it down.
+`--parsers RUNS` does the same to everything else that strangers send, see `tests.fuzz_parsers`.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from skimage import data
 
 from api_client.wire.errors import ItemError
 from api_client.wire.messages import BlobRef
+from tests import fuzz_parsers
 from worker.backends.base import Model, Placement
 from worker.catalogue import Entry
 from worker.datapath.images import ImageReader
@@ -196,7 +198,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--processes", type=int, default=0, help="CLIPYARD_DECODE_PROCESSES")
     parser.add_argument("--keep", type=Path)
-    report = run(**vars(parser.parse_args()))
+    parser.add_argument("--parsers", type=int, metavar="RUNS", help="instead of pictures")
+    given = vars(parser.parse_args())
+    if (runs := given.pop("parsers")) is not None:
+        return not fuzz_parsers.run(runs=runs, seed=given["seed"])
+    report = run(**given)
     print(report.line())
     return bool(report.escaped)
 

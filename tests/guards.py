@@ -20,6 +20,11 @@ IMAGES, WEB, STORES = (
 DECODING, DECODERS = "worker/datapath/decoding.py", "worker/datapath/decoders.py"
 SIGNING, MESSAGES = "api_client/wire/signing.py", "api_client/wire/messages.py"
 SETTINGS, BROKER = "api_client/wire/settings.py", "api_client/wire/broker.py"
+GATE, PASSES = "api_client/gateway/guard.py", "api_client/gateway/passes.py"
+BUDGETS, ACL = "api_client/gateway/budgets.py", "api_client/acl.py"
+AT_GATE, AT_BUDGETS = "api_client/gateway/test_guard.py", "api_client/gateway/test_budgets.py"
+WEIGHTS, OPEN_CLIP = "worker/backends/weights.py", "worker/backends/openclip.py"
+DOORS, MANIFEST = "worker/reembed/doors.py", "worker/reembed/manifest.py"
 
 # File, what stands there, what stands there without the guard, the test that must notice.
 GUARDS = [
@@ -122,6 +127,89 @@ GUARDS = [
         "task_repr_maxlevels=1",
         "task_repr_maxlevels=9",
         "security/test_installation.py -k secret_is_shown",
+    ),
+    (
+        BROKER,
+        'accept_content=["json"]',
+        'accept_content=["json", "pickle"]',
+        "security/test_installation.py -k holds_code",
+    ),
+    (
+        IMAGES,
+        "hashlib.sha256(data).hexdigest() != ref.sha256",
+        "False",
+        "worker/datapath/test_images.py -k signed",
+    ),
+    (
+        "api_client/requests.py",
+        "pictures.sealed() if settings.signing_key else pictures.refs",
+        "pictures.refs",
+        "security/test_neighbours.py -k swapped",
+    ),
+    (GATE, "caller is None and path not in OPEN_PATHS", "False", f"{AT_GATE} -k known_token"),
+    (GATE, "elif not _is_local(headers)", "elif False", f"{AT_GATE} -k another_site"),
+    (
+        GATE,
+        "if len(body) > self._settings.gateway_body_bytes",
+        "if False",
+        f"{AT_GATE} -k large_body",
+    ),
+    (
+        GATE,
+        "asyncio.timeout(self._settings.gateway_body_timeout_s)",
+        "asyncio.timeout(99)",
+        f"{AT_GATE} -k slow_body --timeout 9",
+    ),
+    (
+        GATE,
+        "self._at_work >= self._settings.gateway_concurrency",
+        "False",
+        f"{AT_GATE} -k at_once --timeout 30",
+    ),
+    (GATE, "await self._budgets.spend(caller", "await self._budgets.spend(None", AT_BUDGETS),
+    (BUDGETS, "if wait > 0 then", "if false then", f"{AT_BUDGETS} -k told_when"),
+    (BUDGETS, "'PX', math.ceil((full - now) * 1000)", "'KEEPTTL'", f"{AT_BUDGETS} -k forgets"),
+    (
+        PASSES,
+        "hashlib.sha256(self.token.encode()).hexdigest()[:32]",
+        "self.token",
+        f"{AT_BUDGETS} -k holds_no_token",
+    ),
+    (
+        ACL,
+        "{sign}{prefix}:{pattern}",
+        "{sign}*:{pattern}",
+        "security/test_neighbours.py -k no_role",
+    ),
+    (
+        ACL,
+        '"user default off"',
+        '"user default on nopass ~* &* +@all"',
+        "security/test_installation.py -k without_a_name",
+    ),
+    (
+        WEIGHTS,
+        "weights_only=True",
+        "weights_only=False",
+        "worker/backends/test_openclip.py -k holds_code",
+    ),
+    (
+        OPEN_CLIP,
+        "self._checkpoints.sha256(source) != entry.sha256.lower()",
+        "False",
+        "worker/backends/test_openclip.py -k wrong_sha256",
+    ),
+    (
+        DOORS,
+        "if not any(real.is_relative_to(root) for root in roots)",
+        "if False",
+        "worker/reembed/test_sinks.py -k outside",
+    ),
+    (
+        MANIFEST,
+        "if _digest(body) != digest",
+        "if False",
+        "worker/reembed/test_manifest.py -k changed_after",
     ),
 ]
 

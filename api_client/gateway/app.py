@@ -11,6 +11,7 @@ from ..aio import AsyncClient
 from ..wire import logs
 from ..wire.metrics import Meters, Side
 from . import health, metrics, openai, plain, rag, refusals
+from .budgets import Budgets
 from .correlating import Correlating
 from .guard import Guard
 from .settings import GatewaySettings
@@ -25,6 +26,7 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await budgets.close()
         await client.close()
 
     app = FastAPI(
@@ -36,7 +38,7 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     )
     # The guard looks at the token before it reads a body; here it is for the OpenAPI page.
     bearer = [Security(HTTPBearer(auto_error=False))] if settings.gateway_tokens else []
-    meters = Meters(Side.GATEWAY)
+    meters, budgets = Meters(Side.GATEWAY), Budgets(settings)
     app.include_router(health.router(client))
     app.include_router(metrics.router(client, meters), dependencies=bearer)
     app.include_router(rag.router(client), dependencies=bearer)
@@ -45,7 +47,7 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         openai.router(client, most_items=settings.gateway_items), dependencies=bearer
     )
     refusals.install(app)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, budgets=budgets)
     app.add_middleware(metrics.Counting, meters=meters)
     app.add_middleware(Correlating)
     return app

@@ -4,14 +4,16 @@ Everything here happens before a body is parsed. Who hangs up is not worked for 
 """
 
 import asyncio
-import hmac
-from collections.abc import Sequence
+from functools import partial
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .refusals import refuse
+from ..wire.errors import ClipyardError
+from .budgets import SPEND, Budgets
+from .passes import Pass, Unit, holder
+from .refusals import answer_to, refuse
 from .settings import GatewaySettings, is_loopback
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
@@ -20,33 +22,41 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
+    def __init__(self, app: ASGIApp, settings: GatewaySettings, budgets: Budgets) -> None:
         self._app = app
         self._settings = settings
-        self._tokens = [token.get_secret_value().encode() for token in settings.gateway_tokens]
+        self._passes = settings.passes()
+        self._budgets = budgets
         self._at_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
-        if refusal is None and scope["path"] not in OPEN_PATHS:
-            if self._at_work >= self._settings.gateway_concurrency:
-                refusal = refuse(429, "too_many_requests", "too many requests at once; ask again")
-            else:
-                self._at_work += 1
-                try:
-                    await self._let_in(scope, receive, send)
-                finally:
-                    self._at_work -= 1
-                return
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        if self._tokens:
-            if scope["path"] not in OPEN_PATHS and not _known(headers, self._tokens):
+        caller = holder(headers, self._passes)
+        refusal = self._refusal(scope["path"], headers, caller)
+        if refusal is not None or scope["path"] in OPEN_PATHS:
+            await (refusal or self._app)(scope, receive, send)
+            return
+        if self._at_work >= self._settings.gateway_concurrency:
+            busy = refuse(429, "too_many_requests", "too many requests at once; ask again")
+            await busy(scope, receive, send)
+            return
+        self._at_work += 1
+        try:
+            await self._budgets.spend(caller, Unit.REQUESTS, 1)
+            scope[SPEND] = partial(self._budgets.spend, caller, Unit.ITEMS)
+            await self._let_in(scope, receive, send)
+        except ClipyardError as error:
+            answer = answer_to(error, method=scope["method"], path=scope["path"])
+            await answer(scope, receive, send)
+        finally:
+            self._at_work -= 1
+
+    def _refusal(self, path: str, headers: Headers, caller: Pass | None) -> Response | None:
+        if self._passes:
+            if caller is None and path not in OPEN_PATHS:
                 return refuse(401, "unauthorized", "send Authorization: Bearer and a valid token")
         elif not _is_local(headers):
             return refuse(403, "forbidden", "without a token only this machine's own pages may ask")
@@ -124,13 +134,6 @@ async def _while_connected(
         gone.cancel()
         work.cancel()
         await asyncio.wait((work, gone))  # until what was sent to the workers is withdrawn
-
-
-def _known(headers: Headers, tokens: Sequence[bytes]) -> bool:
-    """In constant time, whichever token it is."""
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    matches = [hmac.compare_digest(given.strip().encode(), token) for token in tokens]
-    return scheme.lower() == "bearer" and any(matches)
 
 
 def _is_local(headers: Headers) -> bool:

@@ -11,6 +11,7 @@ from ..aio import AsyncClient
 from ..results import Item
 from ..wire.errors import BadRequest
 from ..wire.messages import MAX_TEXT_CHARS, CatalogueEntry
+from .budgets import Spend
 from .inputs import Modality, embed
 from .refusals import RESPONSES
 
@@ -72,13 +73,14 @@ def router(client: AsyncClient, *, most_items: int) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=RESPONSES)
 
     @routes.post("/embeddings")
-    async def embeddings(asked: EmbeddingsRequest) -> EmbeddingsResponse:
+    async def embeddings(asked: EmbeddingsRequest, spend: Spend) -> EmbeddingsResponse:
         """One vector per input."""
         inputs = [asked.input] if isinstance(asked.input, str) else asked.input
         if len(inputs) > most_items:
             raise BadRequest(f"input has {len(inputs)} items; send at most {most_items}")
         if asked.dimensions is not None:
             await _same_dimension(client, asked)
+        await spend(len(inputs))
         items = await embed(client, inputs, model=asked.model, modality=asked.modality)
         return EmbeddingsResponse(
             data=[

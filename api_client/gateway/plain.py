@@ -8,6 +8,7 @@ from pydantic import BaseModel, StringConstraints
 from ..aio import AsyncClient
 from ..wire.errors import BadRequest
 from ..wire.messages import MAX_TEXT_CHARS
+from .budgets import Spend
 from .refusals import RESPONSES
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS, pattern=r"\S")]
@@ -37,31 +38,40 @@ def router(client: AsyncClient) -> APIRouter:
 
     @routes.post("/encode/text")
     async def encode_text(
+        spend: Spend,
         text: Annotated[Text | None, Query(description="The text, if no body is sent")] = None,
         body: Annotated[TextBody | None, Body()] = None,
         model: AskedModel = None,
     ) -> Encoded:
         """The vector of a text."""
-        [row] = await client.embed_texts([_one(text, body.text if body else None)], model=model)
+        words = _one(text, body.text if body else None)
+        await spend(1)
+        [row] = await client.embed_texts([words], model=model)
         return Encoded(embedding=row.tolist())
 
     @routes.post("/encode/image")
     async def encode_image(
-        file: Annotated[UploadFile, File(description="An image file")], model: AskedModel = None
+        spend: Spend,
+        file: Annotated[UploadFile, File(description="An image file")],
+        model: AskedModel = None,
     ) -> Encoded:
         """The vector of a picture."""
+        await spend(1)
         [row] = await client.embed_images([await file.read()], model=model)
         return Encoded(embedding=row.tolist())
 
     @routes.post("/similarity")
     async def similarity(
+        spend: Spend,
         file: Annotated[UploadFile, File(description="An image file")],
         text: Annotated[Text | None, Query(description="The text, if the form has none")] = None,
         form_text: Annotated[Text | None, Form(alias="text")] = None,
         model: AskedModel = None,
     ) -> Similarity:
         """How well a text and a picture fit."""
-        words = await client.embed_texts([_one(text, form_text)], model=model)
+        asked = _one(text, form_text)
+        await spend(2)
+        words = await client.embed_texts([asked], model=model)
         pixels = await client.embed_images([await file.read()], model=model)
         return Similarity(similarity=float(client.similarity(words[0], pixels[0])))
 

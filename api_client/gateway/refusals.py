@@ -11,10 +11,9 @@ from starlette.exceptions import HTTPException
 
 from ..results import ItemsFailed
 from ..wire import errors
+from .budgets import OverLimit
 
 log = logging.getLogger(__name__)
-
-RETRY_AFTER_S = "1"
 
 
 class Refusal(NamedTuple):
@@ -42,6 +41,7 @@ TABLE: dict[type[errors.ClipyardError], Refusal] = {
     errors.NoAnswer: Refusal(504, "no answer in time"),
     errors.NoBroker: Refusal(503, "the message broker cannot be reached"),
     errors.NoWorker: Refusal(503, "no worker is alive"),
+    OverLimit: Refusal(429),
     errors.ClipyardError: Refusal(500, "internal error"),
 }
 
@@ -69,7 +69,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         409: "Not in the present state",
         413: "More than the gateway takes",
         422: "The request is not understood",
-        429: "Too many requests at once",
+        429: "Too many requests at once, or in a minute",
         500: "Internal error",
         503: "Nobody can answer at the moment",
         504: "No answer in time",
@@ -77,9 +77,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def refuse(status: int, code: str, message: str) -> JSONResponse:
+def refuse(status: int, code: str, message: str, *, retry_after_s: int = 1) -> JSONResponse:
     """The one shape of everything that is no success."""
-    headers = {"Retry-After": RETRY_AFTER_S} if status in (429, 503) else {}
+    headers = {"Retry-After": str(retry_after_s)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
@@ -101,12 +101,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unforeseen)
 
 
-def _ours(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, errors.ClipyardError)
+def answer_to(error: errors.ClipyardError, *, method: str, path: str) -> JSONResponse:
+    """What the caller is told of an error; what is not for callers is logged."""
     error, refusal = refusal_of(error)
     if refusal.sentence:
-        log.warning("%s %s: %s: %s", request.method, request.url.path, error.code, error)
-    return refuse(refusal.status, error.code, refusal.sentence or str(error))
+        log.warning("%s %s: %s: %s", method, path, error.code, error)
+    sentence = refusal.sentence or str(error)
+    after_s = error.retry_after_s if isinstance(error, OverLimit) else 1
+    return refuse(refusal.status, error.code, sentence, retry_after_s=after_s)
+
+
+def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.ClipyardError)
+    return answer_to(error, method=request.method, path=request.url.path)
 
 
 def _not_understood(_: Request, error: Exception) -> JSONResponse:

@@ -1,5 +1,6 @@
 """Where the gateway listens, who may come in, and how much each may ask."""
 
+import re
 from ipaddress import ip_address
 from typing import Annotated, Any, Self
 
@@ -8,12 +9,13 @@ from pydantic_settings import NoDecode
 
 from ..wire.errors import BadSettings
 from ..wire.logs import LogSettings
-
-SHORTEST_TOKEN = 16  # characters
+from .passes import Pass
 
 
 def _listed(value: Any) -> Any:
-    return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [one.strip() for one in re.split("[,\n]", value) if one.strip()]
 
 
 class GatewaySettings(LogSettings):
@@ -21,7 +23,7 @@ class GatewaySettings(LogSettings):
 
     gateway_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     gateway_port: Annotated[int, Field(ge=0, le=65535)] = 7000
-    # Any of them lets a caller in; in the environment they are separated by commas.
+    # Any of them lets a caller in; a line each or commas between, see `Pass.parse`.
     gateway_tokens: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = ()
     gateway_body_bytes: Annotated[int, Field(ge=1)] = 32 * 1024**2
     gateway_body_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for all of a body to arrive
@@ -40,12 +42,16 @@ class GatewaySettings(LogSettings):
                 f"CLIPYARD_GATEWAY_HOST: {self.gateway_host} can be reached by others; set "
                 "CLIPYARD_GATEWAY_TOKENS first, or listen on 127.0.0.1"
             )
-        if any(len(token.get_secret_value()) < SHORTEST_TOKEN for token in self.gateway_tokens):
-            raise BadSettings(
-                f"CLIPYARD_GATEWAY_TOKENS: one has fewer than {SHORTEST_TOKEN} characters and "
-                "could be guessed; make one with `openssl rand -hex 24`"
-            )
+        self.passes()
         return self
+
+    def passes(self) -> list[Pass]:
+        """The tokens with their limits.
+
+        Raises:
+            BadSettings: see `Pass.parse`.
+        """
+        return [Pass.parse(entry.get_secret_value()) for entry in self.gateway_tokens]
 
 
 def is_loopback(host: str) -> bool:

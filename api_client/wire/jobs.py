@@ -85,7 +85,7 @@ class JobSpec(Message):
         try:
             found = json.loads(text)
             version = found["version"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise BadRequest("this is no job file: it names no version") from None
         if version != JOB_VERSION:
             age = "an older" if isinstance(version, int) and version < JOB_VERSION else "a newer"
@@ -113,9 +113,14 @@ def unsealed(job: str, text: bytes, signature: bytes | None, settings: Settings)
         NotSigned: a key is set, and this was not sealed with it.
         BadRequest: see `JobSpec.read`.
     """
-    payload = {**_seal(text.decode()), FIELD: (signature or b"").decode()}
+    words = _words(text)
+    payload = {**_seal(words), FIELD: _words(signature or b"")}
     opened(payload, task=JOB_PLAN, request=job, settings=settings)
-    return JobSpec.read(text)
+    return JobSpec.read(words)
+
+
+def _words(found: bytes) -> str:
+    return found.decode(errors="replace")  # what is no text fits no signature and is no job
 
 
 def _seal(text: str) -> dict[str, Any]:

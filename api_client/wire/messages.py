@@ -53,9 +53,14 @@ class UrlRef(Message):
 
 
 class BlobRef(Message):
-    """File bytes that the client put into the request's blobs hash (`Keys.blobs`)."""
+    """File bytes that the client put into the request's blobs hash (`Keys.blobs`).
+
+    Attributes:
+        sha256: of the bytes; in a signed request, so that the signature covers them too.
+    """
 
     blob: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
 ImageRef = PathRef | UrlRef | BlobRef

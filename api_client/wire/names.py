@@ -100,6 +100,10 @@ class Keys:
         """String: how often the gate was shut to somebody lately. Expires."""
         return f"{self._prefix}:gate:{what}:refused"
 
+    def budget(self, holder: str, unit: str) -> str:
+        """String: when a gateway's caller has its whole budget again. Expires then."""
+        return f"{self._prefix}:budget:{holder}:{unit}"
+
     def usage(self, model_id: str) -> str:
         """Hash of hour of the week -> uses. Expires when the model is forgotten."""
         return f"{self._prefix}:usage:{model_id}"

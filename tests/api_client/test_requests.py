@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,3 +78,14 @@ def test_a_generator_is_read_no_further_than_needed():
     calls = image_calls(source(), {}, SETTINGS, "")
     next(calls)
     assert len(read) == 4
+
+
+def test_a_signed_request_names_the_digest_of_its_bytes():
+    pictures = ["a.jpg", b"bytes"]
+    signing = Settings.read(chunk_size=2, signing_key="k" * 16)
+    [plain], [sealed] = (
+        [make().request.images for make in image_calls(pictures, {}, settings, "")]
+        for settings in (SETTINGS, signing)
+    )
+    assert plain[1].sha256 is None
+    assert sealed == (plain[0], BlobRef(blob=1, sha256=hashlib.sha256(b"bytes").hexdigest()))

@@ -104,6 +104,11 @@ def test_compose_takes_the_file() -> None:
     )
 
 
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint here")
+def test_hadolint_finds_nothing() -> None:
+    subprocess.run(["hadolint", ROOT / "worker" / "Dockerfile"], check=True)
+
+
 class Outside:
     """Services as written, but outside containers: paths, host and ports are this machine's."""
 

@@ -1,4 +1,4 @@
-"""A whole installation with nothing left open: Redis with roles, a worker, a clock."""
+"""Whole installations with nothing left open: Redis with roles, a worker, a clock each."""
 
 import json
 import os
@@ -109,19 +109,16 @@ BEAT = ("-m", "celery", "-A", "beat_schedule", "beat", "-l", "info", "-s", os.de
 
 
 @contextmanager
-def installed(folder: Path) -> Iterator[Installation]:
-    """Redis, the worker and the beat, ready."""
-    prefix = "clipyard"
-    passwords = passwords_in(folder / "secrets")
-    for name in ("pictures", "vectors"):
-        (folder / name).mkdir()
-    (folder / "catalogue.toml").write_text(CATALOGUE)
-    (folder / "users.acl").write_text(acl_file(passwords, prefix=prefix))
-    made = Installation(folder, _free_port(), prefix, secrets.token_hex(16), passwords)
+def served(folder: Path, *prefixes: str) -> Iterator[list[Installation]]:
+    """One Redis for several installations, of which none runs yet."""
+    port = _free_port()
+    made = [_furnished(folder / prefix, port, prefix) for prefix in prefixes]
+    files = [acl_file(one.passwords, prefix=one.prefix) for one in made]
+    (folder / "users.acl").write_text("\n".join(sorted({*"".join(files).splitlines()})))
     with ExitStack() as parts:
         server = subprocess.Popen(
             [
-                server_binary(), "--port", str(made.port), "--bind", "127.0.0.1",
+                server_binary(), "--port", str(port), "--bind", "127.0.0.1",
                 "--aclfile", "users.acl", "--save", "", "--dir", ".",
             ],
             cwd=folder,
@@ -129,12 +126,28 @@ def installed(folder: Path) -> Iterator[Installation]:
         )  # fmt: skip
         parts.callback(server.wait, 30)
         parts.callback(server.terminate)
-        admin = parts.enter_context(made.connect(Role.ADMIN))
+        admin = parts.enter_context(made[0].connect(Role.ADMIN))
         until(lambda: _answers(admin))
         admin.acl_log_reset()
+        yield made
+
+
+def _furnished(folder: Path, port: int, prefix: str) -> Installation:
+    for name in ("pictures", "vectors"):
+        (folder / name).mkdir(parents=True)
+    (folder / "catalogue.toml").write_text(CATALOGUE)
+    passwords = passwords_in(folder / "secrets")
+    return Installation(folder, port, prefix, secrets.token_hex(16), passwords)
+
+
+@contextmanager
+def started(made: Installation) -> Iterator[Installation]:
+    """Its worker and its beat, ready. Every installation's worker has the same name."""
+    with ExitStack() as parts:
+        admin = parts.enter_context(made.connect(Role.ADMIN))
         worker = parts.enter_context(made.running("worker", Role.WORKER, *WORKER))
         parts.enter_context(made.running("beat", Role.BEAT, *BEAT))
-        until(lambda: _ready(admin, prefix) or worker.poll() is not None, within_s=90)
+        until(lambda: _ready(admin, made.prefix) or worker.poll() is not None, within_s=90)
         assert worker.poll() is None, made.log("worker")[-2000:]
         yield made
 

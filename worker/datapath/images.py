@@ -1,5 +1,6 @@
 """References to pictures, with limits on where they lie and how large they are."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -80,6 +81,8 @@ class ImageReader:
             case BlobRef(blob=number):
                 if (data := blobs.get(number)) is None:
                     raise ImageMissing(f"the bytes of image {number} are gone; send them again")
+                if ref.sha256 and hashlib.sha256(data).hexdigest() != ref.sha256:
+                    raise ImageForbidden(f"the bytes of image {number} are not the ones sent")
                 return data
             case UrlRef(url=url):
                 return self._fetched(url)

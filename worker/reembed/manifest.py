@@ -87,9 +87,17 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
 
 
 def read(folder: Path) -> Manifest:
-    """What a finished planner left."""
-    with store_errors(folder):
-        return Manifest(**json.loads((folder / "manifest.json").read_bytes()))
+    """What a finished planner left.
+
+    Raises:
+        JobRefused: it is no manifest any more.
+    """
+    file = folder / "manifest.json"
+    try:
+        with store_errors(folder):
+            return Manifest(**json.loads(file.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
+        raise _changed(file) from None
 
 
 def chunk(folder: Path, number: int, *, index: str) -> Chunk:

@@ -108,14 +108,14 @@ class Papers:
         """What became of a chunk, or None while nothing has."""
         try:
             found = json.loads(self._marker(chunk).read_bytes())
+            losses = tuple(Loss(**loss) for loss in found.pop("losses"))
+            return Marker(losses=losses, **found)
         except FileNotFoundError:
-            return None
-        except ValueError:  # cut short when the machine lost its power
             return None
         except OSError as error:
             raise StoreDown(f"{self.folder}: {error.strerror}") from error
-        losses = tuple(Loss(**loss) for loss in found.pop("losses"))
-        return Marker(losses=losses, **found)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None  # cut short when the machine lost its power, or not ours
 
     def forget(self, chunk: int) -> None:
         """Make a chunk count as never finished."""

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import warnings
@@ -107,6 +108,16 @@ def test_a_name_without_a_file_is_missing(reader: ImageReader, root: Path, name:
 def test_lost_bytes_are_missing(reader: ImageReader) -> None:
     with pytest.raises(ImageMissing, match="send them again"):
         reader.open(BlobRef(blob=3), {}, near=224)
+
+
+def test_bytes_that_were_changed_after_they_were_signed_are_not_decoded(
+    reader: ImageReader,
+) -> None:
+    content = encoded(PHOTO, "PNG")
+    ref = BlobRef(blob=0, sha256=hashlib.sha256(content).hexdigest())
+    assert reader.open(ref, {0: content}, near=224).size == PHOTO.size
+    with pytest.raises(ImageForbidden, match="image 0"):
+        reader.open(ref, {0: encoded(PHOTO.rotate(90), "PNG")}, near=224)
 
 
 def test_directories_and_pipes_are_refused_at_once(reader: ImageReader, root: Path) -> None:

@@ -90,7 +90,7 @@ def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader: Reader = read.get(file.suffix.lower(), partial(_lines, column=column))
     try:
         yield from enumerate(reader(file), start=1)
-    except (ValueError, csv.Error, pa.ArrowException) as error:
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise JobRefused(f"{file} cannot be read as {file.suffix or 'a list'}: {error}") from None
 
 

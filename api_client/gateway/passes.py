@@ -1,0 +1,72 @@
+"""Bearer tokens, and how much whoever holds one may ask."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Self
+
+from starlette.datastructures import Headers
+
+from ..wire.errors import BadSettings
+
+__all__ = ["Pass", "Unit", "holder"]
+
+SHORTEST_TOKEN = 16  # characters
+
+
+class Unit(StrEnum):
+    """What is counted per minute, under the names that others' gateways have for it."""
+
+    REQUESTS = "rpm"
+    ITEMS = "ipm"  # texts and pictures that are to be embedded
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One token.
+
+    Attributes:
+        limits: per minute; what is not in it is not limited.
+    """
+
+    token: str = field(repr=False)
+    limits: Mapping[Unit, int]
+
+    @classmethod
+    def parse(cls, entry: str) -> Self:
+        """A token, and its limits after it if it has any: `TOKEN rpm=600 ipm=20000`.
+
+        Raises:
+            BadSettings: the token can be guessed, or a limit is none. It quotes no token.
+        """
+        token, *rest = entry.split() or [""]
+        if len(token) < SHORTEST_TOKEN:
+            raise BadSettings(
+                f"CLIPYARD_GATEWAY_TOKENS: one has fewer than {SHORTEST_TOKEN} characters and "
+                "could be guessed; make one with `openssl rand -hex 24`"
+            )
+        limits = {}
+        for word in rest:
+            unit, _, number = word.partition("=")
+            if unit not in list(Unit) or not number.isdecimal() or not int(number):
+                raise BadSettings(
+                    "CLIPYARD_GATEWAY_TOKENS: after a token stand its limits per minute, "
+                    f"as rpm=600 ipm=20000; one says {word!r}"
+                )
+            limits[Unit(unit)] = int(number)
+        return cls(token, limits)
+
+    @property
+    def name(self) -> str:
+        """For Redis, where the token itself must not stand."""
+        return hashlib.sha256(self.token.encode()).hexdigest()[:32]
+
+
+def holder(headers: Headers, passes: Sequence[Pass]) -> Pass | None:
+    """Whose token a request carries; takes the same time whichever it is."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    said = given.strip().encode()
+    matches = [one for one in passes if hmac.compare_digest(said, one.token.encode())]
+    return matches[0] if matches and scheme.lower() == "bearer" else None
