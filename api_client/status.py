@@ -1,8 +1,10 @@
 """The fleet as its status hashes tell it: who lives, what each one holds, and why."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal
 
 import redis
@@ -11,7 +13,7 @@ from pydantic import Field
 from .talks import Talk
 from .wire import names
 from .wire.codec import text, unpack_record
-from .wire.messages import Event, EventKind, Message, ModelStatus, WorkerStatus
+from .wire.messages import Event, EventKind, Message, ModelStatus, Priority, WorkerStatus
 
 __all__ = [
     "Depth",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 EVENTS = 200  # of the tail of the stream
+STEPS = (names.INTERACTIVE, names.BULK)
 SWEEPS_MISSED = 2.5  # intervals without a sweep, before we call the beat missing
 
 
@@ -37,10 +40,22 @@ class Worker(WorkerStatus):
 
 
 class Depth(Message):
-    """Messages that wait in one queue, by priority step; those in work are not counted."""
+    """Messages that wait in one queue, by priority step; those in work are not counted.
+
+    Attributes:
+        interactive_since, bulk_since: when the one that has waited longest was sent, in unix
+            seconds; None where none waits, or the clock sent it.
+    """
 
     interactive: int = 0
     bulk: int = 0
+    interactive_since: float | None = None
+    bulk_since: float | None = None
+
+    def ages_s(self, now: float) -> dict[Priority, float]:
+        """Of the oldest of each step, 0 where there is none."""
+        since = {Priority.INTERACTIVE: self.interactive_since, Priority.BULK: self.bulk_since}
+        return {step: max(0.0, now - at) if at else 0.0 for step, at in since.items()}
 
 
 class Fleet(Message):
@@ -103,22 +118,38 @@ def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
         if fields
     }
     queues = [names.EMBED, names.CONTROL, *(names.direct_queue(worker.name) for worker in alive)]
-    depths = yield lambda r: _all(
-        r,
-        *(("llen", keys.queue(queue, names.INTERACTIVE)) for queue in queues),
-        *(("llen", keys.queue(queue, names.BULK)) for queue in queues),
+    steps = [keys.queue(queue, step) for queue in queues for step in STEPS]
+    found = iter(
+        (
+            yield lambda r: _all(
+                r, *(ask for step in steps for ask in (("llen", step), ("lrange", step, -1, -1)))
+            )
+        )
     )
     return Fleet(
         workers=tuple(_with_models(worker, held) for worker in alive),
         current=text(current) if current else None,
-        depths={
-            queue: Depth(interactive=interactive, bulk=bulk)
-            for queue, interactive, bulk in zip(
-                queues, depths[: len(queues)], depths[len(queues) :], strict=True
-            )
-        },
+        depths={queue: _depth(found) for queue in queues},
         events=tuple(unpack_record(Event, fields) for _, fields in tail),
     )
+
+
+def _depth(found: Iterator[Any]) -> Depth:
+    """Of each step of one queue: its length, and the message that comes out next."""
+    interactive, first, bulk, first_bulk = islice(found, 2 * len(STEPS))
+    return Depth(
+        interactive=interactive,
+        bulk=bulk,
+        interactive_since=_sent_at(first),
+        bulk_since=_sent_at(first_bulk),
+    )
+
+
+def _sent_at(frames: list[bytes]) -> float | None:
+    try:
+        return float(json.loads(frames[0])["headers"][names.SENT_AT])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return None  # nobody's, the clock's, or a stranger's
 
 
 @dataclass(frozen=True)

@@ -318,6 +318,9 @@ class MemoryStore:
     def time(self) -> tuple[int, int]:
         return int(time.time()), 0
 
+    def lrange(self, *_: Any) -> list[Any]:
+        return []
+
     def xrevrange(self, *_: Any) -> list[Any]:
         return []
 

@@ -51,6 +51,9 @@ class Browser:
         found = "document.querySelector(arguments[0])"
         self.see(f"(e => {{ e && e.click(); return Boolean(e); }})({found})", selector)
 
+    def resize(self, *, height: int) -> None:
+        self._ask("window/rect", width=1400, height=height)
+
     def shot(self, path: Path) -> None:
         answer = self._driver.get(f"/session/{self._session}/screenshot").json()["value"]
         path.write_bytes(base64.b64decode(answer))

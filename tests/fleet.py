@@ -13,11 +13,16 @@ from api_client import Client, Settings
 from api_client.dashboard import child
 from api_client.stack.up import Options, temporary_stack
 from tests.browser import browser
+from tests.collector import collector
 
 PASSWORD = "a-password-for-tests"
 CATALOGUE = """
 ["fake/vision"]
 backend = "fake"
+
+["fake/slow"]
+backend = "fake"
+options = { run_s = 0.2 }
 
 ["fake/words"]
 backend = "fake"
@@ -39,16 +44,31 @@ def metrics_port(free_port):
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory, free_port, metrics_port):
-    """A stack of two workers, a beat and the dashboard; sweeps run every second."""
+def traces():
+    """Where the fleet's workers send their spans."""
+    with collector() as collected:
+        yield collected
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory, free_port, metrics_port, traces):
+    """A stack of two workers, a beat and the dashboard; sweeps run every second.
+
+    A folder of pictures that they should see is not there.
+    """
     home = tmp_path_factory.mktemp("fleet")
     (home / "catalogue.toml").write_text(CATALOGUE)
     env = child.WORKER_ENV | {
         "CLIPYARD_CATALOGUE": str(home / "catalogue.toml"),
         "CLIPYARD_CACHE_DIR": str(home / "cache"),
-        "CLIPYARD_IMAGE_ROOTS": json.dumps([str(home)]),
+        "CLIPYARD_IMAGE_ROOTS": json.dumps([str(home), str(home / "not-mounted")]),
+        "CLIPYARD_SINK_ROOTS": json.dumps([str(home)]),
+        "CLIPYARD_JOBS_DIR": str(home / "jobs"),
         "CLIPYARD_DEFAULT_MODEL": "fake/vision",
         "CLIPYARD_OFFLINE": "true",
+        "CLIPYARD_TRACES": "true",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": traces.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
     with ExitStack() as until_the_end:
         # What the children inherit; other tests must not.

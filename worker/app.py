@@ -12,7 +12,7 @@ from typing import Any
 from celery import concurrency
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
 
-from api_client.wire import logs
+from api_client.wire import logs, spans
 from api_client.wire.broker import celery_app
 from api_client.wire.errors import ClipyardError
 
@@ -71,6 +71,7 @@ def _log(loglevel: int | None = None, **_: Any) -> None:
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def _start(sender: str, **_: Any) -> None:
     try:
+        spans.set_up(settings, service="clipyard-worker", instance=sender)
         runtime.use(runtime.build(settings, node=sender))
     except ClipyardError as error:
         sys.exit(str(error))

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Iterable, Mapping
 from http.server import HTTPServer
 
 from prometheus_client import start_http_server
@@ -58,6 +59,24 @@ class Meter:
         """Items were looked for among the vectors that are kept."""
         self._meters[metrics.CACHE_LOOKUPS].labels(model, "hit").inc(hits)
         self._meters[metrics.CACHE_LOOKUPS].labels(model, "miss").inc(misses)
+
+    def chunk(
+        self, model: str, *, done: int, failures: Iterable[str], stages: Mapping[str, float]
+    ) -> None:
+        """A chunk of a bulk job is in its sink.
+
+        Args:
+            done: items with a vector.
+            failures: the codes of the others.
+            stages: name, ending in `_s` -> seconds.
+        """
+        items = self._meters[metrics.JOB_ITEMS]
+        items.labels(model, OK).inc(done)
+        for code in failures:
+            items.labels(model, code).inc()
+        for name, seconds in stages.items():
+            stage = name.removesuffix("_s")
+            self._meters[metrics.JOB_STAGE_S].labels(stage, model).observe(seconds)
 
     def ran(self, kind: Kind, rows: int, outcome: str) -> None:
         """A forward pass has ended."""

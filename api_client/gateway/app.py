@@ -8,7 +8,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from ..aio import AsyncClient
-from ..wire import logs
+from ..wire import logs, spans
 from ..wire.metrics import Meters, Side
 from . import health, metrics, openai, plain, rag, refusals
 from .budgets import Budgets
@@ -61,6 +61,8 @@ def serve(settings: GatewaySettings) -> None:
     """
     settings.guarded()
     logs.set_up(settings)
+    address = f"{settings.gateway_host}:{settings.gateway_port}"
+    spans.set_up(settings, service="clipyard-gateway", instance=address)
     uvicorn.run(
         build(AsyncClient(settings, asked_by="gateway"), settings),
         host=settings.gateway_host,

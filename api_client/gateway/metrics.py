@@ -1,9 +1,10 @@
-"""What the gateway counts, and its page for Prometheus: requests, workers, queues."""
+"""What the gateway counts, and its page for Prometheus: requests, workers, queues, jobs."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -13,8 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..aio import AsyncClient
 from ..status import Fleet
-from ..wire import metrics
+from ..wire import metrics, spans
 from ..wire.errors import ClipyardError
+from ..wire.jobs import JobStatus
+from ..wire.messages import Priority
 
 __all__ = ["Counting", "router"]
 
@@ -45,6 +48,7 @@ class Counting:
             route = getattr(scope.get("route"), "path", OTHER)
             self._meters[metrics.HTTP_REQUESTS].labels(route, str(status)).inc()
             self._meters[metrics.HTTP_S].labels(route).observe(time.monotonic() - begun)
+            spans.served(method=scope["method"], route=route, status=status)
 
 
 def router(client: AsyncClient, meters: metrics.Meters) -> APIRouter:
@@ -54,10 +58,11 @@ def router(client: AsyncClient, meters: metrics.Meters) -> APIRouter:
     @routes.get("/metrics", response_class=Response, include_in_schema=False)
     async def page() -> Response:
         try:
-            fleet = await client.status()
+            fleet, jobs = await client.status(), await client.jobs()
+            seen = (*_fleet(fleet, now=time.time()), *_jobs(jobs))
         except ClipyardError:  # our own counters are worth having all the same
-            fleet = None
-        body = generate_latest(_Both(meters.registry, tuple(_families(fleet)) if fleet else ()))
+            seen = ()
+        body = generate_latest(_Both(meters.registry, (_build(), *seen)))
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
     return routes
@@ -75,15 +80,39 @@ class _Both:
         yield from self.seen
 
 
-def _families(fleet: Fleet) -> Iterator[Family]:
+def _build() -> Family:
+    info = metrics.GATEWAY_INFO.family()
+    info.add_metric((version("clipyard"),), 1)
+    return info
+
+
+def _fleet(fleet: Fleet, *, now: float) -> Iterator[Family]:
     workers = metrics.WORKERS.family()
     for state, number in Counter(worker.state for worker in fleet.workers).items():
         workers.add_metric((state,), number)
     waiting: Counter[tuple[str, str]] = Counter()
+    oldest_s: dict[tuple[str, str], float] = defaultdict(float)
     for queue, depth in fleet.depths.items():
-        for priority, number in depth.model_dump().items():
-            waiting["direct" if "@" in queue else queue, priority] += number
-    queues = metrics.QUEUE.family()
+        name = "direct" if "@" in queue else queue
+        waiting[name, Priority.INTERACTIVE] += depth.interactive
+        waiting[name, Priority.BULK] += depth.bulk
+        for priority, age_s in depth.ages_s(now).items():
+            oldest_s[name, priority] = max(oldest_s[name, priority], age_s)
+    queues, ages = metrics.QUEUE.family(), metrics.QUEUE_AGE_S.family()
     for labels, number in waiting.items():
         queues.add_metric(labels, number)
-    yield from (workers, queues)
+        ages.add_metric(labels, oldest_s[labels])
+    yield from (workers, queues, ages)
+
+
+def _jobs(jobs: Iterable[JobStatus]) -> Iterator[Family]:
+    states, left = metrics.JOBS.family(), metrics.JOB_LEFT.family()
+    known = tuple(jobs)
+    for state, number in Counter(job.state for job in known).items():
+        states.add_metric((state,), number)
+    going = [job for job in known if not job.state.is_final]
+    done, failed = sum(job.done for job in going), sum(job.failed for job in going)
+    waiting = sum(job.items for job in going) - done - failed
+    for outcome, items in {"done": done, "failed": failed, "waiting": waiting}.items():
+        left.add_metric((outcome,), items)
+    yield from (states, left)

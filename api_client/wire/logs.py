@@ -51,13 +51,14 @@ def _by_part(value: Any) -> Any:
 
 
 class LogSettings(Settings):
-    """What a process that logs reads beside `Settings`."""
+    """What a process that can be looked into reads beside `Settings`."""
 
     log_level: Level = "INFO"
     log_format: Literal["text", "json"] = "text"
     # In the environment: slots=DEBUG,jobs=WARNING.
     log_levels: Annotated[Mapping[str, Level], NoDecode, BeforeValidator(_by_part)] = {}
     log_dir: Path | None = None  # also one file a part, for logrotate to rotate
+    traces: bool = False  # spans of OpenTelemetry; OTEL_* say where to, see `spans`
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -91,9 +92,10 @@ def set_up(settings: LogSettings) -> None:
         handler.filters.insert(0, _mark)
         root.addHandler(handler)
     root.setLevel(settings.log_level)
-    for part, level in settings.log_levels.items():
-        for name in PARTS[part]:
-            logging.getLogger(name).setLevel(level)
+    # Each its own: below `worker` are loggers of other parts, which would inherit its level.
+    for part, names in PARTS.items():
+        for name in names:
+            logging.getLogger(name).setLevel(settings.log_levels.get(part, settings.log_level))
 
 
 def part_of(logger: str) -> str:

@@ -129,6 +129,23 @@ LOAD_S = _worker(
     "model",
     buckets=LONG_S,
 )
+JOB_ITEMS = _worker(
+    "job_items_total",
+    _C,
+    "Items of bulk jobs in chunks that this worker finished, by model and error code; `ok` has a "
+    "vector.",
+    "model",
+    "code",
+)
+JOB_STAGE_S = _worker(
+    "job_stage_seconds",
+    _H,
+    "Time of one chunk of a bulk job in a stage: read (of the manifest), decode, forward, write "
+    "(into the sink).",
+    "stage",
+    "model",
+    buckets=LONG_S,
+)
 SWEEPS = _worker("sweeps_total", _C, "Sweeps of this worker.")
 SWEEPS_MISSED = _worker(
     "sweeps_missed_total",
@@ -204,6 +221,25 @@ QUEUE = _gateway(
     "Messages that wait in Redis, by queue and priority; `direct` sums the workers' own queues.",
     "queue",
     "priority",
+)
+
+QUEUE_AGE_S = _gateway(
+    "queue_oldest_age_seconds",
+    _G,
+    "Age of the message that has waited longest in Redis, by queue and priority; 0 where none "
+    "waits.",
+    "queue",
+    "priority",
+)
+JOBS = _gateway("jobs", _G, "Bulk jobs that Redis knows, by state.", "state")
+JOB_LEFT = _gateway(
+    "job_left_items",
+    _G,
+    "Items of the bulk jobs that are not over, by outcome: done, failed or waiting.",
+    "outcome",
+)
+GATEWAY_INFO = _gateway(
+    "gateway_build_info", _G, "Always 1; the label tells the version.", "version"
 )
 
 METRICS: tuple[Metric, ...] = tuple(one for one in list(vars().values()) if isinstance(one, Metric))

@@ -115,6 +115,26 @@ def test_an_old_redis_is_sick(number, health):
     assert doctor.redis_version(number, url="redis://h").health is health
 
 
+def test_a_redis_that_is_too_old_is_found_by_asking_it(look, valkey_url, monkeypatch):
+    monkeypatch.setattr(doctor, "OLDEST_REDIS", 99)
+    assert look(valkey_url)[Check.REDIS][0].health is Health.SICK
+
+
+def test_a_real_fleet_tells_what_its_machine_its_beat_and_its_version_lack(
+    look, fleet, monkeypatch
+):
+    monkeypatch.setattr(doctor, "version", lambda _: "99.0")
+    # By this client's settings the beat should have come long ago.
+    found = look(fleet.url, KEY_PREFIX="clipyard", SWEEP_INTERVAL_S="0.0001")
+    for check, told in (
+        (Check.IMAGE_ROOT, "not-mounted"),
+        (Check.BEAT, "has not been swept"),
+        (Check.VERSIONS, "this client is 99.0"),
+    ):
+        assert len(found[check]) == 2, check
+        assert all(told in one.found and one.mend for one in found[check])
+
+
 def test_clocks_that_are_apart_are_told(store):
     [apart] = doctor.clocks(store, clock=lambda: time.time() + 10)
     assert apart.health is Health.WARNING

@@ -86,6 +86,19 @@ def test_waiting_messages_are_counted_by_priority_where_celery_puts_them(
     assert depths["gpu0@a.dq2"] == Depth(interactive=1)
 
 
+def test_the_message_that_waits_longest_tells_since_when(store, keys, prefix, valkey_url):
+    settings = Settings.read(redis_url=valkey_url, key_prefix=prefix)
+    with celery_app(settings) as app:
+        for priority, at in ((names.INTERACTIVE, NOW), (names.BULK, NOW - 30), (names.BULK, NOW)):
+            headers = {names.SENT_AT: at}
+            app.send_task("x", queue=names.EMBED, priority=priority, headers=headers)
+    store.lpush(keys.queue(names.CONTROL, names.BULK), b"no message")
+    depths = read_fleet(store, keys).depths
+    assert depths["embed"].ages_s(NOW + 1) == {"interactive": 1, "bulk": 31}
+    assert depths["control"] == Depth(bulk=1)
+    assert depths["control"].ages_s(NOW) == {"interactive": 0, "bulk": 0}
+
+
 def test_the_awaiting_client_reads_the_same_fleet(show, store, keys, valkey_url):
     show(worker(), model())
 

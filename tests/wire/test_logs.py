@@ -47,6 +47,12 @@ def test_lines_are_readable_by_default_and_each_part_has_its_level(said):
     assert lines[-1] == "ZeroDivisionError: division by zero"
 
 
+def test_a_level_is_its_parts_own_though_another_ones_loggers_lie_below_it(said):
+    lines = said(CLIPYARD_LOG_LEVELS="data=ERROR")
+    assert any("never shown" in line for line in lines)  # of the sweeps
+    assert not any("two" in line for line in lines)
+
+
 def test_on_demand_every_line_is_one_json_object_with_the_callers_id(said):
     batch, sweep, broken = map(json.loads, said(CLIPYARD_LOG_FORMAT="json"))
     assert (batch["part"], batch["message"], batch["correlation"]) == (

@@ -90,6 +90,20 @@ def test_passes_are_counted_and_only_those_that_worked_have_a_size(meter, value)
     assert value("clipyard_batch_rows_sum", kind="image") == 32
 
 
+def test_items_of_bulk_jobs_are_counted_by_what_became_of_them_and_their_stages_timed(meter, value):
+    stages = {"read_s": 0.5, "write_s": 2.0}
+    meter.chunk("m", done=2, failures=["image_missing", "image_missing"], stages=stages)
+    assert value(metrics.JOB_ITEMS, code="ok", model="m") == 2
+    assert value(metrics.JOB_ITEMS, code="image_missing", model="m") == 2
+    assert value("clipyard_job_stage_seconds_sum", model="m", stage="write") == 2.0
+
+
+def test_vectors_that_were_kept_count_as_hits(meter, value):
+    meter.looked_up("m", hits=3, misses=1)
+    assert value(metrics.CACHE_LOOKUPS, found="hit", model="m") == 3
+    assert value(metrics.CACHE_LOOKUPS, found="miss", model="m") == 1
+
+
 def test_sweeps_that_did_not_come_are_missed_once_the_next_one_does(meter, value):
     for after_s in (61.0, 59.0, 241.0):
         meter.swept(after_s=after_s, interval_s=60.0)
@@ -112,7 +126,10 @@ def test_a_working_fleet_is_scraped(fleet, metrics_port, caller):
     caller.load("fake/vision", workers=names)
     caller.embed_texts(["hello", "there"], model="fake/vision")
     embedded = metrics.ITEMS.name, ("code", "ok"), ("model", "fake/vision")
-    pages = [_scraped(metrics_port), _scraped(metrics_port + 1)]
+    texts = [_page(metrics_port), _page(metrics_port + 1)]
+    for one in metrics.METRICS:
+        assert one.side is not metrics.Side.WORKER or f"# HELP {one.name} " in texts[0], one.name
+    pages = [samples(text) for text in texts]
     assert sum(page.get(embedded, 0) for page in pages) >= 2
     for page in pages:
         assert {key[0].removesuffix("_created") for key in page} <= SERIES | BARE
@@ -121,8 +138,8 @@ def test_a_working_fleet_is_scraped(fleet, metrics_port, caller):
     assert sum(page.get(waited, 0) for page in pages) > 0
 
 
-def _scraped(port):
-    return samples(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+def _page(port):
+    return httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
 
 def test_the_page_about_metrics_says_what_the_code_says():

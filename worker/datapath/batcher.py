@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count
 from typing import Literal, TypeVar
 
-from api_client.wire import correlation
+from api_client.wire import correlation, spans
 from api_client.wire.errors import Cancelled, ClipyardError, Expired, NoWorker, OutOfMemory
 from api_client.wire.messages import Kind, Priority
 
@@ -168,6 +168,7 @@ class Batcher:
             cancelled=cancelled,
             since=self._clock(),
             correlation=correlation.current(),
+            caller=spans.caller(),
         )
         self._sizes.recall(call.space)
         self._submit(call)
@@ -175,6 +176,15 @@ class Batcher:
         with self._to_run:
             self._calls.discard(call)
         self._sizes.save()
+        if call.decode.seconds:
+            spans.past(
+                spans.Name.DECODE,
+                call.decode.first,
+                call.decode.last,
+                model=model_id,
+                kind=kind,
+                items=len(items),
+            )
         if call.gone is not None:
             raise call.gone
         return Rows(
@@ -320,6 +330,16 @@ class Batcher:
                 outcomes = self._after(error, batch)
         end = self._clock()
         self._on_pass(call.kind, len(batch), passed)
+        spans.past(
+            spans.Name.FORWARD,
+            this.start,
+            end,
+            callers=(row.call.caller for row in batch),
+            model=call.model_id,
+            kind=call.kind,
+            rows=len(batch),
+            outcome=passed,
+        )
         worked = passed == "ok"
         with self._to_run:
             self._active.discard(this)

@@ -14,6 +14,7 @@ import numpy as np
 
 from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Kind, Priority
+from api_client.wire.spans import Caller
 
 from ..backends.base import Model, Prepared, Traits
 from .outcomes import Known, Outcome
@@ -44,6 +45,7 @@ class Call:
         number: calls are served in this order within their priority.
         since: when it came, by the batcher's clock.
         correlation: whose it is, for the log.
+        caller: whose it is, for the trace.
         outcomes: one per item; None until it is settled.
         left: items that are not settled.
         gone: why nobody waits for it any more; its items are dropped.
@@ -61,6 +63,7 @@ class Call:
     cancelled: Callable[[], str | None]
     since: float
     correlation: str = ""
+    caller: Caller | None = None
     traits: Traits = field(init=False)
     outcomes: list[Outcome | None] = field(init=False)
     left: int = field(init=False)

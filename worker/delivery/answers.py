@@ -32,7 +32,7 @@ from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import ValidationError
 
-from api_client.wire import codec, correlation, names
+from api_client.wire import codec, correlation, names, spans
 from api_client.wire.errors import (
     BackendFailed,
     BadRequest,
@@ -122,6 +122,7 @@ def _place(kind: type[Request], loc: tuple[int | str, ...]) -> str:
 def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]) -> dict[str, Any]:
     here, begun, waited_s = runtime.here(), time.monotonic(), _waited_s(task)
     request_id: str = task.request.id
+    spans.past(spans.Name.QUEUE, begun - waited_s, begun)
     try:
         if here.redis.exists(here.keys.answer(request_id)):
             return {"worker": here.node, "answered": "before"}

@@ -99,7 +99,11 @@ def send(
         fields = {"job": spec.id, "what": what, "sent_at": sent_at}
         try:
             app.send_task(
-                TASKS.get(what, names.JOB_CHUNK), kwargs=fields, queue=queue, priority=step
+                TASKS.get(what, names.JOB_CHUNK),
+                kwargs=fields,
+                headers={names.SENT_AT: sent_at},
+                queue=queue,
+                priority=step,
             )
         except OperationalError as error:
             log.warning("job %s, %s could not be sent: %s", spec.id, what, error)

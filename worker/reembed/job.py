@@ -161,6 +161,12 @@ class Job:
             },
         )
         self.papers.mark(marker)
+        self._here.meter.chunk(
+            self.spec.model,
+            done=marker.done,
+            failures=(loss.code for loss in marker.losses),
+            stages=marker.stages,
+        )
         return marker
 
 

@@ -4,9 +4,11 @@ Whether it may be moved, and where to, is the caller's business: see `slots.py`.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 
+from api_client.wire import spans
 from api_client.wire.errors import OutOfMemory
 from api_client.wire.messages import Event, EventKind
 
@@ -54,7 +56,8 @@ class Carrier:
         size = self._ledger[entry.id].host_bytes or guess
         if short := self._ledger.host_shortfall(size):
             raise OutOfMemory(f"{entry.id} takes {size} bytes of host memory, {short} too many")
-        model = self._load(entry)
+        with spans.span(spans.Name.LOAD, model=entry.id):
+            model = self._load(entry)
         return model, self._weigh(entry.id, model)
 
     def lift(self, slot: Slot, *, size: int) -> Footprint:
@@ -63,18 +66,22 @@ class Carrier:
             MemoryError: it is still where it was.
             Exception: who knows where it is.
         """
-        with self._moving, self._ledger.reserve(size):
+        with (
+            self._moving,
+            spans.span(spans.Name.LIFT, model=slot.id, bytes=size),
+            self._ledger.reserve(size),
+        ):
             slot.weights.lift()
         return self._weigh(slot.id, slot.weights)
 
     def lower(self, slot: Slot) -> Footprint:
-        with self._moving, self._ledger.coming_back(slot.id, slot.held.device_bytes):
+        with self._moving, self._leaving(spans.Name.LOWER, slot):
             slot.weights.lower()
         return self._weigh(slot.id, slot.weights)
 
     def unload(self, slot: Slot) -> None:
         try:
-            with self._moving, self._ledger.coming_back(slot.id, slot.held.device_bytes):
+            with self._moving, self._leaving(spans.Name.UNLOAD, slot):
                 slot.weights.unload()
         except Exception:
             log.exception("%s did not unload as it should; it is gone all the same", slot.id)
@@ -110,6 +117,12 @@ class Carrier:
                 seconds=seconds,
             )
         )
+
+    @contextmanager
+    def _leaving(self, name: spans.Name, slot: Slot) -> Iterator[None]:
+        size = slot.held.device_bytes
+        with spans.span(name, model=slot.id, bytes=size), self._ledger.coming_back(slot.id, size):
+            yield
 
     def _weigh(self, model_id: str, model: Model) -> Footprint:
         footprint = model.footprint()

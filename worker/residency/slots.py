@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from functools import partial
 from threading import Condition
 
+from api_client.wire import spans
 from api_client.wire.errors import BackendFailed, ClipyardError, ModelBusy, OutOfMemory, from_wire
 from api_client.wire.messages import Event, EventKind
 
@@ -87,7 +88,8 @@ class Slots:
             OutOfMemory: it does not fit, even without the idle ones.
             LoadFailed, BackendFailed: it cannot be loaded.
         """
-        slot, _ = self._acquire(entry, asked_by)
+        with spans.span(spans.Name.LEASE, model=entry.id):
+            slot, _ = self._acquire(entry, asked_by)
         try:
             if keep_alive_s is not None:
                 slot.keep_alive_s = keep_alive_s

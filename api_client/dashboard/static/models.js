@@ -8,6 +8,10 @@
   const $id = (id) => document.getElementById(id);
   const PRESSURE = { normal: "success", elevated: "warning", high: "danger", critical: "danger" };
   const STATE = { ready: "success", starting: "warning", stopping: "warning", broken: "danger" };
+  const EVENT = { loaded: "success", lifted: "success", lowered: "secondary", unloaded: "secondary",
+    evicted: "warning", refused: "danger", out_of_memory: "danger" };
+  const JOB = { running: "primary", complete: "success", paused: "warning", incomplete: "danger", failed: "danger" };
+  const RATE_OVER_S = 60;
 
   function make(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
@@ -20,9 +24,13 @@
   }
   const badge = (text, colour) => make("span", { class: `badge text-bg-${colour} me-1` }, text);
   const cell = (...children) => make("td", {}, ...children);
-  const number = (text) => make("td", { class: "text-end" }, String(text));
-  const gb = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
-  const time = (at) => new Date(at * 1000).toLocaleTimeString();
+  const number = (text) => make("td", { class: "text-end models-number" }, String(text));
+  const count = (items) => items.toLocaleString("en");
+  function gb(bytes) {
+    if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(1)} GB`;
+    return bytes >= 1e6 ? `${Math.round(bytes / 1e6)} MB` : `${Math.round(bytes / 1e3)} KB`;
+  }
+  const time = (at) => new Date(at * 1000).toLocaleTimeString([], { hour12: false });
   function span(seconds) {
     if (seconds < 120) return `${Math.round(seconds)} s`;
     return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
@@ -50,12 +58,15 @@
   }
 
   function stepsDown(model) {
-    if (model.pinned) return "pinned";
-    if (model.leases) return "in use";
-    if (!model.steps_down) return "kept";
-    const where = model.steps_down.to === "host" ? "to host memory" : "leaves";
-    const when = model.steps_down.in_s > 0 ? `in ${span(model.steps_down.in_s)}` : "with the next sweep";
-    return `${where} ${when}`;
+    if (model.pinned) return ["pinned"];
+    if (model.leases) return ["in use"];
+    if (!model.steps_down) return ["kept"];
+    const { to, in_s } = model.steps_down;
+    const where = to === "host" ? "to host memory" : "leaves";
+    if (in_s <= 0) return [`${where} with the next sweep`];
+    const left = (100 * in_s) / (in_s + model.idle_s);
+    return [`${where} in ${span(in_s)}`, make("div", { class: "progress models-countdown" },
+      make("div", { class: "progress-bar bg-secondary", style: `width: ${left}%` }))];
   }
 
   function modelRow(worker, model, place, readOnly) {
@@ -64,32 +75,48 @@
       onclick: (event) => { event.target.disabled = true; ask(action, { model: model.id, worker: worker.name }); },
     }, label);
     return make("tr", { "data-model": model.id, "data-tier": model.tier },
-      number(place + 1),
+      make("td", { class: "models-place" }, String(place + 1)),
       cell(make("b", {}, model.id), " ", worker.current === model.id ? badge("current", "primary") : null,
         model.next_out ? badge("next out", "warning") : null),
       cell(badge(model.tier, model.tier === "device" ? "success" : "secondary")),
-      number(model.leases), number(gb(model.bytes)), number(model.uses), number(span(model.idle_s)),
-      cell(stepsDown(model)),
-      make("td", { class: "text-end" }, ...(readOnly ? [] : [
+      number(model.leases), number(model.bytes ? gb(model.bytes) : "–"), number(model.uses), number(span(model.idle_s)),
+      cell(...stepsDown(model)),
+      make("td", { class: "text-end models-buttons" }, ...(readOnly ? [] : [
         model.tier === "device" ? null : button("Load", "load", "primary"),
-        button("Switch to", "switch", "primary"), button("Unload", "unload", "danger")].filter(Boolean))));
+        worker.current === model.id ? null : button("Switch to", "switch", "primary"), button("Unload", "unload", "danger")].filter(Boolean))));
   }
 
   function memoryBar(memory) {
     const part = (bytes, colour, title) => make("div", {
       class: `progress-bar bg-${colour}`, style: `width: ${(100 * bytes) / memory.total}%`, title });
+    const models = memory.models.reduce((sum, model) => sum + model.bytes, 0);
     return make("div", { class: "models-memory" }, memory.name,
-      make("div", { class: "progress" }, part(memory.models, "success", `models ${gb(memory.models)}`),
-        part(memory.others, "secondary", `others ${gb(memory.others)}`)),
-      `models ${gb(memory.models)}, free ${gb(memory.free)} of ${gb(memory.total)}`);
+      make("div", { class: "progress" },
+        ...memory.models.map((model) => part(model.bytes, "success", `${model.id}: ${gb(model.bytes)}`)),
+        part(memory.others, "secondary", `everything else: ${gb(memory.others)}`)),
+      `${models ? `models ${gb(models)}, ` : ""}free ${gb(memory.free)} of ${gb(memory.total)}`);
   }
 
-  function jobRow(job) {
+  const looks = {}; // of each job: [when, items finished], for the rate
+  function rate(job, now) {
+    const seen = (looks[job.id] ??= []);
+    seen.push([now, job.done + job.failed]);
+    while (seen[0][0] < now - RATE_OVER_S) seen.shift();
+    const seconds = now - seen[0][0];
+    return job.running && seconds > 0 ? (job.done + job.failed - seen[0][1]) / seconds : 0;
+  }
+
+  function jobRow(job, now) {
     const share = job.chunks ? (100 * job.chunks_done) / job.chunks : 0;
-    return make("tr", { "data-job": job.id }, cell(make("b", {}, job.id)), cell(badge(job.state, "primary")),
-      make("td", { class: "w-25" }, make("div", { class: "progress", title: `${job.chunks_done} of ${job.chunks}` },
-        make("div", { class: "progress-bar", style: `width: ${share}%` }, `${Math.round(share)} %`))),
-      number(`${job.done} of ${job.items}`), number(job.failed), cell(job.trouble));
+    const speed = rate(job, now), left = job.items - job.done - job.failed;
+    return make("tr", { "data-job": job.id }, cell(make("b", {}, job.id)), cell(job.model),
+      cell(badge(job.state, JOB[job.state] ?? "secondary")),
+      make("td", { class: "w-25" }, make("div", { class: "models-share", title: `${job.chunks_done} of ${job.chunks} chunks` },
+        make("div", { class: "progress" }, make("div", { class: "progress-bar", style: `width: ${share}%` })),
+        `${Math.round(share)} %`)),
+      number(`${count(job.done)} of ${count(job.items)}`), number(count(job.failed)),
+      number(speed ? count(Math.round(speed)) : ""), number(speed && left > 0 ? span(left / speed) : ""),
+      number(job.workers || ""), cell(job.trouble));
   }
 
   const knobs = {}; // what is being typed survives the redrawing
@@ -98,7 +125,8 @@
     const choice = make("select", { class: "form-select form-select-sm", name: "knob", "aria-label": "Setting" },
       ...Object.keys(worker.settings).map((name) =>
         make("option", { value: name, selected: name === typed.name ? "" : null }, `${name} = ${worker.settings[name]}`)));
-    const value = make("input", { class: "form-control form-control-sm", name: "value", "aria-label": "New value" });
+    const value = make("input", { class: "form-control form-control-sm", name: "value", "aria-label": "New value",
+      placeholder: "new value", required: "" });
     value.value = typed.value;
     choice.onchange = () => { typed.name = choice.value; };
     value.oninput = () => { typed.value = value.value; };
@@ -115,15 +143,18 @@
   }
 
   function workerCard(worker, readOnly) {
-    const swept = worker.swept_s === null ? "never" : `${span(worker.swept_s)} ago`;
+    const swept = worker.swept_s === null ? "not swept yet" : `swept ${span(worker.swept_s)} ago`;
     const heads = ["LRU", "Model", "Tier", "Leases", "Memory", "Uses", "Idle", "Steps down", ""];
-    const numbers = new Set(["LRU", "Leases", "Memory", "Uses", "Idle"]);
+    const numbers = new Set(["Leases", "Memory", "Uses", "Idle"]);
+    const seated = worker.models.filter((model) => model.tier === "device").length;
+    const seats = make("span", { class: "models-slots", title: `${seated} of ${worker.slots} slots are taken` },
+      ...Array.from({ length: Math.max(worker.slots, seated) }, (_, n) => make("i", { class: n < seated ? "taken" : null })));
     return make("section", { class: "detail-card models-worker", "data-worker": worker.name },
-      make("h2", {}, worker.name, " ", badge(worker.state, STATE[worker.state]),
-        badge(`pressure ${worker.pressure}`, PRESSURE[worker.pressure])),
-      make("p", { class: "page-description mb-2" },
-        `${worker.device}, ${worker.slots} slots, current ${worker.current ?? "none"}, last sweep ${swept}`,
-        worker.trouble ? `: ${worker.trouble}` : ""),
+      make("h2", {}, worker.name, badge(worker.state, STATE[worker.state]),
+        worker.pressure === "normal" ? null : badge(`memory pressure ${worker.pressure}`, PRESSURE[worker.pressure]),
+        seats, make("small", {}, `${worker.device} · ${seated} of ${worker.slots} slots · ${swept}`)),
+      ...[worker.trouble, ...worker.complaints].filter(Boolean).map((told) =>
+        make("div", { class: "alert alert-warning py-2" }, told)),
       ...worker.memories.map(memoryBar),
       make("div", { class: "table-responsive" }, make("table", { class: "table table-sm table-hover align-middle mt-2 mb-0" },
         make("thead", {}, make("tr", {}, ...heads.map((head) =>
@@ -135,16 +166,22 @@
 
   function show(now) {
     $id("current").textContent = now.current ?? "none";
+    $id("well").textContent = now.well ? "All is well." : "Something needs a hand.";
+    $id("tiles").replaceChildren(...now.tiles.map((tile) => make("article", { class: `metric-card metric-card-${tile.mood}` },
+      make("p", { class: "metric-label" }, tile.label), make("p", { class: "metric-value" }, String(tile.value)),
+      make("p", { class: "models-about" }, tile.about))));
     $id("alarms").replaceChildren(...now.alarms.map((text) => make("div", { class: "alert alert-danger" }, text)));
     if (!$id("workers").contains(document.activeElement) || document.activeElement.tagName === "BUTTON") {
       $id("workers").replaceChildren(...now.workers.map((worker) => workerCard(worker, now.read_only)));
     }
     $id("jobs-card").hidden = !now.jobs.length;
-    $id("jobs").replaceChildren(...now.jobs.map(jobRow));
+    $id("jobs").replaceChildren(...now.jobs.map((job) => jobRow(job, now.now)));
     $id("queues").replaceChildren(...Object.entries(now.queues).map(([name, depth]) =>
-      make("tr", { "data-queue": name }, cell(name), number(depth.interactive), number(depth.bulk))));
+      make("tr", { "data-queue": name }, cell(name.replace(/\.dq2$/, " only")), number(depth.interactive),
+        number(depth.bulk), number(depth.oldest_s ? span(depth.oldest_s) : ""))));
+    $id("no-events").hidden = now.events.length > 0;
     $id("events").replaceChildren(...now.events.map((event) => make("tr", { "data-kind": event.kind },
-      cell(time(event.at)), cell(event.worker), cell(event.kind.replaceAll("_", " ")), cell(event.model),
+      cell(time(event.at)), cell(event.worker), cell(badge(event.kind.replaceAll("_", " "), EVENT[event.kind])), cell(event.model),
       cell(event.reason), cell(event.asked_by))));
     if (now.read_only) return;
     $id("catalogue").replaceChildren(...now.catalogue.map((id) => make("option", { value: id })));

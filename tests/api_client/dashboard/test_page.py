@@ -78,13 +78,37 @@ def test_a_setting_is_changed_and_a_model_loaded_by_the_page(page, caller, worke
     page.see("document.body.innerText.includes('3 slots')")
 
 
+def test_a_bulk_job_is_watched_from_its_start_to_its_end(page, fleet, caller):
+    job = a_job(fleet, caller)
+    row = f"document.querySelector('[data-job=\"{job.id}\"]')?.innerText ?? ''"
+    page.see(f"({row}).includes('running')")
+    page.see("document.getElementById('tiles').innerText.includes('items to go')")
+    page.see(f"({row}).includes('complete') && ({row}).includes('400 of 400')")
+
+
+def a_job(fleet, caller, *, items=400):
+    home = fleet.logs.parent
+    texts = home / "texts.jsonl"
+    texts.write_text("".join(f'{{"text": "number {n}"}}\n' for n in range(items)))
+    sink = home / f"vectors-{time.monotonic_ns()}"
+    return caller.reembed(texts, sink=sink, model="fake/slow", chunk_size=50)
+
+
 @pytest.mark.skipif("CLIPYARD_SCREENSHOTS" not in os.environ, reason="keeps the pictures in docs")
-def test_pictures_for_the_documentation(page, caller, workers, site):
+def test_pictures_for_the_documentation(page, fleet, caller, workers, site):
     name = workers[0].name
-    caller.load("shapes/demo", workers=[name])
+    (fleet.logs.parent / "not-mounted").mkdir()
+    a_job(fleet, caller, items=2500)
+    caller.load("shapes/demo", workers=[worker.name for worker in workers])
     caller.load("fake/vision", workers=[name])
     page.see(DEVICE_ROW, name)
+    page.see("document.body.innerText.includes('All is well')")
+    going = "row => /running[^]*[1-9][0-9]? %/.test(row.innerText)"
+    page.see(f"[...document.querySelectorAll('[data-job]')].some({going})")
+    page.resize(height=1650)
     page.shot(IMAGES / "models-page.png")
+    page.resize(height=1150)
+    (fleet.logs.parent / "not-mounted").rmdir()
     page.open(f"http://{site}/worker/{name}")
     page.press("#worker-tab-other")
     page.see("getComputedStyle(document.getElementById('tab-other')).opacity === '1'")

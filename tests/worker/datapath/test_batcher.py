@@ -14,7 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from api_client.wire import spans
 from api_client.wire.errors import (
     BackendFailed,
     Cancelled,
@@ -25,6 +29,7 @@ from api_client.wire.errors import (
     OutOfMemory,
 )
 from api_client.wire.messages import Kind, Priority
+from api_client.wire.otel import Recording
 from worker.backends.base import Footprint, Prepared, PreparedText, Traits
 from worker.datapath.batcher import Batcher, Rows
 from worker.datapath.sizes import Sizes
@@ -144,6 +149,14 @@ def desk() -> Iterator[Desk]:
         yield desk
 
 
+@pytest.fixture
+def recorded() -> Iterator[InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    recording = Recording("tests", instance="here", processor=SimpleSpanProcessor(exporter))
+    yield exporter
+    recording.end()
+
+
 def assert_rows(rows: Rows, numbers: Sequence[int]) -> None:
     assert len(rows.vectors) == len(numbers)
     for vector, number in zip(rows.vectors, numbers, strict=True):
@@ -171,6 +184,32 @@ def test_many_small_calls_share_one_forward_pass(desk: Desk) -> None:
     held.result(PATIENCE_S)
     assert sum(map(len, desk.model.runs)) == BATCH
     assert len(desk.model.runs) <= 2  # a row may still have been on its way from its decoder
+
+
+def test_calls_that_share_a_forward_pass_each_have_it_in_their_own_trace(
+    desk: Desk, recorded: InMemorySpanExporter
+) -> None:
+    def ask(number: int) -> int:
+        with spans.serving({}):
+            desk.embed(number)
+            return trace.get_current_span().get_span_context().trace_id
+
+    held = desk.occupy_device()
+    calls = [desk.callers.submit(ask, number) for number in range(2)]
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 2)
+    desk.release.set()
+    traces = {call.result(PATIENCE_S) for call in calls}
+    held.result(PATIENCE_S)
+    made = {
+        name: [span for span in recorded.get_finished_spans() if span.name == name]
+        for name in (spans.Name.DECODE, spans.Name.FORWARD)
+    }
+    for found in made.values():
+        assert {span.context.trace_id for span in found} == traces
+    shared = made[spans.Name.FORWARD]
+    assert {link.context.trace_id for span in shared for link in span.links} == traces
+    assert shared[0].attributes is not None
+    assert shared[0].attributes["clipyard.rows"] == 2
 
 
 def test_a_bulk_call_runs_in_full_batches_even_when_decoding_is_slow() -> None:

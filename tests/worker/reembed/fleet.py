@@ -16,6 +16,7 @@ from worker.catalogue import Catalogue, Entry
 from worker.datapath.batcher import Batcher
 from worker.datapath.content_cache import Pictures
 from worker.datapath.images import ImageReader
+from worker.metrics import Meter
 from worker.reembed import duty
 from worker.residency.ledger import Ledger
 from worker.residency.slots import Limits, Slots
@@ -41,6 +42,7 @@ class Parts:
         )
         self.batcher = Batcher(batch_size=16, decode_threads=2)
         self.images = ImageReader(self.settings)
+        self.meter = Meter()
         self.tracker = SimpleNamespace(used=lambda entry, items: None)
 
     def pictures(self, model, model_id):
@@ -57,7 +59,7 @@ class Post:
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any], str]] = []
 
-    def send_task(self, name, *, kwargs, queue, priority):
+    def send_task(self, name, *, kwargs, headers, queue, priority):
         self.sent.append((name, kwargs, queue))
 
     def deliver(self) -> str:

@@ -60,7 +60,7 @@ def report(sink):
         return json.load(file)
 
 
-def test_a_job_goes_from_its_submission_to_its_report(desk, post, pictures, sink):
+def test_a_job_goes_from_its_submission_to_its_report(here, desk, post, pictures, sink):
     desk.submit(pictures, sink)
     assert set(post.deliver_all()) == {"done"}
     status = desk.status()
@@ -73,6 +73,10 @@ def test_a_job_goes_from_its_submission_to_its_report(desk, post, pictures, sink
     page = Path(sink.where, "_job-job/report.html").read_text()
     assert "Every item is a vector in the sink or a recorded failure." in page
     assert "<svg" in page
+    counted = here.meter.registry.get_sample_value(
+        "clipyard_job_items_total", {"model": "fake/a", "code": "ok"}
+    )
+    assert counted == 20
 
 
 def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
