@@ -70,13 +70,15 @@ _GIVE_BACK = (
 _JOB_COMMANDS = (
     "+hset +hsetnx +hget +hmget +hgetall +hdel +hexists +hincrby +hincrbyfloat"
     " +zadd +zrem +zscore +zrange +zrevrange +zrangebyscore +zcard +getbit +setbit +bitcount"
-    " +sadd +srem +smembers +exists +expire +persist +del +eval +evalsha"
+    " +sadd +srem +smembers +exists +expire +ttl +persist +del +eval +evalsha"
 )
 _JOBS = (Right(_JOB_COMMANDS, "jobs job:*"),)
 _ASK = (
     Right("+blmove +rpush +expire", "answer:*"),
     # Whether a request is still on its way: one script, over all of these.
     Right("+eval +evalsha +hvals +llen +lrange", f"unacked {_QUEUES}"),
+    Right("+hget +hgetall +hdel", "quarantine"),
+    Right("+del", "started:* answer:*"),  # to send one again
 )
 _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
     Role.CLIENT: (
@@ -92,9 +94,13 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         *_LISTEN,
         *_GIVE_BACK,
         *_JOBS,
-        Right("+brpop +rpop +llen +lrange +del +exists", _QUEUES),
+        Right("+brpop +rpop +llen +lrange +del +exists +expire +persist", _QUEUES),
+        Right("+expire +persist", "_kombu.binding*"),
         Right("+hgetall +del", "blobs:*"),
         Right("+exists +rpush +expire", "answer:*"),
+        # Starts that have not ended, noted together with a look for the answer.
+        Right("+eval +exists +hset +hget +hgetall +hdel +expire +del", "started:* answer:*"),
+        Right("+eval +hset +hgetall +hlen +hdel +expire", "quarantine"),
         Right("+setex +expire", "celery-task-meta-*"),
         Right(
             "+hset +hget +hgetall +hdel +hincrby +expire +ttl +del +exists +get +set +sadd +srem"

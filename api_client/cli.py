@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
+from .quarantine import cli as quarantine
 from .reembed import cli as reembed
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 
 app.add_typer(reembed.app, name="reembed")
+app.add_typer(quarantine.app, name="quarantine")
 
 FAILED, USAGE, NOBODY, INTERRUPTED = 1, 2, 3, 130
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}

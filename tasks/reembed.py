@@ -11,6 +11,7 @@ from api_client.wire.jobs import JobState, SwitchAlias
 from api_client.wire.messages import Managed
 from worker import runtime
 from worker.delivery.answers import Call, answering
+from worker.delivery.suspects import Start
 from worker.reembed import duty
 from worker.reembed.job import Job
 from worker.reembed.ledger import known_jobs
@@ -20,15 +21,19 @@ from worker.reembed.migration import switched
 @shared_task(name=names.JOB_PLAN, bind=True)  # type: ignore[untyped-decorator]
 def job_plan(task: Task, job: str, what: str, sent_at: float) -> str:
     """Walks the source into the manifest; then the first window of chunks is sent."""
-    return duty.do(task.app, job, what, JobState.PLANNING, sent_at=sent_at, work=Job.plan)
+
+    def plan(job: Job, go_on: Callable[[], None], _: Start) -> list[str]:
+        return job.plan(go_on)
+
+    return duty.do(task.app, job, what, JobState.PLANNING, sent_at=sent_at, work=plan)
 
 
 @shared_task(name=names.JOB_CHUNK, bind=True)  # type: ignore[untyped-decorator]
 def job_chunk(task: Task, job: str, what: str, sent_at: float) -> str:
     """Embeds one chunk into the sink; then the next ones are sent."""
 
-    def finish(job: Job, go_on: Callable[[], None]) -> list[str]:
-        marker = job.finish(int(what), go_on)
+    def finish(job: Job, go_on: Callable[[], None], start: Start) -> list[str]:
+        marker = job.finish(int(what), go_on, start)
         if marker.losses and job.spec.on_failure == "pause":
             job.ledger.pause(f"{marker.losses[0].id}: {marker.losses[0].message}")
         return job.ledger.finished(marker)
@@ -39,7 +44,11 @@ def job_chunk(task: Task, job: str, what: str, sent_at: float) -> str:
 @shared_task(name=names.JOB_CHECK, bind=True)  # type: ignore[untyped-decorator]
 def job_check(task: Task, job: str, what: str, sent_at: float) -> str:
     """Compares manifest, markers and sink; then the job is over, or some of it is done again."""
-    return duty.do(task.app, job, what, JobState.CHECKING, sent_at=sent_at, work=Job.check)
+
+    def check(job: Job, go_on: Callable[[], None], _: Start) -> list[str]:
+        return job.check(go_on)
+
+    return duty.do(task.app, job, what, JobState.CHECKING, sent_at=sent_at, work=check)
 
 
 @shared_task(name=names.JOBS_TEND, bind=True, typing=False)  # type: ignore[untyped-decorator]

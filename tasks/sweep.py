@@ -1,21 +1,16 @@
 """sweep_fleet and sweep: what the clock asks for, first of anyone, then of every worker."""
 
-import logging
-import os
-import signal
-
 import redis
 from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 
 from api_client.wire import names
 from worker import housekeeping, runtime
+from worker.delivery import watchdog
 from worker.residency import sweeping
 
 # Redis is away: nothing to answer, nothing to repeat. The next sweep makes up for this one.
 AWAY = (redis.RedisError, OperationalError)
-
-log = logging.getLogger(__name__)
 
 
 @shared_task(name=names.SWEEP_FLEET, bind=True, throws=AWAY)  # type: ignore[untyped-decorator]
@@ -37,6 +32,7 @@ def sweep_fleet(task: Task) -> int:
             priority=names.INTERACTIVE,
             expires=interval_s,
         )
+    housekeeping.keep_reachable(here.redis, here.keys, alive)
     housekeeping.expire_replies(here.redis, here.keys)
     return len(alive)
 
@@ -51,6 +47,5 @@ def sweep() -> dict[str, str]:
     if not moved and (brought := sweeping.foresee(here)):
         moved[brought] = "likely to be wanted next"
     if reason := sweeping.reason_to_recycle(here):
-        log.warning("this worker ends, to be started again: %s", reason)
-        os.kill(os.getpid(), signal.SIGTERM)  # Celery's warm shutdown; whoever runs us restarts us
+        watchdog.retire(reason)
     return moved

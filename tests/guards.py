@@ -19,6 +19,10 @@ IMAGES, WEB, STORES = (
 )
 DECODING, DECODERS = "worker/datapath/decoding.py", "worker/datapath/decoders.py"
 SIGNING, MESSAGES = "api_client/wire/signing.py", "api_client/wire/messages.py"
+SUSPECTS, ANSWERS = "worker/delivery/suspects.py", "worker/delivery/answers.py"
+WATCHDOG, CONSUMER = "worker/delivery/watchdog.py", "worker/delivery/consumer.py"
+QUARANTINE, TRANSPORT = "worker/delivery/quarantine.py", "worker/delivery/transport.py"
+HOUSEKEEPING, HEALTH = "worker/housekeeping.py", "worker/health.py"
 SETTINGS, BROKER = "api_client/wire/settings.py", "api_client/wire/broker.py"
 GATE, PASSES = "api_client/gateway/guard.py", "api_client/gateway/passes.py"
 BUDGETS, ACL = "api_client/gateway/budgets.py", "api_client/acl.py"
@@ -210,6 +214,134 @@ GUARDS = [
         "if _digest(body) != digest",
         "if False",
         "worker/reembed/test_manifest.py -k changed_after",
+    ),
+    (SUSPECTS, ">= TWICE", ">= 99", "worker/delivery/test_suspects.py -k condemned"),
+    (
+        SUSPECTS,
+        "if not _is_alive(process, seen[process])",
+        "",
+        "worker/delivery/test_suspects.py -k first_worker_lives",
+    ),
+    (
+        SUSPECTS,
+        "_seat = threading.Lock()",
+        "_seat = threading.Semaphore(9)",
+        "worker/delivery/test_suspects.py -k one_suspect_at_a_time",
+    ),
+    (SUSPECTS, "if came_late:", "if False:", "worker/delivery/test_suspects.py -k not_blamed"),
+    (
+        SUSPECTS,
+        "if suspects._device_lost:",
+        "if False:",
+        "worker/delivery/test_suspects.py -k not_blamed",
+    ),
+    (
+        SUSPECTS,
+        "except BaseException:\n            start.give_up()",
+        "except BaseException:",
+        "worker/delivery/test_suspects.py -k given_back",
+    ),
+    (
+        SUSPECTS,
+        "redis.call('EXPIRE', KEYS[1], ARGV[3])",
+        "",
+        "worker/delivery/test_suspects.py -k struck_out",
+    ),
+    (SUSPECTS, "if has_twin:", "if False:", "worker/delivery/test_suspects.py -k twin"),
+    (
+        ANSWERS,
+        "if start.is_condemned:",
+        "if False:",
+        "worker/delivery/test_answers.py -k two_workers_down",
+    ),
+    (ANSWERS, "start.end(pipe)", "pass", "worker/delivery/test_answers.py -k two_workers_down"),
+    (
+        ANSWERS,
+        "here.watchdog.end(str(lost))",
+        "pass",
+        "worker/delivery/test_answers.py -k device_is_lost",
+    ),
+    (
+        QUARANTINE,
+        "redis.call('HDEL', KEYS[1], oldest)",
+        "",
+        "worker/delivery/test_quarantine.py -k bounded",
+    ),
+    (
+        QUARANTINE,
+        "redis.call('EXPIRE', KEYS[1], ARGV[4])",
+        "",
+        "worker/delivery/test_quarantine.py -k bounded",
+    ),
+    (TRANSPORT, " or not self.listens", "", "worker/delivery/test_transport.py -k no_more"),
+    (CONSUMER, "qos.restore_by_tag(", "id(", "worker/delivery/test_consumer.py -k in_hand"),
+    (
+        WATCHDOG,
+        "min(older_s, 2 * LOOK_S)",
+        "older_s",
+        "worker/delivery/test_watchdog.py -k stopped_for_an_hour",
+    ),
+    (
+        WATCHDOG,
+        "last.join(LAST_WORDS_S)",
+        "last.join()",
+        "worker/delivery/test_watchdog.py -k does_not_answer",
+    ),
+    (WATCHDOG, "self._give_back())", "0)", "worker/delivery/test_watchdog.py -k wedged_worker"),
+    (HEALTH, "min(WEDGED_S, wedged_after_s)", "WEDGED_S", "worker/test_health.py -k by_then"),
+    (
+        "worker/datapath/batcher.py",
+        "self._lose(str(found))",
+        "pass",
+        "worker/datapath/test_batcher.py -k lost_device",
+    ),
+    (
+        "worker/reembed/embedding.py",
+        ">= TWICE and any",
+        ">= TWICE or any",
+        "worker/reembed/test_portions.py -k tried_again",
+    ),
+    (
+        "worker/reembed/embedding.py",
+        ">= TWICE and any(c.place == self.place for c in self.crashes)",
+        ">= TWICE",
+        "worker/reembed/test_portions.py -k condemn_nobody",
+    ),
+    (
+        "worker/reembed/duty.py",
+        ">= CRASHES",
+        ">= 99",
+        "worker/reembed/test_duty.py -k of_no_item",
+    ),
+    (
+        "api_client/wire/jobscripts.py",
+        "redis.call('EXPIRE', key, {OVER_KEPT_S})",
+        "",
+        "worker/reembed/test_ledger.py -k books_of_a_cancelled_job",
+    ),
+    (
+        "worker/reembed/ledger.py",
+        "if redis.call('TTL', H) ~= -1 then return {} end",
+        "",
+        "worker/reembed/test_ledger.py -k books_of_a_cancelled_job",
+    ),
+    (
+        HOUSEKEEPING,
+        "pipe.expire(key, ORPHANS_KEPT_S)",
+        "pass",
+        "worker/test_housekeeping.py -k comes_back",
+    ),
+    (
+        HOUSEKEEPING,
+        "count > BINDINGS_KEPT and empty",
+        "False",
+        "worker/test_housekeeping.py -k who_listen",
+    ),
+    (
+        "api_client/stack/supervisor.py",
+        "[] if post.ready else [now]",
+        "[now]",
+        "api_client/test_supervisor.py -k however_often",
     ),
 ]
 

@@ -83,6 +83,7 @@ def _start(sender: str, **_: Any) -> None:
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _ready(sender: Any, **_: Any) -> None:
     log.info("%s is ready.", sender.hostname)
+    runtime.here().watchdog.start(sender.give_back)
     threading.Thread(target=runtime.here().warm_up, name="warm-up", daemon=True).start()
 
 

@@ -28,9 +28,9 @@ class Verdict:
     trouble: str = ""
 
 
-def verdict(pulse: Pulse) -> Verdict:
+def verdict(pulse: Pulse, *, wedged_after_s: float = WEDGED_S) -> Verdict:
     """What the device thread's pulse says."""
-    if pulse.active_s > WEDGED_S:
+    if pulse.active_s > min(WEDGED_S, wedged_after_s):
         return Verdict("broken", f"a forward pass has been running for {pulse.active_s:.0f} s")
     if pulse.last_forward_ok is False:
         return Verdict("broken", "the last forward pass failed; see this worker's log")
@@ -44,6 +44,7 @@ class Health:
         pulse: of the batcher.
         probe: runs a tiny forward pass; may raise what a request may raise.
         say: told of every change.
+        wedged_after_s: see the setting; a worker that will end for it is broken by then.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Health:
         pulse: Callable[[], Pulse],
         probe: Callable[[], None],
         say: Callable[[Verdict], None],
+        wedged_after_s: float = WEDGED_S,
     ) -> None:
+        self._wedged_after_s = wedged_after_s
         self._pulse, self._probe, self._say = pulse, probe, say
         self._last: Verdict | None = None
         self._stop = threading.Event()
@@ -75,7 +78,7 @@ class Health:
             except Exception as error:  # whatever a back end raises; the pulse has seen it too
                 log.debug("the probe failed: %s", error)
             pulse = self._pulse()
-        found = verdict(pulse)
+        found = verdict(pulse, wedged_after_s=self._wedged_after_s)
         if found != self._last and not self._stop.is_set():
             if found.trouble:
                 log.warning("this worker is broken: %s", found.trouble)

@@ -1,7 +1,10 @@
 """What somebody has to do for the whole fleet once in a while."""
 
+from collections.abc import Iterable
+
 import redis
 
+from api_client.wire import names
 from api_client.wire.codec import text
 from api_client.wire.names import Keys
 
@@ -11,6 +14,8 @@ GATE_SHARE = 0.9
 REFUSALS_KEPT_PERIODS = 5  # after the last one
 REPLIES_A_TIME = 1000
 REPLY_KEPT_S = 60
+BINDINGS_KEPT = 1000  # processes that have used remote control lately
+ORPHANS_KEPT_S = 24 * 3600  # messages for a worker that has not come back
 
 
 def first_in_period(store: redis.Redis, keys: Keys, what: str, *, period_s: float) -> bool:
@@ -37,23 +42,62 @@ def live_workers(store: redis.Redis, keys: Keys) -> list[str]:
         alive = pipe.execute()
     dead = [name for name, there in zip(seen, alive, strict=True) if not there]
     if dead:
-        store.srem(keys.workers, *dead)
+        with store.pipeline(transaction=False) as pipe:
+            pipe.srem(keys.workers, *dead)
+            for name in dead:
+                _forget(pipe, keys, name)
+            pipe.execute()
     return [name for name, there in zip(seen, alive, strict=True) if there]
+
+
+def _forget(pipe: "redis.client.Pipeline", keys: Keys, worker: str) -> None:
+    """What Kombu keeps by a worker's name goes, its messages after a day.
+
+    In some clusters no name ever comes back; one that does makes all of it anew when it starts.
+    """
+    queue = names.direct_queue(worker)
+    for table in keys.bindings(names.DIRECT_EXCHANGE):
+        pipe.srem(table, names.binding(worker, queue))
+    pidbox = f"{worker}.celery.pidbox"
+    pipe.srem(keys.bindings("celery.pidbox")[0], names.binding("", pidbox))
+    for key in _kept_for(keys, queue):
+        pipe.expire(key, ORPHANS_KEPT_S)
+
+
+def keep_reachable(store: redis.Redis, keys: Keys, workers: Iterable[str]) -> None:
+    """Whoever was struck off and has come back is not forgotten after all."""
+    with store.pipeline(transaction=False) as pipe:
+        for queue in map(names.direct_queue, workers):
+            for key in _kept_for(keys, queue):
+                pipe.persist(key)
+        pipe.execute()
+
+
+def _kept_for(keys: Keys, queue: str) -> list[str]:
+    steps = (names.INTERACTIVE, names.BULK)
+    return [*keys.bindings(queue), *(keys.queue(queue, step) for step in steps)]
 
 
 def expire_replies(store: redis.Redis, keys: Keys) -> int:
     """Give an expiry to replies that nobody fetched; gives their number.
 
     A client that was killed while it waited for remote control leaves them behind for good
-    (celery #6089). A thousand at a time, picked by chance, so all have their turn.
+    (celery #6089), and every client its place in the table of those who listen. A thousand at a
+    time, picked by chance, so all have their turn. Who listens still is in nobody's way: replies
+    are fetched long before they expire, and each command enters its client into the table again.
     """
     bindings: list[bytes] = store.srandmember(keys.reply_queues(), REPLIES_A_TIME)  # type: ignore[assignment]
     queues = [keys.reply_queue(text(binding)) for binding in bindings]
     with store.pipeline(transaction=False) as pipe:
         for queue in queues:
             pipe.ttl(queue)
-        lasting = [q for q, ttl in zip(queues, pipe.execute(), strict=True) if ttl == -1]
+        pipe.scard(keys.reply_queues())
+        *ttls, count = pipe.execute()
+        lasting = [queue for queue, ttl in zip(queues, ttls, strict=True) if ttl == -1]
         for queue in lasting:
             pipe.expire(queue, REPLY_KEPT_S)
+        empty = [one for one, ttl in zip(bindings, ttls, strict=True) if ttl == -2]
+        if count > BINDINGS_KEPT and empty:
+            pipe.srem(keys.reply_queues(), *empty[: count - BINDINGS_KEPT])
         pipe.execute()
     return len(lasting)

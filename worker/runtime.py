@@ -10,7 +10,7 @@ import redis
 from PIL import Image
 
 from api_client.wire.broker import redis_client
-from api_client.wire.errors import ClipyardError
+from api_client.wire.errors import ClipyardError, DeviceLost
 from api_client.wire.messages import Event, Kind, Priority
 from api_client.wire.names import Keys
 
@@ -23,6 +23,8 @@ from .datapath.batcher import Batcher
 from .datapath.content_cache import ContentCache, Pictures
 from .datapath.images import ImageReader
 from .datapath.sizes import Sizes
+from .delivery.suspects import Suspects
+from .delivery.watchdog import Watchdog
 from .health import Health, Verdict
 from .metrics import Meter
 from .residency.ledger import Ledger
@@ -58,6 +60,8 @@ class Runtime:
     ledger: Ledger
     tracker: Tracker
     health: Health
+    watchdog: Watchdog
+    suspects: Suspects
     meter: Meter
     redis: redis.Redis
     keys: Keys
@@ -92,6 +96,7 @@ class Runtime:
     def close(self) -> None:
         """Fail what waits, give all memory back, take the worker off the list."""
         self.health.close()
+        self.watchdog.close()
         self.tracker.say("stopping")
         self.batcher.close()
         self.images.close()
@@ -168,6 +173,24 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         sizes=_sizes(store, keys, placement.device),
         on_pass=meter.ran,
     )
+
+    def farewell(reason: str) -> None:
+        health.close()
+        tracker.say("stopping", trouble=reason)
+        tracker.beat()
+
+    watchdog = Watchdog(pulse=batcher.pulse, wedged_after_s=settings.wedged_after_s, say=farewell)
+
+    def probe() -> None:
+        try:
+            _probe(catalogue, slots, batcher)
+        except DeviceLost as lost:
+            watchdog.end(str(lost))
+            raise
+
+    health = Health(
+        pulse=batcher.pulse, probe=probe, say=say, wedged_after_s=settings.wedged_after_s
+    )
     tracker.start(slots, memory, ledger, renew=renew)
     here = Runtime(
         node=node,
@@ -181,9 +204,9 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         memory=memory,
         ledger=ledger,
         tracker=tracker,
-        health=Health(
-            pulse=batcher.pulse, probe=partial(_probe, catalogue, slots, batcher), say=say
-        ),
+        health=health,
+        watchdog=watchdog,
+        suspects=Suspects(store, keys, node=node, started_at=tracker.started_at),
         meter=meter,
         redis=store,
         keys=keys,

@@ -58,6 +58,7 @@ class WorkerSettings(LogSettings):
     slot_wait_s: Seconds = 30.0  # for a place, before a request is told that the model is busy
     min_residency_s: Seconds = 0.0  # against thrash: how long a model that was lifted may stay
     recycle_residue_gb: Annotated[float, Field(gt=0)] | None = None  # see docs; None: never end
+    wedged_after_s: Annotated[float, Field(gt=0)] = 180.0  # a forward pass; then the worker ends
     keep_models: bool = True  # False: a model goes as soon as nobody uses it
     vision_vram_timeout_s: Seconds = 600.0
     vision_ram_timeout_s: Seconds = 1800.0

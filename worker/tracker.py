@@ -134,6 +134,11 @@ class Tracker:
         return self._state
 
     @property
+    def started_at(self) -> float:
+        """Of this process, in unix seconds: with the node's name, what tells it from the last."""
+        return self._started_at
+
+    @property
     def swept_at(self) -> float:
         """When the last sweep came, in unix seconds; before the first, when this worker started."""
         return self._swept_at or self._started_at

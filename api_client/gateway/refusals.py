@@ -36,6 +36,8 @@ TABLE: dict[type[errors.ClipyardError], Refusal] = {
     errors.LoadFailed: Refusal(503, "the model cannot be loaded"),
     errors.ModelBusy: Refusal(503, "every slot is busy; ask again"),
     errors.OutOfMemory: Refusal(503, "memory does not suffice at the moment"),
+    errors.DeviceLost: Refusal(503, "the device is being started again"),
+    errors.Quarantined: Refusal(500, "the request took its worker down and was set aside"),
     errors.Cancelled: Refusal(409, "the request was withdrawn"),
     errors.Expired: Refusal(504, "no worker was free in time"),
     errors.NoAnswer: Refusal(504, "no answer in time"),

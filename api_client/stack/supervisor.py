@@ -22,7 +22,7 @@ _SLICE_S = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How often a child may die before that is a crash loop."""
+    """How often a child may die before it was ready, until that is a crash loop."""
 
     deaths: int = 3
     within_s: float = 60.0
@@ -50,15 +50,17 @@ class _Post:
     ready: bool = False
     due_at: float = 0.0
     deaths: list[float] = field(default_factory=list)
+    stillbirths: list[float] = field(default_factory=list)  # of those, who never was ready
 
 
 class Supervisor:
     """Runs children from `__enter__` to `__exit__`, in a thread of its own.
 
-    A child that dies is started again after a growing delay. One that dies too often ends
-    everything. At the end all children get their stop signal at once and their grace each; the
-    foundation, on which they stand, ends after the last of them. An exception that arrives while
-    the main thread waits for that (a second Ctrl-C) ends every grace.
+    A child that dies is started again after a growing delay. One that dies too often before it is
+    ready ends everything; one that was ready has work to come back to. At the end all children get
+    their stop signal at once and their grace each; the foundation, on which they stand, ends after
+    the last of them. An exception that arrives while the main thread waits for that (a second
+    Ctrl-C) ends every grace.
 
     Args:
         logs: the directory for `<name>.log` of every child.
@@ -169,16 +171,18 @@ class Supervisor:
 
     def _bury(self, post: _Post, died: Running, now: float) -> None:
         died.end()  # what it started may still run
-        post.running, post.ready = None, False
         post.deaths = self._patience.recent([*post.deaths, now], now=now)
-        delay_s = self._patience.delay_s(len(post.deaths))
+        stillborn = [] if post.ready else [now]
+        post.stillbirths = self._patience.recent([*post.stillbirths, *stillborn], now=now)
+        post.running, post.ready = None, False
         how = _how_it_ended(died.exit_code())
-        if delay_s is None:
+        if self._patience.delay_s(len(post.stillbirths)) is None:
             raise CrashLoop(
-                f"{post.child.name} {how}, {len(post.deaths)} times within "
+                f"{post.child.name} {how}, {len(post.stillbirths)} times within "
                 f"{self._patience.within_s:g} s: everything is stopped. "
                 f"{post.log} ends with:\n{died.tail()}"
             )
+        delay_s = self._patience.delay_s(len(post.deaths)) or self._patience.longest_delay_s
         post.due_at = now + delay_s
         self._tell(f"{post.child.name} {how}; it starts again in {delay_s:g} s")
 

@@ -41,7 +41,7 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
         event_serializer="json",
         accept_content=["json"],
         task_default_queue=names.EMBED,
-        task_queues=[_queue(names.EMBED), _queue(names.CONTROL)],
+        task_queues=[queue(names.EMBED), queue(names.CONTROL)],
         task_default_priority=names.INTERACTIVE,
         task_acks_late=True,
         task_acks_on_failure_or_timeout=True,
@@ -90,7 +90,8 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
     return app
 
 
-def _queue(name: str) -> Queue:
+def queue(name: str) -> Queue:
+    """A queue as whoever sends to it by its name declares it."""
     # Without an exchange of its own a queue would be bound to the default one's.
     return Queue(name, Exchange(name), routing_key=name)
 

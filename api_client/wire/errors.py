@@ -13,6 +13,8 @@
     ├── ModelBusy              every slot is leased; ask again                     retryable
     ├── OutOfMemory            device or host memory does not suffice              (MemoryError)
     ├── BackendFailed          a back end misbehaved; its name is in the sentence
+    │   └── DeviceLost         the device context is beyond repair; the worker ends  retryable
+    ├── Quarantined            it took its worker process down twice and is not tried again
     ├── Expired                the caller's deadline passed before the work began  retryable
     ├── Cancelled              the request was withdrawn
     ├── JobRefused             a bulk job's source, sink or papers cannot be used
@@ -120,6 +122,20 @@ class BackendFailed(ClipyardError):
     """A back end raised something it should not, or answered with the wrong shape."""
 
     code = "backend_failed"
+
+
+class DeviceLost(BackendFailed):
+    """Nothing runs on the device any more before the process is started again."""
+
+    code = "device_lost"
+    retryable = True
+
+
+class Quarantined(ClipyardError):
+    """The request, or an item of a job, took its worker process down twice; see `clipyard
+    quarantine`."""
+
+    code = "quarantined"
 
 
 class Expired(ClipyardError):

@@ -5,6 +5,8 @@ KEYS are those of `job_keys`. Each answers 1 if it changed something, 0 if the j
 
 from .names import Keys
 
+OVER_KEPT_S = 30 * 24 * 3600  # the books of a job that is over
+
 # KEYS[7] is the list of jobs. ARGV: id, time, then the hash's fields and values.
 SUBMIT = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -34,13 +36,14 @@ redis.call('DEL', KEYS[6])
 return 1
 """
 
-CANCEL = """
+CANCEL = f"""
 local state = redis.call('HGET', KEYS[1], 'state')
 if state == 'complete' or state == 'incomplete' or state == 'cancelled' or state == 'failed' then
   return 0
 end
 redis.call('HSET', KEYS[1], 'state', 'cancelled', 'reason', ARGV[1], 'ended_at', ARGV[2])
 redis.call('DEL', KEYS[4], KEYS[5], KEYS[6])
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, {OVER_KEPT_S}) end
 return 1
 """
 

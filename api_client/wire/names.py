@@ -26,6 +26,10 @@ JOBS_TEND: Final = "clipyard.jobs_tend"  # starts again what has fallen on the f
 EMBED: Final = "embed"  # one worker takes each message
 CONTROL: Final = "control"  # the clock's small tasks
 
+# Celery's exchange for `worker_direct`. We send to the queue by its name, which is Kombu's exchange
+# of that name as well.
+DIRECT_EXCHANGE: Final = "C.dq2"
+
 # Headers of a message, beside Celery's own.
 SENT_AT: Final = "clipyard_sent_at"  # unix seconds
 CORRELATION: Final = "clipyard_correlation"  # the caller's id, for every log
@@ -33,6 +37,11 @@ CORRELATION: Final = "clipyard_correlation"  # the caller's id, for every log
 # The two priority steps of every queue. Redis serves the lower number first.
 INTERACTIVE: Final = 0
 BULK: Final = 9
+
+
+def binding(routing_key: str, queue: str) -> str:
+    """A member of `Keys.bindings`. Kombu's, not ours."""
+    return f"{routing_key}\x06\x16\x06\x16{queue}"
 
 
 def direct_queue(worker: str) -> str:
@@ -53,6 +62,7 @@ class Keys:
         self.events = f"{prefix}:events"  # stream, capped: every move with its reason
         self.current = f"{prefix}:current"  # string: the model for requests that name none
         self.catalogue = f"{prefix}:catalogue"  # hash: model id -> CatalogueEntry as JSON
+        self.quarantine = f"{prefix}:quarantine"  # hash: id -> quarantine.Evidence; expires
 
     def worker(self, worker: str) -> str:
         """Hash: one worker process, expiring soon after the process is gone."""
@@ -70,6 +80,10 @@ class Keys:
         """List: frames, see `codec.pack_answer`; the first one counts. Expires."""
         return f"{self._prefix}:answer:{request}"
 
+    def started(self, request: str) -> str:
+        """Hash of worker process -> `quarantine.Crash`: starts that have not ended. Expires."""
+        return f"{self._prefix}:started:{request}"
+
     def blobs(self, request: str) -> str:
         """Hash of position -> file bytes, for pictures sent by value. Expires."""
         return f"{self._prefix}:blobs:{request}"
@@ -83,9 +97,14 @@ class Keys:
         """Hash: messages that workers have taken and not yet finished. Kombu's, not ours."""
         return f"{self._prefix}:unacked"
 
+    def bindings(self, exchange: str) -> tuple[str, str]:
+        """Sets: which queues an exchange leads to; and of those, the lasting. Kombu's, not ours."""
+        kombu = f"{self._prefix}:_kombu"
+        return f"{kombu}.binding.{exchange}", f"{kombu}.binding_permanent.{exchange}"
+
     def reply_queues(self) -> str:
         """Set: where answers to remote-control commands go. Kombu's, not ours."""
-        return f"{self._prefix}:_kombu.binding.reply.celery.pidbox"
+        return self.bindings("reply.celery.pidbox")[0]
 
     def reply_queue(self, binding: str) -> str:
         """List: the replies that one member of `reply_queues` leads to. Kombu's, not ours."""

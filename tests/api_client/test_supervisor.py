@@ -62,6 +62,15 @@ def test_a_crash_loop_ends_everything_and_shows_the_end_of_the_log(tmp_path, tol
         supervisor.wait()
 
 
+def test_a_child_that_was_ready_is_started_again_however_often_it_dies(tmp_path, told):
+    brief = python("brief", "import sys, time; print('here', flush=True); time.sleep(0.2)")
+    brisk = Patience(deaths=3, first_delay_s=0.01, longest_delay_s=0.02)
+    with Supervisor([brief], logs=tmp_path, tell=told, patience=brisk):
+        for _ in range(4):
+            told.until("brief is ready")
+            told.until("it starts again")
+
+
 def fail_when_it_ended(supervisor: Supervisor) -> None:
     with suppress(CrashLoop):
         supervisor.wait()

@@ -17,6 +17,7 @@ from worker import runtime
 from worker.backends.base import Placement
 from worker.backends.fake import Fake, Pool
 from worker.catalogue import Catalogue, Entry
+from worker.delivery.suspects import Suspects
 from worker.metrics import Meter
 from worker.residency.ledger import Ledger
 from worker.residency.memory import Bytes
@@ -87,6 +88,7 @@ def parts(settings: WorkerSettings, node: str) -> Any:
         catalogue=Catalogue(ENTRIES),
         slots=slots,
         tracker=tracker,
+        suspects=Suspects(store, keys, node=node, started_at=tracker.started_at),
         meter=Meter(),
         look_around=lambda: None,
         memory=memory,

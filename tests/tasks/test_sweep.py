@@ -1,9 +1,9 @@
 """One worker's sweeps, in this process and with the slots' clock moved by hand."""
 
-import signal
 import time
 
 import pytest
+from celery.worker import state
 
 from api_client.status import read_fleet
 from api_client.wire.broker import redis_client
@@ -12,6 +12,7 @@ from api_client.wire.messages import Event, Knobs
 from tasks.sweep import sweep
 from tests.tasks import fleet
 from worker import runtime
+from worker.delivery.watchdog import EXIT_CODE
 from worker.residency import sweeping, usage
 from worker.settings import WorkerSettings
 
@@ -190,14 +191,13 @@ def test_a_sweep_while_redis_is_away_gives_memory_back_and_is_told_later(
 
 def test_a_worker_whose_memory_stays_behind_ends_when_idle(make, valkey_url, prefix, monkeypatch):
     here = make(valkey_url, prefix, recycle_residue_gb=0.5)
-    ended = []
-    monkeypatch.setattr("tasks.sweep.os.kill", lambda pid, number: ended.append(number))
+    monkeypatch.setattr(state, "should_stop", None)
     monkeypatch.setattr(type(here.ledger), "residue_bytes", 10**9)
     with here.slots.lease(here.catalogue[VISION]):
         sweep()
-        assert ended == []
+        assert state.should_stop is None
     sweep()
-    assert ended == [signal.SIGTERM]
+    assert state.should_stop == EXIT_CODE
 
 
 def test_a_worker_that_was_not_told_to_never_ends_itself(here, monkeypatch):

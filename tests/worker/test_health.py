@@ -33,6 +33,11 @@ def test_a_forward_pass_that_never_ends_is_seen_by_its_age():
     assert "forward pass" in verdict(replace(CALM, active_s=WEDGED_S + 1)).trouble
 
 
+def test_a_worker_that_will_end_for_a_long_pass_is_broken_by_then():
+    pulse = replace(CALM, active_s=11)
+    assert verdict(pulse, wedged_after_s=10).state == "broken"
+
+
 class Device:
     """A device that works, or does not, and can be probed."""
 

@@ -22,6 +22,27 @@ def test_a_worker_whose_hash_has_expired_is_struck_off_the_list(store, keys):
     assert store.smembers(keys.workers) == {b"gpu1@a"}
 
 
+def test_what_is_kept_by_the_name_of_a_worker_that_has_gone_goes_and_comes_back(store, keys):
+    lists = [keys.queue("gpu0@a.dq2", step) for step in (0, 9)]
+    tables = keys.bindings("gpu0@a.dq2")
+    direct, lasting = keys.bindings("C.dq2")
+    for key in lists:
+        store.lpush(key, "message")
+    for key in tables:
+        store.sadd(key, "gpu0@a.dq2\x06\x16\x06\x16gpu0@a.dq2")
+    for key in (direct, lasting):
+        store.sadd(key, *(f"{name}\x06\x16\x06\x16{name}.dq2" for name in ("gpu0@a", "gpu1@a")))
+    store.sadd(keys.bindings("celery.pidbox")[0], "\x06\x16\x06\x16gpu0@a.celery.pidbox")
+    store.sadd(keys.workers, "gpu0@a")
+    live_workers(store, keys)
+    assert all(0 < store.ttl(key) <= housekeeping.ORPHANS_KEPT_S for key in (*lists, *tables))
+    assert store.smembers(direct) == store.smembers(lasting)
+    assert store.smembers(direct) == {b"gpu1@a\x06\x16\x06\x16gpu1@a.dq2"}
+    assert not store.exists(keys.bindings("celery.pidbox")[0])
+    housekeeping.keep_reachable(store, keys, ["gpu0@a"])
+    assert all(store.ttl(key) == -1 for key in (*lists, *tables))
+
+
 def test_nobody_alive_is_an_empty_list(store, keys):
     assert live_workers(store, keys) == []
 
@@ -45,6 +66,20 @@ def test_replies_nobody_fetched_get_an_expiry_once(store, keys, unfetched):
     assert expire_replies(store, keys) == 2
     assert all(0 < store.ttl(queue) <= housekeeping.REPLY_KEPT_S for queue in queues)
     assert expire_replies(store, keys) == 0
+
+
+def test_the_table_of_those_who_listen_is_bounded_and_who_has_replies_stays(
+    store, keys, unfetched, monkeypatch
+):
+    monkeypatch.setattr(housekeeping, "BINDINGS_KEPT", 5)
+    unfetched("answered")
+    gone = [f"{n}\x06\x16\x06\x16{n}.reply.celery.pidbox" for n in range(20)]
+    store.sadd(keys.reply_queues(), *gone)
+    expire_replies(store, keys)
+    assert store.scard(keys.reply_queues()) == 5
+    assert store.sismember(
+        keys.reply_queues(), "answered\x06\x16\x06\x16answered.reply.celery.pidbox"
+    )
 
 
 def test_a_sweep_of_replies_is_bounded_and_the_next_ones_do_the_rest(

@@ -6,11 +6,13 @@ the walks over the slots find their bugs.
 """
 
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,8 @@ class Options:
         fail_on: `run` breaks on a text that contains it, or an image whose first pixel is that
             `#rrggbb`.
         nan_on: likewise, but the row becomes NaN.
+        die_on, hang_on, lose_on: likewise, but the process is killed, the thread never comes back,
+            or the device is lost for good.
         before: called with `load`, `lift`, `lower`, `unload` or `run` before that step; it may
             raise what that step may raise, or wait.
     """
@@ -64,6 +68,9 @@ class Options:
     out_of_memory_above: int = 4096
     fail_on: str = ""
     nan_on: str = ""
+    die_on: str = ""
+    hang_on: str = ""
+    lose_on: str = ""
     before: Callable[[str], None] = lambda step: None
 
     @classmethod
@@ -179,6 +186,7 @@ class FakeModel:
             self._family.sleep(options.run_s)
             if len(batch) > options.out_of_memory_above:
                 raise MemoryError(f"{len(batch)} rows, {options.out_of_memory_above} fit")
+            _strike(options, batch)
             if any(_marked(item, options.fail_on) for item in batch):
                 raise BackendFailed(f"{self.id} was told to fail on {options.fail_on!r}")
             rows = [_vector(item, kind, options) for item in batch]
@@ -241,6 +249,16 @@ class FakeModel:
         if not holds:
             self._family.misuses.append(f"{self.id} {otherwise}")
             raise AssertionError(self._family.misuses[-1])
+
+
+def _strike(options: Options, batch: Sequence[Prepared]) -> None:
+    """What a back end can do to its process."""
+    if any(_marked(item, options.die_on) for item in batch):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if any(_marked(item, options.hang_on) for item in batch):
+        Event().wait()
+    if any(_marked(item, options.lose_on) for item in batch):
+        raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 def _marked(item: Prepared, marker: str) -> bool:

@@ -17,7 +17,14 @@ from itertools import count
 from typing import Literal, TypeVar
 
 from api_client.wire import correlation, spans
-from api_client.wire.errors import Cancelled, ClipyardError, Expired, NoWorker, OutOfMemory
+from api_client.wire.errors import (
+    Cancelled,
+    ClipyardError,
+    DeviceLost,
+    Expired,
+    NoWorker,
+    OutOfMemory,
+)
 from api_client.wire.messages import Kind, Priority
 
 from ..backends.base import Model, Prepared, PreparedText
@@ -111,6 +118,7 @@ class Batcher:
         self._numbers = count()
         self._calls: set[Call] = set()
         self._closed = False
+        self._lost: str | None = None
         self._active: set[_Pass] = set()
         self._running: set[int] = set()  # numbers of runners
         self._last_forward_ok: bool | None = None
@@ -153,6 +161,7 @@ class Batcher:
         Raises:
             Expired, Cancelled: the caller has gone; what had not begun was dropped.
             NoWorker: the batcher was closed.
+            DeviceLost: nothing runs any more before the process is started again.
         """
         if not items:
             return Rows([])
@@ -228,6 +237,8 @@ class Batcher:
         with self._to_run:
             if self._closed:
                 raise NoWorker("this worker is stopping; ask again")
+            if self._lost is not None:
+                raise DeviceLost(self._lost)
             self._calls.add(call)
             if by_itself:
                 rows = self._turns.begin(call)
@@ -363,11 +374,22 @@ class Batcher:
             return []
         if self._last_forward_ok is not False:  # else it has been said
             log.warning("%s: a forward pass failed", call.model_id, exc_info=error)
+        found = failure(error, f"{call.model_id}: its back end")
+        if isinstance(found, DeviceLost):
+            self._lose(str(found))
+            return [found] * len(batch)
         if len(batch) == 1:
-            return [failure(error, f"{call.model_id}: its back end")]
+            return [found]
         with self._to_run:
             self._turns.return_halves(batch)
         return []
+
+    def _lose(self, why: str) -> None:
+        """Nobody is served any more, whatever was asked for."""
+        with self._to_run:
+            self._lost = why
+            for call in list(self._calls):
+                self._dismiss(call, DeviceLost(why))
 
     def _limit(self, call: Call) -> int:
         return self._sizes.at_most(call.space, min(self._batch_size, call.traits.max_batch))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from api_client.wire.errors import BackendFailed, ClipyardError, NonFiniteVector
+from api_client.wire.errors import BackendFailed, ClipyardError, DeviceLost, NonFiniteVector
+
+from ..backends.lost import is_beyond_repair
 
 Vector = NDArray[np.float32]
 Outcome = Vector | ClipyardError
@@ -50,6 +52,8 @@ def failure(error: BaseException, what: str) -> ClipyardError:
     """
     if isinstance(error, ClipyardError):
         return _bare(error)
+    if is_beyond_repair(error):
+        return DeviceLost(f"{what} has lost its device: {str(error).splitlines()[0]}")
     return BackendFailed(f"{what} raised {type(error).__name__}")
 
 

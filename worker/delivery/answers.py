@@ -16,7 +16,10 @@ list `Keys.answer`. What can happen to a request:
     Redis is away for longer than our patience       back to its queue
     it is revoked, or over its time limit            Refused, Cancelled
     the worker's shutdown interrupts it              back to its queue
-    it was answered before (Celery delivered twice)  nothing
+    it was answered before, or is at work here       nothing
+    the device is lost under it                      back to its queue, and this worker ends
+    its worker dies                                  begun again, see `suspects`
+    its worker died twice                            set aside in quarantine; Refused, Quarantined
 """
 
 import logging
@@ -38,14 +41,18 @@ from api_client.wire.errors import (
     BadRequest,
     Cancelled,
     ClipyardError,
+    DeviceLost,
     Expired,
     ModelBusy,
+    Quarantined,
 )
 from api_client.wire.messages import WIRE_VERSION, Embedded, Failure, Managed, Refused, Request
 from api_client.wire.signing import opened
 
 from .. import runtime
+from . import quarantine
 from .pool import Reason, cancelled
+from .suspects import Start
 
 __all__ = ["Answer", "Call", "answering", "checked"]
 
@@ -124,14 +131,18 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
     request_id: str = task.request.id
     spans.past(spans.Name.QUEUE, begun - waited_s, begun)
     try:
-        if here.redis.exists(here.keys.answer(request_id)):
-            return {"worker": here.node, "answered": "before"}
-        outcome = _stamped(_outcome(task, body, check), waited_s)
-        worked = time.monotonic()
-        frame = _frame(outcome)
-        # Counted first: whoever hears of the answer may look at the counters.
-        here.meter.answered(task.name, outcome, encode_s=time.monotonic() - worked)
-        _write(request_id, frame)
+        with here.suspects.begin(request_id, task.name) as start:
+            if start.is_needless:
+                return {"worker": here.node, "answered": "before"}
+            outcome = _stamped(_outcome(task, body, check, start), waited_s)
+            worked = time.monotonic()
+            frame = _frame(outcome)
+            # Counted first: whoever hears of the answer may look at the counters.
+            here.meter.answered(task.name, outcome, encode_s=time.monotonic() - worked)
+            _write(start, frame)
+    except DeviceLost as lost:
+        here.watchdog.end(str(lost))
+        raise Reject(lost, requeue=True) from None
     except (redis.ConnectionError, redis.TimeoutError) as away:
         log.warning("%s %s goes back to its queue: %s", task.name, request_id, away)
         raise Reject(away, requeue=True) from None
@@ -160,13 +171,17 @@ def _stamped(outcome: Answer | ClipyardError, waited_s: float) -> Answer | Clipy
 
 
 def _outcome(
-    task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]
+    task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R], start: Start
 ) -> Answer | ClipyardError:
     try:
         request = check()
+        if start.is_condemned:
+            raise _set_aside(task, request, start)
         if request.deadline is not None and time.time() >= request.deadline:
             raise Expired("the request's deadline passed before a worker was free")
-        return _worked(body, Call(task.request.id, request))
+        return _worked(body, Call(task.request.id, request), start)
+    except DeviceLost:
+        raise
     except ModelBusy as busy:
         _try_again_later(task, request.deadline, busy)
         return busy
@@ -181,9 +196,20 @@ def _outcome(
         )
 
 
-def _worked(body: Callable[[Call[R]], Answer], call: Call[R]) -> Answer:
+def _set_aside(task: Task, request: Request, start: Start) -> Quarantined:
+    here = runtime.here()
+    quarantine.put(here.redis, here.keys, quarantine.of_request(task, request, start.crashes))
+    log.warning("%s %s took its worker down twice and is set aside", task.name, start.id)
+    return Quarantined(
+        f"the request took {' and '.join(crash.worker for crash in start.crashes)} down: it is in "
+        f"quarantine, see `clipyard quarantine show {start.id}`"
+    )
+
+
+def _worked(body: Callable[[Call[R]], Answer], call: Call[R], start: Start) -> Answer:
     try:
-        return body(call)
+        with start.on_trial():
+            return body(call)
     except (Cancelled, Ignore, SoftTimeLimitExceeded) as stopped:
         if cancelled() is Reason.SHUTDOWN:
             raise Reject(stopped, requeue=True) from None
@@ -213,11 +239,12 @@ def busy_pause_s(retries: int, dice: float) -> float | None:
     return dice * min(BUSY_PAUSE_MAX_S, BUSY_PAUSE_S * 2.0**retries)
 
 
-def _write(request_id: str, frame: bytes) -> None:
-    here = runtime.here()
+def _write(start: Start, frame: bytes) -> None:
+    here, request_id = runtime.here(), start.id
     with here.redis.pipeline(transaction=True) as pipe:
         pipe.rpush(here.keys.answer(request_id), frame)
         pipe.expire(here.keys.answer(request_id), here.settings.answer_ttl_s)
+        start.end(pipe)
         pipe.execute()
 
 

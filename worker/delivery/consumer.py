@@ -9,10 +9,10 @@ acknowledge it. So what runs is carried over to the next connection instead.
 Private parts in use, checked with celery 5.7.0 and kombu 5.7.0; tests/flow/test_kill_matrix.py
 is what says whether another version still agrees:
 
-- `kombu.transport.virtual.QoS._delivered`: the messages that a lost channel had handed out.
+- `kombu.transport.virtual.QoS._delivered`: the messages that a channel has handed out.
 - undocumented, though without an underscore: `Consumer.on_connection_error_after_connected` and
-  `Consumer.Blueprint.default_steps` of celery; `Channel.do_restore`, `Channel.unacked_index_key`,
-  `Channel.conn_or_acquire` and `Transport.channels` of kombu.
+  `Consumer.Blueprint.default_steps` of celery; `QoS.restore_by_tag`, `Channel.do_restore`,
+  `Channel.unacked_index_key`, `Channel.conn_or_acquire` and `Transport.channels` of kombu.
 """
 
 import logging
@@ -26,7 +26,10 @@ from celery.worker import consumer as stock
 from celery.worker import request, state
 from kombu.transport import virtual
 
-__all__ = ["LONGEST_RUN_S", "Consumer", "Lease", "Request", "renewable"]
+from api_client.wire.broker import queue
+from api_client.wire.names import direct_queue
+
+__all__ = ["LONGEST_RUN_S", "Address", "Consumer", "Lease", "Request", "renewable"]
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,19 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
     def reject(self, requeue: bool = False) -> None:
         with self._settling:
             super().reject(requeue=requeue)
+
+
+class Address(StartStopStep):  # type: ignore[misc]  # celery has no types
+    """At every connection: lets those who know its name reach this worker's direct queue.
+
+    Each sender declares that for itself, once per connection; housekeeping takes it away when a
+    worker has been gone for long, and a worker that comes back must not be deaf to old senders.
+    """
+
+    requires = (stock.Tasks,)
+
+    def start(self, consumer: "Consumer") -> None:
+        queue(direct_queue(consumer.hostname))(consumer.task_consumer.channel).declare()
 
 
 class Lease(StartStopStep):  # type: ignore[misc]  # celery has no types
@@ -169,7 +185,7 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
     longest_run_s = LONGEST_RUN_S
 
     class Blueprint(stock.Consumer.Blueprint):  # type: ignore[misc]  # celery has no types
-        default_steps = (*stock.Consumer.Blueprint.default_steps, Lease)
+        default_steps = (*stock.Consumer.Blueprint.default_steps, Lease, Address)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._lost_channels: list[Any] = []
@@ -182,6 +198,18 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
             channel.do_restore = False
         self._lost_channels += channels
         super().on_connection_error_after_connected(error)
+
+    def give_back(self) -> int:
+        """From any thread, before this process is ended: every message goes back to its queue.
+
+        Gives their number. One that was acknowledged meanwhile stays away; one that was answered
+        but not yet acknowledged is found answered by whoever takes it.
+        """
+        qos = self.task_consumer.channel.qos
+        tags = list(qos._delivered)
+        for tag in tags:
+            qos.restore_by_tag(tag, leftmost=True)
+        return len(tags)
 
     def carry_over_to(self, channel: Any) -> None:
         """Hand every message of the lost channels to `channel`, where it can be acknowledged.

@@ -50,11 +50,13 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     Attributes:
         bulk_tasks: the most bulk messages held at once.
+        listens: whether this process asks for messages; false once it is about to end.
     """
 
     _kept: Any = None
 
     bulk_tasks = BULK_TASKS
+    listens = True
     from_transport_options = (*redis.Channel.from_transport_options, "bulk_tasks")
 
     @contextmanager
@@ -68,7 +70,7 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues:
+        if not queues or not self.listens:
             return
         held = self._bulk_held()
         steps = priorities(self.priority_steps, bulk_held=held, bulk_tasks=self.bulk_tasks)

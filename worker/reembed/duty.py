@@ -10,7 +10,11 @@ nothing succeeds for the job's patience         the job pauses, with the reason
 the job cannot be done as it was asked for      it fails, or pauses once it has begun
 the worker stops                                given back at once
 Redis is away for longer than our patience      back to its queue
-the worker is killed                            started again when the claim has run out
+the worker is killed                            started again when the claim has run out; rows that
+                                                were at work then go one by one, and one that
+                                                kills again is recorded as a failure
+workers die and not over a row                  after a few times the job pauses
+the device is lost under it                     given back, and this worker ends
 """
 
 import logging
@@ -28,6 +32,7 @@ from api_client.wire import names
 from api_client.wire.errors import (
     BadRequest,
     ClipyardError,
+    DeviceLost,
     JobRefused,
     SpaceMismatch,
     StoreDown,
@@ -38,6 +43,7 @@ from api_client.wire.messages import Priority
 
 from .. import runtime
 from ..delivery.pool import stop_if_cancelled
+from ..delivery.suspects import Start
 from ..housekeeping import live_workers
 from ..runtime import Runtime
 from .embedding import Unfit
@@ -50,7 +56,9 @@ TASKS = {PLAN: names.JOB_PLAN, CHECK: names.JOB_CHECK}  # and JOB_CHUNK for a ch
 OPEN = 8  # jobs whose connections are kept
 RENEWALS = 4  # of a claim, before it would run out
 
-Work = Callable[[Job, Callable[[], None]], list[str]]
+CRASHES = 5  # of workers that were at no row: more likely killed from outside than by us
+
+Work = Callable[[Job, Callable[[], None], Start], list[str]]
 _open: dict[tuple[str, str, float], Job] = {}
 
 
@@ -83,7 +91,11 @@ def do(app: Celery, job_id: str, what: str, state: JobState, *, sent_at: float, 
         if claimed is not Claimed.MINE:
             return str(claimed)
         job = _opened(here, spec, ledger)
-        return _outcome(app, job, claim, state, work)
+        with here.suspects.begin(f"{job_id}/{what}", f"job {job_id}") as start:
+            return _outcome(app, job, claim, state, work, start)
+    except DeviceLost as lost:
+        here.watchdog.end(str(lost))
+        raise Reject(lost, requeue=True) from None
     except (redis.ConnectionError, redis.TimeoutError) as away:
         log.warning("job %s, %s goes back to its queue: %s", job_id, what, away)
         raise Reject(away, requeue=True) from None
@@ -134,13 +146,21 @@ def opened(here: Runtime, job_id: str) -> Job:
     return _opened(here, spec, ledger)
 
 
-def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work) -> str:
+def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, start: Start) -> str:
     ledger, spec = job.ledger, job.spec
+    if start.is_needless:
+        return "elsewhere"
+    if sum(crash.place is None for crash in start.crashes) >= CRASHES:
+        ledger.give_back(claim)
+        ledger.pause(f"{claim.what} took its worker down {CRASHES} times, and no item is to blame")
+        start.end()
+        return "paused"
     try:
-        following = work(job, _watch(ledger, claim))
+        following = work(job, _watch(ledger, claim), start)
+        start.end()
     except _Dropped:
         return "dropped"
-    except (Ignore, Reject, SoftTimeLimitExceeded):
+    except (Ignore, Reject, SoftTimeLimitExceeded, DeviceLost):
         ledger.give_back(claim)
         raise
     except (redis.ConnectionError, redis.TimeoutError):

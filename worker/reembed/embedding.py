@@ -1,18 +1,30 @@
 """A chunk's items through the device, a slice at a time."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 
-from api_client.wire.errors import ClipyardError, ItemError, JobRefused, SpaceMismatch, TextInvalid
+from api_client.wire import names
+from api_client.wire.errors import (
+    ClipyardError,
+    ItemError,
+    JobRefused,
+    Quarantined,
+    SpaceMismatch,
+    TextInvalid,
+)
 from api_client.wire.jobs import JobSpec
 from api_client.wire.messages import BlobRef, Kind
+from api_client.wire.quarantine import Crash, Evidence
 
 from ..backends.base import Model, Prepared, Traits
 from ..datapath.content_cache import Pictures
 from ..datapath.outcomes import Known
+from ..delivery import quarantine
 from ..delivery.pool import canceller
+from ..delivery.suspects import TWICE, Start
 from ..runtime import Runtime
 from .items import Item, Vector
 from .sources import Source
@@ -21,6 +33,42 @@ from .sources import Source
 # at work at once, so the device does not wait for a slice to begin.
 SLICE = 128
 OUTAGE = 8  # items in a row that cannot be reached are no coincidence
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Rows of a chunk that are embedded together, the second number excluded.
+
+    Attributes:
+        crashes: of the processes that died at work on them; then it is a single row.
+    """
+
+    place: tuple[int, int]
+    crashes: tuple[Crash, ...] = ()
+
+    @property
+    def is_condemned(self) -> bool:
+        """Its worker died twice, the second time of this row alone."""
+        return len(self.crashes) >= TWICE and any(c.place == self.place for c in self.crashes)
+
+
+def portions(count: int, crashes: Sequence[Crash]) -> Iterator[Portion]:
+    """A chunk's rows in slices, those that a process died over one by one."""
+    row = 0
+    while row < count:
+        if over := _over(row, crashes):
+            yield Portion((row, row + 1), over)
+            row += 1
+            continue
+        stop = row + 1
+        while stop < min(count, row + SLICE) and not _over(stop, crashes):
+            stop += 1
+        yield Portion((row, stop))
+        row = stop
+
+
+def _over(row: int, crashes: Sequence[Crash]) -> tuple[Crash, ...]:
+    return tuple(c for c in crashes if c.place and c.place[0] <= row < c.place[1])
 
 
 class Unfit(SpaceMismatch):
@@ -44,12 +92,14 @@ def embed(
     *,
     fingerprint: str,
     between: Callable[[], None],
+    start: Start,
 ) -> Embedded:
     """A vector for every item, or why it has none.
 
     Args:
         fingerprint: the job's vector space.
         between: called before every slice; may raise to stop.
+        start: of the chunk.
 
     Raises:
         Unfit: this worker answers in another space.
@@ -57,10 +107,17 @@ def embed(
             same may well succeed later.
     """
     entry, found = here.catalogue[spec.model], Embedded()
-    for part in _slices(items):
+    for portion in portions(len(items), start.crashes):
         between()
+        part = items[slice(*portion.place)]
+        if portion.is_condemned:
+            found.rows.append(_set_aside(here, spec, part[0], start.id, portion))
+            continue
         kind = kind_of(part[0])
-        with here.slots.lease(entry, asked_by=f"job {spec.id}") as model:
+        with (
+            _noted(start, portion),
+            here.slots.lease(entry, asked_by=f"job {spec.id}") as model,
+        ):
             refuse_another(spec, model.traits, kind, fingerprint)
             pictures = here.pictures(model, entry.id)
             rows = here.batcher.embed(
@@ -78,7 +135,37 @@ def embed(
         found.rows += rows.vectors
         found.decode_s += rows.decode_s
         found.forward_s += rows.forward_s
+    start.note()  # what dies from here on dies of no item
     return found
+
+
+@contextmanager
+def _noted(start: Start, portion: Portion) -> Iterator[None]:
+    if portion.crashes:
+        with start.on_trial(portion.place):
+            yield
+    else:
+        start.note(portion.place)
+        yield
+
+
+def _set_aside(
+    here: Runtime, spec: JobSpec, item: Item, chunk: str, portion: Portion
+) -> Quarantined:
+    evidence = Evidence(
+        id=f"{chunk}#{portion.place[0]}",
+        task=names.JOB_CHUNK,
+        model=spec.model,
+        items=(quarantine.reference(item.ref),),
+        asked_by=spec.asked_by,
+        at=time.time(),
+        crashes=portion.crashes,
+    )
+    quarantine.put(here.redis, here.keys, evidence)
+    return Quarantined(
+        f"{item.id} took {' and '.join(c.worker for c in portion.crashes)} down; see `clipyard "
+        f"quarantine show {evidence.id}`"
+    )
 
 
 def _raise_outages(rows: Sequence[Vector | ClipyardError]) -> None:
@@ -120,9 +207,3 @@ def _prepare(
     if isinstance(content, bytes):
         return pictures.prepare(position, BlobRef(blob=0), {0: content})
     return pictures.prepare(position, content, {})
-
-
-def _slices(items: Sequence[Item]) -> Iterator[list[Item]]:
-    walk = iter(items)
-    while part := list(islice(walk, SLICE)):
-        yield part

@@ -10,6 +10,7 @@ from api_client.wire.errors import ClipyardError, JobRefused
 from api_client.wire.jobs import JobSpec, JobState
 
 from ..datapath.images import ImageReader
+from ..delivery.suspects import Start
 from ..runtime import Runtime
 from . import manifest, report
 from .check import compare
@@ -121,8 +122,11 @@ class Job:
         self.ledger.end(state, reason)
         return []
 
-    def finish(self, number: int, go_on: Callable[[], None]) -> Marker:
+    def finish(self, number: int, go_on: Callable[[], None], start: Start) -> Marker:
         """Embed a chunk, store it, and mark it; or find that it is marked already.
+
+        Args:
+            start: knows which rows a worker died of before.
 
         Raises:
             Unfit: this worker answers in another space.
@@ -142,6 +146,7 @@ class Job:
             chunk.items,
             fingerprint=self.space.fingerprint,
             between=go_on,
+            start=start,
         )
         embedded = time.monotonic()
         shard = Shard(chunk, found.rows)

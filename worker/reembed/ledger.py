@@ -17,7 +17,7 @@ from typing import Any
 import redis
 
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, unsealed
-from api_client.wire.jobscripts import PAUSE, job_keys
+from api_client.wire.jobscripts import OVER_KEPT_S, PAUSE, job_keys
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from api_client.wire.signing import FIELD
@@ -28,7 +28,6 @@ from .papers import Marker
 PLAN, CHECK = "plan", "check"
 PAUSE_MIN_S, PAUSE_MAX_S = 2.0, 60.0  # before something that failed is tried again
 SENT_S = 60.0
-ENDED_KEPT_S = 30 * 24 * 3600
 
 # Shared by the scripts: KEYS are the job's hash, done, failed, flight, held.
 _HEAD = """
@@ -109,7 +108,7 @@ return fill(now, sent_s)
 
 _FINISHED = """
 local now, sent_s, chunk, done, failed, worker = unpack(ARGV, 1, 6)
-if redis.call('EXISTS', H) == 0 then return {} end
+if redis.call('TTL', H) ~= -1 then return {} end  -- it is over, or forgotten
 redis.call('ZREM', FLIGHT, chunk)
 redis.call('HDEL', HELD, chunk)
 if redis.call('SETBIT', DONE, chunk, 1) == 0 then
@@ -311,7 +310,7 @@ class JobLedger:
 
     def end(self, state: JobState, reason: str) -> bool:
         """The job is over, unless it was cancelled before."""
-        return bool(self._run(_END, state, reason, self.now(), ENDED_KEPT_S))
+        return bool(self._run(_END, state, reason, self.now(), OVER_KEPT_S))
 
     def unfit(self, worker: str) -> None:
         """This worker answers in another vector space."""

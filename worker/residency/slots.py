@@ -24,10 +24,18 @@ from functools import partial
 from threading import Condition
 
 from api_client.wire import spans
-from api_client.wire.errors import BackendFailed, ClipyardError, ModelBusy, OutOfMemory, from_wire
+from api_client.wire.errors import (
+    BackendFailed,
+    ClipyardError,
+    DeviceLost,
+    ModelBusy,
+    OutOfMemory,
+    from_wire,
+)
 from api_client.wire.messages import Event, EventKind
 
 from ..backends.base import Footprint, Model, Tier
+from ..backends.lost import is_beyond_repair
 from ..catalogue import Entry
 from .carrier import Carrier
 from .ledger import Ledger
@@ -390,6 +398,8 @@ class Slots:
 def _typed(raised: Exception, entry: Entry) -> ClipyardError:
     if isinstance(raised, ClipyardError):
         return raised
+    if is_beyond_repair(raised):
+        return DeviceLost(f"{entry.backend} has lost its device: {str(raised).splitlines()[0]}")
     error: ClipyardError = BackendFailed(f"{entry.backend} failed with {entry.id}: {raised!r}")
     if isinstance(raised, MemoryError):
         error = OutOfMemory(f"{entry.id} does not fit: {raised}")

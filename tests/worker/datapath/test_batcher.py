@@ -22,6 +22,7 @@ from api_client.wire import spans
 from api_client.wire.errors import (
     BackendFailed,
     Cancelled,
+    DeviceLost,
     Expired,
     ImageMissing,
     NonFiniteVector,
@@ -512,6 +513,21 @@ def test_close_fails_what_waits_and_finishes_what_runs(desk: Desk) -> None:
         held.result(PATIENCE_S)
     with pytest.raises(NoWorker):
         desk.embed(1)
+
+
+def test_a_lost_device_is_told_to_all_who_wait_and_to_all_who_come(desk: Desk) -> None:
+    def lose(numbers: list[int]) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    desk.model.misbehave = lose
+    waiting = [desk.ask(n) for n in range(3)]
+    for call in waiting:
+        with pytest.raises(DeviceLost, match="device-side assert"):
+            call.result(PATIENCE_S)
+    runs = len(desk.model.runs)
+    with pytest.raises(DeviceLost):
+        desk.ask(9).result(PATIENCE_S)
+    assert len(desk.model.runs) == runs
 
 
 def test_an_idle_batcher_keeps_no_model_in_memory(desk: Desk) -> None:

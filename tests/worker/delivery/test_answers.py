@@ -10,12 +10,14 @@ from celery.contrib.testing.worker import start_worker
 
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app, redis_client
-from api_client.wire.errors import BadRequest, Cancelled, LoadFailed, ModelBusy
+from api_client.wire.errors import BadRequest, Cancelled, DeviceLost, LoadFailed, ModelBusy
 from api_client.wire.messages import EmbedBatch, Embedded, Load, Managed, Refused
+from api_client.wire.quarantine import Crash, Evidence
 from worker import runtime
 from worker.delivery import answers
 from worker.delivery.answers import BUSY_PAUSE_MAX_S, BUSY_TRIES, answering, busy_pause_s, checked
 from worker.delivery.pool import Reason, cancelled, stop_if_cancelled
+from worker.delivery.suspects import Suspects
 from worker.metrics import Meter
 from worker.settings import WorkerSettings
 
@@ -27,6 +29,7 @@ class Desk:
 
     def __init__(self):
         self.outcomes = []
+        self.ends = []
         self.asked = 0
 
     def __call__(self, call):
@@ -62,6 +65,14 @@ def app(valkey_url):
         node="gpu0@here",
         meter=Meter(),
     )
+
+    def start_again(reason):
+        desk.ends.append(reason)
+        at = 1.5 + len(desk.ends)
+        here.suspects = Suspects(here.redis, here.keys, node=here.node, started_at=at)
+
+    start_again("before the tests")
+    here.watchdog = SimpleNamespace(end=start_again)
     app = celery_app(settings)
     app.set_default()
     with pytest.MonkeyPatch.context() as patch:
@@ -234,16 +245,37 @@ def test_an_answer_that_finds_redis_away_sends_the_request_back_to_its_queue(ask
     written = []
     write = answers._write
 
-    def first_away(request_id, outcome):
+    def first_away(start, outcome):
         written.append(outcome)
         if len(written) == 1:
             raise redis.ConnectionError("away")
-        write(request_id, outcome)
+        write(start, outcome)
 
     monkeypatch.setattr(answers, "_write", first_away)
     answer, _ = ask("test.load", GOOD, GOOD, model="m")
     assert answer == GOOD
     assert len(written) == 2
+
+
+def test_a_request_whose_device_is_lost_goes_back_to_its_queue_and_the_watchdog_hears(ask):
+    desk.ends = []
+    answer, _ = ask("test.load", DeviceLost("gone"), GOOD, model="m")
+    assert answer == GOOD
+    assert desk.ends == ["gone"]
+
+
+def test_a_request_that_took_two_workers_down_is_set_aside_with_its_evidence(ask):
+    here, crash = runtime.here(), Crash(worker="gpu9@gone", at=5.0)
+    for at in ("1.0", "2.0"):
+        here.redis.hset(here.keys.started("poison"), f"gpu9@gone {at}", crash.model_dump_json())
+    answer, _ = ask("test.embed", texts=["top secret"], asked_by="me", request_id="poison")
+    assert (answer.failure.code, answer.failure.retryable) == ("quarantined", False)
+    assert desk.asked == 0
+    assert not here.redis.exists(here.keys.started("poison"))
+    kept = Evidence.model_validate_json(here.redis.hget(here.keys.quarantine, "poison"))
+    assert (kept.crashes, kept.asked_by) == ((crash, crash), "me")
+    assert kept.items == ("a text of 10 characters",)
+    assert kept.queue == names.EMBED
 
 
 def test_pauses_double_up_to_a_bound_and_end():

@@ -2,6 +2,8 @@ import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from api_client.wire.broker import celery_app
+from api_client.wire.settings import Settings
 from worker.delivery import consumer
 from worker.delivery.consumer import renewable
 
@@ -35,6 +37,20 @@ def test_a_task_older_than_the_longest_run_loses_its_lease() -> None:
 
 def test_an_acknowledged_message_is_not_renewed() -> None:
     assert tags(Request("done", acknowledged=True, time_start=99.0)) == []
+
+
+def test_every_message_in_hand_goes_back_to_its_queue(valkey_url, prefix, keys, store):
+    with celery_app(Settings.read(redis_url=valkey_url, key_prefix=prefix)) as app:
+        for _ in range(3):
+            app.send_task("t", queue="embed")
+        with app.connection_for_write() as connection:
+            channel = connection.default_channel
+            held = [channel.basic_get("embed") for _ in range(2)]
+            assert store.hlen(keys.held()) == len(held)
+            giver = SimpleNamespace(task_consumer=SimpleNamespace(channel=channel))
+            assert consumer.Consumer.give_back(giver) == len(held)
+            assert store.hlen(keys.held()) == 0
+            assert store.llen(keys.queue("embed", 0)) == 3
 
 
 def test_a_message_that_is_settled_by_two_threads_at_once_is_settled_once():

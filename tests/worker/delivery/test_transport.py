@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from api_client.stack.valkey import PrivateValkey
 from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
-from worker.delivery.transport import Transport, priorities, use
+from worker.delivery.transport import Channel, Transport, priorities, use
 
 BULK_TASKS = 2
 THREADS = 6
@@ -35,6 +36,12 @@ def test_a_worker_with_some_bulk_takes_interactive_messages_first() -> None:
 
 def test_a_worker_without_bulk_takes_one_bulk_message_first() -> None:
     assert priorities(STEPS, bulk_held=0, bulk_tasks=2) == [names.BULK, names.INTERACTIVE]
+
+
+def test_a_process_that_is_about_to_end_asks_for_no_more_messages() -> None:
+    queues = SimpleNamespace(consume=lambda count: ["embed"])
+    channel = SimpleNamespace(_queue_cycle=queues, active_queues={"embed"}, listens=False)
+    Channel._brpop_start(channel)  # whatever it asked for would need a connection
 
 
 def test_redis_urls_mean_this_transport_once_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

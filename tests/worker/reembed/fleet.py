@@ -16,6 +16,7 @@ from worker.catalogue import Catalogue, Entry
 from worker.datapath.batcher import Batcher
 from worker.datapath.content_cache import Pictures
 from worker.datapath.images import ImageReader
+from worker.delivery.suspects import Suspects
 from worker.metrics import Meter
 from worker.reembed import duty
 from worker.residency.ledger import Ledger
@@ -44,6 +45,16 @@ class Parts:
         self.images = ImageReader(self.settings)
         self.meter = Meter()
         self.tracker = SimpleNamespace(used=lambda entry, items: None)
+        self.started_at, self.ends = 1.5, []
+        self.suspects = Suspects(store, keys, node=node, started_at=self.started_at)
+        self.watchdog = SimpleNamespace(end=self.ends.append)
+
+    def start_again(self):
+        """As if the process had ended and another one had come in its place."""
+        self.batcher.close()
+        self.batcher = Batcher(batch_size=16, decode_threads=2)
+        self.started_at += 1
+        self.suspects = Suspects(self.redis, self.keys, node=self.node, started_at=self.started_at)
 
     def pictures(self, model, model_id):
         return Pictures(model, self.images, None, on_look=lambda *, hits, misses: None)

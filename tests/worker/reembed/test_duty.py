@@ -1,6 +1,7 @@
 """Jobs from their submission to their report, in one process, with bad luck of every kind."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from api_client.wire import names
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
+from api_client.wire.quarantine import Crash, Evidence
 from tests.worker.reembed.fleet import Desk, Parts, Post, folder_of, forget_open_jobs
 from worker import runtime
 from worker.catalogue import Entry
@@ -346,3 +348,57 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
         assert changed
         assert live.resolve() == tmp_path / to
     assert np.isfinite([row["vector"] for row in rows(new)]).all()
+
+
+def killing(colour):
+    """A model that takes its process down over one picture."""
+    return Entry("fake/killing", backend="fake", options={"lose_on": colour})
+
+
+def delivered(here, desk, post):
+    """Has everything done, by as many processes as that takes; gives how many died."""
+    while post.sent:
+        try:
+            post.deliver()
+        except Reject:
+            here.start_again()
+            desk.tend()
+    return len(here.ends)
+
+
+def test_a_picture_that_takes_two_workers_down_is_a_recorded_failure_and_its_mates_are_done(
+    store, keys, tmp_path, post, pictures, sink
+):
+    with closing(Parts(store, keys, tmp_path, entries=[killing("#0d0d0d")])) as here:
+        runtime.use(here)
+        desk = Desk(store, keys, post)
+        desk.submit(pictures, sink, model="fake/killing")
+        assert delivered(here, desk, post) == 2
+        status = desk.status()
+        assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
+        assert report(sink)["failure_codes"] == {"quarantined": 1}
+        [kept] = store.hvals(keys.quarantine)
+        evidence = Evidence.model_validate_json(kept)
+        assert evidence.id == "job/1#5"
+        assert evidence.items[0].endswith("013.png")
+        assert [crash.place for crash in evidence.crashes] == [(0, 8), (5, 6)]
+        assert not store.keys(keys.started("*"))
+        runtime.use(None)
+        forget_open_jobs()
+
+
+def test_a_chunk_whose_workers_die_of_no_item_pauses_the_job_and_resumes_by_hand(
+    here, desk, post, pictures, sink, store, keys
+):
+    desk.submit(pictures, sink)
+    post.deliver()  # the plan
+    for at in range(duty.CRASHES):
+        note = Crash(worker="w@here", at=at).model_dump_json()
+        store.hset(keys.started("job/0"), f"w@here {at}", note)
+    assert post.deliver() == "paused"
+    assert "no item is to blame" in desk.status().reason
+    post.deliver_all()
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE

@@ -183,6 +183,16 @@ def test_a_cancelled_job_stays_so(book):
     assert not book.do(RESUME)
 
 
+def test_the_books_of_a_cancelled_job_expire_and_whoever_is_late_opens_no_new_ones(book):
+    book.planned()
+    book.claim("0")
+    book.do(CANCEL, "by hand", 5)
+    book.finish("0", lost=1)
+    left = [key for key in job_keys(book.keys, "job") if book.store.exists(key)]
+    assert left == [book.keys.job("job")]
+    assert book.store.ttl(*left) > 0
+
+
 def test_trouble_is_tried_again_after_a_pause_that_grows(book):
     book.planned()
     pauses = []

@@ -1,0 +1,1 @@
+"""Messages that took their workers down."""

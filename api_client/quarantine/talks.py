@@ -1,0 +1,91 @@
+"""Messages in quarantine: looked at, forgotten, or sent again."""
+
+import time
+from functools import partial
+from typing import Any
+
+from ..talks import Call, Line, Talk
+from ..wire import names
+from ..wire.errors import BadRequest
+from ..wire.messages import (
+    EmbedBatch,
+    Load,
+    Message,
+    Priority,
+    Reload,
+    Request,
+    Set,
+    Switch,
+    Unload,
+)
+from ..wire.names import Keys
+from ..wire.quarantine import Evidence
+
+KINDS: dict[str, type[Request]] = {
+    names.EMBED_BATCH: EmbedBatch,
+    names.LOAD: Load,
+    names.RELOAD: Reload,
+    names.SWITCH: Switch,
+    names.UNLOAD: Unload,
+    names.SET: Set,
+}
+
+
+def held(line: Line) -> Talk[list[Evidence]]:
+    """Everything in quarantine, the newest first."""
+    found = yield lambda r: r.hgetall(line.keys.quarantine)
+    evidence = [Evidence.model_validate_json(text) for text in found.values()]
+    return sorted(evidence, key=lambda it: it.at, reverse=True)
+
+
+def one(line: Line, id: str) -> Talk[Evidence]:
+    """
+    Raises:
+        BadRequest: there is none of that id.
+    """
+    text = yield lambda r: r.hget(line.keys.quarantine, id)
+    if text is None:
+        raise BadRequest(f"{id!r} is not in quarantine; see `clipyard quarantine list`")
+    return Evidence.model_validate_json(text)
+
+
+def again(line: Line, id: str) -> Talk[Message]:
+    """The answer to one that is sent again under its id. If it kills twice more, it is back.
+
+    Raises:
+        BadRequest: there is none of that id, or it cannot be sent from here.
+        ClipyardError: whatever comes of it.
+    """
+    evidence = yield from one(line, id)
+    if evidence.task == names.JOB_CHUNK:
+        job = id.partition("/")[0]
+        raise BadRequest(f"{id} is an item of a job: `clipyard reembed retry-failed {job}`")
+    if evidence.payload is None or evidence.task not in KINDS:
+        raise BadRequest(f"{id} was too large to be kept: send it again from where it came")
+    deadline = time.time() + line.settings.answer_timeout_s
+    call = Call(
+        evidence.task,
+        KINDS[evidence.task].model_validate(evidence.payload | {"deadline": deadline}),
+        queue=evidence.queue,
+        priority=Priority.BULK if evidence.priority else Priority.INTERACTIVE,
+        id=id,
+    )
+    yield partial(_clean, keys=line.keys, id=id)
+    yield from line.send(call)
+    return (yield from line.wait(call)).message
+
+
+def forgotten(line: Line, id: str) -> Talk[None]:
+    """
+    Raises:
+        BadRequest: there is none of that id.
+    """
+    yield from one(line, id)
+    yield lambda r: r.hdel(line.keys.quarantine, id)
+
+
+def _clean(client: Any, *, keys: Keys, id: str) -> Any:
+    pipe = client.pipeline()
+    pipe.hdel(keys.quarantine, id)
+    pipe.delete(keys.answer(id), keys.started(id))
+    return pipe.execute()

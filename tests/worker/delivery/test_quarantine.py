@@ -1,0 +1,64 @@
+from types import SimpleNamespace
+
+import pytest
+
+from api_client.wire.messages import EmbedBatch, PathRef, UrlRef
+from api_client.wire.quarantine import KEPT_S, Crash, Evidence
+from worker.delivery import quarantine
+from worker.delivery.quarantine import ITEMS_TOLD, of_request, put, reference
+
+CRASHES = (Crash(worker="gpu0@a", at=1.0),)
+
+
+def task(id="r"):
+    delivery = {"routing_key": "embed", "priority": 9}
+    return SimpleNamespace(
+        name="clipyard.embed_batch", request=SimpleNamespace(id=id, delivery_info=delivery)
+    )
+
+
+def evidence(id, at):
+    return Evidence(id=id, task="t", at=at, crashes=CRASHES)
+
+
+def test_the_quarantine_is_bounded_and_the_oldest_goes(store, keys, monkeypatch):
+    monkeypatch.setattr(quarantine, "KEPT", 3)
+    for n in (1, 5, 3, 4, 2, 6):
+        put(store, keys, evidence(f"m{n}", at=n))
+    assert sorted(store.hkeys(keys.quarantine)) == [b"m4", b"m5", b"m6"]
+    assert 0 < store.ttl(keys.quarantine) <= KEPT_S
+
+
+def test_the_same_message_is_there_once(store, keys):
+    put(store, keys, evidence("m", at=1))
+    put(store, keys, evidence("m", at=2))
+    assert store.hlen(keys.quarantine) == 1
+
+
+def test_the_evidence_names_pictures_and_shows_no_text(store, keys):
+    pictures = EmbedBatch(images=tuple(PathRef(path=f"/a/{n}.jpg") for n in range(20)), model="m")
+    found = of_request(task(), pictures, CRASHES)
+    assert found.items[0] == "/a/0.jpg"
+    assert found.items[ITEMS_TOLD] == "and 4 more"
+    assert (found.model, found.queue, found.priority) == ("m", "embed", 9)
+    assert EmbedBatch.model_validate(found.payload) == pictures
+    assert of_request(task(), EmbedBatch(texts=("secret",)), CRASHES).items == (
+        "a text of 6 characters",
+    )
+
+
+def test_a_url_is_told_without_its_login_and_query():
+    url = UrlRef(url="https://me:pass@host/a/b.jpg?token=1")
+    [item] = of_request(task(), EmbedBatch(images=(url,)), CRASHES).items
+    assert item == "https://host/a/b.jpg"
+
+
+def test_a_long_path_is_told_by_its_end():
+    assert reference("/x" * 200 + "/b.jpg").endswith("/x/b.jpg")
+    assert len(reference("/x" * 200 + "/b.jpg")) < 90
+
+
+@pytest.mark.parametrize(("length", "kept"), [(10, True), (70_000, False)])
+def test_a_message_is_kept_to_be_sent_again_unless_it_is_large(length, kept):
+    found = of_request(task(), EmbedBatch(texts=("a" * length,)), CRASHES)
+    assert (found.payload is not None) is kept

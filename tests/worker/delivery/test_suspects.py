@@ -1,0 +1,197 @@
+import threading
+
+import pytest
+import redis
+from celery.exceptions import Reject
+
+from api_client.wire.errors import DeviceLost
+from worker.delivery import suspects
+from worker.delivery.pool import stop_if_cancelled
+from worker.delivery.suspects import NOTE_KEPT_S, Suspects
+
+
+@pytest.fixture
+def process(store, keys):
+    """A process of this node name, shown to the fleet until it is told to vanish."""
+    started = iter(range(1, 99))
+
+    def process(node="gpu0@a"):
+        at = next(started) + 0.5
+        store.hset(keys.worker(node), mapping={"started_at": repr(at), "state": '"ready"'})
+        return Suspects(store, keys, node=node, started_at=at)
+
+    return process
+
+
+def dies_over(process, id="r"):
+    """Begins a message and never ends it, as a killed process does."""
+    around = process.begin(id)
+    start = around.__enter__()
+    trial = start.on_trial()
+    trial.__enter__()
+    return around, trial
+
+
+def test_a_start_is_noted_and_struck_out_at_its_end(store, keys, process):
+    with process().begin("r") as start:
+        assert not start.crashes
+        assert 0 < store.ttl(keys.started("r")) <= NOTE_KEPT_S
+    assert not store.exists(keys.started("r"))
+
+
+def test_a_message_that_was_answered_is_not_begun(store, keys, process):
+    store.rpush(keys.answer("r"), b"frame")
+    with process().begin("r") as start:
+        assert start.is_needless
+        assert not store.exists(keys.started("r"))
+
+
+def test_a_twin_of_what_is_at_work_here_is_not_begun(process):
+    here = process()
+    with here.begin("r") as first, here.begin("r") as twin:
+        assert (first.is_needless, twin.is_needless) == (False, True)
+    with here.begin("r") as later:
+        assert not later.is_needless
+
+
+def test_who_takes_its_process_down_twice_is_condemned(process):
+    """The same node name comes back each time, as under a supervisor."""
+    dead = [dies_over(process()), dies_over(process())]
+    with process().begin("r") as start:
+        assert [crash.worker for crash in start.crashes] == ["gpu0@a", "gpu0@a"]
+        assert start.is_condemned
+    assert dead
+
+
+def test_who_was_at_one_crash_is_tried_again_and_forgiven_when_it_ends(process):
+    dead = dies_over(process())
+    with process().begin("r") as start:
+        assert len(start.crashes) == 1
+        assert not start.is_condemned
+        start.end()
+    with process().begin("r") as start:
+        assert not start.crashes
+    assert dead
+
+
+def test_a_redelivery_while_the_first_worker_lives_is_no_crash(process):
+    alive = dies_over(process("gpu1@a"))
+    with process("gpu0@a").begin("r") as start:
+        assert not start.crashes
+    assert alive
+
+
+def test_a_process_that_says_it_stops_has_dropped_what_it_began(store, keys, process):
+    stopping = dies_over(process("gpu1@a"))
+    store.hset(keys.worker("gpu1@a"), "state", '"stopping"')
+    with process("gpu0@a").begin("r") as start:
+        assert len(start.crashes) == 1
+    assert stopping
+
+
+@pytest.mark.parametrize("error", [Reject("shutdown", requeue=True), ValueError("no")])
+def test_what_is_given_back_has_not_crashed(store, keys, process, error):
+    with pytest.raises(type(error)), process().begin("r"):
+        raise error
+    assert not store.exists(keys.started("r"))
+
+
+@pytest.mark.parametrize("error", [DeviceLost("gone"), redis.ConnectionError("away")])
+def test_the_note_stays_when_the_process_will_end_or_nobody_can_be_told(
+    store, keys, process, error
+):
+    with pytest.raises(type(error)), process().begin("r"):
+        raise error
+    assert store.exists(keys.started("r"))
+
+
+def test_the_evidence_tells_what_ran_beside_it(process):
+    here = process()
+    with here.begin("mate", "clipyard.load"):
+        dead = dies_over(here)
+    with process().begin("r") as start:
+        assert start.crashes[0].beside == ("clipyard.load mate",)
+    assert dead
+
+
+def test_a_process_runs_one_suspect_at_a_time_and_others_beside_it(process):
+    dead = [dies_over(process(), id) for id in ("a", "b")]
+    here, order, b_may_end = process(), [], threading.Event()
+
+    def run_b():
+        with here.begin("b") as start, start.on_trial():
+            order.append("b")
+
+    with here.begin("a") as first, first.on_trial():
+        other = threading.Thread(target=run_b)
+        other.start()
+        with here.begin("c") as innocent, innocent.on_trial():
+            order.append("c")
+        b_may_end.wait(0.05)
+        order.append("a ends")
+    other.join()
+    assert order == ["c", "a ends", "b"]
+    assert dead
+
+
+def test_a_suspect_that_only_waited_when_its_process_died_has_one_crash_still(process):
+    dead = [dies_over(process(), id) for id in ("a", "b")]
+    here = process()
+    dead.append(dies_over(here, "a"))
+    waits = here.begin("b")
+    waits.__enter__()  # it never comes to its trial
+    with process().begin("b") as start:
+        assert len(start.crashes) == 1
+    assert dead
+
+
+def test_a_suspect_that_waits_can_be_stopped(process, monkeypatch):
+    dead = [dies_over(process(), id) for id in ("a", "b")]
+    here = process()
+    monkeypatch.setattr(suspects, "LOOK_S", 0.001)
+    monkeypatch.setattr(suspects, "stop_if_cancelled", stop)
+    with (
+        here.begin("a") as first,
+        first.on_trial(),
+        pytest.raises(Reject),
+        here.begin("b") as second,
+        second.on_trial(),
+    ):
+        raise AssertionError("two suspects at once")
+    assert dead
+    assert stop_if_cancelled() is None
+
+
+def test_a_suspect_whose_turn_comes_after_the_device_was_lost_is_not_blamed(store, keys, process):
+    dead = [dies_over(process(), id) for id in ("a", "b")]
+    here = process()
+    with here.begin("b") as later:
+        with pytest.raises(DeviceLost), here.begin("a") as first, first.on_trial():
+            raise DeviceLost("gone")
+        with pytest.raises(DeviceLost, match="gone"), later.on_trial():
+            raise AssertionError("nothing can run here")
+    with pytest.raises(DeviceLost), here.begin("c") as new, new.on_trial():
+        raise AssertionError("nothing can run here")
+    successor = process()
+    with successor.begin("a") as a, successor.begin("b") as b, successor.begin("c") as c:
+        assert [len(start.crashes) for start in (a, b, c)] == [2, 1, 0]
+    assert dead
+
+
+def stop():
+    raise Reject("shutdown", requeue=True)
+
+
+def test_a_first_start_costs_one_round_trip_and_its_end_none_of_its_own(store, keys, process):
+    here, sent = process(), []
+    said = store.execute_command
+
+    def counted(*args, **options):
+        sent.append(args[0])
+        return said(*args, **options)
+
+    store.execute_command = counted
+    with here.begin("r") as start, start.on_trial(), store.pipeline() as pipe:
+        start.end(pipe)
+        pipe.execute()
+    assert sent == ["EVAL"]

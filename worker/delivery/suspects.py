@@ -1,0 +1,224 @@
+"""Who takes workers down: starts that never ended, and how a culprit is told from bystanders.
+
+Every start is noted in Redis and struck out when it ends, in round trips that are made anyway. A
+note whose process is gone tells of a crash. All that was at work in a process that died has one,
+so one says little: what has one is a suspect, and of suspects a process runs one at a time. Who
+dies a second time was the only suspect there, and is not begun again.
+
+A message that is redelivered while its first worker lives (a lost connection, a stall) is no
+suspect, and neither is one that was given back.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import redis
+
+from api_client.wire.codec import text
+from api_client.wire.errors import DeviceLost
+from api_client.wire.names import Keys
+from api_client.wire.quarantine import Crash
+
+from .consumer import LONGEST_RUN_S
+from .pool import stop_if_cancelled
+
+__all__ = ["Start", "Suspects"]
+
+TWICE = 2
+NOTE_KEPT_S = int(2 * LONGEST_RUN_S)  # a redelivery comes long before
+BESIDE_TOLD = 8
+LOOK_S = 0.2  # between two looks at whether a suspect that waits should stop
+
+# Nothing of what was answered; else what was begun and not ended. Who is the first to begin is
+# noted at once. KEYS: the starts, the answer. ARGV: process, note, seconds.
+_BEGIN = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return false end
+local before = redis.call('HGETALL', KEYS[1])
+if #before == 0 then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+  redis.call('EXPIRE', KEYS[1], ARGV[3])
+end
+return before
+"""
+
+
+class Suspects:
+    """The starts of one process.
+
+    Args:
+        started_at: of this process, as its status hash tells it.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        store: redis.Redis,
+        keys: Keys,
+        *,
+        node: str,
+        started_at: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._keys, self._node = store, keys, node
+        self._process = _process(node, repr(started_at))
+        self._clock = clock
+        self._at_work: dict[str, str] = {}
+        self._noting = threading.Lock()
+        self._seat = threading.Lock()  # of the one suspect that runs
+        self._device_lost = ""  # why; whoever comes after that is no culprit
+
+    @contextmanager
+    def begin(self, id: str, what: str = "") -> Iterator["Start"]:
+        """Around the work on a message; one round trip, unless it was begun before.
+
+        This start is struck out at the end of the block, unless Redis is away or this process will
+        end over it; what is known of others stays until `Start.end`.
+
+        Args:
+            what: it is, for the evidence of others.
+        """
+        with self._noting:
+            has_twin = id in self._at_work
+            self._at_work.setdefault(id, f"{what} {id}".strip())
+        if has_twin:
+            yield Start(self, id, is_needless=True)
+            return
+        try:
+            yield from self._begun(id)
+        finally:
+            del self._at_work[id]
+
+    def _begun(self, id: str) -> Iterator["Start"]:
+        note = self._note(id)
+        said: Any = self._store.eval(
+            _BEGIN,
+            2,
+            self._keys.started(id),
+            self._keys.answer(id),
+            self._process,
+            note.model_dump_json(),
+            NOTE_KEPT_S,
+        )
+        start = Start(self, id, is_needless=said is None, crashes=self._crashes(said or []))
+        if said and not start.crashes:
+            start.note()
+        came_late = bool(self._device_lost)
+        try:
+            yield start
+        except DeviceLost as lost:
+            self._device_lost = str(lost)
+            if came_late:
+                start.give_up()
+            raise
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except BaseException:
+            start.give_up()
+            raise
+        else:
+            start.give_up()
+
+    def _note(self, id: str, place: tuple[int, int] | None = None) -> Crash:
+        """What would be known of a start, if this process died now."""
+        beside = [told for other, told in self._at_work.copy().items() if other != id]
+        told = tuple(beside[:BESIDE_TOLD])
+        return Crash(worker=self._node, at=self._clock(), beside=told, place=place)
+
+    def _crashes(self, notes: list[bytes]) -> tuple[Crash, ...]:
+        """Of processes that are gone, the oldest first."""
+        found = dict(zip(map(text, notes[::2]), notes[1::2], strict=True))
+        found.pop(self._process, None)  # it could not be struck out, Redis being away
+        if not found:
+            return ()
+        with self._store.pipeline(transaction=False) as pipe:
+            for process in found:
+                pipe.hgetall(self._keys.worker(process.partition(" ")[0]))
+            seen = dict(zip(found, pipe.execute(), strict=True))
+        crashes = [
+            Crash.model_validate_json(note)
+            for process, note in found.items()
+            if not _is_alive(process, seen[process])
+        ]
+        return tuple(sorted(crashes, key=lambda crash: crash.at))
+
+
+class Start:
+    """One message that this process has begun.
+
+    Attributes:
+        is_needless: it was answered before, or a twin of the message is at work in this process.
+        crashes: what is known of the processes that died over it.
+    """
+
+    def __init__(
+        self, suspects: Suspects, id: str, *, is_needless: bool, crashes: tuple[Crash, ...] = ()
+    ) -> None:
+        self.id, self.is_needless, self.crashes = id, is_needless, crashes
+        self._suspects = suspects
+        self._has_ended = is_needless
+
+    @property
+    def is_condemned(self) -> bool:
+        return len(self.crashes) >= TWICE
+
+    @contextmanager
+    def on_trial(self, place: tuple[int, int] | None = None) -> Iterator[None]:
+        """Around what a crash may come of: a suspect has no other one beside it in this process.
+
+        Args:
+            place: in a chunk, see `note`.
+
+        Raises:
+            Ignore, Reject, SoftTimeLimitExceeded: the task was stopped while it waited.
+            DeviceLost: somebody else's fault; this process ends.
+        """
+        suspects, is_suspect = self._suspects, bool(self.crashes)
+        while is_suspect and not suspects._seat.acquire(timeout=LOOK_S):
+            stop_if_cancelled()
+        try:
+            if suspects._device_lost:
+                raise DeviceLost(suspects._device_lost)
+            if is_suspect:
+                self.note(place)
+            yield
+        except DeviceLost as lost:
+            suspects._device_lost = str(lost)
+            raise
+        finally:
+            if is_suspect:
+                suspects._seat.release()
+
+    def note(self, place: tuple[int, int] | None = None) -> None:
+        """Say in Redis that it is begun; of a bulk job's chunk, which rows are at work now."""
+        suspects = self._suspects
+        key, note = suspects._keys.started(self.id), suspects._note(self.id, place)
+        with suspects._store.pipeline(transaction=False) as pipe:
+            pipe.hset(key, suspects._process, note.model_dump_json())
+            pipe.expire(key, NOTE_KEPT_S)
+            pipe.execute()
+
+    def end(self, store: "redis.Redis | redis.client.Pipeline | None" = None) -> None:
+        """It has ended, and all is forgotten; with the commands of a pipeline, if one is given."""
+        (store or self._suspects._store).delete(self._suspects._keys.started(self.id))
+        self._has_ended = True
+
+    def give_up(self) -> None:
+        """Somebody else may begin it."""
+        suspects = self._suspects
+        if not self._has_ended:
+            with suppress(redis.ConnectionError, redis.TimeoutError):
+                suspects._store.hdel(suspects._keys.started(self.id), suspects._process)
+
+
+def _is_alive(process: str, seen: Mapping[bytes, bytes]) -> bool:
+    """By the status hash of the node that bears the name now; one that says that it stops drops
+    what it has begun."""
+    _, _, started_at = process.partition(" ")
+    return text(seen.get(b"started_at", b"")) == started_at and seen.get(b"state") != b'"stopping"'
+
+
+def _process(node: str, started_at: str) -> str:
+    return f"{node} {started_at}"
