@@ -15,6 +15,7 @@ from .report import Options, Report
 
 NAMES = (
     "bulk",
+    "compressed",
     "gpu",
     "latency",
     "load",

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from api_client import Client
 from api_client.wire.messages import Kind
-from worker.backends import Families
 from worker.backends.base import Model, Placement
 from worker.backends.placement import best_precision
+from worker.backends.registry import Families
 from worker.catalogue import BUILT_IN, Catalogue
 
 from . import fixtures

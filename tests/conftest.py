@@ -1,5 +1,6 @@
 """A real Valkey for the whole session, a key prefix for each test."""
 
+import os
 import secrets
 import socket
 import subprocess
@@ -15,6 +16,9 @@ from api_client.stack.valkey import PrivateValkey, server_binary
 from api_client.wire.names import Keys
 
 pytest_plugins = ["tests.stack", "tests.fleet"]
+
+# For the processes that tests start: see there.
+os.environ["PYTHONPATH"] = str(Path(__file__).with_name("light"))
 
 
 @setup_logging.connect

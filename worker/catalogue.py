@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +14,8 @@ from api_client.wire.messages import CatalogueEntry, Kind
 
 BUILT_IN = Path(__file__).with_name("catalogue.toml")
 SUGGESTIONS = 5
+
+AtRest = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Entry:
         memory_gb: device memory, a first guess only; the ledger measures.
         context_chars: about so many characters of a text are seen; 0 when unknown.
         multilingual: whether texts in other scripts than Latin are understood.
+        at_rest: hold the weights so while they wait in host memory, for families that can. They
+            are rounded by it from the first lift on, so the fingerprint is another one.
         kinds: what it embeds. A model that embeds images counts as a vision model.
         options: whatever else the family understands.
     """
@@ -52,6 +56,7 @@ class Entry:
     performance_rating: str = ""
     context_chars: int = 0
     multilingual: bool = False
+    at_rest: AtRest | None = None
     kinds: tuple[Kind, ...] = (Kind.IMAGE, Kind.TEXT)
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)

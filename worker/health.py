@@ -7,7 +7,7 @@ its age. Work goes on being taken meanwhile: a request that succeeds is the best
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .datapath.batcher import Pulse
@@ -29,12 +29,13 @@ class Verdict:
 
 
 def verdict(pulse: Pulse, *, wedged_after_s: float = WEDGED_S) -> Verdict:
-    """What the device thread's pulse says."""
+    """What the pulse says. One bad model among good ones does not break a worker."""
     if pulse.active_s > min(WEDGED_S, wedged_after_s):
-        return Verdict("broken", f"a forward pass has been running for {pulse.active_s:.0f} s")
-    if pulse.last_forward_ok is False:
-        return Verdict("broken", "the last forward pass failed; see this worker's log")
-    return Verdict("ready")
+        sentence = f"a forward pass of {pulse.active} has been running for {pulse.active_s:.0f} s"
+        return Verdict("broken", sentence)
+    failing = ", ".join(pulse.failing)
+    trouble = f"the last forward pass of {failing} failed; see this worker's log" if failing else ""
+    return Verdict("broken" if pulse.last_forward_ok is False else "ready", trouble)
 
 
 class Health:
@@ -43,6 +44,7 @@ class Health:
     Args:
         pulse: of the batcher.
         probe: runs a tiny forward pass; may raise what a request may raise.
+        trouble: what else is wrong and stops nobody; empty if nothing is.
         say: told of every change.
         wedged_after_s: see the setting; a worker that will end for it is broken by then.
     """
@@ -53,10 +55,11 @@ class Health:
         pulse: Callable[[], Pulse],
         probe: Callable[[], None],
         say: Callable[[Verdict], None],
+        trouble: Callable[[], str] = lambda: "",
         wedged_after_s: float = WEDGED_S,
     ) -> None:
         self._wedged_after_s = wedged_after_s
-        self._pulse, self._probe, self._say = pulse, probe, say
+        self._pulse, self._probe, self._say, self._trouble = pulse, probe, say, trouble
         self._last: Verdict | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
@@ -79,9 +82,11 @@ class Health:
                 log.debug("the probe failed: %s", error)
             pulse = self._pulse()
         found = verdict(pulse, wedged_after_s=self._wedged_after_s)
+        sentences = filter(None, (found.trouble, self._trouble()))
+        found = replace(found, trouble="; ".join(sentences))
         if found != self._last and not self._stop.is_set():
             if found.trouble:
-                log.warning("this worker is broken: %s", found.trouble)
+                log.warning("this worker is %s, and in trouble: %s", found.state, found.trouble)
             self._say(found)
             self._last = found
         return found

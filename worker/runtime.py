@@ -15,8 +15,8 @@ from api_client.wire.messages import Event, Kind, Priority
 from api_client.wire.names import Keys
 
 from . import processors
-from .backends import Families
-from .backends.base import Model, Placement, Prepared
+from .backends.base import Model, Placement, Prepared, Tier
+from .backends.registry import Families
 from .catalogue import BUILT_IN, Catalogue, Entry
 from .complaints import complaints
 from .datapath.batcher import Batcher
@@ -164,7 +164,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         store.expire(keys.catalogue, CATALOGUE_KEPT_S)
 
     def say(found: Verdict) -> None:
-        tracker.say(found.state, trouble=found.trouble or families.trouble())
+        tracker.say(found.state, trouble=found.trouble)
 
     batcher = Batcher(
         batch_size=settings.batch_size,
@@ -189,7 +189,11 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
             raise
 
     health = Health(
-        pulse=batcher.pulse, probe=probe, say=say, wedged_after_s=settings.wedged_after_s
+        pulse=batcher.pulse,
+        probe=probe,
+        say=say,
+        trouble=families.trouble,
+        wedged_after_s=settings.wedged_after_s,
     )
     tracker.start(slots, memory, ledger, renew=renew)
     here = Runtime(
@@ -219,20 +223,23 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
 
 
 def _probe(catalogue: Catalogue, slots: Slots, batcher: Batcher) -> None:
-    """One tiny forward pass of the model that was used last; nothing where there is none."""
-    if not (held := slots.view()):
-        return
-    last = held[-1].model_id
-    with slots.lease(catalogue[last], asked_by="health") as model:
-        batcher.embed(
-            model,
-            model.traits.kinds[0],
-            [model],
-            _tiny,
-            model_id=last,
-            priority=Priority.INTERACTIVE,
-            deadline=time.time() + PROBE_S,
-        )
+    """Tiny forward passes until one works, of the model that was used last first. None where none
+    is held; of those at rest only the last one is brought up for it."""
+    held = slots.view()
+    ready = [slot.model_id for slot in held if slot.tier is Tier.DEVICE]
+    for model_id in reversed(ready or [slot.model_id for slot in held[-1:]]):
+        with slots.lease(catalogue[model_id], asked_by="health") as model:
+            rows = batcher.embed(
+                model,
+                model.traits.kinds[0],
+                [model],
+                _tiny,
+                model_id=model_id,
+                priority=Priority.INTERACTIVE,
+                deadline=time.time() + PROBE_S,
+            )
+        if not isinstance(rows.vectors[0], ClipyardError):
+            return
 
 
 def _tiny(model: Model) -> Prepared:

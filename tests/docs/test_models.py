@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 from api_client.wire.messages import Kind
 from tests.worker.backends.ollama_double import ollama_double
-from worker.backends import BUILT_IN, Families
+from tests.worker.backends.tiny_sentences import write_sentences
 from worker.backends.base import Placement
 from worker.backends.check import main
+from worker.backends.registry import BUILT_IN, Families
 from worker.catalogue import Catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,7 @@ def folder(models, tmp_path_factory):
     save_file(small.state_dict(), made / "small" / "open_clip_model.safetensors")
     dinov2 = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
     save_file(dinov2.state_dict(), made / "dinov2.safetensors")
+    write_sentences(made / "tiny")
     return made
 
 
@@ -65,6 +67,14 @@ def test_a_fine_tune_is_found_by_its_alias_and_can_be_loaded(families, catalogue
     assert families.check(entry) > 600_000_000  # bytes: every tensor has its place
 
 
+def test_an_entry_at_rest_as_int8_is_a_space_of_its_own(families, catalogue):
+    model = families.load(catalogue["ViT-B-32/products-int8"])
+    model.lift()
+    assert model.traits.fingerprint.endswith("+int8")
+    assert picture(model).shape == (1, 512)
+    model.unload()
+
+
 @pytest.mark.parametrize(("model_id", "shape"), [("small/mine", (1, 32)), ("dinov2/224", (1, 384))])
 def test_an_entry_embeds_pictures(families, catalogue, model_id, shape):
     entry = catalogue[model_id]
@@ -82,14 +92,15 @@ def test_an_entry_embeds_texts_through_ollama(families, catalogue):
         model.unload()
 
 
-def test_an_entry_of_sentence_transformers_names_a_folder(catalogue, folder):
-    entry = catalogue["texts/tiny"]
-    assert (entry.checkpoint, entry.kinds) == (folder / "tiny", (Kind.TEXT,))
+def test_an_entry_embeds_texts_with_a_folder_of_sentence_transformers(families, catalogue):
+    model = families.load(catalogue["texts/tiny"])
+    assert model.run(Kind.TEXT, [model.prepare_text("a red circle")]).shape == (1, 32)
+    model.unload()
 
 
 def test_every_entry_is_tried_here(catalogue):
-    tried = {"ViT-B-32/products", "small/mine", "dinov2/224", "texts/long", "texts/tiny"}
-    assert {entry.id for entry in catalogue} == tried
+    clip = {"ViT-B-32/products", "ViT-B-32/products-int8", "small/mine"}
+    assert {entry.id for entry in catalogue} == clip | {"dinov2/224", "texts/long", "texts/tiny"}
 
 
 def test_the_class_is_allowed_by_the_setting_and_passes_the_kit(tmp_path, monkeypatch, capsys):
@@ -114,8 +125,6 @@ def test_every_family_that_ships_has_a_line():
 
 @pytest.mark.parametrize("model_id", re.findall(r"^\| \w+ \| `([^`]+)`", PAGE, re.MULTILINE))
 def test_an_id_that_needs_no_entry_is_described(families, model_id):
-    if model_id.startswith("sentence_transformers/"):
-        pytest.importorskip("sentence_transformers", reason="the extra is not installed")
     described = families.describe(model_id)
     assert described is not None
     assert described.id == model_id

@@ -16,7 +16,7 @@ PROGRAM = """
 import json
 from api_client.wire.messages import Kind
 from PIL import Image
-from worker.backends import Families
+from worker.backends.registry import Families
 from worker.backends.base import Placement
 from worker.settings import WorkerSettings
 

@@ -23,14 +23,33 @@ def test_a_worker_is_ready_until_a_forward_pass_fails(ok):
 
 
 def test_a_failed_forward_pass_makes_it_broken_and_says_so():
-    found = verdict(replace(CALM, last_forward_ok=False))
+    found = verdict(replace(CALM, last_forward_ok=False, failing=("a/b",)))
     assert found.state == "broken"
-    assert "failed" in found.trouble
+    assert "of a/b failed" in found.trouble
+
+
+def test_a_model_that_fails_among_others_that_work_is_named_and_breaks_nobody():
+    found = verdict(replace(CALM, last_forward_ok=True, failing=("a/b",)))
+    assert (found.state, "of a/b failed" in found.trouble) == ("ready", True)
+
+
+def test_what_stops_nobody_is_told_and_taken_back():
+    said, wrong = [], ["the model family slow hangs in load", ""]
+    health = Health(
+        pulse=lambda: CALM, probe=lambda: None, say=said.append, trouble=lambda: wrong.pop(0)
+    )
+    health.look()
+    health.look()
+    assert [(found.state, found.trouble) for found in said] == [
+        ("ready", "the model family slow hangs in load"),
+        ("ready", ""),
+    ]
 
 
 def test_a_forward_pass_that_never_ends_is_seen_by_its_age():
     assert verdict(replace(CALM, active_s=WEDGED_S / 2)).state == "ready"
-    assert "forward pass" in verdict(replace(CALM, active_s=WEDGED_S + 1)).trouble
+    stuck = replace(CALM, active_s=WEDGED_S + 1, active="a/b")
+    assert "forward pass of a/b" in verdict(stuck).trouble
 
 
 def test_a_worker_that_will_end_for_a_long_pass_is_broken_by_then():
@@ -43,7 +62,7 @@ class Device:
 
     def __init__(self, *, works):
         self.works = works
-        self.pulse = replace(CALM, last_forward_ok=False)
+        self.pulse = replace(CALM, last_forward_ok=False, failing=("a/b",))
         self.probes = 0
         self.said = []
         self.health = Health(pulse=lambda: self.pulse, probe=self.probe, say=self.said.append)

@@ -1,5 +1,7 @@
 """What a family of models must do. The short way to one of your own is `simple.py`."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +14,7 @@ from PIL import Image
 
 from api_client.wire.messages import Kind
 
-from ..catalogue import Entry
+from ..catalogue import AtRest, Entry
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -66,6 +68,12 @@ class Traits:
     input_size: int | None = None
     max_batch: int = 4096
     parallel: int = 1
+
+
+def fingerprint(space: object, entry: Entry) -> str:
+    """A short name for whatever JSON tells vector spaces apart; it says if weights are rounded."""
+    digest = hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{digest}+{entry.at_rest}" if entry.at_rest else digest
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,8 @@ class About:
         packages: distributions that it needs; a missing one is named in one line.
         auto_start: its `models` are brought onto the device when a worker starts.
         priority: the order in which families do so, the lowest first.
+        at_rest: how its models can hold their weights in fewer bytes of host memory.
+        patience_s: how long one call of a plug-in may take; then it counts as hanging.
     """
 
     description: str = ""
@@ -156,6 +166,8 @@ class About:
     packages: tuple[str, ...] = ()
     auto_start: bool = False
     priority: int = 100
+    at_rest: tuple[AtRest, ...] = ()
+    patience_s: float = 120.0
 
 
 class Backend(Protocol):

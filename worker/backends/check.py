@@ -32,8 +32,9 @@ from ..datapath.batcher import Batcher
 from ..datapath.outcomes import Outcome
 from ..residency.memory import Memory
 from ..settings import WorkerSettings
-from . import Families
 from .base import Backend, Model, Placement, Prepared
+from .registry import Families
+from .samples import prepared, samples
 
 __all__ = ["CHECKS", "Finding", "Subject", "examine"]
 
@@ -43,7 +44,6 @@ UNTOLD_SHARE = 1.5  # a load may take so many times what the model says
 THREADS = 8
 WITHIN_S = 120.0
 
-TEXTS = ("a red circle", "two dogs asleep on a sofa", "naïve café 🚀", "invoice 2024-17", "a")
 BAD_TEXTS = ("", " ", "\0", "\N{COMBINING ACUTE ACCENT}" * 300, "word " * 20_000)
 
 
@@ -201,11 +201,11 @@ def threads(subject: Subject) -> None:
     """Preparing in many threads at once gives what one thread gives, also while it runs."""
     with subject.model() as model, ThreadPoolExecutor(THREADS) as pool:
         for kind, items in _items(model):
-            want = [_content(_prepare(model, kind, item)) for item in items]
-            running = pool.submit(_rows, model, kind, [_prepare(model, kind, items[0])])
-            found = list(pool.map(partial(_prepare, model, kind), items * THREADS))
+            want = [_content(prepared(model, kind, item)) for item in items]
+            running = pool.submit(_rows, model, kind, [prepared(model, kind, items[0])])
+            found = list(pool.map(partial(prepared, model, kind), items * THREADS))
             running.result(WITHIN_S)
-            got = [_content(prepared) for prepared in found]
+            got = [_content(row) for row in found]
             _must(got == want * THREADS, f"{kind}s come out otherwise in {THREADS} threads")
 
 
@@ -315,7 +315,7 @@ def _embedded(batcher: Batcher, model: Model, kind: Kind, items: Sequence[Any]) 
         model,
         kind,
         items,
-        partial(_prepare, model, kind),
+        partial(prepared, model, kind),
         model_id="the model",
         priority=Priority.BULK,
         deadline=time.time() + WITHIN_S,
@@ -324,20 +324,12 @@ def _embedded(batcher: Batcher, model: Model, kind: Kind, items: Sequence[Any]) 
 
 def _items(model: Model) -> Iterator[tuple[Kind, list[Any]]]:
     for kind in model.traits.kinds:
-        yield kind, list(TEXTS) if kind is Kind.TEXT else _pictures()
+        yield kind, samples(kind)
 
 
 def _batches(model: Model) -> Iterator[tuple[Kind, list[Prepared]]]:
     for kind, items in _items(model):
-        yield kind, [_prepare(model, kind, item) for item in items]
-
-
-def _pictures() -> list[Image.Image]:
-    dice = np.random.default_rng(7)
-    noise = Image.fromarray(dice.integers(0, 256, (96, 64, 3), np.uint8))
-    gradient = Image.linear_gradient("L").convert("RGB")
-    plain = [Image.new("RGB", (80, 60), colour) for colour in ("red", "white", "navy")]
-    return [noise, gradient, *plain]
+        yield kind, [prepared(model, kind, item) for item in items]
 
 
 def _bad_pictures() -> list[Image.Image]:
@@ -351,14 +343,10 @@ def _bad_pictures() -> list[Image.Image]:
     return [Image.new(mode, size) for mode, size in sizes]
 
 
-def _prepare(model: Model, kind: Kind, item: Any) -> Prepared:
-    return model.prepare_text(item) if kind is Kind.TEXT else model.prepare_image(item)
-
-
-def _content(prepared: Prepared) -> object:
-    if isinstance(prepared, np.ndarray):
-        return prepared.tobytes()
-    tokens = prepared.tokens
+def _content(row: Prepared) -> object:
+    if isinstance(row, np.ndarray):
+        return row.tobytes()
+    tokens = row.tokens
     return tokens if isinstance(tokens, str) else tokens.tobytes()
 
 

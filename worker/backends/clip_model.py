@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -14,59 +13,52 @@ from torch import Tensor, nn
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable
 from api_client.wire.messages import Kind
 
+from ..catalogue import Entry
 from .attention import without_detour
-from .base import Footprint, Prepared, PreparedText, Traits
+from .base import Placement, Prepared, PreparedText, Traits
 from .cores import Cores
 from .recipes import Tokenizer
-from .residence import Residence, memory_errors
 from .texts import TextTower, Tokens
+from .torch_model import Normalised, TorchModel
 
 MAX_RESIZED_PIXELS = 32_000_000  # of a long strip, before it is cropped to the model's square
 
 
-class ClipModel:
-    """Keeps the contract of `base.Model`.
+class ClipModel(TorchModel):
+    """Made by its family, which has its weights and traits already.
 
     Args:
-        model: open_clip's, with its weights in host memory.
+        module: open_clip's, with its weights in host memory.
         preprocessing: the fields of its PreprocessCfg.
         cores: of the CPU, where that is the device.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        entry: Entry,
+        placement: Placement,
         *,
-        device: torch.device,
+        module: nn.Module,
         preprocessing: dict[str, Any],
         tokenizer: Tokenizer,
         traits: Traits,
         cores: Cores | None = None,
     ) -> None:
+        super().__init__(entry, placement)
         config = PreprocessCfg(**preprocessing)
-        # open_clip's own transform; its last two steps, to float and normalise, are in `run`.
+        # open_clip's own transform; its last two steps, to float and normalise, are `Normalised`.
         self._to_pixels = image_transform_v2(config, is_train=False).transforms[:-2]
-        self._mean, self._std = (
-            torch.tensor(values, device=device).view(1, 3, 1, 1)
-            for values in (config.mean, config.std)
-        )
-        without_detour(model)
-        self._model: Any = model
-        self._text_tower = TextTower(model)
+        self._normalised = Normalised(config.mean, config.std, device=self.device, dtype=self.dtype)
+        without_detour(module)
+        self.settle(module)
+        self._text_tower = TextTower(module)
         self._tokens = Tokens(tokenizer)
-        self._residence = Residence(model, device)
-        self._device = device
-        self._dtype = next(model.parameters()).dtype
-        self._traits = traits
         self._cores = cores
-
-    @property
-    def traits(self) -> Traits:
-        return self._traits
+        self.traits = traits
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that open_clip's preprocessing would normalise."""
-        _refuse_strips(image, self._traits.input_size or 1)
+        _refuse_strips(image, self.traits.input_size or 1)
         try:
             for step in self._to_pixels:
                 image = step(image)
@@ -79,41 +71,21 @@ class ClipModel:
     def prepare_text(self, text: str) -> PreparedText:
         return self._tokens.of(text)
 
-    @torch.inference_mode()
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        with memory_errors(), self._cores.share() if self._cores else nullcontext():
-            if kind is Kind.IMAGE:
-                pixels = np.stack(cast(Sequence[NDArray[np.uint8]], batch))
-                rows = self._model.encode_image(self._normalised(pixels), normalize=False)
-            else:
-                texts = cast(Sequence[PreparedText], batch)
-                tokens = np.stack([cast(NDArray[np.int64], text.tokens) for text in texts])
-                rows = self._text_tower.encode(tokens, self._device)
-            vectors: NDArray[np.float32] = rows.float().cpu().numpy()
-            return vectors
+        with self._cores.share() if self._cores else nullcontext():
+            return super().run(kind, batch)
 
-    def footprint(self) -> Footprint:
-        return self._residence.footprint()
+    def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return _on_host(self.module.encode_image(self._normalised(pixels), normalize=False))
 
-    def lift(self) -> None:
-        self._residence.lift()
+    def embed_texts(self, texts: Sequence[Any]) -> NDArray[np.float32]:
+        """Of rows of token ids."""
+        return _on_host(self._text_tower.encode(np.stack(texts), self.device))
 
-    def lower(self) -> None:
-        self._residence.lower()
 
-    def unload(self) -> None:
-        self._residence.unload()
-
-    def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(rows, 3, height, width); the same float32 steps as torchvision's, then cast.
-
-        Bytes cross the bus, a quarter of what floats would be.
-        """
-        rows = torch.from_numpy(pixels)
-        if self._device.type == "cuda":
-            rows = rows.pin_memory()
-        rows = rows.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return ((rows.float() / 255 - self._mean) / self._std).to(self._dtype)
+def _on_host(rows: Tensor) -> NDArray[np.float32]:
+    vectors: NDArray[np.float32] = rows.float().cpu().numpy()
+    return vectors
 
 
 def _refuse_strips(image: Image.Image, size: int) -> None:

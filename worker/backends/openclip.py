@@ -1,10 +1,8 @@
 """The open_clip family: every architecture of its registry, JSON configs, local checkpoints."""
 
-import json
 import logging
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -22,7 +20,7 @@ from api_client.wire.messages import Kind
 from ..catalogue import Entry
 from ..processors import available
 from . import hub, weights
-from .base import Placement, Traits
+from .base import About, Placement, Traits, fingerprint
 from .checkpoints import Checkpoints
 from .clip_model import ClipModel
 from .cores import ROWS, Cores
@@ -40,6 +38,12 @@ class OpenClip:
     Weights are mapped, not read: from the checkpoint itself if it has the serving form, else from
     a prepared copy in `placement.cache_dir` (a temporary folder without one).
     """
+
+    about = About(
+        description="CLIP, SigLIP, CoCa and whatever else open_clip constructs",
+        tags=("image", "text"),
+        at_rest=("int8",),
+    )
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
@@ -96,11 +100,12 @@ class OpenClip:
         state, identity = self._state(source, model)
         model.load_state_dict(state, assign=True)
         return ClipModel(
-            model,
-            device=torch.device(self._placement.device),
+            entry,
+            self._placement,
+            module=model,
             preprocessing=recipe.preprocessing(model),
             tokenizer=tokenizer,
-            traits=self._traits(recipe, model, identity),
+            traits=self._traits(entry, recipe, model, identity),
             cores=self._cores,
         )
 
@@ -178,7 +183,7 @@ class OpenClip:
     def _identity(self, file: Path, state: weights.State) -> str:
         return self._checkpoints.remember(file, "state", lambda: weights.identity(state))
 
-    def _traits(self, recipe: Recipe, model: nn.Module, identity: str) -> Traits:
+    def _traits(self, entry: Entry, recipe: Recipe, model: nn.Module, identity: str) -> Traits:
         space = {
             "weights": identity,
             "model": recipe.model,
@@ -191,7 +196,7 @@ class OpenClip:
         traits = Traits(
             dimension=recipe.dimension,
             kinds=(Kind.IMAGE, Kind.TEXT),
-            fingerprint=sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:16],
+            fingerprint=fingerprint(space, entry),
             precision=self._placement.precision,
             input_size=recipe.input_size,
         )

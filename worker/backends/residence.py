@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -12,70 +13,120 @@ import torch
 from torch import Tensor, nn
 
 from .base import Footprint
+from .packing import Stored, packed, plain
 
 ALIGN = 512  # bytes; where a GPU likes its tensors to start
 
 
 class Residence:
-    """The tensors of one model. On a CPU, device and host are one memory and moves cost nothing.
+    """The tensors of one model where device and host are one memory: moves cost nothing."""
 
-    With a GPU the host copy stays while the weights are on the device: the mapped file at first,
-    page-locked memory from the first `lower` on. So the first lift does not wait for a copy,
-    later ones run at the speed of the bus, and `lower` merely drops what the device holds.
-    """
-
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._device = device
-        self._host = [tensor.data for tensor in _tensors(model)]
-        self._pinned: Tensor | None = None
 
     def footprint(self) -> Footprint:
-        """A mapped file that has a copy on the device holds no memory of its own."""
-        size = bytes_of(self._model)
-        if self._is_lifted():
-            return Footprint(device_bytes=size, host_bytes=0 if self._pinned is None else size)
-        return Footprint(host_bytes=size)
+        return Footprint(host_bytes=bytes_of(self._model))
 
     def lift(self) -> None:
         """
         Raises:
             MemoryError: the device has no room; nothing has moved.
         """
-        if self._device.type != "cpu" and not self._is_lifted():
-            with memory_errors():
-                copies = [host.to(self._device, non_blocking=True) for host in self._host]
-            self._place(copies)
 
     def lower(self) -> None:
-        if self._is_lifted():
-            if self._device.type == "cuda" and self._pinned is None:
-                self._pinned, self._host = _page_locked(self._host)
-            self._place(self._host)
-            self._return_freed()
+        """Nothing to do."""
+
+    def pack(self) -> None:
+        """On the device: the weights become what packing leaves, now and after every lift.
+
+        Raises:
+            MemoryError: `lower` brings them back as they were.
+        """
+        data = [_packed(tensor).restored() for tensor in _tensors(self._model)]
+        self._place(data)
 
     def unload(self) -> None:
         """Lets go of every copy. A mapped file is closed with its last tensor."""
         self._model.to_empty(device=torch.device("meta"))
-        self._host = []
-        if self._pinned is not None:
-            _cuda().cudaHostUnregister(self._pinned.data_ptr())
-            self._pinned = None
-        self._return_freed()
-
-    def _is_lifted(self) -> bool:
-        return next(_tensors(self._model)).device.type == self._device.type != "cpu"
+        return_freed()
 
     def _place(self, data: Sequence[Tensor]) -> None:
         for tensor, where in zip(_tensors(self._model), data, strict=True):
             tensor.data = where
 
-    def _return_freed(self) -> None:
-        """Allocators keep freed blocks for later; the memory probe should see them free."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        if sys.platform == "linux":
-            getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # musl has none
+
+class Tiers(Residence):
+    """The same with a device that has memory of its own.
+
+    The host copy stays while the weights are on the device: the mapped file at first, page-locked
+    memory from the first `lower` on, packed where that was asked for. So the first lift does not
+    wait for a copy, later ones run at the speed of the bus, and `lower` merely drops what the
+    device holds.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__(model)
+        self._device = device
+        self._host = [plain(tensor.data) for tensor in _tensors(model)]
+        self._is_mapped = True
+        self._is_lifted = False
+        self._pinned: Tensor | None = None
+
+    def footprint(self) -> Footprint:
+        """A mapped file that has a copy on the device holds no memory of its own."""
+        kept = sum(stored.nbytes for stored in self._host)
+        if self._is_lifted:
+            device_bytes = bytes_of(self._model)
+            return Footprint(device_bytes, host_bytes=0 if self._is_mapped else kept)
+        return Footprint(host_bytes=kept)
+
+    def lift(self) -> None:
+        if not self._is_lifted:
+            with memory_errors():
+                self._place([self._on_device(stored).restored() for stored in self._host])
+            self._is_lifted = True
+
+    def lower(self) -> None:
+        if self._is_lifted:
+            if self._device.type == "cuda" and self._pinned is None:
+                self._pinned, self._host = _page_locked(self._host)
+                self._is_mapped = False
+            self._place([stored.parts[0] for stored in self._host])
+            self._is_lifted = False
+            return_freed()
+
+    def pack(self) -> None:
+        host = []
+        with memory_errors():
+            for tensor in _tensors(self._model):
+                stored = _packed(tensor)
+                tensor.data = stored.restored()
+                parts = tuple(part.to("cpu", copy=True) for part in stored.parts)
+                host.append(replace(stored, parts=parts))
+        self._host, self._is_mapped = host, False
+
+    def unload(self) -> None:
+        self._host = []
+        if self._pinned is not None:
+            _cuda().cudaHostUnregister(self._pinned.data_ptr())
+            self._pinned = None
+        super().unload()
+
+    def _on_device(self, stored: Stored) -> Stored:
+        parts = tuple(part.to(self._device, non_blocking=True) for part in stored.parts)
+        return replace(stored, parts=parts)
+
+
+def residence(model: nn.Module, device: torch.device) -> Residence:
+    """For a model whose weights are in host memory."""
+    return Residence(model) if device.type == "cpu" else Tiers(model, device)
+
+
+def return_freed() -> None:
+    """Allocators keep freed blocks for later; the memory probe should see them free."""
+    torch.cuda.empty_cache()  # does nothing where there is no GPU
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # musl has none
 
 
 def bytes_of(model: nn.Module) -> int:
@@ -100,17 +151,27 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 
-def _page_locked(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _packed(tensor: Tensor) -> Stored:
+    """Masks and tables among the buffers stay as they are."""
+    return packed(tensor.data) if isinstance(tensor, nn.Parameter) else plain(tensor.data)
+
+
+def _page_locked(host: Sequence[Stored]) -> tuple[Tensor, list[Stored]]:
     """Copies in one page-locked block: the block, and the copies as views of it.
 
     Registered by hand, because torch's own allocator rounds pinned memory up to a power of two.
     """
-    starts = np.cumsum([0, *(-(-tensor.nbytes // ALIGN) * ALIGN for tensor in tensors)])
+    sizes = [-(-part.nbytes // ALIGN) * ALIGN for stored in host for part in stored.parts]
+    starts = np.cumsum([0, *sizes])
     block = torch.empty(int(starts[-1]), dtype=torch.uint8)
-    copies = [
-        block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        for start, tensor in zip(starts, tensors, strict=False)
-    ]
+    places = iter(starts)
+
+    def copied(part: Tensor) -> Tensor:
+        start = next(places)
+        room = block[start : start + part.nbytes]
+        return room.view(part.dtype).view(part.shape).copy_(part)
+
+    copies = [replace(stored, parts=tuple(map(copied, stored.parts))) for stored in host]
     _cuda().cudaHostRegister(block.data_ptr(), block.nbytes, 0)
     return block, copies
 

@@ -28,7 +28,11 @@ class SentenceTransformers(TorchModel):
     """`checkpoint` is a folder that sentence-transformers wrote; without it, `architecture` is
     the hub's name of the model. Code that comes with a model is never run."""
 
-    about = About(description="text models of sentence-transformers", tags=("text",))
+    about = About(
+        description="text models of sentence-transformers",
+        tags=("text",),
+        at_rest=("int8",),
+    )
 
     @classmethod
     def describe(cls, model_id: str) -> Entry | None:

@@ -18,7 +18,16 @@ from api_client.wire.errors import BackendFailed, LoadFailed
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from .base import About, Footprint, Model, Placement, Prepared, PreparedText, Traits
+from .base import (
+    About,
+    Footprint,
+    Model,
+    Placement,
+    Prepared,
+    PreparedText,
+    Traits,
+    fingerprint,
+)
 
 __all__ = ["SimpleBackend", "SimpleModel"]
 
@@ -71,7 +80,7 @@ class SimpleModel:
         raise NotImplementedError
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Texts to (rows, dimension). The caller normalises."""
+        """Texts, as `prepare_text` left them, to (rows, dimension). The caller normalises."""
         raise NotImplementedError
 
     def space(self) -> str:
@@ -95,7 +104,7 @@ class SimpleModel:
         return Traits(
             dimension=self.dimension,
             kinds=self.kinds(),
-            fingerprint=hashlib.sha256(json.dumps(space).encode()).hexdigest()[:16],
+            fingerprint=fingerprint(space, self.entry),
             precision=self.placement.precision,
             input_size=self.input_size if sees else None,
             max_batch=self.max_batch,
@@ -113,7 +122,8 @@ class SimpleModel:
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         if kind is Kind.IMAGE:
             return self.embed_images(np.stack(cast(Sequence[NDArray[np.uint8]], batch)))
-        return self.embed_texts([str(text.tokens) for text in cast(Sequence[PreparedText], batch)])
+        texts = cast(Sequence[PreparedText], batch)
+        return self.embed_texts([cast(str, text.tokens) for text in texts])
 
     def footprint(self) -> Footprint:
         """What this process grew by while `load` ran: right to some megabytes, if it ran alone.

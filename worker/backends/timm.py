@@ -25,7 +25,7 @@ from . import hub, weights
 from .base import About
 from .recipes import parameters_on_meta
 from .residence import bytes_of
-from .torch_model import TorchModel
+from .torch_model import Normalised, TorchModel
 
 __all__ = ["Timm"]
 
@@ -39,7 +39,11 @@ class Timm(TorchModel):
     come from timm's hub. Preprocessing is what timm's data config says for these weights.
     """
 
-    about = About(description="timm's image encoders, such as DINOv2", tags=("image",))
+    about = About(
+        description="timm's image encoders, such as DINOv2",
+        tags=("image",),
+        at_rest=("int8",),
+    )
 
     @classmethod
     def describe(cls, model_id: str) -> Entry | None:
@@ -77,9 +81,8 @@ class Timm(TorchModel):
         *self._to_pixels, _, normalise = transform.transforms
         if not isinstance(normalise, Normalize):
             raise LoadFailed(f"{self.entry.id}: timm normalises with {normalise}, unknown here")
-        self._mean, self._std = (
-            torch.as_tensor(values, device=self.device).view(1, 3, 1, 1)
-            for values in (normalise.mean, normalise.std)
+        self._normalised = Normalised(
+            normalise.mean, normalise.std, device=self.device, dtype=self.dtype
         )
         self._preprocessing = json.dumps(config, sort_keys=True, default=str)
         self.dimension = int(module.num_features)
@@ -97,10 +100,8 @@ class Timm(TorchModel):
         return np.asarray(image)
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
-        vectors = self.module(((rows - self._mean) / self._std).to(self.dtype))
-        found: NDArray[np.float32] = vectors.float().cpu().numpy()
-        return found
+        vectors: NDArray[np.float32] = self.module(self._normalised(pixels)).float().cpu().numpy()
+        return vectors
 
     @property
     def _name(self) -> str:

@@ -1,25 +1,33 @@
 """A simple model made of one torch module, whose weights move between host memory and a device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from api_client.wire.errors import LoadFailed
 from api_client.wire.messages import Kind
 
 from . import weights
 from .base import Footprint, Prepared
-from .residence import Residence, memory_errors
+from .residence import Residence, memory_errors, residence
+from .samples import prepared, samples
 from .simple import SimpleModel
 
-__all__ = ["TorchModel"]
+__all__ = ["Normalised", "TorchModel"]
+
+FAITHFUL = 0.999  # cosine to the weights as they came, for every sample
 
 
 class TorchModel(SimpleModel):
     """Write `build` in the place of `load`."""
+
+    _residence: Residence
+    _unpacked: tuple[tuple[Kind, NDArray[np.float32]], ...] = ()  # what samples gave at first
+    _is_faithful = False
 
     def build(self) -> nn.Module:
         """The module with its weights, on the CPU."""
@@ -27,9 +35,13 @@ class TorchModel(SimpleModel):
 
     def load(self) -> None:
         module = self.build().requires_grad_(False).to(self.dtype).eval()
-        self.module: Any = module
         self._identity = weights.identity(module.state_dict())
-        self._residence = Residence(module, self.device)
+        self.settle(module)
+
+    def settle(self, module: nn.Module) -> None:
+        """From here on its weights move."""
+        self.module: Any = module
+        self._residence = residence(module, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +66,17 @@ class TorchModel(SimpleModel):
         return self._residence.footprint()
 
     def lift(self) -> None:
+        """
+        Raises:
+            LoadFailed: the entry wants its weights in fewer bytes than they can do with.
+        """
         self._residence.lift()
+        if self.entry.at_rest is not None and not self._is_faithful:
+            try:
+                self._pack()
+            except MemoryError:
+                self._residence.lower()
+                raise
 
     def lower(self) -> None:
         self._residence.lower()
@@ -62,3 +84,58 @@ class TorchModel(SimpleModel):
     def unload(self) -> None:
         self._residence.unload()
         super().unload()
+
+    def _pack(self) -> None:
+        """With the first lift, so that no vector is ever made of weights that come back others."""
+        if not self._unpacked:
+            rows_before = tuple(self._sampled())
+            self._residence.pack()
+            self._unpacked = rows_before
+        for (kind, before), (_, after) in zip(self._unpacked, self._sampled(), strict=True):
+            norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+            lowest = float(((before * after).sum(1) / norms).min())
+            if not lowest >= FAITHFUL:
+                raise LoadFailed(
+                    f"{self.entry.id} cannot rest as {self.entry.at_rest}: some {kind}s come out "
+                    f"with a cosine of {lowest:.5f} to what they were, and {FAITHFUL} is the "
+                    "least; leave at_rest out of its entry"
+                )
+        self._is_faithful = True
+
+    def _sampled(self) -> Iterator[tuple[Kind, NDArray[np.float32]]]:
+        for kind in self.traits.kinds:
+            rows = [self.run(kind, [prepared(self, kind, item)]) for item in samples(kind)]
+            yield kind, np.concatenate(rows)
+
+
+class Normalised:
+    """Turns the pixels of pictures into what a network takes.
+
+    Args:
+        mean, std: of each channel, for values from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._mean, self._std = (
+            torch.as_tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std)
+        )
+        self._device, self._dtype = device, dtype
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """(rows, height, width, 3) to (rows, 3, height, width).
+
+        The same float32 steps as torchvision's, then cast. Bytes cross the bus, a quarter of what
+        floats would be.
+        """
+        rows = torch.from_numpy(pixels)
+        if self._device.type == "cuda":
+            rows = rows.pin_memory()
+        rows = rows.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return ((rows.float() / 255 - self._mean) / self._std).to(self._dtype)

@@ -66,6 +66,8 @@ class Pulse:
         oldest_s: age of the oldest unanswered call.
         active_s: age of the oldest forward pass that is running; 0 when none is.
         last_forward_ok: whether the last forward pass worked; None before the first.
+        active: id of the model in that pass.
+        failing: ids of the models whose own last pass gave no vector.
         batches, rows: forward passes that worked since the start, and what they held.
         calls: unanswered ones by model id. ages_s: of the oldest of them.
     """
@@ -78,11 +80,14 @@ class Pulse:
     rows: int
     calls: Mapping[str, int]
     ages_s: Mapping[str, float]
+    active: str = ""
+    failing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
     start: float
+    model_id: str
 
 
 class Batcher:
@@ -122,6 +127,7 @@ class Batcher:
         self._active: set[_Pass] = set()
         self._running: set[int] = set()  # numbers of runners
         self._last_forward_ok: bool | None = None
+        self._failing: set[str] = set()
         self._batches = self._rows = 0
 
         lock = threading.Lock()
@@ -209,15 +215,18 @@ class Batcher:
             ages_s: dict[str, float] = {}
             for call in self._calls:
                 ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
+            oldest = min(self._active, key=lambda one: one.start, default=None)
             return Pulse(
                 queued=self._turns.depth(),
                 oldest_s=max(ages_s.values(), default=0.0),
-                active_s=max((now - active.start for active in self._active), default=0.0),
+                active_s=now - oldest.start if oldest else 0.0,
                 last_forward_ok=self._last_forward_ok,
                 batches=self._batches,
                 rows=self._rows,
                 calls=Counter(call.model_id for call in self._calls),
                 ages_s=ages_s,
+                active=oldest.model_id if oldest else "",
+                failing=tuple(sorted(self._failing)),
             )
 
     def close(self) -> None:
@@ -326,7 +335,7 @@ class Batcher:
     def _forward(self, batch: list[Row]) -> None:
         """One pass. Rows without an outcome have been given back to the queue."""
         call = batch[0].call
-        this = _Pass(self._clock())
+        this = _Pass(self._clock(), call.model_id)
         with self._to_run:
             self._active.add(this)
         passed: Passed = "ok"
@@ -355,6 +364,10 @@ class Batcher:
         with self._to_run:
             self._active.discard(this)
             self._last_forward_ok = worked
+            if all(isinstance(outcome, ClipyardError) for outcome in outcomes):
+                self._failing.add(call.model_id)
+            else:
+                self._failing.discard(call.model_id)
             self._batches += worked
             self._rows += len(batch) if worked else 0
             for row, outcome in zip(batch, outcomes, strict=False):

@@ -3,8 +3,8 @@
 import psutil
 import pytest
 
-from worker.backends import Families
 from worker.backends.base import Placement
+from worker.backends.registry import Families
 from worker.catalogue import BUILT_IN, Catalogue
 from worker.residency.ledger import Ledger
 from worker.residency.slots import Limits, Slots

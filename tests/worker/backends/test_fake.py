@@ -4,7 +4,6 @@ from PIL import Image
 
 from api_client.wire.errors import BackendFailed, LoadFailed
 from api_client.wire.messages import Kind
-from worker import backends
 from worker.backends.base import Footprint, Placement
 from worker.backends.fake import Fake, Pool
 from worker.catalogue import Entry
@@ -27,10 +26,6 @@ def texts(model, *content):
 def images(model, *colours):
     pictures = [Image.new("RGB", (40, 20), colour) for colour in colours]
     return model.run(Kind.IMAGE, [model.prepare_image(picture) for picture in pictures])
-
-
-def test_it_is_found_by_name():
-    assert backends.find("fake") is Fake
 
 
 def test_a_vector_depends_on_the_content_and_not_on_the_batch():

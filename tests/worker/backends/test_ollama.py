@@ -8,10 +8,10 @@ import pytest
 from api_client.wire.errors import BackendFailed, LoadFailed, NoAnswer, WeightsUnavailable
 from api_client.wire.messages import Kind
 from tests.worker.backends.ollama_double import ollama_double
-from worker.backends import Families
 from worker.backends.base import Footprint, Placement
 from worker.backends.check import Subject, pytest_generate_tests  # noqa: F401
 from worker.backends.ollama import HELD_S, Ollama
+from worker.backends.registry import Families
 from worker.backends.simple import SimpleBackend
 from worker.catalogue import BUILT_IN, Catalogue
 from worker.residency.ledger import Ledger

@@ -659,10 +659,11 @@ def test_an_unloaded_model_lets_go_of_its_file(
     model = backend.load(entry)
     images(model, PHOTOS)
     assert "weights.safetensors" in Path("/proc/self/maps").read_text()
+    module = model.module
     model.unload()
     gc.collect()
     assert "weights.safetensors" not in Path("/proc/self/maps").read_text()
-    tensors = chain(model._model.parameters(), model._model.buffers())
+    tensors = chain(module.parameters(), module.buffers())
     assert all(tensor.is_meta for tensor in tensors)
 
 
@@ -674,6 +675,6 @@ def test_a_batch_that_does_not_fit_is_a_memory_error(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(model._model, "encode_image", full)
+    monkeypatch.setattr(model.module, "encode_image", full)
     with pytest.raises(MemoryError):
         images(model, PHOTOS)

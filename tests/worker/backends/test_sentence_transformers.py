@@ -4,35 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sentence_transformers
 import torch
 
 from api_client.wire.errors import WeightsUnavailable
 from api_client.wire.messages import Kind
-from worker.backends import Families
+from tests.worker.backends.tiny_sentences import write_sentences
 from worker.backends.base import Placement
 from worker.backends.check import Subject, pytest_generate_tests  # noqa: F401
+from worker.backends.registry import Families
 from worker.backends.simple import SimpleBackend
 from worker.catalogue import Entry
 
-sentence_transformers = pytest.importorskip(
-    "sentence_transformers", reason="the extra `sentence-transformers` is not installed"
-)
-
-WORDS = [
-    "a",
-    "the",
-    "red",
-    "blue",
-    "circle",
-    "dog",
-    "dogs",
-    "two",
-    "asleep",
-    "on",
-    "sofa",
-    "invoice",
-    "word",
-]
 TEXTS = ["a red circle", "two dogs asleep on a sofa", "", "word " * 100]
 
 
@@ -46,33 +29,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT of two layers with random weights and sixteen positions."""
-    from sentence_transformers.sentence_transformer import modules
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    bert = tmp_path_factory.mktemp("bert")
-    letters = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + [*"abcdefghijklmnopqrs"]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
-    (bert / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
-    BertTokenizer(str(bert / "vocab.txt")).save_pretrained(bert)
-    torch.manual_seed(7)
-    config = BertConfig(
-        vocab_size=len(dict.fromkeys(vocabulary)),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    model = BertModel(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(bert)
-    made = tmp_path_factory.mktemp("sentences") / "tiny"
-    transformer = modules.Transformer(str(bert), max_seq_length=16)
-    both = sentence_transformers.SentenceTransformer(modules=[transformer, modules.Pooling(32)])
-    both.save(str(made))
-    return made
+    return write_sentences(tmp_path_factory.mktemp("sentences") / "tiny")
 
 
 @pytest.fixture

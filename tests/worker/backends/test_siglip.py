@@ -90,8 +90,8 @@ def test_pictures_are_squashed_and_normalised_its_own_way(tmp_path):
 
 
 def test_texts_go_through_the_tokenizer_beside_its_config(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="its tokenizer needs transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -99,7 +99,7 @@ def test_texts_go_through_the_tokenizer_beside_its_config(tmp_path):
     words.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
-    transformers.PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(tmp_path)
     text = {**MODEL["text_cfg"], "vocab_size": len(vocabulary), "hf_tokenizer_name": "mine"}

@@ -13,9 +13,10 @@ from timm.data import create_transform, resolve_model_data_config
 
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
-from worker.backends import Families, hub
+from worker.backends import hub
 from worker.backends.base import Placement
 from worker.backends.check import Subject, pytest_generate_tests  # noqa: F401
+from worker.backends.registry import Families
 from worker.backends.simple import SimpleBackend
 from worker.backends.timm import Timm
 from worker.catalogue import Entry

@@ -11,15 +11,17 @@ from safetensors.torch import save_file
 
 from api_client.wire.messages import Kind, Priority
 from tests.worker.backends.ollama_double import ollama_double
-from worker.backends import Families
 from worker.backends.base import Placement
+from worker.backends.registry import Families
 from worker.catalogue import BUILT_IN, Catalogue, Entry
 from worker.datapath.batcher import Batcher
 from worker.residency.ledger import Ledger
 from worker.residency.memory import Memory
 from worker.residency.slots import Limits, Slots
-from worker.residency.sweeps import Move
+from worker.residency.sweeps import Timeouts, View
+from worker.residency.sweeps import sweep as decide
 
+A_MINUTE = Timeouts(ram_s=60)
 TINY = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 32}
 
 
@@ -44,16 +46,22 @@ def entries(tmp_path):
 
 def test_four_families_take_turns_in_two_slots(entries, tmp_path):
     server, listed = entries
+    _, text, *_ = listed
     families = Families(Placement(offline=True, cache_dir=tmp_path))
-    memory, events = Memory("cpu"), []
+    memory, events, now = Memory("cpu"), [], [0.0]
     slots = Slots(
         check=families.check,
         load=families.load,
         limits=Limits(slots=2),
         ledger=Ledger(device=memory.device, host=memory.host),
         unified=True,
+        clock=lambda: now[0],
         on_event=events.append,
     )
+
+    def sweep():
+        return slots.apply(decide(View(slots.view(), now=now[0], unified=True, text=A_MINUTE)))
+
     batcher = Batcher(batch_size=8, decode_threads=2)
     first = {}
     for entry in [*listed, *listed]:
@@ -66,9 +74,15 @@ def test_four_families_take_turns_in_two_slots(entries, tmp_path):
                 )
         assert len(slots.view()) <= 2
     assert {event.model for event in events if event.kind == "evicted"} == {e.id for e in listed}
-    slots.apply([Move(slot.model_id, None, "idle") for slot in slots.view()])
-    assert slots.view() == ()
+    with slots.lease(text):
+        assert server.loaded != {}
+    now[0] += 61
+    assert [(move.model_id, move.reason) for move in sweep()] == [(text.id, "idle in RAM for 61 s")]
     assert server.loaded == {}
+    assert len(slots.view()) == 1
+    now[0] += 1800
+    sweep()
+    assert slots.view() == ()
     slots.close()
     batcher.close()
 

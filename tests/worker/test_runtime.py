@@ -1,0 +1,97 @@
+"""A worker's parts, put together for real, with plug-ins that behave and plug-ins that do not."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from api_client.status import read_fleet
+from api_client.wire.errors import BackendFailed
+from api_client.wire.messages import Kind, Priority
+from worker import runtime
+from worker.settings import WorkerSettings
+
+PLUG_IN = """
+import threading
+import numpy as np
+from worker.backends.base import About
+from worker.backends.simple import SimpleModel
+from worker.catalogue import Entry
+
+gate = threading.Event()
+
+class Lengths(SimpleModel):
+    dimension = 2
+    def embed_texts(self, texts):
+        return np.array([(1, len(text)) for text in texts], np.float32)
+
+class Late(Lengths):
+    about = About(auto_start=True, priority=2)
+    models = (Entry("late/one"),)
+
+class Early(Lengths):
+    about = About(auto_start=True, priority=1)
+    models = (Entry("early/one"),)
+
+class Stuck(Lengths):
+    about = About(patience_s=0.05)
+    models = (Entry("stuck/one"),)
+    def embed_texts(self, texts):
+        gate.wait()
+        return super().embed_texts(texts)
+
+def broken(placement):
+    raise ValueError("on strike")
+"""
+PLUG_INS = ("late:Late", "early:Early", "stuck:Stuck", "broken:broken")
+
+
+@pytest.fixture
+def here(valkey_url, prefix, tmp_path, monkeypatch):
+    (tmp_path / "plug_ins_of_a_test.py").write_text(PLUG_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = WorkerSettings.read(
+        redis_url=valkey_url,
+        key_prefix=prefix,
+        device="cpu",
+        offline=True,
+        cache_dir=tmp_path,
+        foresight=False,
+        backends=[one.replace(":", "=plug_ins_of_a_test:") for one in PLUG_INS],
+    )
+    here = runtime.build(settings, node="gpu0@here")
+    here.warm_up()
+    yield here
+    sys.modules.pop("plug_ins_of_a_test").gate.set()
+    here.close()
+
+
+def embed(here, model_id):
+    with here.slots.lease(here.catalogue[model_id]) as model:
+        (outcome,) = here.batcher.embed(
+            model,
+            Kind.TEXT,
+            ["four"],
+            model.prepare_text,
+            model_id=model_id,
+            priority=Priority.INTERACTIVE,
+        ).vectors
+    return outcome
+
+
+def test_plug_ins_start_in_their_order_and_a_bad_one_costs_nobody_else(here):
+    loaded = sorted(here.slots.view(), key=lambda slot: slot.loaded_at)
+    assert [slot.model_id for slot in loaded] == ["early/one", "late/one"]
+    stuck = embed(here, "stuck/one")
+    assert isinstance(stuck, BackendFailed)
+    assert "the model family stuck hangs" in str(stuck)
+    with pytest.raises(BackendFailed, match=r"broken cannot be made.*on strike"):
+        here.families["broken"]
+    np.testing.assert_allclose(embed(here, "late/one"), np.array([1, 4]) / np.sqrt(17), rtol=1e-6)
+
+    found = here.health.look()
+    assert (found.state, "stuck/one failed" in found.trouble) == ("ready", True)
+    assert "broken cannot be made" in found.trouble
+    here.tracker.beat()
+    (worker,) = read_fleet(here.redis, here.keys).workers
+    assert (worker.state, worker.trouble) == (found.state, found.trouble)
