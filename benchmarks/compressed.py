@@ -94,6 +94,7 @@ def _measured(
     yield "pack ms, once", _ms(tiers.pack)
     after = _embedded(model, pictures)
     yield "cosine", before.cosine(after)
+    yield "1 - cosine", 1 - before.cosine(after)
     yield "same nearest text", float((before.nearest() == after.nearest()).mean())
     lower_ms, lift_ms = [], []
     for _ in range(rounds):

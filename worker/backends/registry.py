@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from api_client.wire.errors import BackendFailed, BadSettings, ClipyardError
 
@@ -33,6 +33,7 @@ BUILT_IN = {
     "fake": "worker.backends.fake:Fake",
 }
 
+T = TypeVar("T")
 Maker = Callable[[Placement], Backend]
 
 
@@ -167,15 +168,13 @@ class Families:
 
     def check(self, entry: Entry) -> int:
         """See `Backend.check`."""
-        check = partial(self._able(entry).check, entry)
-        guard = self._guards.get(entry.backend)
-        return guard.call("check", check) if guard else check()
+        return self._call(entry.backend, "check", partial(self._able(entry).check, entry))
 
     def load(self, entry: Entry) -> Model:
         """See `Backend.load`."""
-        load = partial(self._able(entry).load, entry)
+        model = self._call(entry.backend, "load", partial(self._able(entry).load, entry))
         guard = self._guards.get(entry.backend)
-        return GuardedModel(guard.call("load", load), guard) if guard else load()
+        return GuardedModel(model, guard) if guard else model
 
     def describe(self, model_id: str) -> Entry | None:
         """What the family `x` makes of `x/...`, and open_clip of any other id that no file lists.
@@ -184,7 +183,8 @@ class Families:
             BackendFailed: that family cannot be made.
         """
         name = model_id.partition("/")[0]
-        return self[name if name in self._sources else "open_clip"].describe(model_id)
+        name = name if name in self._sources else "open_clip"
+        return self._call(name, "describe", partial(self[name].describe, model_id))
 
     def _make(self, name: str, source: _Source) -> Backend:
         make = partial(_made, name, source, self._placement)
@@ -193,6 +193,10 @@ class Families:
         made = Guard(name, self._import_within_s).call("its import", make)
         self._guards[name] = Guard(name, _about(made).patience_s)
         return made
+
+    def _call(self, name: str, step: str, what: Callable[[], T]) -> T:
+        guard = self._guards.get(name)
+        return guard.call(step, what) if guard else what()
 
     def _able(self, entry: Entry) -> Backend:
         """The entry's family.

@@ -1,6 +1,10 @@
 """The kit passes what ships, and finds each mistake that it is there to find."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,8 @@ from worker.backends.fake import Fake
 from worker.backends.openclip import OpenClip
 from worker.backends.simple import SimpleBackend, SimpleModel
 from worker.catalogue import BUILT_IN, Catalogue, Entry
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -164,6 +170,25 @@ def command(tmp_path, monkeypatch, capsys):
 def test_the_command_tells_check_by_check(command):
     code, said = command("fake")
     assert (code, said.out.count("passed")) == (0, 9)
+
+
+OF_A_STRANGER = """
+from worker.backends.base import Placement
+from worker.backends.check import Subject
+from worker.backends.fake import Fake
+from worker.catalogue import Entry
+
+def test_it_keeps_the_contract(clipyard_check):
+    clipyard_check(Subject(Fake(Placement()), Entry("mine/one", backend="fake"), Placement()))
+"""
+
+
+def test_as_a_plug_in_of_pytest_it_runs_each_check(tmp_path):
+    (tmp_path / "test_mine.py").write_text(OF_A_STRANGER)
+    argv = [sys.executable, *("-m", "pytest", "-q", "-p", "worker.backends.check"), str(tmp_path)]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    said = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert f"{len(checks.CHECKS)} passed" in said.stdout, said
 
 
 def test_the_command_says_what_there_is(command):

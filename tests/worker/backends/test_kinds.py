@@ -1,4 +1,4 @@
-"""SigLIP's shape, small: a timm tower, squashed pictures, texts without a causal mask."""
+"""Other kinds than CLIP, small, with seeded weights: SigLIP, CoCa and MobileCLIP."""
 
 import json
 
@@ -18,7 +18,7 @@ from worker.catalogue import Entry
 PHOTOS = [Image.fromarray(make()) for make in (data.astronaut, data.coffee, data.rocket)]
 TEXTS = ["A red circle!", "two dogs, asleep on a sofa", "", "word " * 40]
 WORDS = ("a", "red", "circle", "two", "dogs", "asleep", "on", "sofa", "word")
-MODEL = {
+SIGLIP = {
     "embed_dim": 32,
     "init_logit_bias": -10,
     "custom_text": True,
@@ -34,6 +34,35 @@ MODEL = {
         "pool_type": "last",
         "norm_kwargs": {"eps": 1e-6},
     },
+}
+TEXT = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+COCA = {
+    "embed_dim": 32,
+    "custom_text": True,
+    "multimodal_cfg": {**TEXT, "attn_pooler_heads": 2},
+    "vision_cfg": {
+        "image_size": 64,
+        "layers": 2,
+        "width": 64,
+        "head_width": 32,
+        "patch_size": 16,
+        "attentional_pool": True,
+        "attn_pooler_heads": 2,
+        "output_tokens": True,
+    },
+    "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+}
+MOBILE = {
+    "embed_dim": 32,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 64,
+        "timm_model_name": "fastvit_mci0",
+        "timm_pool": "avg",
+        "timm_proj": None,
+        "timm_model_pretrained": False,
+    },
+    "text_cfg": {**TEXT, "no_causal_mask": True},
 }
 PREPROCESS = {
     "mean": [0.5, 0.5, 0.5],
@@ -56,9 +85,8 @@ def folder(path, model):
     config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}
     (path / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(7)
-    made = open_clip.CustomTextCLIP(
-        **{name: value for name, value in model.items() if name != "custom_text"}
-    )
+    kind = open_clip.CoCa if "multimodal_cfg" in model else open_clip.CustomTextCLIP
+    made = kind(**{name: value for name, value in model.items() if name != "custom_text"})
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     save_file(made.state_dict(), path / "open_clip_model.safetensors")
@@ -79,17 +107,23 @@ def lowest_cosine(rows, others):
     return ((rows * others).sum(1) / norms).min()
 
 
-def test_pictures_are_squashed_and_normalised_its_own_way(tmp_path):
-    path = folder(tmp_path, MODEL)
+@pytest.mark.parametrize("shape", [SIGLIP, COCA, MOBILE], ids=["siglip", "coca", "mobileclip"])
+def test_it_answers_as_open_clip_does(tmp_path, shape):
+    path = folder(tmp_path, shape)
     model = loaded(path, tmp_path / "cache")
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{path}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
+    theirs.eval()
     with torch.inference_mode():
-        want = theirs.eval().encode_image(torch.stack([transform(photo) for photo in PHOTOS]))
+        images = theirs.encode_image(torch.stack([transform(photo) for photo in PHOTOS]))
+        texts = theirs.encode_text(tokenizer(TEXTS))
     rows = model.run(Kind.IMAGE, [model.prepare_image(photo) for photo in PHOTOS])
-    assert lowest_cosine(rows, want.numpy()) >= 0.99999
+    assert lowest_cosine(rows, images.numpy()) >= 0.99999
+    rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in TEXTS])
+    assert lowest_cosine(rows, texts.numpy()) >= 0.99999
 
 
-def test_texts_go_through_the_tokenizer_beside_its_config(tmp_path):
+def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -102,9 +136,9 @@ def test_texts_go_through_the_tokenizer_beside_its_config(tmp_path):
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(tmp_path)
-    text = {**MODEL["text_cfg"], "vocab_size": len(vocabulary), "hf_tokenizer_name": "mine"}
+    text = {**SIGLIP["text_cfg"], "vocab_size": len(vocabulary), "hf_tokenizer_name": "mine"}
     text["tokenizer_kwargs"] = {"clean": "canonicalize"}
-    path = folder(tmp_path, {**MODEL, "text_cfg": text})
+    path = folder(tmp_path, {**SIGLIP, "text_cfg": text})
     model = loaded(path, tmp_path / "cache")
     theirs = open_clip.create_model_and_transforms(f"local-dir:{path}")[0].eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{path}")
