@@ -31,7 +31,7 @@ class Stored:
     def restored(self) -> Tensor:
         """The tensor, on the device of its parts; the same numbers every time."""
         values, *scales = self.parts
-        return (values * scales[0]).to(self.dtype) if scales else values
+        return values.float().mul_(scales[0]).to(self.dtype) if scales else values
 
 
 def plain(tensor: Tensor) -> Stored:

@@ -471,21 +471,24 @@ def test_a_disk_that_fills_up_while_preparing_leaves_no_half_file(
 
 
 class Evil:
+    def __init__(self, never: Path) -> None:
+        self.never = never
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("/tmp/never"),))
+        return (Path.touch, (self.never,))
 
 
 def test_a_checkpoint_that_holds_code_is_not_run(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
-    file = tmp_path / "weights.pt"
-    torch.save({"state_dict": Evil()}, file)
+    file, never = tmp_path / "weights.pt", tmp_path / "never"
+    torch.save({"state_dict": Evil(never)}, file)
     with pytest.raises(BadCheckpoint, match="could run code"):
         backend.load(Entry(id="x", architecture=small.architecture, checkpoint=file))
-    file.write_bytes(pickle.dumps(Evil(), protocol=2))
+    file.write_bytes(pickle.dumps(Evil(never), protocol=2))
     with pytest.raises(BadCheckpoint):
         backend.load(Entry(id="x", architecture=small.architecture, checkpoint=file))
-    assert not Path("/tmp/never").exists()
+    assert not never.exists()
 
 
 def test_a_torchscript_archive_is_refused_with_what_to_do(
