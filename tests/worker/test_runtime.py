@@ -34,7 +34,7 @@ class Early(Lengths):
     models = (Entry("early/one"),)
 
 class Stuck(Lengths):
-    about = About(patience_s=0.05)
+    about = About(patience_s=2.0)
     models = (Entry("stuck/one"),)
     def embed_texts(self, texts):
         gate.wait()
