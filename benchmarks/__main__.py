@@ -21,6 +21,7 @@ NAMES = (
     "load",
     "mixed",
     "peers",
+    "reembed",
     "reference",
     "residency",
     "wire",

@@ -124,8 +124,13 @@ def test_a_real_fleet_tells_what_its_machine_its_beat_and_its_version_lack(
     look, fleet, monkeypatch
 ):
     monkeypatch.setattr(doctor, "version", lambda _: "99.0")
-    # By this client's settings the beat should have come long ago.
-    found = look(fleet.url, KEY_PREFIX="clipyard", SWEEP_INTERVAL_S="0.0001")
+    give_up_at = time.monotonic() + 60  # a worker that is starting has not looked around yet
+    while True:
+        # By this client's settings the beat should have come long ago.
+        found = look(fleet.url, KEY_PREFIX="clipyard", SWEEP_INTERVAL_S="0.0001")
+        if len(found.get(Check.IMAGE_ROOT, ())) == 2 or time.monotonic() > give_up_at:
+            break
+        time.sleep(0.2)
     for check, told in (
         (Check.IMAGE_ROOT, "not-mounted"),
         (Check.BEAT, "has not been swept"),

@@ -69,7 +69,7 @@ def healing(valkey_url, tmp_path_factory):
         "CLIPYARD_WEDGED_AFTER_S": "1.5",
         "PYTHONPATH": str(ROOT),
     }
-    argv = f"-m celery -A tests.flow.light_app worker -P threads -n {NODE} -l INFO --without-gossip"
+    argv = f"-m celery -A tests.light_app worker -P threads -n {NODE} -l INFO --without-gossip"
     child = Child(
         name="worker",
         argv=(sys.executable, *argv.split()),

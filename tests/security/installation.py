@@ -95,7 +95,7 @@ WORKER = (
         "-m",
         "celery",
         "-A",
-        "tests.security.app",
+        "tests.light_app",
         "worker",
         "-P",
         "threads",

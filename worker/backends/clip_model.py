@@ -1,7 +1,6 @@
 """An open_clip model in memory: pictures and texts in, rows of its vector space out."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable
-from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
 from .attention import without_detour
-from .base import Placement, Prepared, PreparedText, Traits
-from .cores import Cores
+from .base import Placement, PreparedText, Traits
 from .recipes import Tokenizer
 from .texts import TextTower, Tokens
 from .torch_model import Normalised, TorchModel
@@ -30,7 +27,6 @@ class ClipModel(TorchModel):
     Args:
         module: open_clip's, with its weights in host memory.
         preprocessing: the fields of its PreprocessCfg.
-        cores: of the CPU, where that is the device.
     """
 
     def __init__(
@@ -42,7 +38,6 @@ class ClipModel(TorchModel):
         preprocessing: dict[str, Any],
         tokenizer: Tokenizer,
         traits: Traits,
-        cores: Cores | None = None,
     ) -> None:
         super().__init__(entry, placement)
         config = PreprocessCfg(**preprocessing)
@@ -53,7 +48,6 @@ class ClipModel(TorchModel):
         self.settle(module)
         self._text_tower = TextTower(module)
         self._tokens = Tokens(tokenizer)
-        self._cores = cores
         self.traits = traits
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -70,10 +64,6 @@ class ClipModel(TorchModel):
 
     def prepare_text(self, text: str) -> PreparedText:
         return self._tokens.of(text)
-
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        with self._cores.share() if self._cores else nullcontext():
-            return super().run(kind, batch)
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return _on_host(self.module.encode_image(self._normalised(pixels), normalize=False))

@@ -6,6 +6,8 @@ from threading import Lock, Thread, current_thread
 
 import torch
 
+from ..processors import available
+
 MOST_RUNS = 8  # at once; each keeps torch threads of its own
 ROWS = 8  # of one run: as fast per row as many, and the next turn comes soon
 
@@ -49,3 +51,7 @@ class Cores:
         finally:
             with self._lock:
                 self._runs -= 1
+
+
+CORES = Cores(available())
+"""Of this process: all its models together have no more."""

@@ -18,12 +18,11 @@ from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from ..processors import available
 from . import hub, weights
 from .base import About, Placement, Traits, fingerprint
 from .checkpoints import Checkpoints
 from .clip_model import ClipModel
-from .cores import ROWS, Cores
+from .cores import CORES, ROWS
 from .recipes import Recipe
 from .residence import bytes_of
 
@@ -51,7 +50,6 @@ class OpenClip:
         self._cache_dir = placement.cache_dir or _temporary_folder(self)
         self._checkpoints = Checkpoints(self._cache_dir / "prepared")
         self._built: tuple[Entry, nn.Module] | None = None  # by `check`, for the load after it
-        self._cores = Cores(available()) if placement.device == "cpu" else None
         if placement.offline:
             huggingface_hub.constants.HF_HUB_OFFLINE = True  # tokenizers have no other switch
 
@@ -106,7 +104,6 @@ class OpenClip:
             preprocessing=recipe.preprocessing(model),
             tokenizer=tokenizer,
             traits=self._traits(entry, recipe, model, identity),
-            cores=self._cores,
         )
 
     @property
@@ -200,9 +197,9 @@ class OpenClip:
             precision=self._placement.precision,
             input_size=recipe.input_size,
         )
-        if self._cores is None:
+        if self._placement.device != "cpu":
             return traits
-        return replace(traits, max_batch=ROWS, parallel=self._cores.parallel)
+        return replace(traits, max_batch=ROWS, parallel=CORES.parallel)
 
 
 def _temporary_folder(owner: object) -> Path:

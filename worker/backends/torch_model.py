@@ -1,6 +1,7 @@
 """A simple model made of one torch module, whose weights move between host memory and a device."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from api_client.wire.messages import Kind
 
 from . import weights
 from .base import Footprint, Prepared
+from .cores import CORES
 from .residence import Residence, memory_errors, residence
 from .samples import prepared, samples
 from .simple import SimpleModel
@@ -59,7 +61,7 @@ class TorchModel(SimpleModel):
 
     @torch.inference_mode()
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        with memory_errors():
+        with memory_errors(), CORES.share() if self.device.type == "cpu" else nullcontext():
             return super().run(kind, batch)
 
     def footprint(self) -> Footprint:
