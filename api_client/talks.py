@@ -16,7 +16,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from .wire import correlation, names
-from .wire.broker import celery_app
+from .wire.broker import celery_app, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.errors import Cancelled, NoAnswer, NoBroker, NoWorker
 from .wire.messages import Failure, Message, Priority, Refused, Request
@@ -120,6 +120,11 @@ class Line:
         try:
             yield
         except (redis.RedisError, OperationalError) as error:
+            if takes_no_writes(error):
+                raise NoBroker(
+                    f"Redis at {masked(self.settings.url())} takes no writes; "
+                    "is its disk or its memory full?"
+                ) from None
             if isinstance(error, redis.ResponseError) and not isinstance(
                 error, redis.AuthenticationError
             ):

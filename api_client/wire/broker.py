@@ -17,6 +17,16 @@ from .settings import Settings
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
+# How Redis begins to say that it cannot store anything now: its disk or its memory is full, or it
+# has become a replica.
+NO_WRITES = ("MISCONF", "OOM", "READONLY", "MASTERDOWN")
+_NO_WRITES = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ExecAbortError,
+)
+
 VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarter of this
 
 _BACKOFF = ExponentialBackoff(cap=1, base=0.05)
@@ -30,11 +40,22 @@ _REDIS_OPTIONS: dict[str, Any] = {
 }
 
 
+class _App(Celery):  # type: ignore[misc]  # celery has no types
+    """Sends straight to a queue, which Redis need not be told of first.
+
+    kombu 5.7.0 declares it once per connection. If the connection is lost just then, it declares
+    through the next one and sends through the lost one, which ends in an AttributeError.
+    """
+
+    def send_task(self, *args: Any, **options: Any) -> Any:
+        return super().send_task(*args, **{"declare": [], **options})
+
+
 def celery_app(settings: Settings, **conf: object) -> Celery:
     """The app of a client, a worker or the beat; `conf` is what only that side needs."""
     prefix = f"{settings.key_prefix}:"
     url = settings.url()
-    app = Celery("clipyard", broker=url, backend=url)
+    app = _App("clipyard", broker=url, backend=url)
     app.conf.update(
         task_serializer="json",
         result_serializer="json",
@@ -105,6 +126,12 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0) -> redis.Redis
     return redis.Redis.from_url(
         settings.url(), retry=Retry(_BACKOFF, _tries(patience_s)), **_REDIS_OPTIONS
     )
+
+
+def takes_no_writes(error: Exception) -> bool:
+    """Whether Redis answered that it can store nothing at the moment."""
+    said = str(error).rpartition("caused error: ")[2]  # redis-py names the command of a pipeline
+    return isinstance(error, _NO_WRITES) or said.startswith(NO_WRITES)
 
 
 def async_redis_client(settings: Settings, *, patience_s: float = 30.0) -> "AsyncRedis":

@@ -1,4 +1,5 @@
-"""The worker of the kill matrix: the project's broker, consumer and pool, and tasks that can wait.
+"""The worker of the kill matrix: the project's broker, transport, consumer and pool, and tasks that
+can wait.
 
 celery -A matrix_app worker -P threads
 """
@@ -11,11 +12,13 @@ from celery.concurrency import ALIASES
 
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
+from worker.delivery import transport
 from worker.delivery.pool import stop_if_cancelled
 
 FOLDER = Path(os.environ["MATRIX_FOLDER"])
 
 ALIASES["threads"] = "worker.delivery.pool:TaskPool"
+transport.use()
 app = celery_app(
     Settings.read(),
     worker_consumer="worker.delivery.consumer:Consumer",

@@ -116,6 +116,27 @@ def test_a_worker_goes_on_when_redis_was_killed_under_it(matrix: Matrix) -> None
     assert matrix.journal() == ["end held", "end later", "start held", "start later"]
 
 
+def test_a_worker_goes_on_when_redis_takes_no_writes_for_a_while(matrix: Matrix) -> None:
+    matrix.open()
+    matrix.send("swallowed")
+    with matrix.valkey.client() as client:
+        client.rename("clipyard:embed", "aside")
+        worker = matrix.worker("a")
+        matrix.until_waiting_for_messages()
+
+        with client.pipeline(transaction=True) as pipe:  # taken, and then not to be noted as taken
+            pipe.rename("aside", "clipyard:embed")
+            pipe.config_set("maxmemory", 1)
+            pipe.execute()
+        worker.until_logged("Connection to broker lost")
+        client.config_set("maxmemory", 0)
+    matrix.send("later")
+    matrix.until_started("later")
+    matrix.until_nothing_is_left()
+
+    assert worker.alive()
+
+
 def test_nothing_runs_twice_over_a_short_break_of_the_connection(matrix: Matrix) -> None:
     worker = matrix.worker("a", options="-c 3")
     matrix.send("one", "two")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import redis
+from PIL import Image
 
 from api_client import Client, Settings
 from api_client.wire.errors import NoBroker, NoWorker
@@ -19,6 +21,16 @@ def test_no_redis_is_one_sentence_with_no_password_in_it():
             client.embed_texts(["a"], model="fake/vision")
         assert "s3cret" not in str(raised.value)
         client.close()
+
+
+def test_a_redis_that_takes_no_writes_is_one_sentence(valkey_of_my_own):
+    with Client(Settings.read(redis_url=valkey_of_my_own.url)) as client:
+        with redis.Redis.from_url(valkey_of_my_own.url) as store:
+            store.config_set("maxmemory", 1)
+        with pytest.raises(NoBroker, match="maxmemory"):
+            client.embed_texts(["a"], model="fake/vision")
+        with pytest.raises(NoBroker, match="takes no writes"):
+            client.embed_images([Image.new("RGB", (1, 1))], model="fake/vision")
 
 
 def test_no_worker_is_one_sentence(valkey_url):

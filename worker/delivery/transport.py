@@ -10,7 +10,8 @@ that are requeued, restored or carried over to a new connection are counted righ
 
 Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` and `conn_or_acquire`
 (rewritten below), `_create_client`, `_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the
-client's `_prefix_args`, `QoS._delivered` and `_dirty`.
+client's `_prefix_args`, `QoS._delivered` and `_dirty`; with redis-py 8.1.0: the parser's
+`EXCEPTION_CLASSES`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,21 +20,32 @@ from time import monotonic
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
+from redis import exceptions
+from redis._parsers.base import BaseParser
 
 from api_client.wire import names
+from api_client.wire.broker import NO_WRITES
 
 BULK_TASKS = 4
 LISTENS_AGAIN_S = 0.05  # for bulk, after one of the bulk messages at hand was acknowledged
 
 
+class TakesNoWrites(exceptions.ConnectionError):
+    """Redis answers, but its disk or memory is full, or it is a replica: as if it were away."""
+
+
 def use() -> None:
     """Make `redis://` and `rediss://` mean this transport in this process.
+
+    And let a Redis that takes no writes count as one that is away: kombu would end the worker, and
+    nobody would try again. Only here, for redis-py's table is that of the whole process.
 
     To be called before the first connection. Celery's `broker_transport` would do it too, but
     kombu sets TLS up by the name `rediss` only.
     """
     here = f"{__name__}:{Transport.__name__}"
     TRANSPORT_ALIASES.update(redis=here, rediss=here)
+    BaseParser.EXCEPTION_CLASSES.update(dict.fromkeys(NO_WRITES, TakesNoWrites))
 
 
 def priorities(steps: Sequence[int], *, bulk_held: int, bulk_tasks: int) -> list[int]:

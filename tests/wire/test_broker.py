@@ -1,0 +1,33 @@
+"""What every Celery app and Redis client of ours has in common."""
+
+import pytest
+import redis
+
+from api_client.wire import names
+from api_client.wire.broker import celery_app, redis_client, takes_no_writes
+from api_client.wire.names import Keys
+from api_client.wire.settings import Settings
+
+
+def test_a_message_is_sent_without_declaring_its_queue_first(
+    valkey_url: str, prefix: str, keys: Keys, store: redis.Redis
+) -> None:
+    app = celery_app(Settings.read(redis_url=valkey_url, key_prefix=prefix))
+    app.send_task("any", queue=names.EMBED)
+    app.close()
+    assert store.keys(f"{prefix}:*") == [keys.queue(names.EMBED, names.INTERACTIVE).encode()]
+
+
+def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> None:
+    settings = Settings.read(redis_url=valkey_of_my_own.url)
+    with redis_client(settings) as store:
+        with pytest.raises(redis.ResponseError) as wrong:
+            store.execute_command("NONSENSE")
+        store.config_set("maxmemory", 1)
+        with pytest.raises(redis.ResponseError) as full, store.pipeline() as pipe:
+            pipe.set("a", "b").execute()
+    assert takes_no_writes(full.value)
+    assert not takes_no_writes(wrong.value)
+    assert takes_no_writes(
+        redis.ResponseError("Command # 1 (SET a b) of pipeline caused error: MISCONF Errors")
+    )
