@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from celery import Celery
+
 from api_client.wire import names
 from api_client.wire.settings import Settings
 
@@ -41,3 +43,29 @@ def test_without_a_redis_it_says_so_in_one_line():
     assert told.returncode != 0
     assert "no Redis is configured" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_a_clock_that_is_set_back_holds_nothing_up(monkeypatch):
+    schedule(monkeypatch)
+    import beat_schedule
+
+    assert beat_schedule.app.conf.beat_scheduler == "beat_schedule:Scheduler"
+
+    class Beat(beat_schedule.Scheduler):
+        producer = None
+
+        def apply_entry(self, entry, producer=None):
+            sent.append((entry.name, now[0]))
+
+    sent, now = [], [100.0]
+    app = Celery(set_as_current=False)
+    app.conf.beat_schedule = {
+        "often": {"task": "a", "schedule": 2},
+        "seldom": {"task": "b", "schedule": 3},
+    }
+    beat = Beat(app, clock=lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: 0.0)  # the time of day is no part of it
+    for _ in range(4):
+        now[0] += beat.tick()
+    assert [at for name, at in sent if name == "often"] == [100, 102, 104]
+    assert [at for name, at in sent if name == "seldom"] == [100, 103]
