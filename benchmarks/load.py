@@ -85,7 +85,7 @@ def _in_child(file: Path, rounds: int) -> dict[str, float]:
 def _measure(file: Path, rounds: int) -> dict[str, float]:
     """The best of some rounds in turn; the peak of one that uses all weights.
 
-    `cold_share` is how much of the file was out of the page cache before the cold rounds.
+    `cold_share` is how much of the files was out of the page cache before the cold rounds.
     """
     sides = {"clipyard": _clipyard(file), "open_clip": _open_clip(file)}
     _read(file)
@@ -93,7 +93,8 @@ def _measure(file: Path, rounds: int) -> dict[str, float]:
     peaks = {f"{side}_peak_bytes": _peak(loader) for side, loader in sides.items()}
     warm = _best(sides, rounds, before=lambda: None)
     shares: list[float] = []
-    cold = _best(sides, rounds, before=lambda: shares.append(_drop(file)))
+    files = [file, *file.parents[2].rglob("prepared/*.safetensors")]  # each side maps its own
+    cold = _best(sides, rounds, before=lambda: shares.extend(map(_drop, files)))
     return {
         **first,
         **{f"{side}_warm_s": seconds for side, seconds in warm.items()},

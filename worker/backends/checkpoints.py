@@ -29,10 +29,6 @@ class Checkpoints:
         self._folder = folder
         self._limit_bytes = limit_bytes
 
-    def has(self, source: Path, form: str) -> bool:
-        """Whether `source` has been prepared in that form."""
-        return source.exists() and self._path(source, form).exists()
-
     @contextmanager
     def prepared(self, source: Path, *, form: str, write: Callable[[Path], None]) -> Iterator[Path]:
         """The prepared file, made by `write(path)` if need be; inside the block it stays.

@@ -4,7 +4,7 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
+from shutil import copyfile, rmtree
 from tempfile import mkdtemp
 from weakref import finalize
 
@@ -34,8 +34,9 @@ SUFFIXES = (".safetensors", ".pt", ".bin")
 class OpenClip:
     """Turns catalogue entries into open_clip models.
 
-    Weights are mapped, not read: from the checkpoint itself if it has the serving form, else from
-    a prepared copy in `placement.cache_dir` (a temporary folder without one).
+    Weights are mapped, not read, and always from a copy of our own in `placement.cache_dir` (a
+    temporary folder without one): a checkpoint that somebody writes over, or cuts short, would
+    change the vectors of the model that has it mapped, or end the process.
     """
 
     about = About(
@@ -155,16 +156,15 @@ class OpenClip:
 
         def write(file: Path) -> None:
             log.info("preparing %s as %s", source, self._placement.precision)
-            weights.write(self._converted(source, model), file)
+            if source.suffix == ".safetensors" and weights.fits(expected, weights.read(source)):
+                copyfile(source, file)  # takes no memory
+            else:
+                weights.write(self._converted(source, model), file)
 
-        if not self._checkpoints.has(source, form):
-            state = self._usable(source, model)
-            if source.suffix == ".safetensors" and weights.fits(expected, state):
-                return state, self._identity(source, state)
         try:
             with self._checkpoints.prepared(source, form=form, write=write) as file:
-                state = weights.read(file)
-                return state, self._identity(file, state)
+                mapped = weights.read(file)
+                return mapped, self._identity(file, mapped)
         except OSError as error:
             log.warning("no prepared copy of %s: %s; every load converts it", source, error)
             state = self._converted(source, model)

@@ -74,7 +74,9 @@ class Timm(TorchModel):
         file = self._here(module) or hub.fetch(
             self.entry.id, _source(module), self._hub_dir, offline=self.placement.offline
         )
-        module.load_state_dict(self._state(file, module), assign=True)
+        # Copies: a mapped file that somebody writes over would change the model.
+        state = {name: tensor.clone() for name, tensor in self._state(file, module).items()}
+        module.load_state_dict(state, assign=True)
         data: Any = timm.data
         config = data.resolve_data_config(dict(self.entry.options), model=module)
         transform = data.create_transform(**config, is_training=False)
