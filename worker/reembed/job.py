@@ -19,7 +19,7 @@ from .embedding import embed, kind_of, refuse_another
 from .items import Item, Shard, Space
 from .ledger import JobLedger
 from .migration import neighbours
-from .papers import Loss, Marker, Papers
+from .papers import Loss, Marker, Papers, tidy
 from .sinks import FOLDERS, Sink, open_sink
 from .sources import Source, open_source
 
@@ -114,6 +114,9 @@ class Job:
                 self.papers.forget(number)
             log.warning("job %s: %d chunks are done again", self.spec.id, len(found.unfinished))
             return self.ledger.reopen(found.unfinished, done=found.done, failed=found.failed)
+        tidy(self.papers.folder)
+        if self.spec.sink.kind in FOLDERS:
+            tidy(self.doors.writing(self.spec.sink.where))
         moved = neighbours(self, plan, go_on) if self.spec.migration else None
         state = JobState.INCOMPLETE if found.unfinished else JobState.COMPLETE
         missing = plan.items - found.done - found.failed

@@ -35,6 +35,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+def tidy(folder: Path) -> None:
+    """Remove what writers who were killed have left behind.
+
+    One who is just at it finds the store down, which is worth another try.
+    """
+    with store_errors(folder):
+        for left in folder.rglob(f"{TEMPORARY}*"):
+            left.unlink(missing_ok=True)
+
+
 @contextmanager
 def store_errors(what: object) -> Iterator[None]:
     """Says of an operating system's refusal that the store is down, which is worth another try."""

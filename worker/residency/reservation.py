@@ -7,6 +7,7 @@ and only then looks: of two that come together both see the other one, and neith
 
 import json
 import logging
+import math
 import threading
 import time
 import uuid
@@ -89,7 +90,7 @@ class Reservations:
             rows: dict[FieldT, EncodableT] = {
                 holder: json.dumps([held, until]) for holder, held in mine.items()
             }
-            self._trying(lambda: self._store.hset(self._key, mapping=rows))
+            self._trying(lambda: self._write(rows))
 
     def of_others(self) -> int:
         """Bytes that other live processes hold on the device, beside what the driver shows."""
@@ -101,6 +102,13 @@ class Reservations:
         with self._lock:
             ours = set(self._mine)
         return sum(held[holder][0] for holder in held.keys() - ours - set(dead))
+
+    def _write(self, rows: dict[FieldT, EncodableT]) -> None:
+        """The key goes with its last holder: a machine that was renamed never asks for it again."""
+        with self._store.pipeline() as pipe:
+            pipe.hset(self._key, mapping=rows)
+            pipe.expire(self._key, math.ceil(self._ttl_s))
+            pipe.execute()
 
     @staticmethod
     def _trying(ask: Callable[[], T]) -> T | None:

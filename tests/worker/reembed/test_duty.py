@@ -276,6 +276,18 @@ def test_a_vector_that_went_missing_from_the_sink_is_found_and_made_again(
     assert first.exists()
 
 
+def test_what_a_killed_writer_left_is_gone_when_the_job_is_over(desk, post, pictures, sink):
+    desk.submit(pictures, sink)
+    post.deliver()
+    left = [Path(sink.where, folder, ".tmp-part-1.a1b2") for folder in ("", "_job-job/chunks")]
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+    assert not any(file.exists() for file in left)
+
+
 def test_a_sink_that_loses_everything_ends_incomplete_and_says_what_is_missing(
     desk, post, pictures, sink, monkeypatch
 ):

@@ -49,6 +49,11 @@ def test_of_two_who_want_the_same_room_the_later_one_is_refused(process):
         pass
 
 
+def test_the_key_of_a_machine_that_never_comes_back_goes(process, store, keys):
+    with process().reserve(100):
+        assert 0 < store.ttl(keys.reserved("GPU-1")) <= 30
+
+
 def test_a_block_that_fails_gives_its_bytes_back(process):
     one, other = process(), process()
     with pytest.raises(ZeroDivisionError), one.reserve(100):
