@@ -343,6 +343,38 @@ GUARDS = [
         "[now]",
         "api_client/test_supervisor.py -k however_often",
     ),
+    (
+        TRANSPORT,
+        "    BaseParser.EXCEPTION_CLASSES.update(dict.fromkeys(NO_WRITES, TakesNoWrites))\n",
+        "",
+        "flow/test_kill_matrix.py -k no_writes",
+    ),
+    (BROKER, '{"declare": [], **options}', "options", "wire/test_broker.py -k declaring"),
+    (BROKER, "said.startswith(NO_WRITES)", "False", "wire/test_broker.py -k without_room"),
+    (
+        "beat_schedule/__init__.py",
+        'f"{__name__}:Scheduler"',
+        '"celery.beat:Scheduler"',
+        "beat_schedule -k set_back",
+    ),
+    (
+        OPEN_CLIP,
+        "copyfile(source, file)",
+        "file.symlink_to(source)",
+        "worker/backends/test_openclip.py -k writes_over",
+    ),
+    (
+        "worker/residency/reservation.py",
+        "            pipe.expire(self._key, math.ceil(self._ttl_s))\n",
+        "",
+        "worker/residency/test_reservation.py -k never_comes_back",
+    ),
+    (
+        "worker/reembed/job.py",
+        "tidy(self.doors.writing(self.spec.sink.where))",
+        "pass",
+        "worker/reembed/test_duty.py -k killed_writer",
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import redis
@@ -29,18 +29,19 @@ def until(condition: Callable[[], object], *, within_s: float = 30.0) -> None:
 class Valkey:
     """A private server with an append-only file; it comes back on the same port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, env: Mapping[str, str] | None = None) -> None:
         self._folder = folder
+        self._env = os.environ | (env or {})
         self._password = secrets.token_hex(8)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.url = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://:{self._password}@127.0.0.1:{self.port}/0"
         self.start()
 
     def start(self) -> None:
         options = {
-            "port": self._port,
+            "port": self.port,
             "bind": "127.0.0.1",
             "requirepass": self._password,
             "dir": self._folder,
@@ -49,7 +50,10 @@ class Valkey:
         }
         arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         self._process = subprocess.Popen(
-            [server_binary(), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [server_binary(), *arguments],
+            env=self._env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         until(self._answers)
 
@@ -57,15 +61,27 @@ class Valkey:
         try:
             with self.client() as client:
                 return bool(client.ping())
-        except redis.ConnectionError:
+        except redis.RedisError:
             return False
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.end(signal.SIGKILL)
+
+    def end(self, number: signal.Signals) -> None:
+        """With this signal, or with SIGKILL where it does not obey."""
+        self._process.send_signal(number)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 class Worker:

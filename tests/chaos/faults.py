@@ -1,0 +1,194 @@
+"""How each kind of fault is done to a world, and undone."""
+
+import os
+import random
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+
+from . import family, plan
+from .plan import Fault, Kind
+from .world import World, replace
+
+PROCESSES_S = 10.0  # for a process that is just being started again
+
+
+class Chaos:
+    """Does what a plan says, in threads of its own.
+
+    Attributes:
+        over: when each fault was mended, on the clock that was given; in the order of time.
+    """
+
+    def __init__(
+        self, world: World, faults: Sequence[Fault], *, clock: Callable[[], float]
+    ) -> None:
+        self._world = world
+        self._faults = faults
+        self._clock = clock
+        self._alone: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.over: list[tuple[float, Fault]] = []
+        self.failed: list[str] = []
+
+    def run(self, stop: threading.Event) -> None:
+        """Blocks until the last fault is mended."""
+        begun, threads = self._clock(), []
+        for fault in self._faults:
+            if stop.wait(max(0.0, begun + fault.at_s - self._clock())):
+                break
+            thread = threading.Thread(target=self._happen, args=(fault, stop), name=fault.kind)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join()
+
+    def _happen(self, fault: Fault, stop: threading.Event) -> None:
+        try:
+            with self._alone[fault.resource], _WAYS[fault.kind](self._world, fault):
+                stop.wait(fault.lasts_s)
+        except Exception as error:
+            self.failed.append(f"{fault}: {error!r}")
+        self.over.append((self._clock(), fault))
+
+
+@contextmanager
+def _signalled(world: World, fault: Fault, *, number: signal.Signals) -> Iterator[None]:
+    if pid := world.pid(fault.target):
+        _send(pid, number)
+    yield
+
+
+@contextmanager
+def _paused(world: World, fault: Fault) -> Iterator[None]:
+    pid = world.pid(fault.target or plan.REDIS)
+    if pid is None:  # it is dead at the moment
+        yield
+        return
+    _send(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _send(pid, signal.SIGCONT)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+@contextmanager
+def _redis_down(world: World, fault: Fault, *, number: signal.Signals) -> Iterator[None]:
+    world.valkey.end(number)
+    try:
+        yield
+    finally:
+        world.valkey.start()
+
+
+@contextmanager
+def _cut(world: World, fault: Fault) -> Iterator[None]:
+    world.proxy.cut(fault.amount, random.Random(fault.number))
+    yield
+
+
+@contextmanager
+def _dropped(world: World, fault: Fault) -> Iterator[None]:
+    world.proxy.drop(fault.amount, random.Random(fault.number))
+    yield
+
+
+@contextmanager
+def _stalled(world: World, fault: Fault) -> Iterator[None]:
+    world.proxy.stall()
+    try:
+        yield
+    finally:
+        world.proxy.flow()
+
+
+@contextmanager
+def _clock_jumped(world: World, fault: Fault) -> Iterator[None]:
+    world.clocks.move(fault.target, by_s=fault.amount)
+    try:
+        yield
+    finally:
+        world.clocks.move(fault.target, by_s=0)
+
+
+@contextmanager
+def _disk_full(world: World, fault: Fault) -> Iterator[None]:
+    disk = world.disks[fault.target]
+    disk.fill()
+    try:
+        yield
+    finally:
+        disk.free()
+
+
+@contextmanager
+def _out_of_memory(world: World, fault: Fault, *, step: str) -> Iterator[None]:
+    order = family.order(world.orders, fault.target, step)
+    order.write_text(f"{fault.amount:g}")
+    try:
+        yield
+    finally:
+        order.unlink()
+
+
+@contextmanager
+def _replaced(world: World, fault: Fault) -> Iterator[None]:
+    replace(world.checkpoint, world.versions[fault.number % len(world.versions)])
+    yield
+
+
+@contextmanager
+def _truncated(world: World, fault: Fault) -> Iterator[None]:
+    """In its place, under whoever has it mapped."""
+    size = world.checkpoint.stat().st_size
+    os.truncate(world.checkpoint, int(size * fault.amount))
+    try:
+        yield
+    finally:
+        replace(world.checkpoint, world.versions[0])
+
+
+@contextmanager
+def _host_slow(world: World, fault: Fault) -> Iterator[None]:
+    world.host.delay_s = fault.amount
+    try:
+        yield
+    finally:
+        world.host.delay_s = 0.0
+
+
+@contextmanager
+def _host_dead(world: World, fault: Fault) -> Iterator[None]:
+    world.host.dead = True
+    try:
+        yield
+    finally:
+        world.host.dead = False
+
+
+_WAYS = {
+    Kind.KILLED: partial(_signalled, number=signal.SIGKILL),
+    Kind.TERMINATED: partial(_signalled, number=signal.SIGTERM),
+    Kind.PAUSED: _paused,
+    Kind.REDIS_KILLED: partial(_redis_down, number=signal.SIGKILL),
+    Kind.REDIS_TERMINATED: partial(_redis_down, number=signal.SIGTERM),
+    Kind.REDIS_PAUSED: _paused,
+    Kind.CUT: _cut,
+    Kind.STALLED: _stalled,
+    Kind.DROPPED: _dropped,
+    Kind.CLOCK: _clock_jumped,
+    Kind.DISK_FULL: _disk_full,
+    Kind.LOAD_OOM: partial(_out_of_memory, step=family.LOAD),
+    Kind.FORWARD_OOM: partial(_out_of_memory, step=family.RUN),
+    Kind.REPLACED: _replaced,
+    Kind.TRUNCATED: _truncated,
+    Kind.HOST_SLOW: _host_slow,
+    Kind.HOST_DEAD: _host_dead,
+}

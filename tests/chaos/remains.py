@@ -1,0 +1,75 @@
+"""What is left in a world once all is quiet, as sentences; nothing is as it should be."""
+
+import json
+
+import redis
+
+from api_client.status import read_fleet
+from api_client.wire import names
+
+from . import invariants, plan
+from .world import World
+
+ANSWER_S = 30.0
+
+
+def violations(world: World) -> list[str]:
+    """All of it, but for workers and messages, which one waits for."""
+    folders = (world.disks[plan.SINKS].folder, world.folder / "cache")
+    return [
+        *(f"stays for ever: {one}" for one in unbounded(world)),
+        *(f"left behind: {one}" for one in invariants.left_behind(folders)),
+        *misused(world),
+    ]
+
+
+def away(world: World) -> list[str]:
+    """Workers that are not there, or not ready."""
+    pids = dict(zip(world.nodes, map(world.pid, world.workers), strict=True))
+    try:
+        return invariants.not_ready(read_fleet(world.store, world.keys, events=1), pids)
+    except redis.RedisError:
+        return list(world.nodes)
+
+
+def not_answering(world: World) -> list[str]:
+    """Workers that do not answer on their own queues, and why."""
+    told = []
+    with world.client() as client:
+        for node in world.nodes:
+            try:
+                client.load("fake/text", workers=[node], timeout=ANSWER_S)
+            except Exception as error:
+                told.append(f"{node} does not answer on its own queue: {error}")
+    return told
+
+
+def held(world: World) -> list[str]:
+    """Tasks whose messages are in a queue, or in a worker's hands."""
+    store, waiting = world.store, []
+    for queue in (names.EMBED, names.CONTROL, *map(names.direct_queue, world.nodes)):
+        for step in (names.INTERACTIVE, names.BULK):
+            waiting += store.lrange(world.keys.queue(queue, step), 0, -1)
+    found = [json.loads(one) for one in waiting]
+    found += [json.loads(one)[0] for one in store.hvals(world.keys.held())]
+    return invariants.lasting(one["headers"]["task"] for one in found)
+
+
+def unbounded(world: World) -> list[str]:
+    """Keys in Redis that would stay for ever."""
+    store, sizes = world.store, {b"set": "scard", b"zset": "zcard", b"hash": "hlen"}
+    found = {}
+    for key in store.scan_iter(count=1000):
+        count = sizes.get(store.type(key))
+        found[key.decode()] = (store.ttl(key), getattr(store, count)(key) if count else 1)
+    return invariants.unbounded(found, world.keys)
+
+
+def misused(world: World) -> list[str]:
+    """What the strict fake family said to itself."""
+    told = []
+    for name in world.workers:
+        for line in world.log(name).splitlines():
+            if "AssertionError" in line:
+                told.append(f"{name}: {line[:200]}")
+    return told

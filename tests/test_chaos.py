@@ -1,0 +1,142 @@
+"""The chaos harness: what it plans, what it would notice, and a short run of it."""
+
+import random
+from pathlib import Path
+
+import pytest
+import redis
+
+from api_client.status import Fleet, Worker
+from api_client.wire import names
+from api_client.wire.messages import ModelStatus
+from tests.chaos import invariants, plan, run
+from tests.chaos.callers import calls
+from tests.chaos.jobs import coverage
+from tests.chaos.plan import Kind
+from tests.chaos.proxy import Proxy
+from tests.flow.processes import Valkey, until
+
+WORKERS = ("cpu0", "cpu1", "cpu2")
+
+
+def fleet(*states: str, held: int = 1) -> Fleet:
+    models = tuple(ModelStatus(id=f"m/{n}", state="device") for n in range(held))
+    return Fleet(
+        workers=tuple(
+            Worker(
+                name=f"w{n}", device="cpu", pid=n, started_at=0, beat_at=0, state=state, slots=2,
+                held=models,
+            )
+            for n, state in enumerate(states)
+        )
+    )  # fmt: skip
+
+
+def test_a_seed_plans_the_same_faults_again_and_another_one_others() -> None:
+    drawn = plan.draw(1, 200, workers=WORKERS)
+    assert drawn == plan.draw(1, 200, workers=WORKERS)
+    assert drawn != plan.draw(2, 200, workers=WORKERS)
+    assert {fault.kind for fault in drawn} == set(Kind)
+    assert list(calls(1, 500, over_s=9, models=["a"])) == list(
+        calls(1, 500, over_s=9, models=["a"])
+    )
+
+
+def test_what_is_broken_is_not_broken_again_before_it_is_mended() -> None:
+    free_at: dict[str, float] = {}
+    for fault in plan.draw(3, 500, workers=WORKERS, gap_s=0.5):
+        assert free_at.get(fault.resource, 0.0) <= fault.at_s
+        free_at[fault.resource] = fault.over_s
+
+
+def test_calls_ask_for_exactly_so_many_items() -> None:
+    assert sum(call.items for call in calls(1, 1001, over_s=9, models=["a"])) == 1001
+
+
+def test_a_model_too_many_on_the_device_is_noticed() -> None:
+    assert invariants.over_the_limit(fleet("ready", held=2)) == []
+    assert invariants.over_the_limit(fleet("ready", held=3)) == ["w0 has 3 models on 2 slots"]
+
+
+def test_a_worker_that_is_not_back_is_noticed_though_its_old_status_is_there() -> None:
+    seen = fleet("ready", "starting", "ready")
+    assert invariants.not_ready(seen, {"w0": 0, "w1": 1, "w2": 77, "w3": None}) == [
+        "w1",
+        "w2",
+        "w3",
+    ]
+
+
+def test_a_key_that_stays_for_ever_is_noticed() -> None:
+    keys = {
+        "clipyard:events": (-1, 10_000),
+        "clipyard:_kombu.binding.embed": (-1, 1),
+        "clipyard:answer:1": (600, 1),
+        "clipyard:answer:2": (-1, 1),
+        "clipyard:_kombu.binding.reply.celery.pidbox": (-1, 5000),
+    }
+    assert invariants.unbounded(keys, names.Keys("clipyard")) == [
+        "clipyard:_kombu.binding.reply.celery.pidbox (5000 members)",
+        "clipyard:answer:2 (1 members)",
+    ]
+
+
+def test_items_without_a_row_and_rows_too_many_are_noticed() -> None:
+    assert coverage(["a", "b", "c"], ["a", "c", "c", "d"]) == (["b"], ["c", "d"])
+
+
+def test_a_file_of_somebody_who_was_killed_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "chunks").mkdir()
+    (tmp_path / "chunks" / ".tmp-1.json.abc").touch()
+    (tmp_path / "part-1.parquet").touch()
+    assert [Path(file).name for file in invariants.left_behind([tmp_path])] == [".tmp-1.json.abc"]
+
+
+def test_a_message_that_nobody_answers_is_told_from_the_ticks_of_the_clock() -> None:
+    assert invariants.lasting([names.SWEEP, names.EMBED_BATCH]) == [names.EMBED_BATCH]
+
+
+def test_a_recovery_lasts_until_somebody_who_asked_afterwards_was_answered() -> None:
+    probes = [(0.0, 5.0), (2.0, 2.5), (6.0, 7.0)]
+    assert invariants.recoveries_s([1.0, 3.0, 9.0], probes, end=20.0) == [1.5, 4.0, 11.0]
+
+
+@pytest.mark.timeout(60)
+def test_a_network_can_stall_and_cut(tmp_path: Path) -> None:
+    server = Valkey(tmp_path)
+    with Proxy(server.port) as proxy:
+        url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
+        with redis.Redis.from_url(url, retry=None, socket_timeout=0.3) as client:
+            client.ping()
+            proxy.stall()
+            with pytest.raises(redis.TimeoutError):
+                client.ping()
+            proxy.flow()
+            client.ping()
+            proxy.drop(1.0, random.Random(1))
+            with pytest.raises(redis.TimeoutError):
+                client.ping()
+            client.ping()
+            proxy.cut(1.0, random.Random(1))
+            with server.client() as direct:
+                until(lambda: len(direct.client_list()) == 1)
+            client.ping()
+    server.kill()
+
+
+@pytest.mark.timeout(180)
+def test_nothing_is_lost_doubled_or_stuck_in_a_short_run() -> None:
+    report = run.run(
+        run.Options(
+            faults=8,
+            items=300,
+            seed=4,
+            workers=2,
+            gap_s=0.4,
+            longest_s=1.0,
+            visibility_s=4.0,
+            job_items=75,
+        )
+    )
+    assert report.ok, report
+    assert report.items == 300
