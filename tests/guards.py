@@ -349,6 +349,18 @@ GUARDS = [
         "",
         "flow/test_kill_matrix.py -k no_writes",
     ),
+    (
+        TRANSPORT,
+        "if self.connection is not None:",
+        "if True:",
+        "worker/delivery/test_transport.py -k lost_channel",
+    ),
+    (
+        CONSUMER,
+        "isinstance(exc_info.exception, MemoryError)",
+        "False",
+        "flow/test_kill_matrix.py -k no_memory",
+    ),
     (BROKER, '{"declare": [], **options}', "options", "wire/test_broker.py -k declaring"),
     (BROKER, "said.startswith(NO_WRITES)", "False", "wire/test_broker.py -k without_room"),
     (

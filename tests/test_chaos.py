@@ -130,7 +130,7 @@ def test_nothing_is_lost_doubled_or_stuck_in_a_short_run() -> None:
         run.Options(
             faults=8,
             items=300,
-            seed=4,
+            seed=252,
             workers=2,
             gap_s=0.4,
             longest_s=1.0,

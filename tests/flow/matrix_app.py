@@ -30,6 +30,13 @@ app.conf.broker_transport_options |= {
     "unacked_restore_interval": 0.5,
 }
 
+app.Task.Request = "worker.delivery.consumer:Request"
+
+
+@app.task(name="cramped")
+def cramped() -> None:
+    raise MemoryError("no room")
+
 
 @app.task(name="hold")
 def hold(name: str) -> None:

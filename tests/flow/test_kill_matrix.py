@@ -48,6 +48,10 @@ class Matrix:
         """Send one whose outcome is kept."""
         return self._app.send_task("hold", (name,), ignore_result=False, **options)
 
+    def send_cramped(self) -> None:
+        """One that fails with a MemoryError."""
+        self._app.send_task("cramped")
+
     def open(self) -> None:
         """Let every task that holds, and all that follow, end."""
         (self._folder / "open").touch()
@@ -232,6 +236,15 @@ def test_a_revoked_task_stops_between_two_steps(matrix: Matrix) -> None:
     with pytest.raises(TaskRevokedError):
         result.get(timeout=10)
     assert matrix.journal() == ["start held", "start next"]
+
+
+def test_a_task_that_found_no_memory_is_not_held_for_ever(matrix: Matrix) -> None:
+    worker = matrix.worker("a")
+    matrix.send("held")
+    matrix.until_started("held")
+    matrix.send_cramped()
+    worker.until_logged("MemoryError")
+    until(lambda: matrix.unacked() == 1)
 
 
 def test_a_task_past_its_time_limit_stops_between_two_steps(matrix: Matrix) -> None:

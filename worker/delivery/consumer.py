@@ -60,7 +60,7 @@ def renewable(requests: Iterable[Held], *, now: float, longest_run_s: float) -> 
 
 
 class Request(request.Request):  # type: ignore[misc]  # celery has no types
-    """A request that is settled once, whoever comes first.
+    """A request that is settled once, whoever comes first, and whatever it failed with.
 
     With threads, a task may end at the moment a revocation of it arrives. Celery's check and its
     act are two steps, and a message that is acknowledged twice ends the worker
@@ -77,6 +77,16 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
     def reject(self, requeue: bool = False) -> None:
         with self._settling:
             super().reject(requeue=requeue)
+
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
+        """One that found no memory has failed like any other.
+
+        Celery raises instead, and never acknowledges: the message would count against the prefetch
+        limit for ever, and after 36 of them the worker would be deaf.
+        """
+        if isinstance(exc_info.exception, MemoryError):
+            exc_info.exception = RuntimeError(repr(exc_info.exception))
+        return super().on_failure(exc_info, *args, **options)
 
 
 class Address(StartStopStep):  # type: ignore[misc]  # celery has no types

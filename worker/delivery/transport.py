@@ -80,6 +80,20 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
             client = self._kept
         yield client
 
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Through a lost channel nothing: the message comes back, and is found answered.
+
+        One that ended over two losses of a connection is on no channel's list any more; its
+        AttributeError would end the worker.
+        """
+        if self.connection is not None:
+            super().basic_ack(delivery_tag, multiple)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Likewise."""
+        if self.connection is not None:
+            super().basic_reject(delivery_tag, requeue)
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues or not self.listens:

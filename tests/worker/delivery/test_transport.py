@@ -44,6 +44,14 @@ def test_a_process_that_is_about_to_end_asks_for_no_more_messages() -> None:
     Channel._brpop_start(channel)  # whatever it asked for would need a connection
 
 
+def test_a_message_of_a_lost_channel_can_be_settled_all_the_same(app: Celery) -> None:
+    with app.connection_for_read() as connection:
+        channel = connection.channel()
+        channel.close()
+        channel.basic_ack("a tag")
+        channel.basic_reject("a tag", requeue=True)
+
+
 def test_redis_urls_mean_this_transport_once_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TRANSPORT_ALIASES, "redis", TRANSPORT_ALIASES["redis"])
     monkeypatch.setitem(TRANSPORT_ALIASES, "rediss", TRANSPORT_ALIASES["rediss"])
