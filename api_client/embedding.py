@@ -1,6 +1,7 @@
 """One embedding call: its messages, a bounded number of them on the way, its items in order."""
 
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -72,8 +73,13 @@ class Embedding:
             yield from self.end()
 
     def end(self) -> Talk[None]:
-        """Withdraw what nobody waits for any more."""
-        pending = [call.id for call in self._pending]
+        """Withdraw what nobody waits for any more.
+
+        What is past its deadline the workers drop unasked: past saturation that is most of it, and
+        withdrawing costs them more than it saves.
+        """
+        now = time.time()
+        pending = [call.id for call in self._pending if call.until > now]
         self._pending.clear()
         if pending:
             # Where Redis is away, the deadline stops them.

@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from .wire import correlation, names
 from .wire.broker import celery_app, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
-from .wire.errors import Cancelled, NoAnswer, NoBroker, NoWorker
+from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, NoWorker
 from .wire.messages import Failure, Message, Priority, Refused, Request
 from .wire.settings import Settings, masked
 from .wire.signing import signed
@@ -174,10 +174,18 @@ class Line:
             NoAnswer: the call's deadline passed. NoWorker: nobody is alive to answer.
             ClipyardError: whatever the worker raised.
         """
-        answer = yield from self.fetch(call.id, until=call.until, call=call)
+        try:
+            answer = yield from self.fetch(call.id, until=call.until, call=call)
+        except ClipyardError:
+            yield from self._pick_up(call)
+            raise
+        yield from self._pick_up(call)
+        return answer
+
+    def _pick_up(self, call: Call) -> Talk[None]:
+        """The bytes that were laid down."""
         if call.blobs:
             yield lambda r: r.delete(self.keys.blobs(call.id))
-        return answer
 
     def fetch(self, request_id: str, *, until: float, call: Call | None = None) -> Talk[Answer]:
         """As `wait`, for an id; without the call nothing can be sent again."""

@@ -15,7 +15,7 @@
     ├── BackendFailed          a back end misbehaved; its name is in the sentence
     │   └── DeviceLost         the device context is beyond repair; the worker ends  retryable
     ├── Quarantined            it took its worker process down twice and is not tried again
-    ├── Expired                the caller's deadline passed before the work began  retryable
+    ├── Expired                the caller's deadline is too near, or has passed    retryable
     ├── Cancelled              the request was withdrawn
     ├── JobRefused             a bulk job's source, sink or papers cannot be used
     ├── StoreDown              a source or sink does not answer, or is full        retryable
@@ -139,7 +139,7 @@ class Quarantined(ClipyardError):
 
 
 class Expired(ClipyardError):
-    """The caller's deadline passed before the work began."""
+    """The caller's deadline passed before the work began, or would before it could be done."""
 
     code = "expired"
     retryable = True

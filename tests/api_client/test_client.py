@@ -231,6 +231,16 @@ def test_a_message_that_waits_its_turn_is_not_sent_again(stage, connect, quick):
     assert stage.store.llen(stage.keys.queue(names.EMBED, names.INTERACTIVE)) == 1
 
 
+def test_what_is_past_its_deadline_is_not_withdrawn_as_well(stage, connect, quick, monkeypatch):
+    stage.show_worker()
+    revoked = []
+    monkeypatch.setattr(talks.Line, "revoke", lambda line, ids: revoked.extend(ids))
+    with pytest.raises(NoAnswer):
+        connect(stage.settings).embed_images([b"bytes"], timeout=0.2)
+    assert revoked == []
+    assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
+
+
 def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
     with stage.worker():
         stream = connect(stage.settings).stream_images(f"{i}.jpg" for i in range(100))

@@ -9,11 +9,12 @@ costs its item or its call, never a thread: callers get an error, and nobody wai
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from statistics import median
 from typing import Literal, TypeVar
 
 from api_client.wire import correlation, spans
@@ -32,8 +33,11 @@ from .outcomes import Known, Outcome, failure, normalised
 from .sizes import Sizes
 from .turns import Call, Row, Turns
 
+LATELY = 8  # forward passes whose median says how long one takes
 BULK_WAITS_S = 2.0  # without a turn, before bulk goes first once
 CLOSE_WAITS_S = 30.0  # for a forward pass or a decoder that does not come back
+
+TOO_MUCH = "the worker has too much to do to be done with this before its deadline"
 
 log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
@@ -126,6 +130,7 @@ class Batcher:
         self._lost: str | None = None
         self._active: set[_Pass] = set()
         self._running: set[int] = set()  # numbers of runners
+        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LATELY))
         self._last_forward_ok: bool | None = None
         self._failing: set[str] = set()
         self._batches = self._rows = 0
@@ -165,7 +170,8 @@ class Batcher:
             cancelled: why the call was withdrawn, or None; asked often, so it must be quick.
 
         Raises:
-            Expired, Cancelled: the caller has gone; what had not begun was dropped.
+            Expired, Cancelled: the caller has gone, or will have before the work can be done; what
+                had not begun was dropped.
             NoWorker: the batcher was closed.
             DeviceLost: nothing runs any more before the process is started again.
         """
@@ -248,6 +254,9 @@ class Batcher:
                 raise NoWorker("this worker is stopping; ask again")
             if self._lost is not None:
                 raise DeviceLost(self._lost)
+            ahead = sum(rival.left for rival in self._rivals(call))
+            if ahead and self._is_late(call, ahead=ahead):
+                raise Expired(TOO_MUCH)
             self._calls.add(call)
             if by_itself:
                 rows = self._turns.begin(call)
@@ -304,7 +313,7 @@ class Batcher:
             self._running.add(number)
             self._to_prepare.notify_all()
             self._to_run.notify_all()
-        if wanted := self._without_the_gone(batch):
+        if wanted := self._worth_running(batch):
             self._forward(wanted)
         with self._to_run:
             self._running.discard(number)
@@ -318,19 +327,47 @@ class Batcher:
             return []
         return self._turns.next_batch(self._clock())
 
-    def _without_the_gone(self, batch: list[Row]) -> list[Row]:
-        """The rows somebody still waits for. All calls are looked at, not only this batch's."""
+    def _worth_running(self, batch: list[Row]) -> list[Row]:
+        """The rows somebody still waits for and can get in time, filled up with those behind them.
+
+        All calls are looked at, not only this batch's: else those behind would be no better.
+        """
         with self._to_run:
             calls = list(self._calls)
         gone = [(call, error) for call in calls if (error := self._why_gone(call)) is not None]
         with self._to_run:
             for call, error in gone:
                 self._dismiss(call, error)
+            for call in self._too_late(batch[0].call):
+                self._dismiss(call, Expired(TOO_MUCH))
             wanted = [row for row in batch if row.call.gone is None]
             for row in batch:
                 if row.call.gone is not None:
                     row.call.settle(row.index, row.call.gone)
-        return wanted
+            return wanted + self._turns.next_like(batch[0].call, most=len(batch) - len(wanted))
+
+    def _too_late(self, like: Call) -> list[Call]:
+        """Calls of a group that cannot be done in time, and only keep others from it.
+
+        None is too late if all are: then a pass shows whether passes still take so long.
+        """
+        rivals = self._rivals(like)
+        late = [call for call in rivals if self._is_late(call, ahead=0)]
+        return late if len(late) < len(rivals) else []
+
+    def _rivals(self, like: Call) -> list[Call]:
+        return [call for call in self._calls if call.gone is None and call.group == like.group]
+
+    def _is_late(self, call: Call, *, ahead: int) -> bool:
+        """Whether its deadline comes before it is done behind so many rows, at the usual pace.
+
+        One pass more is for the one that runs now, and for the answer's way.
+        """
+        if call.deadline is None or not (seconds := self._seconds[call.space]):
+            return False
+        at_once = self._limit(call) * call.traits.parallel
+        rounds = 1 - (-(ahead + call.left) // at_once)
+        return self._wall() + rounds * median(seconds) >= call.deadline
 
     def _forward(self, batch: list[Row]) -> None:
         """One pass. Rows without an outcome have been given back to the queue."""
@@ -368,6 +405,8 @@ class Batcher:
                 self._failing.add(call.model_id)
             else:
                 self._failing.discard(call.model_id)
+            if worked:
+                self._seconds[call.space].append(end - this.start)
             self._batches += worked
             self._rows += len(batch) if worked else 0
             for row, outcome in zip(batch, outcomes, strict=False):

@@ -83,6 +83,11 @@ class Call:
         """What a safe batch size is remembered by; the device is for the memory to add."""
         return f"{self.traits.fingerprint}:{self.traits.precision}:{self.kind}"
 
+    @property
+    def group(self) -> tuple[int, Kind, Priority]:
+        """Calls of one group may share a forward pass; the model by identity."""
+        return id(self.model), self.kind, self.priority
+
     def settle(self, index: int, outcome: Outcome) -> None:
         self.outcomes[index] = outcome
         self.left -= 1
@@ -199,6 +204,13 @@ class Turns:
         self._forget_empty()
         return batch
 
+    def next_like(self, call: Call, *, most: int) -> list[Row]:
+        """Rows that may join a batch of which this call was."""
+        ready = self._group(call).ready
+        rows = [ready.popleft() for _ in range(min(most, len(ready)))]
+        self._forget_empty()
+        return rows
+
     def ended(self, batch: list[Row]) -> None:
         """A batch does not run any more, whatever came of it."""
         model = id(batch[0].call.model)
@@ -236,10 +248,9 @@ class Turns:
         return sum(len(g.waiting) + len(g.ready) + sum(map(len, g.suspects)) for g in groups)
 
     def _group(self, call: Call) -> Group:
-        key = (id(call.model), call.kind, call.priority)
-        if key not in self._groups:
-            self._groups[key] = Group(self._limit(call), ahead=call.traits.parallel + 1)
-        return self._groups[key]
+        if call.group not in self._groups:
+            self._groups[call.group] = Group(self._limit(call), ahead=call.traits.parallel + 1)
+        return self._groups[call.group]
 
     def _may_run(self, group: Group, priority: Priority) -> bool:
         waits = group.has_ready if priority is Priority.INTERACTIVE else group.is_full

@@ -472,6 +472,52 @@ def test_a_call_that_expires_while_it_waits_is_dropped_before_the_forward_pass()
         assert desk.model.runs == []
 
 
+@contextmanager
+def a_slow_desk() -> Iterator[tuple[Desk, list[float]]]:
+    """Its passes take ten seconds of a clock that stands still otherwise; one has been seen."""
+    now = [1000.0]
+
+    def take_long(_: list[int]) -> None:
+        now[0] += 10
+
+    with a_desk(clock=lambda: now[0], wall=lambda: now[0]) as desk:
+        desk.model.misbehave = take_long
+        desk.embed(0)
+        desk.model.runs.clear()
+        yield desk, now
+
+
+def test_what_cannot_be_done_in_time_makes_room_for_what_can() -> None:
+    with a_slow_desk() as (desk, now):
+        desk.occupy_device()
+        late = desk.ask(*range(BATCH), deadline=now[0] + 25)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == BATCH)
+        able = desk.ask(BATCH, deadline=now[0] + 100)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == BATCH + 1)
+        now[0] += 10
+        desk.release.set()
+        assert_rows(able.result(PATIENCE_S), [BATCH])
+        with pytest.raises(Expired, match="too much to do"):
+            late.result(PATIENCE_S)
+        assert desk.model.runs == [[BATCH]]
+
+
+def test_a_call_behind_more_than_fits_before_its_deadline_is_refused_at_once() -> None:
+    with a_slow_desk() as (desk, now):
+        desk.occupy_device()
+        first = desk.ask(*range(2 * BATCH))
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
+        with pytest.raises(Expired, match="too much to do"):
+            desk.embed(99, deadline=now[0] + 40)
+        desk.release.set()
+        assert_rows(first.result(PATIENCE_S), range(2 * BATCH))
+
+
+def test_a_call_with_little_time_is_tried_while_it_is_in_nobodys_way() -> None:
+    with a_slow_desk() as (desk, now):
+        assert_rows(desk.embed(1, deadline=now[0] + 5), [1])
+
+
 def test_a_cancelled_call_goes_even_when_its_turn_is_far_away(desk: Desk) -> None:
     why: list[str] = []
     desk.occupy_device()
