@@ -18,6 +18,7 @@ NAMES = (
     "compressed",
     "gpu",
     "latency",
+    "load-test",
     "load",
     "mixed",
     "peers",
@@ -64,7 +65,7 @@ def _report(name: str, options: Options) -> Report:
     wanted = torch.device(options.device)
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         return Report(name, seconds=0.0, note=f"nothing measured: {options.device} is not here")
-    report: Report = import_module(f"{__package__}.{name}").run(options)
+    report: Report = import_module(f"{__package__}.{name.replace('-', '_')}").run(options)
     return report
 
 

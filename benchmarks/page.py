@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from . import kept
+from .plot import Panel, drawn
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH, ROW, LEFT, TOP = 1000, 26, 430, 46
@@ -25,12 +26,15 @@ and kept under `benchmarks/results/`. This page is drawn from those files by
 
 
 def write() -> list[Path]:
-    """Draw the page and its picture from the newest results; gives the files."""
+    """Draw the page and its pictures from the newest results; gives the files."""
     results = kept.newest()
     page, picture = DOCS / "performance.md", DOCS / "images" / "performance.png"
     page.write_text("\n".join([INTRO, *(_section(result) for result in results)]))
     _draw(results).save(picture)
-    return [page, picture]
+    curves = {DOCS / "images" / f"{r['name']}.png": r for r in results if "curves" in r}
+    for file, result in curves.items():
+        drawn([_panels(name, result) for name in result["curves"]]).save(file)
+    return [page, picture, *curves]
 
 
 def _section(result: Mapping[str, Any]) -> str:
@@ -54,10 +58,34 @@ def _section(result: Mapping[str, Any]) -> str:
         "| ratio | | goal | reached |\n|---|---|---|---|",
         *rows,
     ]
+    if "curves" in result:
+        parts += [f"\n![Goodput and latency](images/{result['name']}.png)"]
     if figures:
         parts += ["\n<details><summary>What they were made of</summary>\n"]
         parts += ["| figure | |\n|---|---|", *figures, "\n</details>"]
     return "\n".join(parts) + "\n"
+
+
+def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
+    rows, figures = result["curves"][load], result["figures"]
+    return [
+        Panel(
+            f"{load}: answers in time",
+            rows,
+            x="offered items/s",
+            ys=["goodput items/s"],
+            level=figures["saturation items/s"],
+            level_name="one caller who always has more",
+        ),
+        Panel(
+            f"{load}: latency of the answers",
+            rows,
+            x="offered items/s",
+            ys=["p50 ms", "p99 ms"],
+            level=1000 * figures["timeout s"],
+            level_name="deadline",
+        ),
+    ]
 
 
 def _draw(results: Sequence[Mapping[str, Any]]) -> Image.Image:

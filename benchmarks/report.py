@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ class Report:
         ratios: by name, each from this one run on this one machine.
         goals: the least that each ratio should be; same names.
         figures: what the ratios were made of, with the unit in the name.
+        curves: by name, rows of what was drawn, with the unit in the column's name.
         note: what a reader must know, e.g. why nothing was measured.
     """
 
@@ -41,6 +42,7 @@ class Report:
     ratios: Mapping[str, float] = field(default_factory=dict)
     goals: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[Mapping[str, float | None]]] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -56,12 +58,21 @@ class Report:
                 "goals": dict(self.goals),
                 "ok": self.ok,
                 "figures": _rounded(self.figures),
+                **({"curves": self._curves()} if self.curves else {}),
                 "note": self.note,
                 "machine": machine(),
                 "versions": {name: version(name) for name in PACKAGES},
                 "seconds": round(self.seconds, 1),
             }
         )
+
+    def _curves(self) -> dict[str, list[dict[str, float | None]]]:
+        return {
+            name: [
+                {column: value and _short(value) for column, value in row.items()} for row in rows
+            ]
+            for name, rows in self.curves.items()
+        }
 
 
 def machine() -> dict[str, Any]:
@@ -85,4 +96,8 @@ def _cpu() -> str:
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(f"{value:.4g}") for name, value in figures.items()}
+    return {name: _short(value) for name, value in figures.items()}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -16,13 +16,23 @@ READY_S = 120.0
 
 @contextmanager
 def stack(device: str, *, model: str = fixtures.MODEL_ID, **settings: str) -> Iterator[Client]:
-    """A client of a stack whose model is loaded and has run once.
+    """A client of a stack whose model is loaded and has run once, see `running`."""
+    models_dir = str(fixtures.models_dir(model.partition("/")[0]))
+    with (
+        running(device, model=model, models_dir=models_dir, **settings) as reached,
+        Client(reached, asked_by="benchmark") as client,
+    ):
+        yield client
+
+
+@contextmanager
+def running(device: str, *, model: str, **settings: str) -> Iterator[Settings]:
+    """How to reach a stack whose model is loaded and has run once.
 
     Args:
         settings: of the worker, by field name.
     """
     given = {
-        "models_dir": str(fixtures.models_dir(model.partition("/")[0])),
         "image_roots": json.dumps([str(fixtures.folder())]),
         "cache_dir": str(fixtures.folder() / "cache"),
         "default_model": model,
@@ -32,10 +42,11 @@ def stack(device: str, *, model: str = fixtures.MODEL_ID, **settings: str) -> It
     env = {f"CLIPYARD_{name.upper()}": value for name, value in given.items()}
     with tempfile.TemporaryDirectory(prefix="clipyard-") as home:
         options = Options(home=Path(home), devices=(device,), env=env)
-        with temporary_stack(options, tell=lambda line: None) as running:
-            running.supervisor.wait_ready(within_s=READY_S)
-            with Client(Settings.read(redis_url=running.url), asked_by="benchmark") as client:
+        with temporary_stack(options, tell=lambda line: None) as up:
+            up.supervisor.wait_ready(within_s=READY_S)
+            reached = Settings.read(redis_url=up.url)
+            with Client(reached, asked_by="benchmark") as client:
                 client.load(model)
                 client.embed_images(fixtures.photos(*fixtures.SIZES[0]), model=model)
                 client.embed_texts("a photo", model=model)
-                yield client
+            yield reached

@@ -43,6 +43,7 @@ class Options:
         host_copy: whether it keeps its host memory while it is on the device.
         residue_bytes: of the device's, what an unload forgets to give back.
         load_s, lift_s, run_s: how long each step sleeps.
+        row_s: how much longer `run` sleeps for each row.
         fail_load: the sentence of LoadFailed; empty loads.
         out_of_memory_above: rows of the largest batch that fits.
         fail_on: `run` breaks on a text that contains it, or an image whose first pixel is that
@@ -64,6 +65,7 @@ class Options:
     load_s: float = 0.0
     lift_s: float = 0.0
     run_s: float = 0.0
+    row_s: float = 0.0
     fail_load: str = ""
     out_of_memory_above: int = 4096
     fail_on: str = ""
@@ -183,7 +185,7 @@ class FakeModel:
         options = self._options
         with self._alone("run"):
             self._must(self.tier is Tier.DEVICE, "runs while it is not on the device")
-            self._family.sleep(options.run_s)
+            self._family.sleep(options.run_s + options.row_s * len(batch))
             if len(batch) > options.out_of_memory_above:
                 raise MemoryError(f"{len(batch)} rows, {options.out_of_memory_above} fit")
             _strike(options, batch)
