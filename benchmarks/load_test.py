@@ -216,7 +216,8 @@ def _report(interactive: Curve, bulk: Curve, saturation: float, *, seconds: floa
         | {"requests": len(requests), "sent late by at most ms": max(r.late_ms for r in requests)}
         | {f"ended with {code}": n for code, n in Counter(r.code for r in refused).items()},
         curves={curve.load.name: _rows(curve) for curve in (interactive, bulk)},
-        note=f"2x and 3x are times the saturation; every request has {TIMEOUT_S:g} s",
+        note=f"2x and 3x are times the saturation; every request has {TIMEOUT_S:g} s; beside bulk "
+        f"there are {BESIDE_BULK:g} interactive requests a second, which take their part",
     )
 
 

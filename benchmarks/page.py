@@ -70,9 +70,9 @@ def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
     rows, figures = result["curves"][load], result["figures"]
     return [
         Panel(
-            f"{load}: answers in time",
+            f"{load}: answers in time (64 clients offer three times the line)",
             rows,
-            x="offered items/s",
+            x="clients",
             ys=["goodput items/s"],
             level=figures["saturation items/s"],
             level_name="one caller who always has more",
@@ -80,7 +80,7 @@ def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
         Panel(
             f"{load}: latency of the answers",
             rows,
-            x="offered items/s",
+            x="clients",
             ys=["p50 ms", "p99 ms"],
             level=1000 * figures["timeout s"],
             level_name="deadline",

@@ -59,8 +59,8 @@ def _draw(pen: ImageDraw.ImageDraw, panel: Panel, *, left: float, top: float) ->
     for tick in range(TICKS + 1):
         x, y = x0 + width * tick / TICKS, y0 - height * tick / TICKS
         pen.line((x0, y, x0 + width, y), "#eeeeee")
-        pen.text((x0 - 8, y), f"{up * tick / TICKS:.3g}", INK, small, anchor="rm")
-        pen.text((x, y0 + 10), f"{across * tick / TICKS:.3g}", INK, small, anchor="mm")
+        pen.text((x0 - 8, y), f"{up * tick / TICKS:.4g}", INK, small, anchor="rm")
+        pen.text((x, y0 + 10), f"{across * tick / TICKS:.4g}", INK, small, anchor="mm")
     pen.text((x0 + width / 2, y0 + 26), panel.x, INK, small, anchor="mm")
     level = y0 - height * panel.level / up
     pen.line((x0, level, x0 + width, level), FAINT, 2)
