@@ -21,6 +21,7 @@ from .report import Options, Report
 
 SIZES, QUICK_SIZES = (10**4, 10**5, 10**6, 10**7), (10**4, 10**5)
 CHUNK = 1024
+NODE = "bench@here"
 # More is better: items a second over 50,000, 200 MB over memory, 64 MB over Redis's growth.
 GOALS = {"rate_to_50k": 1.0, "memory_200mb": 1.0, "redis_64mb": 1.0}
 
@@ -70,6 +71,7 @@ def _job(paths: Path, folder: Path, settings: Any) -> dict[str, float]:
     from api_client.wire.broker import redis_client
     from api_client.wire.jobs import JobSpec, Place
     from worker import runtime
+    from worker.delivery.suspects import Suspects
     from worker.metrics import Meter
     from worker.reembed import duty, sinks
     from worker.reembed import job as jobs
@@ -80,11 +82,12 @@ def _job(paths: Path, folder: Path, settings: Any) -> dict[str, float]:
     store, keys = redis_client(settings), names.Keys(settings.key_prefix)
     runtime.use(
         SimpleNamespace(  # type: ignore[arg-type]
-            node="bench@here",
+            node=NODE,
             settings=WorkerSettings.read(image_roots=[folder], sink_roots=[folder]),
             catalogue={"none": None},
             slots=SimpleNamespace(lease=_lease),
             meter=Meter(),
+            suspects=Suspects(store, keys, node=NODE, started_at=0.0),
             redis=store,
             keys=keys,
         )

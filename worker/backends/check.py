@@ -138,7 +138,7 @@ def bytes_reported(subject: Subject) -> None:
     before, memory = _used(subject), Memory(subject.placement.device)
     with subject.model() as model:
         _warm(model)
-        taken, footprint = _used(subject) - before, model.footprint()
+        taken, footprint = _used(subject).since(before), model.footprint()
         told = footprint.host_bytes + footprint.device_bytes
         _must(
             taken <= told * UNTOLD_SHARE + SLACK_BYTES,
@@ -159,7 +159,7 @@ def memory_comes_back(subject: Subject) -> None:
             _warm(model)
         del model
     gc.collect()
-    grown = _used(subject) - before
+    grown = _used(subject).since(before)
     _must(grown <= SLACK_BYTES, f"three loads and unloads left {grown >> 20} MiB behind")
 
 
@@ -376,10 +376,24 @@ def _warm(model: Model) -> None:
         _rows(model, kind, batch)
 
 
-def _used(subject: Subject) -> int:
-    """Bytes of this process, and of the device where there is one."""
-    device = Memory(subject.placement.device).device()
-    return int(psutil.Process().memory_info().rss) + (device.total - device.free if device else 0)
+@dataclass(frozen=True)
+class _Bytes:
+    """Of this process in memory: its own and those of files; and of the device, if there is one."""
+
+    own: int
+    files: int
+    device: int
+
+    def since(self, before: "_Bytes") -> int:
+        """What was added. Pages of files may go at any time, which frees nothing of the model's."""
+        files = max(0, self.files - before.files)
+        return self.own - before.own + files + self.device - before.device
+
+
+def _used(subject: Subject) -> _Bytes:
+    memory, device = psutil.Process().memory_info(), Memory(subject.placement.device).device()
+    files = int(getattr(memory, "shared", 0))  # Linux tells them apart
+    return _Bytes(int(memory.rss) - files, files, device.total - device.free if device else 0)
 
 
 def _device_total(memory: Memory) -> int:
