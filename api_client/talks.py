@@ -96,6 +96,7 @@ class Answer:
 class _Vigil:
     """What the last looks at an unanswered request showed."""
 
+    since: float = field(default_factory=time.time)
     slices: int = 0
     alone: int = 0
     missed: bool = False
@@ -211,7 +212,11 @@ class Line:
         delivers it again, minutes later; a Redis that was restarted may have forgotten it.
         """
         crew = yield from self._crew()
-        lost, vigil.crew = bool(vigil.crew - crew), crew
+        if vigil.slices:
+            lost = bool(vigil.crew - crew)
+        else:  # one that has come back by now may have taken the message with it before
+            lost = any(float(started_at) > vigil.since for _, started_at in crew)
+        vigil.crew = crew
         vigil.slices += 1
         vigil.alone = 0 if crew else vigil.alone + 1
         if vigil.alone >= ALONE_SLICES:

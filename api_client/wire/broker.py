@@ -129,9 +129,10 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0) -> redis.Redis
 
 
 def takes_no_writes(error: Exception) -> bool:
-    """Whether Redis answered that it can store nothing at the moment."""
+    """Whether Redis answered that it can store nothing at the moment; Kombu wraps what it said."""
     said = str(error).rpartition("caused error: ")[2]  # redis-py names the command of a pipeline
-    return isinstance(error, _NO_WRITES) or said.startswith(NO_WRITES)
+    answers = (error, error.__cause__)
+    return any(isinstance(one, _NO_WRITES) for one in answers) or said.startswith(NO_WRITES)
 
 
 def async_redis_client(settings: Settings, *, patience_s: float = 30.0) -> "AsyncRedis":

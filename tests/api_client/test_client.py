@@ -1,10 +1,13 @@
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from api_client import talks
 from api_client.results import ItemsFailed, matrix
+from api_client.testing import NODE
 from api_client.wire import names
 from api_client.wire.errors import (
     BadRequest,
@@ -211,6 +214,20 @@ def test_a_message_that_a_worker_took_to_its_grave_is_sent_again(stage, asking):
         stage.show_worker()
     with stage.worker():
         assert len(asking()) == 1
+
+
+def test_a_worker_that_came_back_before_the_first_look_may_have_taken_it_too(stage, connect, quick):
+    stage.show_worker()
+    stage.store.hset(stage.keys.worker(NODE), "started_at", str(time.time() + 5))
+    queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
+    with ThreadPoolExecutor(1) as pool:
+        rows = pool.submit(connect(stage.settings).embed_texts, ["a"], timeout=60)
+        _, taken = stage.store.brpop(queue, 20)
+        stage.store.hset(stage.keys.held(), "tag", taken)
+        _, again = stage.store.brpop(queue, 20)
+        stage.store.lpush(queue, again)
+        with stage.worker():
+            assert len(rows.result(30)) == 1
 
 
 def test_a_message_that_is_nowhere_is_sent_again_under_its_id(stage, asking):

@@ -128,7 +128,10 @@ class Suspects:
         return Crash(worker=self._node, at=self._clock(), beside=told, place=place)
 
     def _crashes(self, notes: list[bytes]) -> tuple[Crash, ...]:
-        """Of processes that are gone, the oldest first."""
+        """Of processes that are gone, the oldest first.
+
+        Those that bore this node's name are: the status hash may not say so yet.
+        """
         found = dict(zip(map(text, notes[::2]), notes[1::2], strict=True))
         found.pop(self._process, None)  # it could not be struck out, Redis being away
         if not found:
@@ -140,7 +143,7 @@ class Suspects:
         crashes = [
             Crash.model_validate_json(note)
             for process, note in found.items()
-            if not _is_alive(process, seen[process])
+            if process.startswith(f"{self._node} ") or not _is_alive(process, seen[process])
         ]
         return tuple(sorted(crashes, key=lambda crash: crash.at))
 
@@ -168,6 +171,9 @@ class Start:
     def on_trial(self, place: tuple[int, int] | None = None) -> Iterator[None]:
         """Around what a crash may come of: a suspect has no other one beside it in this process.
 
+        Its note is struck out before the next one has its turn: else it would share the blame for
+        what that one does while the answer to this one is still on its way.
+
         Args:
             place: in a chunk, see `note`.
 
@@ -189,6 +195,8 @@ class Start:
             raise
         finally:
             if is_suspect:
+                if not suspects._device_lost:
+                    self.give_up()
                 suspects._seat.release()
 
     def note(self, place: tuple[int, int] | None = None) -> None:

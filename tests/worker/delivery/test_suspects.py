@@ -195,3 +195,26 @@ def test_a_first_start_costs_one_round_trip_and_its_end_none_of_its_own(store, k
         start.end(pipe)
         pipe.execute()
     assert sent == ["EVAL"]
+
+
+def test_a_node_that_has_come_back_knows_of_its_crash_before_its_status_says_so(
+    store, keys, process
+):
+    dead = dies_over(process())  # its status hash is still there
+    with Suspects(store, keys, node="gpu0@a", started_at=99.0).begin("r") as start:
+        assert len(start.crashes) == 1
+    assert dead
+
+
+def test_a_suspect_whose_trial_is_over_has_no_part_in_the_next_ones_crash(process):
+    dead = [dies_over(process(), id) for id in ("culprit", "mate")]
+    here = process()
+    mate = here.begin("mate")
+    with mate.__enter__().on_trial():
+        pass  # its answer is on the way
+    dead.append(dies_over(here, "culprit"))
+    after = process()
+    with after.begin("culprit") as culprit, after.begin("mate") as innocent:
+        assert culprit.is_condemned
+        assert not innocent.is_condemned
+    assert dead
