@@ -25,7 +25,7 @@ def keep(name: str, result: Mapping[str, Any]) -> None:
     said = subprocess.run(argv, cwd=DOCS, capture_output=True, text=True, check=False)
     known = {**result, "machine": machine(), "date": now, "commit": said.stdout.strip()}
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n")
+    (FOLDER / f"{name}.json").write_text(json.dumps(known, indent=1) + "\n")
     PAGE.write_text(drawn(PAGE.read_text()))
 
 

@@ -14,6 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Event, EventKind
@@ -31,7 +33,7 @@ from worker.tracker import EVENTS_KEPT
 from . import picture, samples, slopes
 
 ANSWERS_KEPT_S = "60"
-WARM_SHARE, WARM_MOST_S = 0.25, 600.0  # of the run; not counted
+WARM_SHARE = 0.5  # of the run; not counted: pools, caches and the allocator fill up
 THREADS = 4
 LEAST = 5  # points of a series
 CHURN_S = 20.0  # between two changes to the models
@@ -44,17 +46,21 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pace", type=float, default=1.0, help="times the usual work")
     parser.add_argument("--keep", action="store_true", help="in docs/reliability")
-    given = parser.parse_args()
-    result, graphs = soak(minutes=given.minutes, workers=given.workers, seed=given.seed)
-    if given.keep:
+    given = vars(parser.parse_args())
+    keep = given.pop("keep")
+    result, graphs = soak(**given)
+    if keep:
         reliability.keep("soak", result)
         graphs.save(reliability.FOLDER / "soak.png", optimize=True)
-    print(json.dumps(result))
+    print(json.dumps(result | {"series": len(result["series"])}))
     return not result["ok"]
 
 
-def soak(*, minutes: float, workers: int, seed: int) -> tuple[dict[str, Any], Any]:
+def soak(
+    *, minutes: float, workers: int, seed: int, pace: float
+) -> tuple[dict[str, Any], Image.Image]:
     """The line of JSON, and the picture."""
     with tempfile.TemporaryDirectory(prefix="clipyard-soak-") as folder:
         home = Path(folder)
@@ -67,22 +73,24 @@ def soak(*, minutes: float, workers: int, seed: int) -> tuple[dict[str, Any], An
             visibility_s=120.0,
             env={"CLIPYARD_ANSWER_TTL_S": ANSWERS_KEPT_S},
         ) as world:
-            return _soak(world, minutes * 60, seed)
+            return _soak(world, minutes * 60, seed, pace)
 
 
-def _soak(world: World, over_s: float, seed: int) -> tuple[dict[str, Any], Any]:
+def _soak(
+    world: World, over_s: float, seed: int, pace: float
+) -> tuple[dict[str, Any], Image.Image]:
     catalogue = world.models / "catalogue.toml"
     truth = Truth(catalogue, file_model=FILE_MODEL, versions=world.versions, used=MODELS)
     world.supervisor.wait_ready(within_s=READY_S)
     _fill_the_event_stream(world)
-    items, jobs = int(over_s * ITEMS_PER_S), max(1, int(over_s / JOB_EVERY_S))
+    items, jobs = int(over_s * pace * ITEMS_PER_S), max(1, int(over_s * pace / JOB_EVERY_S))
     todo = calls(seed, items, over_s=over_s, models=MODELS)
     callers = Callers(world, truth, todo, threads=THREADS)
     bulk = Jobs(
         world, truth, items=jobs * JOB_ITEMS, each=JOB_ITEMS, over_s=over_s, model="fake/vision"
     )
     stop = threading.Event()
-    churn = threading.Thread(target=_churn, args=(world, seed, stop))
+    churn = threading.Thread(target=_churn, args=(world, seed, stop, CHURN_S / pace))
     with Watch(world) as watch, samples.Sampler(world, watch) as sampler:
         for part in (callers, bulk, churn):
             part.start()
@@ -91,7 +99,7 @@ def _soak(world: World, over_s: float, seed: int) -> tuple[dict[str, Any], Any]:
         stop.set()
         churn.join()
     account, covered = callers.account, bulk.coverage
-    warm_s = min(WARM_MOST_S, over_s * WARM_SHARE)
+    warm_s = over_s * WARM_SHARE
     found = {
         name: slopes.slope(*zip(*counted, strict=True))
         for name, points in sampler.series.items()
@@ -104,6 +112,7 @@ def _soak(world: World, over_s: float, seed: int) -> tuple[dict[str, Any], Any]:
     wrong = [*account.told, *covered.told, *watch.told][:20]
     result = {
         "minutes": over_s / 60,
+        "pace": pace,
         "seed": seed,
         "items": account.asked + covered.items,
         "lost": lost,
@@ -114,6 +123,10 @@ def _soak(world: World, over_s: float, seed: int) -> tuple[dict[str, Any], Any]:
             name: {key: float(f"{value:.3g}") for key, value in asdict(one).items()}
             | {"bound": bounds[name]}
             for name, one in found.items()
+        },
+        "series": {
+            name: [[round(s), float(f"{value:.5g}")] for s, value in points]
+            for name, points in sampler.series.items()
         },
         "ok": bool(found) and not (growing or lost or wrong),
     }
@@ -133,12 +146,12 @@ def _fill_the_event_stream(world: World) -> None:
         pipe.execute()
 
 
-def _churn(world: World, seed: int, stop: threading.Event) -> None:
+def _churn(world: World, seed: int, stop: threading.Event, every_s: float) -> None:
     """Models come and go: switched, unloaded, and read again from a file that changes."""
     dice = random.Random(seed)
     with world.client() as client:
         for turn in count():
-            if stop.wait(CHURN_S):
+            if stop.wait(every_s):
                 return
             with suppress(ClipyardError):
                 match turn % 4:
