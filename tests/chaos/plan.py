@@ -53,6 +53,8 @@ class Fault:
     @property
     def resource(self) -> str:
         """What cannot be broken twice at once."""
+        if self.kind is Kind.DISK_FULL and self.target == REDIS:
+            return f"{REDIS} "  # see `faults`: it has to write its file anew before it may die
         return f"{_RESOURCES.get(self.kind, self.kind)} {self.target}"
 
 
@@ -64,26 +66,26 @@ class _Ways:
     amounts: Sequence[float] = (0.0,)
 
 
-_REDIS, _FILE, _CONNECTIONS, _HOST = "redis", "file", "connections", "host"
-_RESOURCES = {
-    Kind.KILLED: "process",
-    Kind.TERMINATED: "process",
-    Kind.PAUSED: "process",
-    Kind.REDIS_KILLED: _REDIS,
-    Kind.REDIS_TERMINATED: _REDIS,
-    Kind.REDIS_PAUSED: _REDIS,
-    Kind.REPLACED: _FILE,
-    Kind.TRUNCATED: _FILE,
-    Kind.STALLED: _CONNECTIONS,
-    Kind.HOST_SLOW: _HOST,
-    Kind.HOST_DEAD: _HOST,
-}
 BEAT = "beat"
 REDIS = "redis"
 SINKS = "sinks"
 NOBODY = ("",)
 HOUR = 3600.0
 
+_FILE, _CONNECTIONS, _HOST = "file", "connections", "host"
+_RESOURCES = {
+    Kind.KILLED: "process",
+    Kind.TERMINATED: "process",
+    Kind.PAUSED: "process",
+    Kind.REDIS_KILLED: REDIS,
+    Kind.REDIS_TERMINATED: REDIS,
+    Kind.REDIS_PAUSED: REDIS,
+    Kind.REPLACED: _FILE,
+    Kind.TRUNCATED: _FILE,
+    Kind.STALLED: _CONNECTIONS,
+    Kind.HOST_SLOW: _HOST,
+    Kind.HOST_DEAD: _HOST,
+}
 _WAYS = {
     Kind.KILLED: _Ways(8),
     Kind.TERMINATED: _Ways(4),

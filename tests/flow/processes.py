@@ -67,6 +67,15 @@ class Valkey:
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)
 
+    def write_anew(self) -> None:
+        """The append-only file. After a full disk it may have a hole that no restart gets over:
+        Valkey 9.1.2 cuts a short write off again, and goes on writing where that had ended.
+        """
+        with self.client() as client:
+            until(lambda: client.info("persistence")["aof_last_write_status"] == "ok")
+            client.bgrewriteaof()
+            until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+
     @property
     def pid(self) -> int:
         return self._process.pid
