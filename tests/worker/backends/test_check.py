@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,10 @@ def subject(kind):
     return Subject(SimpleBackend(kind, Placement()), Entry("mine/one"), Placement())
 
 
+def examined(kind, check):
+    getattr(checks, check)(subject(kind))
+
+
 def test_a_class_of_one_method_passes():
     assert [finding for finding in examine(subject(Good)) if finding.trouble] == []
 
@@ -142,8 +148,6 @@ def test_every_check_is_made_whatever_the_ones_before_found():
         (Random, "determinism", "asked twice"),
         (Nan, "normalisation", "a good item failed"),
         (Narrow, "order", r"answered \(5, 7\) where \(5, 16\) was due"),
-        (Modest, "bytes_reported", "reports 0 MiB"),
-        (Leaky, "memory_comes_back", "left .* MiB behind"),
         (Untyped, "errors_typed", "no/option raised KeyError"),
         (Fragile, "one_bad_item", "instead of an ItemError"),
         (Forgetful, "threads", "come out otherwise"),
@@ -151,8 +155,22 @@ def test_every_check_is_made_whatever_the_ones_before_found():
 )
 def test_a_mistake_is_found_and_named(kind, check, sentence):
     with pytest.raises(AssertionError, match=sentence):
-        getattr(checks, check)(subject(kind))
-    LEAKED.clear()
+        examined(kind, check)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "sentence"),
+    [
+        (Modest, "bytes_reported", "reports 0 MiB"),
+        (Leaky, "memory_comes_back", "left .* MiB behind"),
+    ],
+)
+def test_a_mistake_about_memory_is_found_in_a_process_that_does_nothing_else(kind, check, sentence):
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+        pytest.raises(AssertionError, match=sentence),
+    ):
+        process.submit(examined, kind, check).result()
 
 
 @pytest.fixture
