@@ -135,7 +135,7 @@ def _zipf(days: int, dice: random.Random) -> Iterator[tuple[float, str]]:
 
 
 def _recorded() -> Iterator[tuple[float, str]]:
-    """What a worker was asked for during a session of this project's tests, a minute an hour."""
+    """What one of two workers was asked for in eight minutes of `tests.soak`, a minute an hour."""
     with RECORDED.open() as file:
         yield from ((60 * float(row["seconds"]), row["model"]) for row in csv.DictReader(file))
 
