@@ -297,15 +297,15 @@ GUARDS = [
     ),
     (
         "worker/reembed/embedding.py",
-        ">= TWICE and any",
-        ">= TWICE or any",
-        "worker/reembed/test_portions.py -k tried_again",
+        "crash.place == self.place for",
+        "True for",
+        "worker/reembed/test_portions.py -k condemn",
     ),
     (
         "worker/reembed/embedding.py",
-        ">= TWICE and any(c.place == self.place for c in self.crashes)",
-        ">= TWICE",
-        "worker/reembed/test_portions.py -k condemn_nobody",
+        "in self.crashes) >= TWICE",
+        "in self.crashes) >= 1",
+        "worker/reembed/test_portions.py -k condemned",
     ),
     (
         "worker/reembed/duty.py",

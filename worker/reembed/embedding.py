@@ -48,8 +48,8 @@ class Portion:
 
     @property
     def is_condemned(self) -> bool:
-        """Its worker died twice, the second time of this row alone."""
-        return len(self.crashes) >= TWICE and any(c.place == self.place for c in self.crashes)
+        """Two workers died over it alone; in a slice, or once, it may have been a bystander."""
+        return sum(crash.place == self.place for crash in self.crashes) >= TWICE
 
 
 def portions(count: int, crashes: Sequence[Crash]) -> Iterator[Portion]:

@@ -378,14 +378,14 @@ def delivered(here, desk, post):
     return len(here.ends)
 
 
-def test_a_picture_that_takes_two_workers_down_is_a_recorded_failure_and_its_mates_are_done(
+def test_a_picture_that_alone_takes_two_workers_down_is_a_recorded_failure_and_its_mates_are_done(
     store, keys, tmp_path, post, pictures, sink
 ):
     with closing(Parts(store, keys, tmp_path, entries=[killing("#0d0d0d")])) as here:
         runtime.use(here)
         desk = Desk(store, keys, post)
         desk.submit(pictures, sink, model="fake/killing")
-        assert delivered(here, desk, post) == 2
+        assert delivered(here, desk, post) == 3
         status = desk.status()
         assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
         assert report(sink)["failure_codes"] == {"quarantined": 1}
@@ -393,7 +393,7 @@ def test_a_picture_that_takes_two_workers_down_is_a_recorded_failure_and_its_mat
         evidence = Evidence.model_validate_json(kept)
         assert evidence.id == "job/1#5"
         assert evidence.items[0].endswith("013.png")
-        assert [crash.place for crash in evidence.crashes] == [(0, 8), (5, 6)]
+        assert [crash.place for crash in evidence.crashes] == [(0, 8), (5, 6), (5, 6)]
         assert not store.keys(keys.started("*"))
         runtime.use(None)
         forget_open_jobs()

@@ -23,10 +23,11 @@ def test_rows_that_a_worker_died_over_go_one_by_one_and_the_others_together():
     ]
 
 
-def test_a_row_is_condemned_when_a_second_worker_died_over_it_alone():
-    assert [place for place, condemned in cut(10, crash(4, 8), crash(5, 6)) if condemned] == [
-        (5, 6)
-    ]
+def test_a_row_is_condemned_when_two_workers_died_over_it_alone():
+    once = [crash(4, 8), crash(5, 6)]
+    assert not any(condemned for _, condemned in cut(10, *once))
+    twice = [*once, crash(5, 6)]
+    assert [place for place, condemned in cut(10, *twice) if condemned] == [(5, 6)]
 
 
 def test_two_slices_that_died_together_condemn_nobody():
