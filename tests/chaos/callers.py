@@ -11,7 +11,7 @@ from pathlib import Path
 
 from api_client import Client
 from api_client.results import Item
-from api_client.wire.errors import ClipyardError, ImageUnreachable, NoAnswer
+from api_client.wire.errors import ClipyardError, ImageUnreachable, NoAnswer, Quarantined
 
 from .truth import Truth
 from .world import FILE_MODEL, World
@@ -149,12 +149,18 @@ class Callers:
             if error.retryable:
                 account.stuck += call.items
                 account.told.append(f"stuck: {sentence}")
-            elif call.model == FILE_MODEL and error.code in ("bad_checkpoint", "space_mismatch"):
+            elif error.code in self._explained(call):
                 account.refused += call.items
             else:
                 account.lost += call.items
                 account.told.append(f"wrong refusal: {sentence}")
         return False
+
+    @staticmethod
+    def _explained(call: Call) -> tuple[str, ...]:
+        """Codes of final refusals that the faults explain: two kills look like a deadly request."""
+        of_files = ("bad_checkpoint", "space_mismatch") if call.model == FILE_MODEL else ()
+        return (Quarantined.code, *of_files)
 
     def _asked(self, client: Client, call: Call) -> list[Item]:
         """The items, unless one has an error that passes; dead hosts do not count."""

@@ -14,7 +14,7 @@ from pyarrow import dataset
 
 from api_client import Client
 from api_client.reembed.job import Job
-from api_client.wire.errors import BadRequest, ClipyardError
+from api_client.wire.errors import BadRequest, ClipyardError, ImageUnreachable, Quarantined
 from api_client.wire.jobs import JobState, JobStatus
 
 from . import plan
@@ -162,7 +162,9 @@ class Jobs:
             ref = wanted.get(row["id"], "")
             if row["error"]:
                 found.failed += 1
-                if not (ref.startswith("http") and row["error"] == "image_unreachable"):
+                found.codes[row["error"]] += 1
+                of_hosts = ref.startswith("http") and row["error"] == ImageUnreachable.code
+                if not (of_hosts or row["error"] == Quarantined.code):
                     found.lost += 1
                     found.told.append(f"{row['id']}: {row['error']}")
             elif not self._is_right(row, ref):

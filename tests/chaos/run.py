@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from api_client.wire.errors import Quarantined
+
 from . import inputs, plan, remains
 from .callers import Callers, calls
 from .faults import Chaos
@@ -162,6 +164,7 @@ class _Run:
                 "in_jobs": covered.items,
                 "recorded_as_failed": covered.failed,
                 "told_to_callers": dict(account.codes + covered.codes),
+                "set_aside": (account.codes + covered.codes)[Quarantined.code],
                 "workers_started": world.started(),
             },
             not_covered=[str(kind) for kind in plan.Kind if kind not in world.kinds],
