@@ -46,7 +46,7 @@ def _chaos(runs: list[dict[str, Any]]) -> str:
         "items": lambda run: run["items"],
         "lost, doubled, stuck": lambda run: f"{run['lost']}, {run['doubled']}, {run['stuck']}",
         "other violations": lambda run: len(run["violations"]),
-        "of the items, set aside after two kills": lambda run: run["figures"]["set_aside"],
+        "calls and job items set aside after two kills": lambda run: run["figures"]["set_aside"],
         "slowest recovery, s": lambda run: run["slowest_recovery_s"],
         "median recovery, s": lambda run: run["figures"]["recovery_median_s"],
         "all workers ready after the last fault, s": lambda run: run["figures"]["workers_back_s"],
