@@ -12,6 +12,7 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Reject
 from kombu.transport import TRANSPORT_ALIASES, redis, resolve_transport
+from redis._parsers.base import BaseParser
 
 from api_client.stack.valkey import PrivateValkey
 from api_client.wire import names
@@ -55,6 +56,7 @@ def test_a_message_of_a_lost_channel_can_be_settled_all_the_same(app: Celery) ->
 def test_redis_urls_mean_this_transport_once_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TRANSPORT_ALIASES, "redis", TRANSPORT_ALIASES["redis"])
     monkeypatch.setitem(TRANSPORT_ALIASES, "rediss", TRANSPORT_ALIASES["rediss"])
+    monkeypatch.setattr(BaseParser, "EXCEPTION_CLASSES", dict(BaseParser.EXCEPTION_CLASSES))
     assert resolve_transport("rediss") is redis.Transport
     use()
     assert resolve_transport("redis") is resolve_transport("rediss") is Transport
