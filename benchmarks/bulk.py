@@ -5,7 +5,6 @@ import time
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -17,37 +16,38 @@ from worker.backends.placement import best_precision
 from . import fixtures
 from .limit import HandWritten, Plan, plans
 from .report import Options, Report
-from .rounds import per_second, ratio
+from .rounds import medians, per_second, ratio
 from .stack import stack
 
 SIZES = ((640, 480), (4000, 3000))
 GOAL = 0.95
-IMAGES, ROUNDS = 384, 4
-TRIED = 96  # images that each plan of the hand-written loop is tried with
+IMAGES = 192
+WITHIN_S = 110.0  # of one size
+TRIED = 64  # images that each plan of the hand-written loop is tried with
 
 
 def run(options: Options) -> Report:
     begun = time.monotonic()
-    images, rounds = (128, 2) if options.quick else (IMAGES, ROUNDS)
+    images, within_s = (64, 0.0) if options.quick else (IMAGES, WITHIN_S)
     dtype: torch.dtype = getattr(torch, best_precision(options.device))
     limit = HandWritten(device=options.device, dtype=dtype)
-    ratios, figures = {}, {}
+    ratios: dict[str, float] = {}
+    figures: dict[str, float] = {}
     with stack(options.device) as client, tempfile.TemporaryDirectory() as folder:
         for width, height in SIZES:
             files = fixtures.photos(width, height)
             many = list(islice(cycle(files), images))
-            plan = _best(limit, files, images=min(TRIED, images))
+            plan = _best(limit, files, images=min(TRIED, images // 2))
             speeds = per_second(
                 {
                     "limit": partial(_limit, limit, many, plan),
                     "ours": partial(_ours, client, many, Path(folder) / "vectors.npy"),
                 },
-                rounds=rounds,
+                within_s=within_s,
             )
             size = f"{width}x{height}"
             ratios[size] = ratio(speeds, "ours", "limit")
-            for name, values in speeds.items():
-                figures[f"{size} {name} images/s"] = median(values)
+            figures |= medians(speeds, f"{size} ")
     return Report(
         name="bulk",
         seconds=time.monotonic() - begun,

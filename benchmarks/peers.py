@@ -1,6 +1,6 @@
 """Beside infinity's own server: same architecture, same pictures, same load, one machine.
 
-Four clients send sixteen pictures a call: to infinity as data URIs, to us as paths and as bytes.
+Four clients send eight pictures a call: to infinity as data URIs, to us as paths and as bytes.
 `defaults` is what either does unasked; `float32` and `bfloat16` set both to the same precision.
 Only one server works at a time, and they take turns. The first run builds infinity's environment
 (5 GB) from the package registry and keeps it beside the fixtures; that is not timed.
@@ -32,27 +32,18 @@ from worker.backends.placement import best_precision
 
 from . import fixtures
 from .report import Options, Report
-from .rounds import Contestant, p99, per_second, ratio, timed
+from .rounds import Contestant, medians, p99, per_second, ratio, timed
 from .stack import stack
 
 INFINITY = "0.0.78"
-CLIENTS, PER_CALL = 4, 16
+CLIENTS, PER_CALL = 4, 8
 TEXT = "a photo of a dog on a beach"
 READY_S = 180.0  # of which importing is most
 AT_DEFAULTS = {"640x480": 3.0, "4000x3000": 10.0}  # goals where the CPU computes in bfloat16
 AHEAD = 1.0
 
 
-@dataclass(frozen=True)
-class Load:
-    """How much is sent in a measurement."""
-
-    calls: int  # of each client
-    rounds: int
-
-
-LOADS = {(640, 480): Load(calls=2, rounds=2), (4000, 3000): Load(calls=1, rounds=1)}
-QUICK = {(640, 480): Load(calls=1, rounds=1)}
+SIZES = ((640, 480), (4000, 3000))
 TEXTS, TEXT_ROUNDS = 100, 2
 
 # Run by infinity's interpreter: the architecture of ViT-B-32 with random weights, as a
@@ -100,19 +91,18 @@ def _compared(python: Path, folder: Path, *, quick: bool, begun: float) -> Repor
         }
         for server in theirs.values():
             server.wait_ready()
-        for (width, height), load in (QUICK if quick else LOADS).items():
+        for width, height in SIZES[:1] if quick else SIZES:
             size = f"{width}x{height}"
             files = list(islice(cycle(fixtures.photos(width, height)), PER_CALL))
             speeds = per_second(
-                _contestants(theirs, ours, files, partial(_spread, clients, load.calls)),
-                rounds=load.rounds,
+                _contestants(theirs, ours, files, partial(_spread, clients)), within_s=0.0
             )
             for kind, (dtype, precision) in pairs.items():
                 for way in ("paths", "bytes"):
                     row = f"{kind} {size}, {way}"
                     ratios[row] = ratio(speeds, f"ours {precision} {way}", f"infinity {dtype}")
                     goals[row] = AT_DEFAULTS[size] if _fast_default(kind) else AHEAD
-            figures |= {f"{size} {name} images/s": median(all_) for name, all_ in speeds.items()}
+            figures |= medians(speeds, f"{size} ")
         spans = _text_ms(theirs, ours, quick=quick)
     for name, each in spans.items():
         figures |= {f"one text {name} p50 ms": median(each), f"one text {name} p99 ms": p99(each)}
@@ -169,9 +159,9 @@ def _contestants(
     return contestants
 
 
-def _spread(clients: ThreadPoolExecutor, calls: int, call: Callable[[], int]) -> int:
-    """So many calls of each client, one after the other; the vectors that came back."""
-    return sum(clients.map(lambda _: sum(call() for _ in range(calls)), range(CLIENTS)))
+def _spread(clients: ThreadPoolExecutor, call: Callable[[], int]) -> int:
+    """A call of each client at once; the vectors that came back."""
+    return sum(clients.map(lambda _: call(), range(CLIENTS)))
 
 
 def _embed(client: Client, pictures: Sequence[Path | bytes]) -> int:

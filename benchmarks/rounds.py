@@ -7,19 +7,34 @@ from statistics import median, quantiles
 Contestant = Callable[[], int]  # does its work and says how many items that were
 
 
-def per_second(contestants: Mapping[str, Contestant], *, rounds: int) -> dict[str, list[float]]:
-    """Items per second of each contestant in each round; a first round is not counted."""
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, work in contestants.items():
-            begun = time.perf_counter()
-            items = work()
-            if number:
-                speeds[name].append(items / (time.perf_counter() - begun))
-    return speeds
+Speeds = dict[str, list[float]]  # of each contestant, in each round
 
 
-def ratio(speeds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
+def per_second(contestants: Mapping[str, Contestant], *, within_s: float) -> Speeds:
+    """Items per second. A first round is not counted; then as many as fit, and one at least."""
+    rounds: list[dict[str, float]] = []
+    begun = time.perf_counter()
+    while len(rounds) < 2 or _now_and_once_more(begun, len(rounds)) <= within_s:
+        rounds.append({name: _speed(work) for name, work in contestants.items()})
+    return {name: [speeds[name] for speeds in rounds[1:]] for name in contestants}
+
+
+def _now_and_once_more(begun: float, rounds: int) -> float:
+    return (time.perf_counter() - begun) * (rounds + 1) / rounds
+
+
+def _speed(work: Contestant) -> float:
+    begun = time.perf_counter()
+    return work() / (time.perf_counter() - begun)
+
+
+def medians(speeds: Speeds, label: str = "") -> dict[str, float]:
+    """As the figures of a report."""
+    images_per_s = {f"{label}{name} images/s": median(each) for name, each in speeds.items()}
+    return images_per_s | {f"{label}rounds": float(len(next(iter(speeds.values()))))}
+
+
+def ratio(speeds: Speeds, ours: str, theirs: str) -> float:
     """The median of the rounds' own ratios."""
     return median(a / b for a, b in zip(speeds[ours], speeds[theirs], strict=True))
 

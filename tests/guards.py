@@ -53,7 +53,13 @@ GUARDS = [
         "False",
         "worker/datapath/test_images.py -k decompression_bomb",
     ),
-    (DECODING, "data.count(_START_OF_SCAN)", "0", "worker/datapath/test_images.py -k passes"),
+    (DECODING, "data.count(_START_OF_SCAN)", "1", "worker/datapath/test_images.py -k passes"),
+    (
+        DECODING,
+        "elif marker not in _TABLES_AND_TEXTS",
+        "elif False",
+        "worker/datapath/test_images.py -k stands_before",
+    ),
     (DECODING, "data.startswith(_PLAIN_PPM)", "False", "worker/datapath/test_images.py -k numbers"),
     (DECODING, ", formats=FORMATS", "", "worker/datapath/test_images.py -k unreadable"),
     (

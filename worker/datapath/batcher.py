@@ -9,12 +9,11 @@ costs its item or its call, never a thread: callers get an error, and nobody wai
 import logging
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from statistics import median
 from typing import Literal, TypeVar
 
 from api_client.wire import correlation, spans
@@ -30,10 +29,10 @@ from api_client.wire.messages import Kind, Priority
 
 from ..backends.base import Model, Prepared, PreparedText
 from .outcomes import Known, Outcome, failure, normalised
+from .pace import Pace
 from .sizes import Sizes
 from .turns import Call, Row, Turns
 
-LATELY = 8  # forward passes whose median says how long one takes
 BULK_WAITS_S = 2.0  # without a turn, before bulk goes first once
 CLOSE_WAITS_S = 30.0  # for a forward pass or a decoder that does not come back
 
@@ -124,13 +123,13 @@ class Batcher:
         self._on_pass = on_pass
         self._sizes = sizes or Sizes()
         self._turns = Turns(limit=self._limit, bulk_waits_s=bulk_waits_s)
+        self._pace = Pace(limit=self._limit, wall=wall)
         self._numbers = count()
         self._calls: set[Call] = set()
         self._closed = False
         self._lost: str | None = None
         self._active: set[_Pass] = set()
         self._running: set[int] = set()  # numbers of runners
-        self._seconds: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LATELY))
         self._last_forward_ok: bool | None = None
         self._failing: set[str] = set()
         self._batches = self._rows = 0
@@ -255,7 +254,7 @@ class Batcher:
             if self._lost is not None:
                 raise DeviceLost(self._lost)
             ahead = sum(rival.left for rival in self._rivals(call))
-            if ahead and self._is_late(call, ahead=ahead):
+            if ahead and self._pace.is_late(call, ahead=ahead):
                 raise Expired(TOO_MUCH)
             self._calls.add(call)
             if by_itself:
@@ -338,7 +337,7 @@ class Batcher:
         with self._to_run:
             for call, error in gone:
                 self._dismiss(call, error)
-            for call in self._too_late(batch[0].call):
+            for call in self._pace.too_late(self._rivals(batch[0].call)):
                 self._dismiss(call, Expired(TOO_MUCH))
             wanted = [row for row in batch if row.call.gone is None]
             for row in batch:
@@ -346,28 +345,8 @@ class Batcher:
                     row.call.settle(row.index, row.call.gone)
             return wanted + self._turns.next_like(batch[0].call, most=len(batch) - len(wanted))
 
-    def _too_late(self, like: Call) -> list[Call]:
-        """Calls of a group that cannot be done in time, and only keep others from it.
-
-        None is too late if all are: then a pass shows whether passes still take so long.
-        """
-        rivals = self._rivals(like)
-        late = [call for call in rivals if self._is_late(call, ahead=0)]
-        return late if len(late) < len(rivals) else []
-
     def _rivals(self, like: Call) -> list[Call]:
         return [call for call in self._calls if call.gone is None and call.group == like.group]
-
-    def _is_late(self, call: Call, *, ahead: int) -> bool:
-        """Whether its deadline comes before it is done behind so many rows, at the usual pace.
-
-        One pass more is for the one that runs now, and for the answer's way.
-        """
-        if call.deadline is None or not (seconds := self._seconds[call.space]):
-            return False
-        at_once = self._limit(call) * call.traits.parallel
-        rounds = 1 - (-(ahead + call.left) // at_once)
-        return self._wall() + rounds * median(seconds) >= call.deadline
 
     def _forward(self, batch: list[Row]) -> None:
         """One pass. Rows without an outcome have been given back to the queue."""
@@ -406,7 +385,7 @@ class Batcher:
             else:
                 self._failing.discard(call.model_id)
             if worked:
-                self._seconds[call.space].append(end - this.start)
+                self._pace.note(call, end - this.start)
             self._batches += worked
             self._rows += len(batch) if worked else 0
             for row, outcome in zip(batch, outcomes, strict=False):

@@ -197,6 +197,36 @@ def test_a_jpeg_of_thousands_of_passes_is_refused(reader: ImageReader) -> None:
         blob(reader, whole[:-2] + last_pass * 300 + whole[-2:])
 
 
+LURE = b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08\x03" + bytes(9) + b"\xff\xda\x00\x0c\x03" + bytes(9)
+
+
+@pytest.mark.parametrize(
+    ("before", "lands"),
+    [
+        pytest.param(b"\xff\xe0", 0, id="a thumbnail"),
+        pytest.param(b"\xff\xff\xe0", 0xE0FF, id="filling"),
+        pytest.param(b"\xff\xd0\xff\xe0", 0xFFE0, id="a marker without a length"),
+    ],
+)
+def test_passes_are_counted_whatever_stands_before_them(
+    reader: ImageReader, before: bytes, lands: int
+) -> None:
+    """A sequential scan in a text, at the place where a naive reader goes on."""
+    whole = encoded(PHOTO.resize((2000, 1500)), "JPEG", progressive=True)
+    last_pass = whole[whole.rindex(b"\xff\xc4") : -2]
+    text = before + b"\xff\xff" + bytes(max(0, lands - len(before))) + LURE
+    padded = text.ljust(len(before) + 0xFFFF, b"\0")
+    with pytest.raises(ImageTooLarge, match="passes"):
+        blob(reader, whole[:2] + padded + whole[2:-2] + last_pass * 300 + whole[-2:])
+
+
+def test_a_sequential_jpeg_is_not_read_beyond_its_first_scan(reader: ImageReader) -> None:
+    whole = encoded(PHOTO.resize((2000, 1500)), "JPEG")
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(ImageUnreadable, match="broken data"):
+        blob(reader, whole[:-2] + scan * 300 + whole[-2:])
+
+
 def test_a_text_of_numbers_is_no_picture(reader: ImageReader) -> None:
     for magic in (b"P1", b"P2", b"P3"):
         with pytest.raises(ImageUnreadable, match="binary"):
