@@ -6,7 +6,8 @@ from statistics import median
 
 from .turns import Call
 
-LATELY = 8  # forward passes whose median says how long one takes
+LATELY = 32  # forward passes whose median says how long one takes
+ENOUGH = 4  # before that it says nothing: the first one finds everything cold
 
 
 class Pace:
@@ -30,7 +31,8 @@ class Pace:
 
         One pass more is for the one that runs now, and for the answer's way.
         """
-        if call.deadline is None or not (seconds := self._seconds[call.space]):
+        seconds = self._seconds[call.space]
+        if call.deadline is None or len(seconds) < ENOUGH:
             return False
         at_once = self._limit(call) * call.traits.parallel
         rounds = 1 - (-(ahead + call.left) // at_once)

@@ -33,6 +33,7 @@ from api_client.wire.messages import Kind, Priority
 from api_client.wire.otel import Recording
 from worker.backends.base import Footprint, Prepared, PreparedText, Traits
 from worker.datapath.batcher import Batcher, Rows
+from worker.datapath.pace import ENOUGH
 from worker.datapath.sizes import Sizes
 
 PATIENCE_S = 30.0
@@ -474,7 +475,7 @@ def test_a_call_that_expires_while_it_waits_is_dropped_before_the_forward_pass()
 
 @contextmanager
 def a_slow_desk() -> Iterator[tuple[Desk, list[float]]]:
-    """Its passes take ten seconds of a clock that stands still otherwise; one has been seen."""
+    """Its passes take ten seconds of a clock that stands still otherwise; enough have been seen."""
     now = [1000.0]
 
     def take_long(_: list[int]) -> None:
@@ -482,7 +483,8 @@ def a_slow_desk() -> Iterator[tuple[Desk, list[float]]]:
 
     with a_desk(clock=lambda: now[0], wall=lambda: now[0]) as desk:
         desk.model.misbehave = take_long
-        desk.embed(0)
+        for _ in range(ENOUGH):
+            desk.embed(0)
         desk.model.runs.clear()
         yield desk, now
 
