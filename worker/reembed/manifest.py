@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from api_client.wire.errors import JobRefused
 
-from .items import Chunk, Item
+from .items import Chunk, Item, parse
 from .papers import replacing, store_errors
 
 PART_CHUNKS = 64
@@ -54,7 +54,7 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
     """
     chunks = _batched(items, chunk_size)
     index, total = bytearray(), 0
-    ids = folder / "ids.u64"
+    ids = folder / "ids.hashes"
     with store_errors(folder), ExitStack() as files:
         folder.mkdir(parents=True, exist_ok=True)
         files.callback(ids.unlink, missing_ok=True)
@@ -67,7 +67,7 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
                     body = b"".join([item.line() for item in found])
                     index += _RECORD.pack(out.tell(), len(body), _digest(body))
                     out.write(body)
-                    hashes.write(b"".join([_hash(item.id) for item in found]))
+                    hashes.write(np.array([hash(item.id) for item in found]).tobytes())
                     total += len(found)
             yield total
         hashes.flush()
@@ -117,7 +117,7 @@ def chunk(folder: Path, number: int, *, index: str) -> Chunk:
         body = file.read(length)
     if _digest(body) != digest:
         raise _changed(part)
-    return Chunk(number, [Item.parse(line) for line in body.splitlines()])
+    return Chunk(number, parse(body))
 
 
 @lru_cache(maxsize=8)
@@ -136,10 +136,9 @@ def _changed(file: Path) -> JobRefused:
 def _refuse_duplicates(folder: Path, ids: Path, total: int) -> None:
     """Sorts the ids' hashes a slice of their range at a time; equal ones are looked at again."""
     suspects: set[int] = set()
-    hashes = np.memmap(ids, np.uint64, mode="r", shape=(total,))
     passes = -(-total // IDS_AT_ONCE)
     for this in range(passes):
-        mine = np.concatenate([block[block % passes == this] for block in _blocks(hashes)])
+        mine = np.concatenate([block[block % passes == this] for block in _blocks(ids)])
         mine.sort()
         suspects.update(mine[1:][mine[1:] == mine[:-1]].tolist())
     if not suspects:
@@ -147,13 +146,11 @@ def _refuse_duplicates(folder: Path, ids: Path, total: int) -> None:
     seen: set[str] = set()
     twice: list[str] = []
     for part in sorted(folder.glob("part-*.jsonl")):
-        with part.open("rb") as lines:
-            for line in lines:
-                item = Item.parse(line)
-                if int.from_bytes(_hash(item.id), "little") in suspects:
-                    if item.id in seen:
-                        twice.append(repr(item.id))
-                    seen.add(item.id)
+        for item in parse(part.read_bytes()):
+            if hash(item.id) in suspects:
+                if item.id in seen:
+                    twice.append(repr(item.id))
+                seen.add(item.id)
     if twice:
         told = ", ".join(twice[:DUPLICATES_TOLD])
         raise JobRefused(
@@ -162,9 +159,10 @@ def _refuse_duplicates(folder: Path, ids: Path, total: int) -> None:
         )
 
 
-def _blocks(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
-    for begin in range(0, len(hashes), IDS_AT_ONCE):
-        yield hashes[begin : begin + IDS_AT_ONCE]
+def _blocks(ids: Path) -> Iterator[NDArray[np.int64]]:
+    with ids.open("rb") as file:  # mapped, all of it would count as this process's memory
+        while len(block := np.fromfile(file, np.int64, IDS_AT_ONCE)):
+            yield block
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -173,10 +171,6 @@ def _part(folder: Path, number: int) -> Path:
 
 def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()[:16]
-
-
-def _hash(item_id: str) -> bytes:
-    return hashlib.blake2b(item_id.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
