@@ -192,8 +192,8 @@ def test_calls_that_share_a_forward_pass_each_have_it_in_their_own_trace(
     desk: Desk, recorded: InMemorySpanExporter
 ) -> None:
     def ask(number: int) -> int:
-        with spans.serving({}):
-            desk.embed(number)
+        with spans.serving({}):  # a text: it counts as queued once it is prepared
+            desk.embed(number, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
             return trace.get_current_span().get_span_context().trace_id
 
     held = desk.occupy_device()
