@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery
-from kombu import Exchange, Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Exchange, Queue
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -29,6 +30,7 @@ _NO_WRITES = (
 
 VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarter of this
 
+_RECONNECT = {"interval_start": 0.2, "interval_step": 0.6, "interval_max": 2.0}  # seconds
 _BACKOFF = ExponentialBackoff(cap=1, base=0.05)
 _REDIS_OPTIONS: dict[str, Any] = {
     "socket_keepalive": True,
@@ -40,12 +42,25 @@ _REDIS_OPTIONS: dict[str, Any] = {
 }
 
 
+class _Connection(Connection):  # type: ignore[misc]  # kombu has no types
+    """Tries again soon: kombu's own pauses grow to half a minute, and Redis is back long before."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        return super().ensure_connection(*args, **{**_RECONNECT, **options})
+
+
+class _AMQP(AMQP):  # type: ignore[misc]  # celery has no types
+    Connection = _Connection
+
+
 class _App(Celery):  # type: ignore[misc]  # celery has no types
     """Sends straight to a queue, which Redis need not be told of first.
 
     kombu 5.7.0 declares it once per connection. If the connection is lost just then, it declares
     through the next one and sends through the lost one, which ends in an AttributeError.
     """
+
+    amqp_cls = _AMQP
 
     def send_task(self, *args: Any, **options: Any) -> Any:
         return super().send_task(*args, **{"declare": [], **options})

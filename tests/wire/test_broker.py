@@ -2,6 +2,7 @@
 
 import pytest
 import redis
+from kombu.exceptions import OperationalError
 
 from api_client.wire import names
 from api_client.wire.broker import celery_app, redis_client, takes_no_writes
@@ -31,3 +32,15 @@ def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> 
     assert takes_no_writes(
         redis.ResponseError("Command # 1 (SET a b) of pipeline caused error: MISCONF Errors")
     )
+
+
+def test_who_waits_for_redis_looks_again_every_other_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda _: None)
+    app = celery_app(Settings.read(redis_url="redis://127.0.0.1:1"))
+    with app.connection_for_read() as connection, pytest.raises(OperationalError):
+        connection.ensure_connection(lambda _, pause: pauses.append(pause), max_retries=9)
+    assert pauses[0] < 1
+    assert max(pauses) == 2
