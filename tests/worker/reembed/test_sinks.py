@@ -54,7 +54,8 @@ def make(places, doors):
 
 
 def shard(number=0, *, lost=(1,), seed=0):
-    items = [Item(id=f"{number}/{i}", ref=f"/p/{i}.jpg", meta={"n": i}) for i in range(4)]
+    items = [Item(id=f"{number}/{i}", ref=f"/p/{i}.jpg", meta={"n": i}) for i in range(3)]
+    items.append(Item(id=f"{number}/3", ref="/p/3.jpg"))  # nothing is known of this one
     dice = np.random.default_rng([number, seed])
     rows = []
     for i in range(4):
