@@ -42,7 +42,6 @@ READY_S = 180.0  # of which importing is most
 AT_DEFAULTS = {"640x480": 3.0, "4000x3000": 10.0}  # goals where the CPU computes in bfloat16
 AHEAD = 1.0
 
-
 SIZES = ((640, 480), (4000, 3000))
 TEXTS, TEXT_ROUNDS = 100, 2
 

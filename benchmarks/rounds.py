@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from statistics import median, quantiles
 
 Contestant = Callable[[], int]  # does its work and says how many items that were
-
-
 Speeds = dict[str, list[float]]  # of each contestant, in each round
 
 
