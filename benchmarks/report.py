@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("celery", "kombu", "numpy", "open_clip_torch", "pillow", "redis", "simplejpeg", "torch")
+PACKAGES = ("celery", "kombu", "numpy", "open_clip_torch", "pillow", "redis", "torch")
 
 
 @dataclass(frozen=True)

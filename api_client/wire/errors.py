@@ -25,6 +25,7 @@
     └── ItemError              one image or text of many; its neighbours are served
         ├── ImageMissing       there is no such file                       (FileNotFoundError)
         ├── ImageForbidden     outside the allowed roots or hosts            (PermissionError)
+        ├── ImageGone          its bytes came with the request and expired   retryable
         ├── ImageUnreachable   its server or store did not deliver           retryable
         ├── ImageUnreadable    empty, truncated, not an image, or hostile
         ├── ImageTooLarge      over the limit of bytes, pixels or frames
@@ -201,6 +202,14 @@ class ImageForbidden(ItemError, PermissionError):
     """The reference lies outside the allowed roots, protocols or hosts."""
 
     code = "image_forbidden"
+
+
+class ImageGone(ItemError):
+    """The bytes that were sent with a request are not in Redis any more: its clock jumped, or its
+    memory was full."""
+
+    code = "image_gone"
+    retryable = True
 
 
 class ImageUnreachable(ItemError):

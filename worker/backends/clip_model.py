@@ -15,6 +15,7 @@ from ..catalogue import Entry
 from .attention import without_detour
 from .base import Placement, PreparedText, Traits
 from .recipes import Tokenizer
+from .resize import steps_for
 from .texts import TextTower, Tokens
 from .torch_model import Normalised, TorchModel
 
@@ -42,7 +43,8 @@ class ClipModel(TorchModel):
         super().__init__(entry, placement)
         config = PreprocessCfg(**preprocessing)
         # open_clip's own transform; its last two steps, to float and normalise, are `Normalised`.
-        self._to_pixels = image_transform_v2(config, is_train=False).transforms[:-2]
+        steps = image_transform_v2(config, is_train=False).transforms[:-2]
+        self._to_pixels = steps_for(placement.decode, steps)
         self._normalised = Normalised(config.mean, config.std, device=self.device, dtype=self.dtype)
         without_detour(module)
         self.settle(module)

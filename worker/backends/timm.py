@@ -25,6 +25,7 @@ from . import hub, weights
 from .base import About
 from .recipes import parameters_on_meta
 from .residence import bytes_of
+from .resize import steps_for
 from .torch_model import Normalised, TorchModel
 
 __all__ = ["Timm"]
@@ -80,9 +81,10 @@ class Timm(TorchModel):
         data: Any = timm.data
         config = data.resolve_data_config(dict(self.entry.options), model=module)
         transform = data.create_transform(**config, is_training=False)
-        *self._to_pixels, _, normalise = transform.transforms
+        *steps, _, normalise = transform.transforms
         if not isinstance(normalise, Normalize):
             raise LoadFailed(f"{self.entry.id}: timm normalises with {normalise}, unknown here")
+        self._to_pixels = steps_for(self.placement.decode, steps)
         self._normalised = Normalised(
             normalise.mean, normalise.std, device=self.device, dtype=self.dtype
         )

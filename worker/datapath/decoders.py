@@ -33,6 +33,7 @@ from api_client.wire.errors import (
     from_wire,
 )
 
+from ..extent import extent_of, set_extent
 from . import decoding
 from .decoding import Limits
 
@@ -150,6 +151,7 @@ def _image(header: Mapping[str, Any], pixels: bytearray) -> Image.Image:
     if header["palette"]:
         kind, colours = header["palette"]
         image.putpalette(bytes(colours), kind)
+    set_extent(image, tuple(header["extent"]))
     return image
 
 
@@ -167,8 +169,8 @@ def _serve(line: socket.socket, limits: Limits) -> None:
             else:
                 pixels = image.tobytes()
                 palette = image.palette and [image.palette.mode, image.getpalette(None)]
-                header = {"mode": image.mode, "size": image.size, "palette": palette}
-                _answer(line, header | {"bytes": len(pixels)}, pixels)
+                header = {"mode": image.mode, "size": image.size, "extent": extent_of(image)}
+                _answer(line, header | {"palette": palette, "bytes": len(pixels)}, pixels)
 
 
 def _answer(line: socket.socket, header: Mapping[str, Any], pixels: bytes = b"") -> None:

@@ -7,13 +7,15 @@ animation the first frame counts.
 """
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable, ItemError
+
+from ..extent import set_extent
 
 # What Pillow may try. Formats that run other programs or carry scripts (EPS, PDF, WMF) stay out.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -23,8 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _PLAIN_PPM = (b"P1", b"P2", b"P3")
 
 # The JPEG decoder may shrink down to this many times the model's input, so that the resize after
-# it still decides how the picture looks.
-SPARE = 2
+# it still decides how the picture looks: see docs/why.md, "What fast decoding may change".
+SPARE = 1.5
 
 # A progressive JPEG is coded in passes over the whole picture, usually ten, at about 3 ns a pixel
 # each. Sixty bytes make another pass, so a file within the limits could ask for days.
@@ -51,7 +53,7 @@ def set_up() -> None:
 
 
 def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image.Image:
-    """The picture.
+    """The picture, and its `extent`.
 
     Args:
         name: for sentences.
@@ -66,8 +68,7 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
             raise ImageUnreadable(f"{name} is a PPM in plain text; write it in binary")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _refuse_large(image, data, name, limits)
-        if limits.scales and near and (small := _scaled_jpeg(image, data, near)):
-            return small
+        extent = _shrunk(image, near) if limits.scales and near else image.size
         image.load()
     except ItemError:
         raise
@@ -77,6 +78,7 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
         raise ImageTooLarge(f"{name} does not fit into memory") from None
     except Exception as error:  # a decoder given hostile bytes may raise anything
         raise ImageUnreadable(f"{name} cannot be decoded: {error}") from None
+    set_extent(image, extent)
     return image
 
 
@@ -113,16 +115,14 @@ def _is_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO")
 
 
-def _scaled_jpeg(image: Image.Image, data: bytes, near: int) -> Image.Image | None:
-    """The picture shrunk by its decoder, or None where that does not apply or fails.
+def _shrunk(image: Image.Image, near: int) -> tuple[float, float]:
+    """Has a JPEG decoded at a half, a quarter or an eighth of its size; what that leaves of it.
 
-    Why libjpeg-turbo's own interface and not Pillow's: see docs/why.md, "Which JPEG decoder".
+    Other fractions take longer than the whole picture: libjpeg-turbo has no vector code for them.
     """
-    least = SPARE * near
-    if not _is_jpeg(image) or image.mode != "RGB" or min(image.size) <= least:
-        return None
-    try:
-        pixels = simplejpeg.decode_jpeg(data, min_height=least, min_width=least)
-    except ValueError:
-        return None  # stricter than Pillow, which decides
-    return Image.fromarray(pixels)
+    if _is_jpeg(image):
+        least = math.ceil(SPARE * near)
+        if drafted := image.draft(None, (least, least)):
+            _, (_, _, width, height) = drafted
+            return width, height
+    return image.size

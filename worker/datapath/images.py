@@ -11,6 +11,7 @@ from PIL import Image
 
 from api_client.wire.errors import (
     ImageForbidden,
+    ImageGone,
     ImageMissing,
     ImageTooLarge,
     ImageUnreadable,
@@ -80,7 +81,7 @@ class ImageReader:
                 return self._read(path)
             case BlobRef(blob=number):
                 if (data := blobs.get(number)) is None:
-                    raise ImageMissing(f"the bytes of image {number} are gone; send them again")
+                    raise ImageGone(f"the bytes of image {number} are gone; send them again")
                 if ref.sha256 and hashlib.sha256(data).hexdigest() != ref.sha256:
                     raise ImageForbidden(f"the bytes of image {number} are not the ones sent")
                 return data

@@ -1,4 +1,4 @@
-"""What `fast` decoding changes: nothing that a trained model would see."""
+"""What `fast` changes: nothing that a trained model would see."""
 
 import io
 from pathlib import Path
@@ -28,14 +28,16 @@ def jpeg(pixels: NDArray[np.uint8], width: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("width", [640, 1920, 4000])
+# Widths that an eighth divides and, mostly, that it does not.
+@pytest.mark.parametrize("width", [333, 500, 640, 801, 1000, 1333, 1920, 2500, 4000])
 def test_on_photos_the_trained_model_sees_the_same_in_both_modes(
     width: int, tmp_path: Path
 ) -> None:
-    model = OpenClip(Placement(cache_dir=tmp_path)).load(Catalogue.read(BUILT_IN)["shapes/demo"])
     files = [jpeg(photo(), width) for photo in PHOTOS]
 
     def vectors(decode: Literal["fast", "exact"]) -> NDArray[np.float32]:
+        placement = Placement(cache_dir=tmp_path, decode=decode)
+        model = OpenClip(placement).load(Catalogue.read(BUILT_IN)["shapes/demo"])
         reader = ImageReader(WorkerSettings.read(decode=decode))
         near = model.traits.input_size
         pictures = [reader.open(BlobRef(blob=0), {0: file}, near=near) for file in files]
@@ -43,4 +45,4 @@ def test_on_photos_the_trained_model_sees_the_same_in_both_modes(
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     cosines = (vectors("fast") * vectors("exact")).sum(axis=1)
-    assert cosines.min() >= 0.999
+    assert cosines.min() >= 0.9995  # 0.999 is promised
