@@ -3,8 +3,32 @@
 import os
 from math import ceil
 from pathlib import Path
+from threading import Lock
 
 MOST_DECODE_THREADS = 64
+
+
+class Busy:
+    """How many threads are inside."""
+
+    def __init__(self) -> None:
+        self._threads = 0
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._threads += 1
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._threads -= 1
+
+    def __bool__(self) -> bool:
+        return self._threads > 0
+
+
+DECODING = Busy()
+"""Of this process: what decodes pictures holds a core, which is not there for a model."""
 
 
 def available(*, root: Path = Path("/")) -> int:

@@ -6,7 +6,7 @@ from threading import Lock, Thread, current_thread
 
 import torch
 
-from ..processors import available
+from ..processors import DECODING, Busy, available
 
 MOST_RUNS = 8  # at once; each keeps torch threads of its own
 ROWS = 8  # of one run: as fast per row as many, and the next turn comes soon
@@ -24,8 +24,9 @@ class Cores:
     them to sleep at the end of each operation: a text then takes 24 ms in the place of 15.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, decoding: Busy = DECODING) -> None:
         self._count = count
+        self._decoding = decoding
         self._runs = 0
         self._first: Thread | None = None
         self._lock = Lock()
@@ -41,7 +42,7 @@ class Cores:
         with self._lock:
             if self._first is None or not self._first.is_alive():
                 self._first = current_thread()
-            alone = not self._runs and self._first is current_thread()
+            alone = not (self._runs or self._decoding) and self._first is current_thread()
             cores = self._count if alone else self._count // self.parallel
             self._runs += 1
         torch.get_num_threads()  # at its first use a thread takes the number set last, by any
