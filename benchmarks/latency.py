@@ -96,8 +96,8 @@ def _idle(model: Model, client: Client, calls: int) -> tuple[list[float], list[f
 
 
 def _micro_batch(model: Model) -> float:
-    """A full batch of pictures on every core at once, as the worker runs them, ms."""
-    rows = min(BATCH, model.traits.max_batch)
+    """Pictures on every core at once, as the worker runs them while texts come too, ms."""
+    rows = min(BATCH, model.traits.brief)
     size = model.traits.input_size or 1
     batch = [np.zeros((size, size, 3), np.uint8)] * rows
     runners = model.traits.parallel

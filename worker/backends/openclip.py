@@ -22,7 +22,7 @@ from . import hub, weights
 from .base import About, Placement, Traits, fingerprint
 from .checkpoints import Checkpoints
 from .clip_model import ClipModel
-from .cores import CORES, ROWS
+from .cores import BRIEF, CORES
 from .recipes import Recipe
 from .residence import bytes_of
 
@@ -199,7 +199,7 @@ class OpenClip:
         )
         if self._placement.device != "cpu":
             return traits
-        return replace(traits, max_batch=ROWS, parallel=CORES.parallel)
+        return replace(traits, brief=BRIEF, parallel=CORES.parallel)
 
 
 def _temporary_folder(owner: object) -> Path:

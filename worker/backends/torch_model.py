@@ -140,4 +140,4 @@ class Normalised:
         if self._device.type == "cuda":
             rows = rows.pin_memory()
         rows = rows.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return ((rows.float() / 255 - self._mean) / self._std).to(self._dtype)
+        return rows.float().div_(255).sub_(self._mean).div_(self._std).to(self._dtype)

@@ -6,6 +6,7 @@ Pure bookkeeping: no threads, no clock, no model is called. The batcher calls it
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from threading import Event
 from typing import Any
@@ -18,6 +19,8 @@ from api_client.wire.spans import Caller
 
 from ..backends.base import Model, Prepared, Traits
 from .outcomes import Known, Outcome
+
+PRESENT_S = 10.0  # who asked so lately may well ask again
 
 NOT_YET = np.empty(0, np.uint8)
 
@@ -123,11 +126,10 @@ class Group:
     def has_ready(self) -> bool:
         return bool(self.ready or self.suspects)
 
-    @property
-    def is_full(self) -> bool:
-        """Waiting would not make the next batch larger."""
+    def is_full(self, rows: int) -> bool:
+        """Waiting would not make the next batch larger, which may have so many."""
         more = self.waiting or self.preparing
-        return bool(self.suspects) or len(self.ready) >= self.limit or (self.has_ready and not more)
+        return bool(self.suspects) or len(self.ready) >= rows or (self.has_ready and not more)
 
     @property
     def is_empty(self) -> bool:
@@ -143,7 +145,8 @@ class Turns:
     Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run.
     A bulk batch waits until it is full or nothing more of its group is on the way. Of each group
     one batch more is prepared ahead than can run at once, so memory stays bounded however much is
-    queued. No model runs in more threads than it allows.
+    queued. No model runs in more threads than it allows. For `PRESENT_S` after an interactive call
+    bulk batches are the `brief` ones of their model, as the next call would have to wait for one.
 
     Args:
         limit: the most rows of a forward pass for this call's model and kind, as known now.
@@ -153,11 +156,13 @@ class Turns:
         self._limit = limit
         self._bulk_waits_s = bulk_waits_s
         self._bulk_turn_at = -inf
+        self._interactive_at = -inf
         self._groups: dict[_Key, Group] = {}
         self._running: Counter[int] = Counter()  # batches, by the identity of their model
 
     def add(self, call: Call) -> None:
         """Queue every item of a call to be prepared."""
+        self._notice(call)
         if call.priority is Priority.BULK and not self._has_bulk():
             self._bulk_turn_at = call.since
         group = self._group(call)
@@ -165,6 +170,7 @@ class Turns:
 
     def begin(self, call: Call) -> list[Row]:
         """The rows of a call whose own thread prepares them."""
+        self._notice(call)
         self._group(call).preparing += len(call.items)
         return [Row(call, index) for index in range(len(call.items))]
 
@@ -191,13 +197,14 @@ class Turns:
 
         The caller says `ended` after it.
         """
-        group = self._first(self._may_run, _first_ready, now)
+        group = self._first(partial(self._may_run, now=now), _first_ready, now)
         if group is None:
             return []
         if group.suspects:
             batch = group.suspects.pop()
         else:
-            batch = [group.ready.popleft() for _ in range(min(group.limit, len(group.ready)))]
+            most = self._most(group, group.ready[0].call, now)
+            batch = [group.ready.popleft() for _ in range(min(most, len(group.ready)))]
         if batch[0].call.priority is Priority.BULK:
             self._bulk_turn_at = now
         self._running[id(batch[0].call.model)] += 1
@@ -247,16 +254,28 @@ class Turns:
         groups = self._groups.values()
         return sum(len(g.waiting) + len(g.ready) + sum(map(len, g.suspects)) for g in groups)
 
+    def _notice(self, call: Call) -> None:
+        if call.priority is Priority.INTERACTIVE:
+            self._interactive_at = call.since
+
+    def _most(self, group: Group, call: Call, now: float) -> int:
+        """Rows of a batch."""
+        alone = now - self._interactive_at > PRESENT_S
+        if alone or call.priority is Priority.INTERACTIVE:
+            return group.limit
+        return min(group.limit, call.traits.brief)
+
     def _group(self, call: Call) -> Group:
         if call.group not in self._groups:
             self._groups[call.group] = Group(self._limit(call), ahead=call.traits.parallel + 1)
         return self._groups[call.group]
 
-    def _may_run(self, group: Group, priority: Priority) -> bool:
-        waits = group.has_ready if priority is Priority.INTERACTIVE else group.is_full
-        if not waits:
+    def _may_run(self, group: Group, priority: Priority, *, now: float) -> bool:
+        if not group.has_ready:
             return False
         call = _first_ready(group).call
+        if priority is Priority.BULK and not group.is_full(self._most(group, call, now)):
+            return False
         return self._running[id(call.model)] < call.traits.parallel
 
     def _first(

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from worker.backends.cores import MOST_RUNS, Cores
+from worker.processors import Busy
 
 
 def shares(cores: Cores, threads: int) -> list[int]:
@@ -33,6 +34,14 @@ def test_a_run_alone_gets_all_cores() -> None:
 def test_runs_beside_the_first_have_a_core_each() -> None:
     assert shares(Cores(4), 6) == [4, 1, 1, 1, 1, 1]
     assert shares(Cores(4 * MOST_RUNS), 3) == [4 * MOST_RUNS, 4, 4]
+
+
+def test_a_run_beside_a_picture_decoder_has_a_core_as_a_run_beside_another_has() -> None:
+    decoding = Busy()
+    cores = Cores(4, decoding=decoding)
+    with decoding, decoding:
+        assert shares(cores, 1) == [1]
+    assert shares(cores, 1) == [4]
 
 
 def test_only_the_first_thread_ever_gets_all_cores() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from api_client.wire.messages import Kind, Priority
 from worker.backends.base import Traits
-from worker.datapath.turns import Call, Row, Turns
+from worker.datapath.turns import PRESENT_S, Call, Row, Turns
 
 BATCH = 4
 
@@ -16,8 +16,9 @@ BATCH = 4
 class StandIn:
     """A model as far as turns look at it."""
 
-    def __init__(self, *, parallel: int = 99) -> None:
-        self.traits = Traits(2, (Kind.IMAGE, Kind.TEXT), "f", parallel=parallel)
+    def __init__(self, *, parallel: int = 99, brief: int = 99) -> None:
+        kinds = (Kind.IMAGE, Kind.TEXT)
+        self.traits = Traits(2, kinds, "f", parallel=parallel, brief=brief)
 
 
 class Bench:
@@ -109,6 +110,27 @@ def test_models_kinds_and_priorities_never_share_a_forward_pass() -> None:
         [(3, 0)],
         [(4, 0)],
     ]
+
+
+def test_bulk_runs_in_brief_batches_while_somebody_asks_for_single_answers() -> None:
+    bench = Bench()
+    model = StandIn(parallel=9, brief=2)
+    bench.call(4 * BATCH, priority=Priority.BULK, model=model)
+    bench.prepare()
+    assert len(bench.run(0)) == BATCH
+    bench.call(2, now=1.0)
+    bench.prepare(now=1.0)
+    assert [len(bench.run(1.0)) for _ in range(3)] == [2, 2, 2]
+    assert len(bench.run(1.0 + PRESENT_S)) == 2
+    assert len(bench.run(1.1 + PRESENT_S)) == BATCH
+
+
+def test_interactive_batches_are_never_cut_short() -> None:
+    bench, model = Bench(), StandIn(brief=2)
+    for _ in range(BATCH):
+        bench.call(1, model=model)
+    bench.prepare()
+    assert len(bench.run(0)) == BATCH
 
 
 def test_interactive_runs_before_bulk_at_every_batch_boundary() -> None:
