@@ -60,6 +60,12 @@ GUARDS = [
         "elif False",
         "worker/datapath/test_images.py -k stands_before",
     ),
+    (
+        "worker/extent.py",
+        "size - 1 < part <= size for",
+        "True for",
+        "worker/backends/test_resize.py -k less_than_a_pixel",
+    ),
     (DECODING, "data.startswith(_PLAIN_PPM)", "False", "worker/datapath/test_images.py -k numbers"),
     (DECODING, ", formats=FORMATS", "", "worker/datapath/test_images.py -k unreadable"),
     (
