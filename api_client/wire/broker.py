@@ -3,12 +3,15 @@
 Why each setting has its value: docs/why.md, "How messages survive".
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Connection, Exchange, Queue
+from kombu.transport import redis as kombu_redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -42,8 +45,35 @@ _REDIS_OPTIONS: dict[str, Any] = {
 }
 
 
+class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
+    """Keeps its client: kombu 5.7.0 makes one for every command, which takes longer than that."""
+
+    _kept: Any = None
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        if client is None:
+            if self._kept is None or self._kept.connection_pool is not self.pool:
+                self._kept = self._create_client()
+            client = self._kept
+        yield client
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no types
+    """kombu's Redis transport, with the channel above."""
+
+    Channel = Channel
+
+
 class _Connection(Connection):  # type: ignore[misc]  # kombu has no types
-    """Tries again soon: kombu's own pauses grow to half a minute, and Redis is back long before."""
+    """Over our transport, and soon again.
+
+    kombu's own pauses grow to half a minute, and Redis is back long before.
+    """
+
+    def get_transport_cls(self) -> Any:
+        kind = super().get_transport_cls()
+        return Transport if kind is kombu_redis.Transport else kind
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         return super().ensure_connection(*args, **{**_RECONNECT, **options})

@@ -8,23 +8,21 @@ none takes a bulk message before it takes more interactive ones, so that neither
 What is held is read off the channel's own list of unacknowledged messages each time, so messages
 that are requeued, restored or carried over to a new connection are counted right.
 
-Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` and `conn_or_acquire`
-(rewritten below), `_create_client`, `_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the
+Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritten below),
+`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the
 client's `_prefix_args`, `QoS._delivered` and `_dirty`; with redis-py 8.1.0: the parser's
 `EXCEPTION_CLASSES`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.transport import TRANSPORT_ALIASES
 from redis import exceptions
 from redis._parsers.base import BaseParser
 
-from api_client.wire import names
-from api_client.wire.broker import NO_WRITES
+from api_client.wire import broker, names
 
 BULK_TASKS = 4
 LISTENS_AGAIN_S = 0.05  # for bulk, after one of the bulk messages at hand was acknowledged
@@ -45,7 +43,7 @@ def use() -> None:
     """
     here = f"{__name__}:{Transport.__name__}"
     TRANSPORT_ALIASES.update(redis=here, rediss=here)
-    BaseParser.EXCEPTION_CLASSES.update(dict.fromkeys(NO_WRITES, TakesNoWrites))
+    BaseParser.EXCEPTION_CLASSES.update(dict.fromkeys(broker.NO_WRITES, TakesNoWrites))
 
 
 def priorities(steps: Sequence[int], *, bulk_held: int, bulk_tasks: int) -> list[int]:
@@ -57,28 +55,17 @@ def priorities(steps: Sequence[int], *, bulk_held: int, bulk_tasks: int) -> list
     return urgent + bulk if bulk_held else bulk + urgent
 
 
-class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
-    """Keeps its client, and takes one more transport option.
+class Channel(broker.Channel):
+    """Takes one more transport option.
 
     Attributes:
         bulk_tasks: the most bulk messages held at once.
         listens: whether this process asks for messages; false once it is about to end.
     """
 
-    _kept: Any = None
-
     bulk_tasks = BULK_TASKS
     listens = True
-    from_transport_options = (*redis.Channel.from_transport_options, "bulk_tasks")
-
-    @contextmanager
-    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        # kombu makes a client for every command, which takes longer than the command.
-        if client is None:
-            if self._kept is None or self._kept.connection_pool is not self.pool:
-                self._kept = self._create_client()
-            client = self._kept
-        yield client
+    from_transport_options = (*broker.Channel.from_transport_options, "bulk_tasks")
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         """Through a lost channel nothing: the message comes back, and is found answered.
@@ -116,8 +103,8 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
         return sum(tag not in dirty and _is_bulk(message) for tag, message in delivered.items())
 
 
-class Transport(redis.Transport):  # type: ignore[misc]  # kombu has no types
-    """kombu's Redis transport, with the channel above."""
+class Transport(broker.Transport):
+    """A Redis transport with the channel above."""
 
     Channel = Channel
 

@@ -10,6 +10,7 @@ from api_client.testing import FakeClient
 from api_client.wire.errors import (
     BackendFailed,
     ImageForbidden,
+    ImageGone,
     ImageTooLarge,
     ImageUnreadable,
     LoadFailed,
@@ -252,6 +253,7 @@ def test_our_own_troubles_are_told_without_their_details(http, fake, error, stat
         (ImageUnreadable("not an image"), 400),
         (ImageForbidden("host not allowed"), 403),
         (ImageTooLarge("too many pixels"), 413),
+        (ImageGone("the bytes of image 0 are gone; send them again"), 503),
     ],
 )
 def test_a_refused_picture_says_why(settings, error, status):
