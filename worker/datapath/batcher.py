@@ -28,7 +28,6 @@ from api_client.wire.errors import (
 from api_client.wire.messages import Kind, Priority
 
 from ..backends.base import Model, Prepared, PreparedText
-from ..processors import DECODING
 from .outcomes import Known, Outcome, failure, normalised
 from .pace import Pace
 from .sizes import Sizes
@@ -277,8 +276,7 @@ class Batcher:
                 if self._closed:
                     return False
                 self._to_prepare.wait()
-        with DECODING:
-            self._prepare([row])
+        self._prepare([row])
         return True
 
     def _prepare(self, rows: list[Row]) -> None:

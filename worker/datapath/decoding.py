@@ -70,6 +70,7 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
         _refuse_large(image, data, name, limits)
         extent = _shrunk(image, near) if limits.scales and near else image.size
         image.load()
+        set_extent(image, extent)
     except ItemError:
         raise
     except UnidentifiedImageError:
@@ -78,7 +79,6 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
         raise ImageTooLarge(f"{name} does not fit into memory") from None
     except Exception as error:  # a decoder given hostile bytes may raise anything
         raise ImageUnreadable(f"{name} cannot be decoded: {error}") from None
-    set_extent(image, extent)
     return image
 
 

@@ -19,6 +19,7 @@ from api_client.wire.errors import (
 )
 from api_client.wire.messages import BlobRef, ImageRef, PathRef, UrlRef
 
+from ..processors import DECODING
 from ..settings import WorkerSettings
 from . import decoding
 from .decoders import Decoders
@@ -95,9 +96,10 @@ class ImageReader:
             raise ImageUnreadable(f"{name} is empty")
         if len(data) > self._max_bytes:
             raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
-        if self._decoders is not None:
-            return self._decoders.decode(data, name=name, near=near)
-        return decoding.decode(data, name=name, near=near, limits=self._limits)
+        with DECODING:
+            if self._decoders is not None:
+                return self._decoders.decode(data, name=name, near=near)
+            return decoding.decode(data, name=name, near=near, limits=self._limits)
 
     def _fetched(self, url: str) -> bytes:
         if url.partition(":")[0].lower() not in PORTS:

@@ -19,8 +19,10 @@ from api_client.wire.errors import (
     ImageUnreadable,
 )
 from api_client.wire.messages import BlobRef, PathRef, UrlRef
+from worker.datapath import decoding
 from worker.datapath.images import ImageReader
 from worker.extent import extent_of
+from worker.processors import DECODING
 from worker.settings import WorkerSettings
 
 PHOTO = Image.fromarray(data.chelsea())
@@ -332,6 +334,16 @@ def test_fast_decoding_shrinks_a_large_jpeg_to_no_less_than_one_and_a_half_input
     image = blob(reader, encoded(PHOTO.resize(size), "JPEG"), near=224)
     assert image.size == comes_as
     assert extent_of(image) == extent
+
+
+def test_who_decodes_is_known_to_hold_a_core(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(decoding, "decode", lambda *_, **__: seen.append(bool(DECODING)))
+    blob(reader, b"a picture")
+    assert seen == [True]
+    assert not DECODING
 
 
 def test_the_extent_of_a_picture_is_ours_to_say(reader: ImageReader) -> None:
