@@ -31,7 +31,7 @@ TABLE: dict[type[errors.ClipyardError], Refusal] = {
     errors.ItemError: Refusal(400),
     errors.ImageMissing: Refusal(404),
     errors.ImageForbidden: Refusal(403),
-    errors.ImageGone: Refusal(503, "a picture was lost on its way to the worker; ask again"),
+    errors.ImageGone: Refusal(503),
     errors.ImageTooLarge: Refusal(413),
     errors.NonFiniteVector: Refusal(500, "the model answered with no usable vector"),
     errors.LoadFailed: Refusal(503, "the model cannot be loaded"),
