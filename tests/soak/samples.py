@@ -14,7 +14,8 @@ from tests.chaos.world import World
 
 EVERY_S = 10.0
 MIB = 2**20
-JOBS_KEPT = ":job"  # a month of every job, by design; each is a kilobyte
+JOBS_KEPT = b":job"  # a month of every job, by design; each is a kilobyte
+ANSWER = b":answer:"  # as many as calls in the last minute
 
 # What one hour may add. Slopes below are noise that nobody would mind in a month of restarts.
 BOUNDS = {
@@ -22,7 +23,8 @@ BOUNDS = {
     "open files": 4.0,
     "threads": 8.0,  # pools fill up to their size
     "data, MiB": 4.0,
-    "keys but of jobs": 20.0,
+    "keys but of jobs and answers": 20.0,
+    "answers that would stay": 1.0,
     "median, ms": 10.0,
 }
 
@@ -78,8 +80,14 @@ class Sampler:
 
     def _redis(self, now: float) -> None:
         store = self._world.store
-        keys = [key for key in store.scan_iter(count=1000) if JOBS_KEPT.encode() not in key]
-        self._note("keys but of jobs", plan.REDIS, now, len(keys))
+        keys = [key for key in store.scan_iter(count=1000) if JOBS_KEPT not in key]
+        answers = [key for key in keys if ANSWER in key]
+        with store.pipeline(transaction=False) as pipe:
+            for key in answers:
+                pipe.ttl(key)
+            stay = pipe.execute().count(-1)
+        self._note("keys but of jobs and answers", plan.REDIS, now, len(keys) - len(answers))
+        self._note("answers that would stay", plan.REDIS, now, stay)
         used = store.info("memory")["used_memory_dataset"]
         self._note("data, MiB", plan.REDIS, now, used / MIB)
 

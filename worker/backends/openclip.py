@@ -78,7 +78,7 @@ class OpenClip:
         model = self._build(recipe)
         source = self._local(entry) or hub.cached(recipe.source, self._hub_dir)
         if source is not None:
-            self._usable(source, model)
+            self._require_usable(source, model)
         elif not recipe.source:
             raise WeightsUnavailable(self._nowhere(entry))
         elif self._placement.offline:
@@ -137,6 +137,18 @@ class OpenClip:
     def _nowhere(self, entry: Entry) -> str:
         tags = ", ".join(pretrained.list_pretrained_tags_by_model(entry.architecture)) or "none"
         return f"no weights for {entry.id}: give a checkpoint, or one of open_clip's tags ({tags})"
+
+    def _require_usable(self, source: Path, model: nn.Module) -> None:
+        """As `_usable`, but each version of a file is read once only."""
+        if not source.is_file():
+            self._usable(source, model)
+        what = f"usable as {weights.layout(model.state_dict())}"
+
+        def usable() -> str:
+            self._usable(source, model)
+            return "yes"
+
+        self._checkpoints.remember(source, what, usable)
 
     def _usable(self, source: Path, model: nn.Module) -> weights.State:
         """The tensors of a checkpoint under this model's names.
