@@ -529,6 +529,20 @@ def test_a_half_downloaded_checkpoint_is_refused_before_loading(
             backend.load(entry)
 
 
+def test_a_checkpoint_is_looked_through_once_until_it_changes(
+    backend: OpenClip, small: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = saved(small, tmp_path / "weights.safetensors")
+    assert entry.checkpoint is not None
+    size = backend.check(entry)
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.backends.weights.read", None)
+        assert backend.check(entry) == size
+    entry.checkpoint.write_bytes(entry.checkpoint.read_bytes()[:1000])
+    with pytest.raises(BadCheckpoint, match="truncated or corrupt"):
+        backend.check(entry)
+
+
 def test_weights_of_another_architecture_name_the_first_tensors_that_differ(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
