@@ -203,8 +203,9 @@ class Turns:
         if group.suspects:
             batch = group.suspects.pop()
         else:
-            most = self._most(group, group.ready[0].call, now)
-            batch = [group.ready.popleft() for _ in range(min(most, len(group.ready)))]
+            call = group.ready[0].call
+            rows = _even(len(group.ready), call.traits.brief, self._most(group, call, now))
+            batch = [group.ready.popleft() for _ in range(rows)]
         if batch[0].call.priority is Priority.BULK:
             self._bulk_turn_at = now
         self._running[id(batch[0].call.model)] += 1
@@ -297,6 +298,18 @@ class Turns:
     def _forget_empty(self) -> None:
         """A group keeps its rows' model alive; an unloaded one must not stay in memory."""
         self._groups = {key: group for key, group in self._groups.items() if not group.is_empty}
+
+
+def _even(ready: int, brief: int, most: int) -> int:
+    """How many of the rows that are ready run together, `most` at the most.
+
+    Between a brief batch and a full one only doublings of a brief one: on a CPU oneDNN compiles
+    kernels for every number of rows that it meets, and keeps them: with AMX, pictures through
+    ViT-B-32 in one more number take 2 to 20 MB and a tenth of a second.
+    """
+    if brief < ready < most:
+        return brief << (ready // brief).bit_length() - 1
+    return min(ready, most)
 
 
 def _first_ready(group: Group) -> Row:

@@ -125,6 +125,21 @@ def test_bulk_runs_in_brief_batches_while_somebody_asks_for_single_answers() -> 
     assert len(bench.run(1.1 + PRESENT_S)) == BATCH
 
 
+@pytest.mark.parametrize(
+    ("ready", "batches"),
+    [(2, [2]), (3, [2, 1]), (5, [4, 1]), (7, [4, 2, 1]), (9, [8, 1]), (11, [11]), (12, [11, 1])],
+)
+def test_there_are_few_sizes_of_batches_between_a_brief_one_and_a_full_one(
+    ready: int, batches: list[int]
+) -> None:
+    bench, model = Bench(), StandIn(brief=2)
+    bench.limit = 11
+    for _ in range(ready):
+        bench.call(1, model=model)
+    bench.prepare()
+    assert [len(bench.run(0)) for _ in batches] == batches
+
+
 def test_interactive_batches_are_never_cut_short() -> None:
     bench, model = Bench(), StandIn(brief=2)
     for _ in range(BATCH):
