@@ -1,11 +1,13 @@
 """How many processor cores this process may use."""
 
 import os
+import sys
 from math import ceil
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_native_id
 
 MOST_DECODE_THREADS = 64
+ASIDE = 5  # niceness: a third of what others get where there is not enough for all
 
 
 class Busy:
@@ -48,6 +50,17 @@ def available(*, root: Path = Path("/")) -> int:
 def decode_threads() -> int:
     """One per core: decoders hold a core, and fill in where the forward pass leaves one idle."""
     return min(available(), MOST_DECODE_THREADS)
+
+
+def step_aside() -> None:
+    """Lets the process' other threads go first, where threads have priorities of their own.
+
+    Decoders that do beside runners of models: 3 to 5 % more pictures, and a text beside them waits
+    a tenth less.
+    """
+    if sys.platform == "linux":
+        this = os.PRIO_PROCESS, get_native_id()
+        os.setpriority(*this, min(19, os.getpriority(*this) + ASIDE))
 
 
 def _share(cgroup: Path) -> float | None:

@@ -1,9 +1,12 @@
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from worker.processors import available
+from worker.processors import ASIDE, available, step_aside
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +35,15 @@ def test_a_container_gets_no_more_cores_than_its_share(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert available(root=tmp_path) == cores
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+def test_only_the_thread_that_asks_steps_aside() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(step_aside).result()
+        assert pool.submit(priority).result() == min(19, before + ASIDE)
+    assert priority() == before

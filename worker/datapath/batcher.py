@@ -27,6 +27,7 @@ from api_client.wire.errors import (
 )
 from api_client.wire.messages import Kind, Priority
 
+from .. import processors
 from ..backends.base import Model, Prepared, PreparedText
 from .outcomes import Known, Outcome, failure, normalised
 from .pace import Pace
@@ -138,10 +139,10 @@ class Batcher:
         self._to_prepare = threading.Condition(lock)
         self._to_run = threading.Condition(lock)
         self._threads = [
-            threading.Thread(target=self._work, args=(step,), name=name, daemon=True)
-            for step, name in [
-                *((partial(self._step_runner, n), f"run-{n}") for n in range(runners)),
-                *((self._step_decoder, f"decode-{n}") for n in range(decode_threads)),
+            threading.Thread(target=work, name=name, daemon=True)
+            for work, name in [
+                *((partial(self._run, n), f"run-{n}") for n in range(runners)),
+                *((self._decode, f"decode-{n}") for n in range(decode_threads)),
             ]
         ]
         for thread in self._threads:
@@ -265,9 +266,15 @@ class Batcher:
         if by_itself:
             self._prepare(rows)
 
-    def _work(self, step: Callable[[], bool]) -> None:
-        # Each step is a function of its own, so that an idle thread's frame holds no model.
-        while step():
+    # Each step is a function of its own, so that an idle thread's frame holds no model.
+
+    def _run(self, number: int) -> None:
+        while self._step_runner(number):
+            pass
+
+    def _decode(self) -> None:
+        processors.step_aside()
+        while self._step_decoder():
             pass
 
     def _step_decoder(self) -> bool:
