@@ -138,12 +138,12 @@ class Batcher:
         lock = threading.Lock()
         self._to_prepare = threading.Condition(lock)
         self._to_run = threading.Condition(lock)
+        work: dict[str, Callable[[], None]] = {
+            **{f"run-{n}": partial(self._run, n) for n in range(runners)},
+            **{f"decode-{n}": self._decode for n in range(decode_threads)},
+        }
         self._threads = [
-            threading.Thread(target=work, name=name, daemon=True)
-            for work, name in [
-                *((partial(self._run, n), f"run-{n}") for n in range(runners)),
-                *((self._decode, f"decode-{n}") for n in range(decode_threads)),
-            ]
+            threading.Thread(target=target, name=name, daemon=True) for name, target in work.items()
         ]
         for thread in self._threads:
             thread.start()
