@@ -230,8 +230,8 @@ GUARDS = [
     (SUSPECTS, ">= TWICE", ">= 99", "worker/delivery/test_suspects.py -k condemned"),
     (
         SUSPECTS,
-        "if not _is_alive(process, seen[process])",
-        "",
+        " or not _is_alive(process, seen[process])",
+        " or True",
         "worker/delivery/test_suspects.py -k first_worker_lives",
     ),
     (
@@ -357,7 +357,7 @@ GUARDS = [
     ),
     (
         TRANSPORT,
-        "    BaseParser.EXCEPTION_CLASSES.update(dict.fromkeys(NO_WRITES, TakesNoWrites))\n",
+        "    BaseParser.EXCEPTION_CLASSES.update(dict.fromkeys(broker.NO_WRITES, TakesNoWrites))\n",
         "",
         "flow/test_kill_matrix.py -k no_writes",
     ),

@@ -15,7 +15,6 @@ from tests.chaos.world import World
 EVERY_S = 10.0
 MIB = 2**20
 JOBS_KEPT = b":job"  # a month of every job, by design; each is a kilobyte
-ANSWER = b":answer:"  # as many as calls in the last minute
 
 # What one hour may add. Slopes below are noise that nobody would mind in a month of restarts.
 BOUNDS = {
@@ -81,7 +80,8 @@ class Sampler:
     def _redis(self, now: float) -> None:
         store = self._world.store
         keys = [key for key in store.scan_iter(count=1000) if JOBS_KEPT not in key]
-        answers = [key for key in keys if ANSWER in key]
+        answer = self._world.keys.answer("").encode()
+        answers = [key for key in keys if key.startswith(answer)]  # as many as calls lately
         with store.pipeline(transaction=False) as pipe:
             for key in answers:
                 pipe.ttl(key)
