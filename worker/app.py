@@ -39,8 +39,8 @@ INTERACTIVE_TASKS = 32
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-# glibc deals its threads up to eight heaps a core, and none finds what is free in another. So much
-# is allocated by one thread and freed by the next here that two for all take less.
+# glibc deals its threads up to eight heaps a core, and none finds what is free in another. Two for
+# all bound what lies free here and there.
 M_ARENA_MAX, HEAPS = -8, 2
 if sys.platform == "linux":
     getattr(ctypes.CDLL(None), "mallopt", max)(M_ARENA_MAX, HEAPS)  # musl has none

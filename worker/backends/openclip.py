@@ -140,15 +140,16 @@ class OpenClip:
 
     def _require_usable(self, source: Path, model: nn.Module) -> None:
         """As `_usable`, but each version of a file is read once only."""
-        if not source.is_file():
-            self._usable(source, model)
         what = f"usable as {weights.layout(model.state_dict())}"
 
         def usable() -> str:
             self._usable(source, model)
             return "yes"
 
-        self._checkpoints.remember(source, what, usable)
+        try:
+            self._checkpoints.remember(source, what, usable)
+        except OSError:
+            self._usable(source, model)  # says what is wrong with the file
 
     def _usable(self, source: Path, model: nn.Module) -> weights.State:
         """The tensors of a checkpoint under this model's names.

@@ -304,7 +304,7 @@ def _even(ready: int, brief: int, most: int) -> int:
     """How many of the rows that are ready run together, `most` at the most.
 
     Between a brief batch and a full one only doublings of a brief one: on a CPU oneDNN compiles
-    kernels for every number of rows that it meets, and keeps them: with AMX, pictures through
+    kernels for every number of rows that it meets, and keeps them. With AMX, pictures through
     ViT-B-32 in one more number take 2 to 20 MB and a tenth of a second.
     """
     if brief < ready < most:

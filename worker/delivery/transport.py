@@ -9,9 +9,8 @@ What is held is read off the channel's own list of unacknowledged messages each 
 that are requeued, restored or carried over to a new connection are counted right.
 
 Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritten below),
-`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the
-client's `_prefix_args`, `QoS._delivered` and `_dirty`; with redis-py 8.1.0: the parser's
-`EXCEPTION_CLASSES`.
+`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the client's `_prefix_args`,
+`QoS._delivered` and `_dirty`; with redis-py 8.1.0: the parser's `EXCEPTION_CLASSES`.
 """
 
 from collections.abc import Sequence
