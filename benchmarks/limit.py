@@ -17,14 +17,16 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
+
+from worker.datapath import decoding
 
 from . import fixtures
 
 BATCH = 32
 EDGE = 224
+LIMITS = decoding.Limits(pixels=10**8, scales=True)
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 Embed = Callable[[Sequence[Path]], NDArray[np.float32]]
@@ -121,8 +123,7 @@ def _ahead(
 
 def decode(file: Path) -> NDArray[np.uint8]:
     """(224, 224, 3), decoded at 1.5 times that or more, then as open_clip resizes and crops."""
-    image = Image.open(file)
-    image.draft("RGB", (EDGE * 3 // 2, EDGE * 3 // 2))
+    image = decoding.decode(file.read_bytes(), name=file.name, near=EDGE, limits=LIMITS)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     size = [EDGE * length // min(image.size) for length in reversed(image.size)]
     small = interpolate(pixels, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -12,10 +12,12 @@ import warnings
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable, ItemError
 
 from ..extent import set_extent
+from . import jpeg
 
 # What Pillow may try. Formats that run other programs or carry scripts (EPS, PDF, WMF) stay out.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -31,11 +33,6 @@ SPARE = 1.5
 # A progressive JPEG is coded in passes over the whole picture, usually ten, at about 3 ns a pixel
 # each. Sixty bytes make another pass, so a file within the limits could ask for days.
 PASSES = 20
-
-_START_OF_SCAN = b"\xff\xda"
-_SCAN = 0xDA
-_SEQUENTIAL = frozenset({0xC0, 0xC1})  # frames in Huffman code, as nearly all are
-_TABLES_AND_TEXTS = frozenset({0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +65,8 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
             raise ImageUnreadable(f"{name} is a PPM in plain text; write it in binary")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _refuse_large(image, data, name, limits)
-        extent = _shrunk(image, near) if limits.scales and near else image.size
-        image.load()
-        set_extent(image, extent)
+        least = math.ceil(SPARE * near) if limits.scales and near else None
+        return _loaded(image, data, least)
     except ItemError:
         raise
     except UnidentifiedImageError:
@@ -79,7 +75,6 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
         raise ImageTooLarge(f"{name} does not fit into memory") from None
     except Exception as error:  # a decoder given hostile bytes may raise anything
         raise ImageUnreadable(f"{name} cannot be decoded: {error}") from None
-    return image
 
 
 def _refuse_large(image: Image.Image, data: bytes, name: str, limits: Limits) -> None:
@@ -88,41 +83,23 @@ def _refuse_large(image: Image.Image, data: bytes, name: str, limits: Limits) ->
         raise ImageTooLarge(
             f"{name} is {image.width}x{image.height}, more than {limits.pixels} pixels"
         )
-    if _is_jpeg(image) and _passes(data) * pixels > PASSES * limits.pixels:
+    if isinstance(image, JpegImageFile) and jpeg.passes(data) * pixels > PASSES * limits.pixels:
         raise ImageTooLarge(f"{name} is coded in too many passes for its size")
 
 
-def _passes(data: bytes) -> int:
-    """The most scans of a JPEG that its decoder may go through.
-
-    A sequential one whose first scan has all its components has no other: libjpeg stops there. All
-    the rest is counted, which takes a fifteenth of the time of decoding.
-    """
-    at, components = 2, None
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker == _SCAN and data[at + 4] == components:
-            return 1
-        if marker in _SEQUENTIAL:
-            components = data[at + 9]
-        elif marker not in _TABLES_AND_TEXTS:
-            break
-        at += 2 + length
-    return data.count(_START_OF_SCAN)
-
-
-def _is_jpeg(image: Image.Image) -> bool:
-    return image.format in ("JPEG", "MPO")
-
-
-def _shrunk(image: Image.Image, near: int) -> tuple[float, float]:
-    """Has a JPEG decoded at a half, a quarter or an eighth of its size; what that leaves of it.
+def _loaded(image: Image.Image, data: bytes, least: int | None) -> Image.Image:
+    """The picture, of which a JPEG may be a half, a quarter or an eighth, no edge below `least`.
 
     Other fractions take longer than the whole picture: libjpeg-turbo has no vector code for them.
     """
-    if _is_jpeg(image):
-        least = math.ceil(SPARE * near)
+    extent: tuple[float, float] = image.size
+    if least and isinstance(image, JpegImageFile):
+        if min(image.size) >= jpeg.BLOCK * least and (small := jpeg.eighth(image, data)):
+            set_extent(small, (image.width / jpeg.BLOCK, image.height / jpeg.BLOCK))
+            return small
         if drafted := image.draft(None, (least, least)):
             _, (_, _, width, height) = drafted
-            return width, height
-    return image.size
+            extent = width, height
+    image.load()
+    set_extent(image, extent)
+    return image

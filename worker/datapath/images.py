@@ -1,6 +1,7 @@
 """References to pictures, with limits on where they lie and how large they are."""
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,12 @@ from api_client.wire.messages import BlobRef, ImageRef, PathRef, UrlRef
 
 from ..processors import DECODING
 from ..settings import WorkerSettings
-from . import decoding
+from . import decoding, native
 from .decoders import Decoders
 from .stores import Stores
 from .web import PORTS, Web
+
+log = logging.getLogger(__name__)
 
 
 class ImageReader:
@@ -57,6 +60,11 @@ class ImageReader:
                 timeout_s=settings.image_url_timeout_s,
             )
         decoding.set_up()
+        if self._limits.scales and native.library() is None:
+            log.warning(
+                "large JPEGs take twice as long: where there is a C compiler, "
+                "`python -m worker.datapath.native` helps"
+            )
 
     def close(self) -> None:
         """Ends its decoding processes, if it has some."""
