@@ -15,7 +15,9 @@ from .base import PreparedText
 from .recipes import Tokenizer
 
 MAX_KNOWN_WORDS = 100_000  # open_clip's tokenizer remembers every word it ever saw
-STEP = 8  # lengths are rounded up to this, so that few shapes occur
+# Lengths are rounded up to these, so that few shapes occur. With steps of 8 from the start, the ten
+# tokens of a short query in float32 would take 21 ms in the place of 15.
+SHORT, SHORT_STEP, STEP = 16, 2, 8
 
 
 class Tokens:
@@ -60,7 +62,8 @@ class TextTower:
         model = self._model
         if self._causal is not None:
             longest = int(tokens.argmax(axis=1).max()) + 1  # end-of-text has the highest id
-            length = min(-(-longest // STEP) * STEP, tokens.shape[1])
+            step = SHORT_STEP if longest <= SHORT else STEP
+            length = min(-(-longest // step) * step, tokens.shape[1])
             tokens = tokens[:, :length]
             model = _shortened(model, self._causal, length)
         rows: Tensor = model.encode_text(torch.from_numpy(tokens).to(device), normalize=False)

@@ -51,6 +51,7 @@ class Call:
         caller: whose it is, for the trace.
         outcomes: one per item; None until it is settled.
         left: items that are not settled.
+        unprepared: items that wait to be prepared, or are being prepared.
         gone: why nobody waits for it any more; its items are dropped.
         done: set when every item is settled.
     """
@@ -70,6 +71,7 @@ class Call:
     traits: Traits = field(init=False)
     outcomes: list[Outcome | None] = field(init=False)
     left: int = field(init=False)
+    unprepared: int = field(init=False)
     gone: ClipyardError | None = None
     truncated: list[int] = field(default_factory=list)
     decode: Span = field(default_factory=Span)
@@ -78,7 +80,7 @@ class Call:
 
     def __post_init__(self) -> None:
         self.traits = self.model.traits
-        self.left = len(self.items)
+        self.left = self.unprepared = len(self.items)
         self.outcomes = [None] * self.left
 
     @property
@@ -126,6 +128,16 @@ class Group:
     def has_ready(self) -> bool:
         return bool(self.ready or self.suspects)
 
+    @property
+    def in_sight(self) -> int:
+        """Rows that are ready, or will be."""
+        return len(self.waiting) + self.preparing + len(self.ready)
+
+    @property
+    def has_whole_call(self) -> bool:
+        """Some call waits for nothing but its turn to run."""
+        return any(not row.call.unprepared for row in self.ready)
+
     def is_full(self, rows: int) -> bool:
         """Waiting would not make the next batch larger, which may have so many."""
         more = self.waiting or self.preparing
@@ -143,7 +155,10 @@ class Turns:
     """Interactive before bulk, older calls before younger ones, bulk in full batches.
 
     Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run.
-    A bulk batch waits until it is full or nothing more of its group is on the way. Of each group
+    A bulk batch waits until it is full or nothing more of its group is on the way. An interactive
+    one runs as soon as some call can be answered; but one beside another of its group, on a CPU,
+    only once it holds a thread's share of what is in sight: a row that runs alone takes as long as
+    five that run together, from the cores that prepare the others. Of each group
     one batch more is prepared ahead than can run at once, so memory stays bounded however much is
     queued. No model runs in more threads than it allows. For `PRESENT_S` after an interactive call
     bulk batches are the `brief` ones of their model, as the next call would have to wait for one.
@@ -158,7 +173,7 @@ class Turns:
         self._bulk_turn_at = -inf
         self._interactive_at = -inf
         self._groups: dict[_Key, Group] = {}
-        self._running: Counter[int] = Counter()  # batches, by the identity of their model
+        self._running: Counter[_Key] = Counter()  # batches
 
     def add(self, call: Call) -> None:
         """Queue every item of a call to be prepared."""
@@ -183,14 +198,18 @@ class Turns:
 
     def prepared(self, row: Row) -> None:
         """A row that was being prepared can run."""
-        group = self._group(row.call)
-        group.preparing -= 1
-        group.ready.append(row)
+        self._end_preparation(row).ready.append(row)
 
     def abandoned(self, row: Row) -> None:
         """A row that was being prepared never will be."""
-        self._group(row.call).preparing -= 1
+        self._end_preparation(row)
         self._forget_empty()
+
+    def _end_preparation(self, row: Row) -> Group:
+        group = self._group(row.call)
+        group.preparing -= 1
+        row.call.unprepared -= 1
+        return group
 
     def next_batch(self, now: float) -> list[Row]:
         """The rows of the next forward pass, all of one group; empty when there is none yet.
@@ -208,7 +227,7 @@ class Turns:
             batch = [group.ready.popleft() for _ in range(rows)]
         if batch[0].call.priority is Priority.BULK:
             self._bulk_turn_at = now
-        self._running[id(batch[0].call.model)] += 1
+        self._running[batch[0].call.group] += 1
         self._forget_empty()
         return batch
 
@@ -221,10 +240,10 @@ class Turns:
 
     def ended(self, batch: list[Row]) -> None:
         """A batch does not run any more, whatever came of it."""
-        model = id(batch[0].call.model)
-        self._running[model] -= 1
-        if not self._running[model]:
-            del self._running[model]
+        key = batch[0].call.group
+        self._running[key] -= 1
+        if not self._running[key]:
+            del self._running[key]
 
     def return_to_front(self, batch: list[Row]) -> None:
         """A batch did not fit: its rows go first again, in batches of what the limit is now."""
@@ -275,9 +294,17 @@ class Turns:
         if not group.has_ready:
             return False
         call = _first_ready(group).call
-        if priority is Priority.BULK and not group.is_full(self._most(group, call, now)):
+        parallel = call.traits.parallel
+        if (
+            sum(n for (model, *_), n in self._running.items() if model == id(call.model))
+            >= parallel
+        ):
             return False
-        return self._running[id(call.model)] < call.traits.parallel
+        if priority is Priority.BULK:
+            return group.is_full(self._most(group, call, now))
+        share = min(max(group.in_sight // parallel, call.traits.brief), group.limit)
+        at_once = call.group not in self._running and group.has_whole_call
+        return at_once or group.is_full(share)
 
     def _first(
         self,

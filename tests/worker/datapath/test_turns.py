@@ -211,13 +211,64 @@ def test_a_bulk_batch_does_not_wait_when_nothing_more_is_on_the_way() -> None:
     assert of(bench.run(0)) == [(1, 0)]
 
 
-def test_interactive_rows_do_not_wait_for_a_full_batch() -> None:
-    bench = Bench()
-    bench.call(2)
+def prepare_one(bench: Bench) -> None:
     row = bench.turns.next_to_prepare(0)
     assert row is not None
     bench.turns.prepared(row)
-    assert of(bench.run(0)) == [(1, 0)]
+
+
+def test_an_interactive_batch_runs_as_soon_as_some_call_can_be_answered() -> None:
+    bench = Bench()
+    bench.call(2)
+    bench.call(3)
+    prepare_one(bench)
+    assert bench.run() == []
+    prepare_one(bench)
+    assert of(bench.run()) == [(1, 0), (1, 1)]
+
+
+def test_an_interactive_call_of_many_rows_is_shared_among_the_threads() -> None:
+    bench = Bench()
+    bench.limit = 32
+    bench.model = StandIn(parallel=2, brief=2)
+    bench.call(6)
+    for _ in range(3):
+        assert bench.turns.next_batch(0) == []
+        prepare_one(bench)
+    assert of(bench.turns.next_batch(0)) == [(1, 0), (1, 1)]
+    prepare_one(bench)
+    assert of(bench.turns.next_batch(0)) == [(1, 2), (1, 3)]
+
+
+def test_beside_another_an_interactive_batch_waits_for_a_share_of_what_is_in_sight() -> None:
+    bench = Bench()
+    bench.model = StandIn(parallel=2, brief=2)
+    for _ in range(5):
+        bench.call(1)
+    prepare_one(bench)
+    first = bench.turns.next_batch(0)
+    assert of(first) == [(1, 0)]
+    prepare_one(bench)
+    assert bench.turns.next_batch(0) == []
+    prepare_one(bench)
+    assert of(bench.turns.next_batch(0)) == [(2, 0), (3, 0)]
+    prepare_one(bench)
+    bench.turns.ended(first)
+    assert bench.turns.next_batch(0) == []  # the other one still runs
+    prepare_one(bench)
+    assert of(bench.turns.next_batch(0)) == [(4, 0), (5, 0)]
+
+
+def test_an_interactive_batch_does_not_wait_beside_bulk() -> None:
+    bench = Bench()
+    bench.model = StandIn(parallel=2, brief=2)
+    bench.call(BATCH, priority=Priority.BULK)
+    bench.prepare()
+    assert bench.turns.next_batch(0)
+    bench.call(1)
+    bench.call(1)
+    prepare_one(bench)
+    assert of(bench.turns.next_batch(0)) == [(2, 0)]
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
