@@ -8,17 +8,28 @@ Contestant = Callable[[], int]  # does its work and says how many items that wer
 Speeds = dict[str, list[float]]  # of each contestant, in each round
 
 
-def per_second(contestants: Mapping[str, Contestant], *, within_s: float) -> Speeds:
-    """Items per second. A first round is not counted; then as many as fit, and one at least."""
-    rounds: list[dict[str, float]] = []
+def per_second(
+    contestants: Mapping[str, Contestant],
+    *,
+    within_s: float,
+    warm_ups: Mapping[str, Contestant] | None = None,
+) -> Speeds:
+    """Items per second, in as many rounds as fit, and one at least.
+
+    Before them comes a round that is not counted, of the same or of less.
+    """
     begun = time.perf_counter()
-    while len(rounds) < 2 or _now_and_once_more(begun, len(rounds)) <= within_s:
+    for work in (warm_ups or contestants).values():
+        work()
+    rounds: list[dict[str, float]] = []
+    first = time.perf_counter()
+    while not rounds or _with_one_more(first, len(rounds)) <= within_s - (first - begun):
         rounds.append({name: _speed(work) for name, work in contestants.items()})
-    return {name: [speeds[name] for speeds in rounds[1:]] for name in contestants}
+    return {name: [speeds[name] for speeds in rounds] for name in contestants}
 
 
-def _now_and_once_more(begun: float, rounds: int) -> float:
-    return (time.perf_counter() - begun) * (rounds + 1) / rounds
+def _with_one_more(first: float, rounds: int) -> float:
+    return (time.perf_counter() - first) * (rounds + 1) / rounds
 
 
 def _speed(work: Contestant) -> float:
