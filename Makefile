@@ -27,7 +27,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks all
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out worker/datapath/eighth-*.so
 
 # uv resolves and installs the pinned set in seconds where pip takes minutes.
 $(READY): pyproject.toml constraints.txt worker/datapath/eighth.c

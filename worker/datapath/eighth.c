@@ -5,7 +5,7 @@
  * several of them at once. libjpeg-turbo, which decodes them one by one, takes over twice as long.
  *
  * The bytes may be anybody's. What is read stays below the end of `work`, as no block takes more
- * than BLOCK_BYTES and every block begins before the end of the scan; what is written has its place
+ * than BLOCK_BYTES and none begins later than the bytes read ahead; what is written has its place
  * before the first byte is read. Whatever is odd ends with 0, and somebody else decodes the picture.
  */
 
