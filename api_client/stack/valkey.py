@@ -24,7 +24,8 @@ START_WITHIN_S = 60.0  # a long append-only file takes its time to load
 _PORT_TRIES = 5
 _POLL_S = 0.02
 
-# Saying nothing of `save` would keep the default snapshots beside the append-only file.
+# Saying nothing of `save` would keep the default snapshots beside the append-only file. That is
+# written anew after so much at the earliest: pictures sent by value come and go by the gigabyte.
 _CONFIG = """\
 bind 127.0.0.1
 port {port}
@@ -32,6 +33,7 @@ requirepass {password}
 dir ./
 appendonly yes
 appendfsync everysec
+auto-aof-rewrite-min-size 512mb
 save ""
 maxmemory-policy noeviction
 """
