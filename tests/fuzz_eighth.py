@@ -38,7 +38,7 @@ def run(files: int, *, timeout_s: float) -> subprocess.CompletedProcess[str]:
         if trouble := native.compile_to(library, *SANITIZERS):
             raise NoSanitizers(trouble)
         runtime = subprocess.run(
-            [os.environ.get("CC", "cc"), "-print-file-name=libasan.so"],
+            [*native.compiler(), "-print-file-name=libasan.so"],
             capture_output=True,
             text=True,
             check=True,

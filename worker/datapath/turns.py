@@ -158,10 +158,10 @@ class Turns:
     A bulk batch waits until it is full or nothing more of its group is on the way. An interactive
     one runs as soon as some call can be answered; but one beside another of its group, on a CPU,
     only once it holds a thread's share of what is in sight: a row that runs alone takes as long as
-    five that run together, from the cores that prepare the others. Of each group
-    one batch more is prepared ahead than can run at once, so memory stays bounded however much is
-    queued. No model runs in more threads than it allows. For `PRESENT_S` after an interactive call
-    bulk batches are the `brief` ones of their model, as the next call would have to wait for one.
+    five that run together, from the cores that prepare the others. Of each group one batch more is
+    prepared ahead than can run at once, so memory stays bounded however much is queued. No model
+    runs in more threads than it allows. For `PRESENT_S` after an interactive call bulk batches are
+    the `brief` ones of their model, as the next call would have to wait for one.
 
     Args:
         limit: the most rows of a forward pass for this call's model and kind, as known now.
@@ -295,10 +295,8 @@ class Turns:
             return False
         call = _first_ready(group).call
         parallel = call.traits.parallel
-        if (
-            sum(n for (model, *_), n in self._running.items() if model == id(call.model))
-            >= parallel
-        ):
+        at_work = sum(n for (model, *_), n in self._running.items() if model == id(call.model))
+        if at_work >= parallel:
             return False
         if priority is Priority.BULK:
             return group.is_full(self._most(group, call, now))

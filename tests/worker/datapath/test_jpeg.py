@@ -1,7 +1,6 @@
 """Our decoder to an eighth, beside libjpeg-turbo's."""
 
 import io
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from tests import fuzz_eighth
 from worker.datapath import decoding, jpeg, native
 from worker.datapath.decoding import Limits
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which(os.environ.get("CC", "cc")), reason="no C compiler"
-)
+pytestmark = pytest.mark.skipif(not shutil.which(native.compiler()[0]), reason="no C compiler")
 
 PHOTO = Image.fromarray(data.astronaut())  # 512x512
 
@@ -125,6 +122,11 @@ def test_without_a_compiler_pillow_decodes_everything(
     assert eighth(content) is None
     decoded = decoding.decode(content, name="", near=32, limits=Limits(pixels=10**6, scales=True))
     assert np.array_equal(levels(decoded), levels(libjpeg(content)))
+
+
+def test_a_strict_compiler_has_nothing_to_say(tmp_path: Path) -> None:
+    strict = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
+    assert native.compile_to(tmp_path / "eighth.so", *strict) is None
 
 
 def test_what_the_compiler_says_is_told(tmp_path: Path) -> None:
