@@ -11,6 +11,7 @@ import redis
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Connection, Exchange, Queue
+from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
@@ -66,15 +67,30 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no ty
     Channel = Channel
 
 
-class _Connection(Connection):  # type: ignore[misc]  # kombu has no types
-    """Over our transport, and soon again.
-
-    kombu's own pauses grow to half a minute, and Redis is back long before.
-    """
+class _OverOurs:
+    """A connection over the transport above, where kombu would take its own."""
 
     def get_transport_cls(self) -> Any:
-        kind = super().get_transport_cls()
+        kind = super().get_transport_cls()  # type: ignore[misc]  # mixed into kombu's
         return Transport if kind is kombu_redis.Transport else kind
+
+
+class _Pooled(_OverOurs, PooledConnection):  # type: ignore[misc]  # kombu has no types
+    """What a client sends through."""
+
+
+class _Pool(ConnectionPool):  # type: ignore[misc]  # kombu has no types
+    """kombu's own would make connections of its own."""
+
+    def new(self) -> _Pooled:
+        return _Pooled(self, **self.connection.info())
+
+
+class _Connection(_OverOurs, Connection):  # type: ignore[misc]  # kombu has no types
+    """Soon back: kombu's own pauses grow to half a minute, and Redis is back long before."""
+
+    def Pool(self, limit: int | None = None, **options: Any) -> _Pool:  # noqa: N802  # kombu's name
+        return _Pool(self, limit, **options)
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         return super().ensure_connection(*args, **{**_RECONNECT, **options})

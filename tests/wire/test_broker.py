@@ -24,11 +24,14 @@ def test_every_app_talks_over_our_transport(scheme: str) -> None:
     app = celery_app(Settings.read(redis_url=f"{scheme}://127.0.0.1:1"))
     with app.connection_for_write() as connection:
         assert connection.get_transport_cls() is Transport
+    with app.pool.acquire() as pooled:
+        assert pooled.get_transport_cls() is Transport
 
 
 def test_a_channel_makes_its_client_once(valkey_url: str) -> None:
     app = celery_app(Settings.read(redis_url=valkey_url))
-    with app.connection_for_write() as connection, connection.channel() as channel:
+    with app.producer_or_acquire() as producer:
+        channel = producer.channel
         with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
             assert first is second
         channel._pool = channel._get_pool()  # as after a lost connection
