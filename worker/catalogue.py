@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from api_client.wire.messages import CatalogueEntry, Kind
 
 BUILT_IN = Path(__file__).with_name("catalogue.toml")
 SUGGESTIONS = 5
+DESCRIBED_KEPT = 1024  # a family may describe any id, a mistyped one too
 
 AtRest = Literal["int8"]
 
@@ -93,13 +95,15 @@ class Catalogue:
 
     Args:
         entries: of the files, later ones win.
-        describe: asked in turn for ids that no file lists.
+        describe: asked in turn for ids that no file lists; of one that was described once, never
+            again, for every request looks its model up.
     """
 
     def __init__(self, entries: Iterable[Entry], *, describe: Iterable[Describe] = ()) -> None:
         self._entries = {entry.id: entry for entry in entries}
         self._aliases = {a: entry.id for entry in self._entries.values() for a in entry.aliases}
         self._describe = tuple(describe)
+        self._described = lru_cache(DESCRIBED_KEPT)(self._first_description)
 
     @classmethod
     def read(cls, *files: Path, describe: Iterable[Describe] = ()) -> "Catalogue":
@@ -112,14 +116,15 @@ class Catalogue:
 
     def __getitem__(self, model_id: str) -> Entry:
         known = self._aliases.get(model_id, model_id)
-        if known in self._entries:
-            return self._entries[known]
+        return self._entries.get(known) or self._described(known)
+
+    def _first_description(self, known: str) -> Entry:
         for describe in self._describe:
             if (entry := describe(known)) is not None:
                 return entry
         near = get_close_matches(known, [*self._entries, *self._aliases], SUGGESTIONS, cutoff=0.4)
         hint = f"nearest are {', '.join(near)}" if near else f"known are {', '.join(self._entries)}"
-        raise UnknownModel(f"no model {model_id!r}; {hint}")
+        raise UnknownModel(f"no model {known!r}; {hint}")
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())

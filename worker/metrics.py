@@ -40,25 +40,25 @@ class Meter:
     ) -> None:
         """A request has its answer."""
         code = outcome.code if isinstance(outcome, ClipyardError) else OK
-        self._meters[metrics.REQUESTS].labels(task, code).inc()
+        self._meters.of(metrics.REQUESTS, task, code).inc()
         if isinstance(outcome, tuple):
             self._embedded(outcome[0], encode_s)
 
     def _embedded(self, answer: Embedded, encode_s: float) -> None:
-        items, stages = self._meters[metrics.ITEMS], self._meters[metrics.STAGE_S]
-        items.labels(answer.model, OK).inc(answer.items - len(answer.failures))
+        meter, model = self._meters.of, answer.model
+        meter(metrics.ITEMS, model, OK).inc(answer.items - len(answer.failures))
         for failure in answer.failures.values():
-            items.labels(answer.model, failure.code).inc()
+            meter(metrics.ITEMS, model, failure.code).inc()
         spans = {**answer.timings.model_dump(), "encode_s": encode_s}
         for name, seconds in spans.items():
-            stages.labels(name.removesuffix("_s"), answer.model).observe(seconds)
+            meter(metrics.STAGE_S, name.removesuffix("_s"), model).observe(seconds)
         found = "hit" if answer.timings.load_s < HIT_S else "miss"
-        self._meters[metrics.LEASES_TAKEN].labels(answer.model, found).inc()
+        meter(metrics.LEASES_TAKEN, model, found).inc()
 
     def looked_up(self, model: str, *, hits: int, misses: int) -> None:
         """Items were looked for among the vectors that are kept."""
-        self._meters[metrics.CACHE_LOOKUPS].labels(model, "hit").inc(hits)
-        self._meters[metrics.CACHE_LOOKUPS].labels(model, "miss").inc(misses)
+        self._meters.of(metrics.CACHE_LOOKUPS, model, "hit").inc(hits)
+        self._meters.of(metrics.CACHE_LOOKUPS, model, "miss").inc(misses)
 
     def chunk(
         self, model: str, *, done: int, failures: Iterable[str], stages: Mapping[str, float]
@@ -70,35 +70,32 @@ class Meter:
             failures: the codes of the others.
             stages: name, ending in `_s` -> seconds.
         """
-        items = self._meters[metrics.JOB_ITEMS]
-        items.labels(model, OK).inc(done)
+        self._meters.of(metrics.JOB_ITEMS, model, OK).inc(done)
         for code in failures:
-            items.labels(model, code).inc()
+            self._meters.of(metrics.JOB_ITEMS, model, code).inc()
         for name, seconds in stages.items():
             stage = name.removesuffix("_s")
-            self._meters[metrics.JOB_STAGE_S].labels(stage, model).observe(seconds)
+            self._meters.of(metrics.JOB_STAGE_S, stage, model).observe(seconds)
 
     def ran(self, kind: Kind, rows: int, outcome: str) -> None:
         """A forward pass has ended."""
-        self._meters[metrics.BATCHES].labels(kind.value, outcome).inc()
+        self._meters.of(metrics.BATCHES, kind.value, outcome).inc()
         if outcome == OK:
-            self._meters[metrics.BATCH_ROWS].labels(kind.value).observe(rows)
+            self._meters.of(metrics.BATCH_ROWS, kind.value).observe(rows)
 
     def happened(self, event: Event) -> None:
         """Something has happened to a model."""
         cause = CAUSES.get(event.asked_by, "request")
         if event.kind is EventKind.EVICTED:
             cause = "room"
-        self._meters[metrics.MOVES].labels(event.kind.value, cause).inc()
+        self._meters.of(metrics.MOVES, event.kind.value, cause).inc()
         if event.kind in (EventKind.LOADED, EventKind.LIFTED):
-            self._meters[metrics.LOAD_S].labels(event.kind.value, event.model).observe(
-                event.seconds
-            )
+            self._meters.of(metrics.LOAD_S, event.kind.value, event.model).observe(event.seconds)
 
     def swept(self, *, after_s: float, interval_s: float) -> None:
         """A sweep has come, so long after the one before."""
-        self._meters[metrics.SWEEPS].inc()
-        self._meters[metrics.SWEEPS_MISSED].inc(max(0, round(after_s / interval_s) - 1))
+        self._meters.of(metrics.SWEEPS).inc()
+        self._meters.of(metrics.SWEEPS_MISSED).inc(max(0, round(after_s / interval_s) - 1))
 
     def show(self, state: Collector) -> None:
         """Also answer scrapes with what this reads at that moment."""

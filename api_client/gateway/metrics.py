@@ -46,8 +46,8 @@ class Counting:
             await self._app(scope, receive, noted)
         finally:
             route = getattr(scope.get("route"), "path", OTHER)
-            self._meters[metrics.HTTP_REQUESTS].labels(route, str(status)).inc()
-            self._meters[metrics.HTTP_S].labels(route).observe(time.monotonic() - begun)
+            self._meters.of(metrics.HTTP_REQUESTS, route, str(status)).inc()
+            self._meters.of(metrics.HTTP_S, route).observe(time.monotonic() - begun)
             spans.served(method=scope["method"], route=route, status=status)
 
 

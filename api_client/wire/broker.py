@@ -89,7 +89,7 @@ class _Pool(ConnectionPool):  # type: ignore[misc]  # kombu has no types
 class _Connection(_OverOurs, Connection):  # type: ignore[misc]  # kombu has no types
     """Soon back: kombu's own pauses grow to half a minute, and Redis is back long before."""
 
-    def Pool(self, limit: int | None = None, **options: Any) -> _Pool:  # noqa: N802  # kombu's name
+    def Pool(self, limit: int | None = None, **options: Any) -> _Pool:  # kombu's name
         return _Pool(self, limit, **options)
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:

@@ -8,6 +8,7 @@ Label sets are bounded: models by the catalogue, codes by the error tree, the re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -29,7 +30,7 @@ class Side(StrEnum):
     GATEWAY = "gateway"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
     """One name. Histograms also have the series `_bucket`, `_sum` and `_count`."""
 
@@ -246,16 +247,23 @@ METRICS: tuple[Metric, ...] = tuple(one for one in list(vars().values()) if isin
 
 
 class Meters:
-    """One side's counters and histograms, in a registry of their own."""
+    """One side's counters and histograms, in a registry of their own.
+
+    Attributes:
+        of: the counter or histogram with these values of its labels. Found once: whoever waits for
+            an answer waits for its metrics, and `labels` takes longer than what it leads to.
+    """
 
     def __init__(self, side: Side) -> None:
         self.registry = CollectorRegistry()
+        self.of = cache(self._of)
         self._made = {
             one: self._make(one) for one in METRICS if one.side is side and one.kind is not _G
         }
 
-    def __getitem__(self, metric: Metric) -> Any:
-        return self._made[metric]
+    def _of(self, metric: Metric, *labels: str) -> Any:
+        made = self._made[metric]
+        return made.labels(*labels) if labels else made
 
     def _make(self, metric: Metric) -> Counter | Gauge | Histogram:
         if metric.kind is Kind.HISTOGRAM:

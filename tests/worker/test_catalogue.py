@@ -47,6 +47,20 @@ def test_a_family_may_know_models_that_no_file_lists(catalogue):
         known["x/z"]
 
 
+def test_what_is_described_is_described_once_and_what_is_not_here_may_come():
+    asked = []
+
+    def describe(name):
+        asked.append(name)
+        return Entry(name) if len(asked) > 1 else None
+
+    known = Catalogue([], describe=[describe])
+    with pytest.raises(UnknownModel):
+        known["x/y"]
+    assert known["x/y"] is known["x/y"]
+    assert asked == ["x/y", "x/y"]
+
+
 def test_a_persons_own_file_adds_and_overrides(tmp_path):
     own = tmp_path / "own.toml"
     own.write_text(
