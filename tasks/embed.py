@@ -8,7 +8,7 @@ import numpy as np
 
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, ClipyardError, SpaceMismatch
-from api_client.wire.messages import AUTO, EmbedBatch, Embedded, Failure, Kind, Timings
+from api_client.wire.messages import AUTO, BlobRef, EmbedBatch, Embedded, Failure, Kind, Timings
 from worker import runtime
 from worker.backends.base import Model
 from worker.choice import Candidate, Choice, Wish, ranked
@@ -104,7 +104,8 @@ def _embed(call: Call[EmbedBatch], model: Model, model_id: str) -> Rows:
     )
     if request.kind is Kind.TEXT:
         return embed(request.texts, model.prepare_text)
-    pictures, blobs = here.pictures(model, model_id), _blobs(call.id)
+    travelled = any(isinstance(ref, BlobRef) for ref in request.images)
+    pictures, blobs = here.pictures(model, model_id), _blobs(call.id) if travelled else {}
     rows = embed(
         range(len(request.images)), lambda i: pictures.prepare(i, request.images[i], blobs)
     )

@@ -12,11 +12,14 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Reject
 from kombu.transport import TRANSPORT_ALIASES, redis, resolve_transport
+from redis import ConnectionError, OutOfMemoryError
+from redis import from_url as client_of
 from redis._parsers.base import BaseParser
 
 from api_client.stack.valkey import PrivateValkey
 from api_client.wire import names
 from api_client.wire.broker import celery_app
+from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from worker.delivery.transport import Channel, Transport, priorities, use
 
@@ -60,6 +63,68 @@ def test_redis_urls_mean_this_transport_once_it_is_in_use(monkeypatch: pytest.Mo
     assert resolve_transport("rediss") is redis.Transport
     use()
     assert resolve_transport("redis") is resolve_transport("rediss") is Transport
+
+
+@contextmanager
+def channel_to(url: str, prefix: str) -> Iterator[Channel]:
+    settings = Settings.read(redis_url=url, key_prefix=prefix)
+    app = celery_app(settings, broker_transport="worker.delivery.transport:Transport")
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        yield channel
+
+
+def take(channel: Channel, tag: str) -> None:
+    info = {"exchange": "", "routing_key": names.EMBED}
+    raw = {"properties": {"delivery_tag": tag, "delivery_info": info}}
+    channel.qos.append(channel.Message(raw, channel=channel), tag)
+
+
+def take_and_hear(channel: Channel, tag: str) -> None:
+    take(channel, tag)
+    channel.qos.hear()
+
+
+def test_what_is_held_is_in_redis_until_it_is_acknowledged(url: str, prefix: str) -> None:
+    keys = Keys(prefix)
+    with channel_to(url, prefix) as channel, client_of(url) as store:
+        take(channel, "one")
+        take(channel, "two")
+        channel.qos.hear()
+        assert store.hkeys(keys.held()) == [b"one", b"two"]
+        assert channel.qos.restore_by_tag("two") is None
+        channel.basic_ack("one")
+        channel.qos.hear()
+        assert not store.exists(keys.held())
+        assert store.llen(keys.queue(names.EMBED, names.INTERACTIVE)) == 1
+        take(channel, "three")
+        channel.basic_ack("three")
+    with client_of(url) as store:
+        assert not store.exists(keys.held())  # a channel that closes has heard of everything
+
+
+def test_a_refusal_is_raised_with_the_next_look_and_the_one_after_finds_all_in_order(
+    valkey_of_my_own: PrivateValkey, prefix: str
+) -> None:
+    url = valkey_of_my_own.url
+    with channel_to(url, prefix) as channel, client_of(url) as store:
+        store.config_set("maxmemory", 1)
+        take(channel, "refused")
+        with pytest.raises(OutOfMemoryError):
+            channel.qos.hear()
+        channel.qos.hear()
+        store.config_set("maxmemory", 0)
+        take_and_hear(channel, "held")
+        assert store.hkeys(Keys(prefix).held()) == [b"held"]
+
+
+def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
+    with channel_to(url, prefix) as channel, client_of(url) as store:
+        take_and_hear(channel, "before")
+        store.client_kill_filter(_type="normal", skipme=True)
+        with pytest.raises(ConnectionError):
+            take_and_hear(channel, "lost")
+        take_and_hear(channel, "after")
+        assert b"after" in store.hkeys(Keys(prefix).held())
 
 
 class Tally:
