@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,6 +99,7 @@ def set_up(settings: LogSettings) -> None:
             logging.getLogger(name).setLevel(settings.log_levels.get(part, settings.log_level))
 
 
+@cache
 def part_of(logger: str) -> str:
     """The part that a logger writes for."""
     fitting = [

@@ -172,14 +172,14 @@ class Channel(broker.Channel):
     def _bulk_held(self) -> int:
         # Threads acknowledge by adding to `_dirty`; only this one changes `_delivered`.
         delivered, dirty = self.qos._delivered, self.qos._dirty
-        return sum(tag not in dirty and _is_bulk(message) for tag, message in delivered.items())
+        return sum(
+            (message.properties.get("priority") or names.INTERACTIVE) >= names.BULK
+            and tag not in dirty
+            for tag, message in delivered.items()
+        )
 
 
 class Transport(broker.Transport):
     """A Redis transport with the channel above."""
 
     Channel = Channel
-
-
-def _is_bulk(message: Any) -> bool:
-    return bool((message.properties.get("priority") or names.INTERACTIVE) >= names.BULK)
