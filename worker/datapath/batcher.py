@@ -126,7 +126,7 @@ class Batcher:
         self._turns = Turns(limit=self._limit, bulk_waits_s=bulk_waits_s)
         self._pace = Pace(limit=self._limit, wall=wall)
         self._numbers = count()
-        self._calls: set[Call] = set()
+        self._calls: set[Call] = set()  # copied before it is looked through: they leave at any time
         self._closed = False
         self._lost: str | None = None
         self._active: set[_Pass] = set()
@@ -194,8 +194,8 @@ class Batcher:
         self._sizes.recall(call.space)
         self._submit(call)
         call.done.wait()
-        with self._to_run:
-            self._calls.discard(call)
+        # Without the lock, which all who have their answer from one pass would wait for.
+        self._calls.discard(call)
         self._sizes.save()
         if call.decode.seconds:
             spans.past(
@@ -217,9 +217,9 @@ class Batcher:
 
     def pulse(self) -> Pulse:
         with self._to_run:
-            now = self._clock()
+            now, calls = self._clock(), list(self._calls)
             ages_s: dict[str, float] = {}
-            for call in self._calls:
+            for call in calls:
                 ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
             oldest = min(self._active, key=lambda one: one.start, default=None)
             return Pulse(
@@ -229,7 +229,7 @@ class Batcher:
                 last_forward_ok=self._last_forward_ok,
                 batches=self._batches,
                 rows=self._rows,
-                calls=Counter(call.model_id for call in self._calls),
+                calls=Counter(call.model_id for call in calls),
                 ages_s=ages_s,
                 active=oldest.model_id if oldest else "",
                 failing=tuple(sorted(self._failing)),
@@ -338,8 +338,7 @@ class Batcher:
 
         All calls are looked at, not only this batch's: else those behind would be no better.
         """
-        with self._to_run:
-            calls = list(self._calls)
+        calls = list(self._calls)
         gone = [(call, error) for call in calls if (error := self._why_gone(call)) is not None]
         with self._to_run:
             for call, error in gone:
@@ -353,7 +352,8 @@ class Batcher:
             return wanted + self._turns.next_like(batch[0].call, most=len(batch) - len(wanted))
 
     def _rivals(self, like: Call) -> list[Call]:
-        return [call for call in self._calls if call.gone is None and call.group == like.group]
+        calls = list(self._calls)
+        return [call for call in calls if call.gone is None and call.group == like.group]
 
     def _forward(self, batch: list[Row]) -> None:
         """One pass. Rows without an outcome have been given back to the queue."""

@@ -54,6 +54,7 @@ class Call:
         unprepared: items that wait to be prepared, or are being prepared.
         gone: why nobody waits for it any more; its items are dropped.
         done: set when every item is settled.
+        group: calls of one group may share a forward pass; the model by identity.
     """
 
     number: int
@@ -77,9 +78,11 @@ class Call:
     decode: Span = field(default_factory=Span)
     forward: Span = field(default_factory=Span)
     done: Event = field(default_factory=Event)
+    group: "_Key" = field(init=False)
 
     def __post_init__(self) -> None:
         self.traits = self.model.traits
+        self.group = id(self.model), self.kind, self.priority
         self.left = self.unprepared = len(self.items)
         self.outcomes = [None] * self.left
 
@@ -87,11 +90,6 @@ class Call:
     def space(self) -> str:
         """What a safe batch size is remembered by; the device is for the memory to add."""
         return f"{self.traits.fingerprint}:{self.traits.precision}:{self.kind}"
-
-    @property
-    def group(self) -> tuple[int, Kind, Priority]:
-        """Calls of one group may share a forward pass; the model by identity."""
-        return id(self.model), self.kind, self.priority
 
     def settle(self, index: int, outcome: Outcome) -> None:
         self.outcomes[index] = outcome
