@@ -371,6 +371,18 @@ GUARDS = [
         "worker/delivery/test_transport.py -k lost_channel",
     ),
     (
+        TRANSPORT,
+        "        finally:\n            self.qos.hear()\n",
+        "        finally:\n            pass\n",
+        "worker/delivery/test_transport.py -k not_missed",
+    ),
+    (
+        TRANSPORT,
+        "            self._unheard = 0\n            self._line.disconnect()\n",
+        "",
+        "worker/delivery/test_transport.py -k one_after",
+    ),
+    (
         CONSUMER,
         "isinstance(exc_info.exception, MemoryError)",
         "False",

@@ -65,11 +65,14 @@ def test_redis_urls_mean_this_transport_once_it_is_in_use(monkeypatch: pytest.Mo
     assert resolve_transport("redis") is resolve_transport("rediss") is Transport
 
 
+def app_of(url: str, prefix: str) -> Celery:
+    settings = Settings.read(redis_url=url, key_prefix=prefix)
+    return celery_app(settings, broker_transport="worker.delivery.transport:Transport")
+
+
 @contextmanager
 def channel_to(url: str, prefix: str) -> Iterator[Channel]:
-    settings = Settings.read(redis_url=url, key_prefix=prefix)
-    app = celery_app(settings, broker_transport="worker.delivery.transport:Transport")
-    with app.connection_for_read() as connection, connection.channel() as channel:
+    with app_of(url, prefix).connection_for_read() as connection, connection.channel() as channel:
         yield channel
 
 
@@ -115,6 +118,23 @@ def test_a_refusal_is_raised_with_the_next_look_and_the_one_after_finds_all_in_o
         store.config_set("maxmemory", 0)
         take_and_hear(channel, "held")
         assert store.hkeys(Keys(prefix).held()) == [b"held"]
+
+
+def test_a_message_goes_on_before_its_hold_is_heard_of_and_the_refusal_is_not_missed(
+    valkey_of_my_own: PrivateValkey, prefix: str
+) -> None:
+    app, taken = app_of(valkey_of_my_own.url, prefix), []
+    app.send_task("any", queue=names.EMBED)
+    with app.connection_for_read() as connection, client_of(valkey_of_my_own.url) as store:
+        with connection.channel() as channel:
+            queue = app.amqp.queues[names.EMBED](channel)
+            queue.consume(callback=taken.append, no_ack=False)
+            store.config_set("maxmemory", 1)
+            with pytest.raises(OutOfMemoryError):
+                connection.drain_events(timeout=PATIENCE_S)
+            store.config_set("maxmemory", 0)
+    assert len(taken) == 1
+    app.close()
 
 
 def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
