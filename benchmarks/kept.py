@@ -22,12 +22,12 @@ def keep(line: str) -> Path:
 
 
 def newest() -> list[Mapping[str, Any]]:
-    """The latest kept result of each benchmark, by name."""
-    latest: dict[str, Mapping[str, Any]] = {}
+    """The latest kept result of each benchmark on each processor, in that order."""
+    latest: dict[tuple[str, str], Mapping[str, Any]] = {}
     for file in sorted(FOLDER.glob("*.json"), key=lambda file: file.name):
         result = json.loads(file.read_text())
-        latest[result["name"]] = result
-    return [latest[name] for name in sorted(latest)]
+        latest[result["name"], result["machine"]["cpu"]] = result
+    return [latest[key] for key in sorted(latest)]
 
 
 def _commit() -> str:

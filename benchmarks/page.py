@@ -1,7 +1,9 @@
 """docs/performance.md and its picture, drawn from the kept results; no figure is typed by hand."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ MOST = 4.0  # times the goal that a bar can show
 INTRO = """# Performance
 
 Every figure below is a ratio from one run on one machine, printed by the command in its heading
-and kept under `benchmarks/results/`. This page is drawn from those files by
-`python -m benchmarks report`. More is always better; 1 is as good as what stands beside it.
+and kept under `benchmarks/results/`; of each processor the latest run is shown. This page is drawn
+from those files by `python -m benchmarks report`. More is always better; 1 is as good as what
+stands beside it.
 
 ![The ratios beside their goals](images/performance.png)
 """
@@ -29,7 +32,8 @@ def write() -> list[Path]:
     """Draw the page and its pictures from the newest results; gives the files."""
     results = kept.newest()
     page, picture = DOCS / "performance.md", DOCS / "images" / "performance.png"
-    page.write_text("\n".join([INTRO, *(_section(result) for result in results)]))
+    by_name = groupby(results, key=itemgetter("name"))
+    page.write_text("\n".join([INTRO, *(_section(name, runs) for name, runs in by_name)]))
     _draw(results).save(picture)
     curves = {DOCS / "images" / f"{r['name']}.png": r for r in results if "curves" in r}
     for file, result in curves.items():
@@ -37,7 +41,11 @@ def write() -> list[Path]:
     return [page, picture, *curves]
 
 
-def _section(result: Mapping[str, Any]) -> str:
+def _section(name: str, runs: Iterable[Mapping[str, Any]]) -> str:
+    return "\n".join([f"## `python -m benchmarks {name}`\n", *map(_run, runs)])
+
+
+def _run(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     goals = result["goals"]
     rows = [
@@ -53,7 +61,6 @@ def _section(result: Mapping[str, Any]) -> str:
         f"torch {result['versions']['torch']}; {result['seconds']:g} s."
     )
     parts = [
-        f"## `python -m benchmarks {result['name']}`\n",
         f"{when}{' ' + result['note'] + '.' if result['note'] else ''}\n",
         "| ratio | | goal | reached |\n|---|---|---|---|",
         *rows,
@@ -64,6 +71,12 @@ def _section(result: Mapping[str, Any]) -> str:
         parts += ["\n<details><summary>What they were made of</summary>\n"]
         parts += ["| figure | |\n|---|---|", *figures, "\n</details>"]
     return "\n".join(parts) + "\n"
+
+
+def _maker(result: Mapping[str, Any]) -> str:
+    """Of the processor."""
+    cpu: str = result["machine"]["cpu"]
+    return cpu.partition(" ")[0].partition("(")[0]
 
 
 def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
@@ -91,7 +104,7 @@ def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
 def _draw(results: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Bars of ratio over goal, one for each ratio that has a goal."""
     bars = [
-        (f"{result['name']}: {name}", result["ratios"][name], goal)
+        (f"{result['name']}, {_maker(result)}: {name}", result["ratios"][name], goal)
         for result in results
         for name, goal in result["goals"].items()
     ]

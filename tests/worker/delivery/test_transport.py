@@ -125,14 +125,17 @@ def test_a_message_goes_on_before_its_hold_is_heard_of_and_the_refusal_is_not_mi
 ) -> None:
     app, taken = app_of(valkey_of_my_own.url, prefix), []
     app.send_task("any", queue=names.EMBED)
-    with app.connection_for_read() as connection, client_of(valkey_of_my_own.url) as store:
-        with connection.channel() as channel:
-            queue = app.amqp.queues[names.EMBED](channel)
-            queue.consume(callback=taken.append, no_ack=False)
-            store.config_set("maxmemory", 1)
-            with pytest.raises(OutOfMemoryError):
-                connection.drain_events(timeout=PATIENCE_S)
-            store.config_set("maxmemory", 0)
+    with (
+        client_of(valkey_of_my_own.url) as store,
+        app.connection_for_read() as connection,
+        connection.channel() as channel,
+    ):
+        queue = app.amqp.queues[names.EMBED](channel)
+        queue.consume(callback=taken.append, no_ack=False)
+        store.config_set("maxmemory", 1)
+        with pytest.raises(OutOfMemoryError):
+            connection.drain_events(timeout=PATIENCE_S)
+        store.config_set("maxmemory", 0)
     assert len(taken) == 1
     app.close()
 
