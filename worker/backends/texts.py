@@ -12,33 +12,50 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from .base import PreparedText
-from .recipes import Tokenizer
 
 MAX_KNOWN_WORDS = 100_000  # open_clip's tokenizer remembers every word it ever saw
 # Lengths are rounded up to these, so that few shapes occur. With steps of 8 from the start, the ten
 # tokens of a short query in float32 would take 21 ms in the place of 15.
 SHORT, SHORT_STEP, STEP = 16, 2, 8
+# So many places of padding at the end of a row, and its text was not cut. One would not tell:
+# SigLIP pads with the token that ends a cut row.
+PADDED = 2
 
 
 class Tokens:
-    """Turns texts into rows of token ids. Safe to call from many threads."""
+    """Turns texts into rows of token ids. Safe to call from many threads.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer: Any = tokenizer
+    Args:
+        tokenizer: a `recipes.Tokenizer`; open_clip's kinds of them have no type in common.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         self._alone = threading.Lock()  # Hugging Face's tokenizers refuse a second thread
+        self._length: int = tokenizer.context_length
+        # Each tokenizer ends a cut row in its own way, and none like a longer row goes on; only in
+        # the mode `clips` does the last place hold the same token in every row.
+        self._compared = self._length - (getattr(tokenizer, "tokenizer_mode", "") == "clips")
+        self._padding = self._row("", self._length)[self._compared - PADDED : self._compared]
 
     def of(self, text: str) -> PreparedText:
         """The row for one text, cut to the context length as open_clip cuts it."""
-        length: int = self._tokenizer.context_length
         with self._alone:
-            row = self._tokenizer([text], context_length=length)[0]
-            longer = self._tokenizer([text], context_length=length + 1)[0]
+            row = self._row(text, self._length)
+            truncated = self._is_full(row) and self._goes_on(text, row)
             self._forget_words()
-        # Each tokenizer ends a cut row in its own way, and none like the longer row goes on;
-        # only in the mode `clips` does the last place hold the same token in every row.
-        compared = length - (getattr(self._tokenizer, "tokenizer_mode", "") == "clips")
-        truncated = not torch.equal(row[:compared], longer[:compared])
         return PreparedText(tokens=row.numpy(), truncated=truncated)
+
+    def _row(self, text: str, length: int) -> Tensor:
+        row: Tensor = self._tokenizer([text], context_length=length)[0]
+        return row
+
+    def _is_full(self, row: Tensor) -> bool:
+        return not torch.equal(row[self._compared - PADDED : self._compared], self._padding)
+
+    def _goes_on(self, text: str, row: Tensor) -> bool:
+        longer = self._row(text, self._length + 1)
+        return not torch.equal(row[: self._compared], longer[: self._compared])
 
     def _forget_words(self) -> None:
         if len(getattr(self._tokenizer, "cache", ())) > MAX_KNOWN_WORDS:
