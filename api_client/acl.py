@@ -97,9 +97,9 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         Right("+brpop +rpop +llen +lrange +del +exists +expire +persist", _QUEUES),
         Right("+expire +persist", "_kombu.binding*"),
         Right("+hgetall +del", "blobs:*"),
-        Right("+exists +rpush +expire", "answer:*"),
-        # Starts that have not ended, noted together with a look for the answer.
-        Right("+eval +exists +hset +hget +hgetall +hdel +expire +del", "started:* answer:*"),
+        # Answers, and starts that have not ended: noted together with a look for the answer, and
+        # struck out as it is given.
+        Right("+eval +exists +rpush +hset +hget +hgetall +hdel +expire +del", "started:* answer:*"),
         Right("+eval +hset +hgetall +hlen +hdel +expire", "quarantine"),
         Right("+setex +expire", "celery-task-meta-*"),
         Right(

@@ -40,16 +40,16 @@ class Embedding:
 
     def more(self) -> Talk[list[Item]]:
         """The items of the next message; none when all have come."""
-        while len(self._pending) < self._at_once():
-            call = yield from self._next_call()
-            if call is None:
-                break
-            self._pending.append(call)
-            yield from self._line.send(call)
+        unsent: Call | None = None
+        while len(self._pending) < self._at_once() and (make := (yield from self._next())):
+            if unsent:
+                yield from self._line.send(unsent)
+            unsent = yield from self._made(make)
+            self._pending.append(unsent)
         if not self._pending:
             return []
         try:
-            answer = yield from self._line.wait(self._pending[0])
+            answer = yield from self._line.wait(self._pending[0], unsent=unsent)
         except (NoAnswer, NoWorker, NoBroker):
             raise
         except ClipyardError:  # an answer as well: nothing to withdraw
@@ -96,8 +96,8 @@ class Embedding:
             raise BadRequest("model is 'auto'; name one to submit, as `clipyard models` lists it")
         trunk = str(uuid4())
         try:
-            while (call := (yield from self._next_call())) is not None:
-                call = replace(call, id=f"{trunk}.{len(self._pending)}")
+            while make := (yield from self._next()):
+                call = replace((yield from self._made(make)), id=f"{trunk}.{len(self._pending)}")
                 self._pending.append(call)
                 yield from self._line.send(call)
         except BaseException:
@@ -107,12 +107,15 @@ class Embedding:
             raise BadRequest("there is nothing to submit; pass at least one item")
         return Submitted(self._line, f"{trunk}.{len(self._pending)}", self._pending)
 
-    def _next_call(self) -> Talk[Call | None]:
+    def _next(self) -> Talk[MakeCall | None]:
+        """The next message, yet to be made."""
         if self._makes is None:
             self._makes = self._make_calls((yield from self._named()))
-        make = next(self._makes, None)
-        call: Call | None = (yield Blocking(make)) if make else None
-        if call and self._options.get("model") == AUTO and self._chosen:
+        return next(self._makes, None)
+
+    def _made(self, make: MakeCall) -> Talk[Call]:
+        call: Call = yield Blocking(make)
+        if self._options.get("model") == AUTO and self._chosen:
             request = call.request.model_copy(update={"model": self._chosen})
             call = replace(call, request=request)
         return call

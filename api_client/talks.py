@@ -7,7 +7,7 @@ takes the steps itself; `AsyncClient` takes the same ones and awaits them.
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from .wire import correlation, names
 from .wire.broker import celery_app, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
+from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, NoWorker
 from .wire.messages import Failure, Message, Priority, Refused, Request
 from .wire.settings import Settings, masked
@@ -27,8 +28,6 @@ SLICE_S = 1.0  # how long one look at an answer blocks
 ALONE_SLICES = 2  # so many slices without a live worker, and we say so
 SEARCH_EVERY = 5  # slices without an answer between two searches for the message
 SEARCHED = 256  # messages at the head of a queue; ours may wait behind more of them
-# Publishing gives up after about two and a half seconds: a person is waiting.
-PUBLISH_RETRY = {"max_retries": 3, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1.2}
 
 # Whether a message is still with the broker: held by a worker, or in a queue, or in one that is
 # too long to be searched. KEYS: the held ones, then the queues. ARGV: its id, how many to search.
@@ -54,6 +53,7 @@ _T = TypeVar("_T")
 # A function of redis.Redis, or of redis.asyncio.Redis with an awaitable of the same result.
 Step = Callable[[Any], Any]
 Talk = Generator[Step, Any, _T]
+Part = Callable[[Any], Any]  # adds commands to a pipeline; of a client, it is a step by itself
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Call:
     priority: Priority = Priority.INTERACTIVE
     blobs: Mapping[int, bytes] = field(default_factory=dict)
     id: str = field(default_factory=lambda: str(uuid4()))
+    is_first: bool = True  # it has not been sent before
 
     @property
     def until(self) -> float:
@@ -109,10 +110,11 @@ class Line:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = names.Keys(settings.key_prefix)
-        self._app = celery_app(settings, task_publish_retry_policy=PUBLISH_RETRY)
+        self._app = celery_app(settings)
+        self._envelopes = Envelopes(self._app)
 
     def close(self) -> None:
-        """Give the publishing connections back."""
+        """Give the connections of remote control back."""
         self._app.close()
 
     @contextmanager
@@ -140,43 +142,55 @@ class Line:
 
         Sending a call again does no harm: a worker ignores a request that has its answer.
         """
-        if call.blobs:
-            ttl_s = int(_seconds_left(call.until) + self.settings.answer_ttl_s)
-            yield partial(_lay_down, key=self.keys.blobs(call.id), blobs=call.blobs, ttl_s=ttl_s)
-        yield Blocking(partial(self.publish, call))
+        yield partial(_together, parts=(self.letter(call),))
 
-    def publish(self, call: Call) -> None:
-        """Hand the message to the broker. Blocks for well under a millisecond."""
-        self._app.send_task(
+    def letter(self, call: Call) -> Part:
+        """What `send` sends."""
+        request = call.request
+        message = self._envelopes.write(
             call.task,
-            kwargs=signed(
-                call.request.model_dump(mode="json", exclude_defaults=True),
+            signed(
+                request.model_dump(mode="json", exclude_defaults=True),
                 task=call.task,
                 request=call.id,
                 settings=self.settings,
             ),
-            argsrepr="()",
-            kwargsrepr=shortened(call.request),
+            id=call.id,
+            queue=call.queue,
+            step=_step(call.priority),
+            expires_at=call.until,
+            shown=shortened(request),
             headers={
                 names.SENT_AT: time.time(),
                 names.CORRELATION: correlation.current() or call.id,
+                names.FIRST: call.is_first,
             },
-            task_id=call.id,
-            queue=call.queue,
-            priority=_step(call.priority),
-            expires=_seconds_left(call.until),
-            ignore_result=True,  # else it listens for a result that nobody stores
+        )
+        return partial(
+            _put,
+            blobs=call.blobs,
+            blobs_key=self.keys.blobs(call.id),
+            ttl_s=int(_seconds_left(call.until) + self.settings.answer_ttl_s),
+            queue=self.keys.queue(call.queue, _step(call.priority)),
+            message=message,
         )
 
-    def wait(self, call: Call) -> Talk[Answer]:
+    def ask(self, call: Call) -> Talk[Answer]:
+        """`send` and `wait`, together one round trip."""
+        return self.wait(call, unsent=call)
+
+    def wait(self, call: Call, *, unsent: Call | None = None) -> Talk[Answer]:
         """The answer to a call that was sent; a message that was lost on the way is sent again.
+
+        Args:
+            unsent: a call, this one or another, that is sent with the first look.
 
         Raises:
             NoAnswer: the call's deadline passed. NoWorker: nobody is alive to answer.
             ClipyardError: whatever the worker raised.
         """
         try:
-            answer = yield from self.fetch(call.id, until=call.until, call=call)
+            answer = yield from self.fetch(call.id, until=call.until, call=call, unsent=unsent)
         except ClipyardError:
             yield from self._pick_up(call)
             raise
@@ -188,14 +202,26 @@ class Line:
         if call.blobs:
             yield lambda r: r.delete(self.keys.blobs(call.id))
 
-    def fetch(self, request_id: str, *, until: float, call: Call | None = None) -> Talk[Answer]:
+    def fetch(
+        self,
+        request_id: str,
+        *,
+        until: float,
+        call: Call | None = None,
+        unsent: Call | None = None,
+    ) -> Talk[Answer]:
         """As `wait`, for an id; without the call nothing can be sent again."""
         vigil = _Vigil()
         while True:
             left_s = _seconds_left(until)
             # Redis takes a timeout of zero as for ever.
             block_s = max(0.01, min(SLICE_S, left_s))
-            frame = yield partial(_await, key=self.keys.answer(request_id), block_s=block_s)
+            look = partial(_await, key=self.keys.answer(request_id), block_s=block_s)
+            if unsent:
+                *_, frame = yield partial(_together, parts=(self.letter(unsent), look))
+                unsent = None
+            else:
+                frame = yield look
             if frame is not None:
                 return _open(frame)
             if left_s <= block_s:
@@ -228,7 +254,7 @@ class Line:
             missed = not (yield partial(_find, call=call, keys=self.keys))
             lost, vigil.missed = lost or (missed and vigil.missed), missed
         if lost:
-            yield from self.send(call)
+            yield from self.send(replace(call, is_first=False))
 
     def withdraw(self, ids: Sequence[str]) -> Talk[None]:
         """Nobody wants these any more: unstarted ones are dropped, started ones stop.
@@ -283,11 +309,26 @@ def _open(frame: bytes) -> Answer:
 # Steps. Each is one round trip, and returns an awaitable if the client does.
 
 
-def _lay_down(client: Any, *, key: str, blobs: Mapping[int, bytes], ttl_s: int) -> Any:
-    pipe = client.pipeline()
-    pipe.hset(key, mapping=blobs)
-    pipe.expire(key, ttl_s)
+def _together(client: Any, *, parts: Sequence[Part]) -> Any:
+    pipe = client.pipeline(transaction=False)
+    for part in parts:
+        part(pipe)
     return pipe.execute()
+
+
+def _put(
+    pipe: Any,
+    *,
+    blobs: Mapping[int, bytes],
+    blobs_key: str,
+    ttl_s: int,
+    queue: str,
+    message: str,
+) -> None:
+    if blobs:
+        pipe.hset(blobs_key, mapping=blobs)
+        pipe.expire(blobs_key, ttl_s)
+    pipe.lpush(queue, message)
 
 
 def _await(client: Any, *, key: str, block_s: float) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from .aio import AsyncClient
 from .client import Client
 from .desk import Desk
-from .talks import Call, Line
+from .talks import Call, Line, Part
 from .wire import names
 from .wire.codec import Vectors, pack_answer, pack_record
 from .wire.errors import ClipyardError, NoAnswer, UnknownModel
@@ -248,8 +248,8 @@ class _FakeLine(Line):
         self.keys = worker.keys
         self._worker = worker
 
-    def publish(self, call: Call) -> None:
-        self._worker.take(call)
+    def letter(self, call: Call) -> Part:
+        return lambda pipe: self._worker.take(call)
 
     def revoke(self, ids: Sequence[str]) -> None:
         """Nothing is ever on its way."""

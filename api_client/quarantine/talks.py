@@ -69,10 +69,10 @@ def again(line: Line, id: str) -> Talk[Message]:
         queue=evidence.queue,
         priority=Priority.BULK if evidence.priority else Priority.INTERACTIVE,
         id=id,
+        is_first=False,
     )
     yield partial(_clean, keys=line.keys, id=id)
-    yield from line.send(call)
-    return (yield from line.wait(call)).message
+    return (yield from line.ask(call)).message
 
 
 def forgotten(line: Line, id: str) -> Talk[None]:

@@ -113,8 +113,7 @@ def change(line: Line, job: str, what: str, *, reason: str) -> Talk[JobStatus]:
 def switch(line: Line, request: SwitchAlias) -> Talk[Managed]:
     """Let a migrated name lead to the job's sink or back; waits for a worker to do it."""
     call = Call(names.JOB_SWITCH, request)
-    yield from line.send(call)
-    answer: Any = (yield from line.wait(call)).message
+    answer: Any = (yield from line.ask(call)).message
     assert isinstance(answer, Managed)
     return answer
 

@@ -33,6 +33,7 @@ DIRECT_EXCHANGE: Final = "C.dq2"
 # Headers of a message, beside Celery's own.
 SENT_AT: Final = "clipyard_sent_at"  # unix seconds
 CORRELATION: Final = "clipyard_correlation"  # the caller's id, for every log
+FIRST: Final = "clipyard_first"  # whether the client sends this request for the first time
 
 # The two priority steps of every queue. Redis serves the lower number first.
 INTERACTIVE: Final = 0

@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -237,6 +238,7 @@ def test_a_message_that_is_nowhere_is_sent_again_under_its_id(stage, asking):
     stage.store.lpush(queue, again)
     with stage.worker():
         assert len(asking()) == 1
+    assert [json.loads(one)["headers"][names.FIRST] for one in (lost, again)] == [True, False]
     assert stage.published[0][1].encode() in lost
 
 
