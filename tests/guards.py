@@ -22,6 +22,7 @@ JPEG, EIGHTH = "worker/datapath/jpeg.py", "worker/datapath/eighth.c"
 SIGNING, MESSAGES = "api_client/wire/signing.py", "api_client/wire/messages.py"
 SUSPECTS, ANSWERS = "worker/delivery/suspects.py", "worker/delivery/answers.py"
 WATCHDOG, CONSUMER = "worker/delivery/watchdog.py", "worker/delivery/consumer.py"
+LINE = "worker/delivery/line.py"
 QUARANTINE, TRANSPORT = "worker/delivery/quarantine.py", "worker/delivery/transport.py"
 HOUSEKEEPING, HEALTH = "worker/housekeeping.py", "worker/health.py"
 SETTINGS, BROKER = "api_client/wire/settings.py", "api_client/wire/broker.py"
@@ -269,7 +270,18 @@ GUARDS = [
         "if False:",
         "worker/delivery/test_answers.py -k two_workers_down",
     ),
-    (ANSWERS, "start.end(pipe)", "pass", "worker/delivery/test_answers.py -k two_workers_down"),
+    (
+        SUSPECTS,
+        "redis.call('DEL', KEYS[2])",
+        "",
+        "worker/delivery/test_answers.py -k two_workers_down",
+    ),
+    (
+        ANSWERS,
+        ' and not info.get("redelivered")',
+        "",
+        "worker/delivery/test_answers.py -k delivered_before",
+    ),
     (
         ANSWERS,
         "here.watchdog.end(str(lost))",
@@ -377,16 +389,22 @@ GUARDS = [
         "worker/delivery/test_transport.py -k not_missed",
     ),
     (
-        TRANSPORT,
-        "            self._unheard = 0\n            self._line.disconnect()\n",
-        "",
-        "worker/delivery/test_transport.py -k one_after",
+        LINE,
+        "            self._unheard = 0\n            self._connection.disconnect()",
+        "            pass",
+        "worker/delivery/test_line.py -k next_commands",
     ),
     (
         CONSUMER,
         "isinstance(exc_info.exception, MemoryError)",
         "False",
         "flow/test_kill_matrix.py -k no_memory",
+    ),
+    (
+        "api_client/talks.py",
+        "replace(call, is_first=False)",
+        "call",
+        "api_client/test_client.py -k nowhere",
     ),
     (BROKER, '{"declare": [], **options}', "options", "wire/test_broker.py -k declaring"),
     (BROKER, "said.startswith(NO_WRITES)", "False", "wire/test_broker.py -k without_room"),

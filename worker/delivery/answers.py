@@ -131,7 +131,7 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
     request_id: str = task.request.id
     spans.past(spans.Name.QUEUE, begun - waited_s, begun)
     try:
-        with here.suspects.begin(request_id, task.name) as start:
+        with here.suspects.begin(request_id, task.name, is_first=_is_first(task)) as start:
             if start.is_needless:
                 return {"worker": here.node, "answered": "before"}
             outcome = _stamped(_outcome(task, body, check, start), waited_s)
@@ -139,7 +139,7 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
             frame = _frame(outcome)
             # Counted first: whoever hears of the answer may look at the counters.
             here.meter.answered(task.name, outcome, encode_s=time.monotonic() - worked)
-            _write(start, frame)
+            start.answer(frame, ttl_s=here.settings.answer_ttl_s)
     except DeviceLost as lost:
         here.watchdog.end(str(lost))
         raise Reject(lost, requeue=True) from None
@@ -157,6 +157,12 @@ def _waited_s(task: Task) -> float:
     """Since the client sent it, as far as both clocks agree."""
     sent_at = getattr(task.request, names.SENT_AT, None)
     return max(0.0, time.time() - sent_at) if sent_at else 0.0
+
+
+def _is_first(task: Task) -> bool:
+    """Whether its client sent it once only, and no worker has held it before."""
+    info = task.request.delivery_info or {}
+    return bool(getattr(task.request, names.FIRST, False)) and not info.get("redelivered")
 
 
 def _stamped(outcome: Answer | ClipyardError, waited_s: float) -> Answer | ClipyardError:
@@ -237,15 +243,6 @@ def busy_pause_s(retries: int, dice: float) -> float | None:
     if retries + 1 >= BUSY_TRIES:
         return None
     return dice * min(BUSY_PAUSE_MAX_S, BUSY_PAUSE_S * 2.0**retries)
-
-
-def _write(start: Start, frame: bytes) -> None:
-    here, request_id = runtime.here(), start.id
-    with here.redis.pipeline(transaction=True) as pipe:
-        pipe.rpush(here.keys.answer(request_id), frame)
-        pipe.expire(here.keys.answer(request_id), here.settings.answer_ttl_s)
-        start.end(pipe)
-        pipe.execute()
 
 
 def _frame(outcome: Answer | ClipyardError) -> bytes:

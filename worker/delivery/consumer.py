@@ -19,6 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from datetime import UTC
 from typing import Any, Protocol
 
 from celery.bootsteps import StartStopStep
@@ -68,6 +69,7 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
     `app.Task.Request = "worker.delivery.consumer:Request"`.
     """
 
+    tzlocal = UTC  # as the app's; Celery looks it up in its settings for every message
     _settling = threading.Lock()  # one for all: the locked part only notes and schedules
 
     def acknowledge(self) -> None:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import redis
 
@@ -23,6 +22,7 @@ from api_client.wire.names import Keys
 from api_client.wire.quarantine import Crash
 
 from .consumer import LONGEST_RUN_S
+from .line import Lines
 from .pool import stop_if_cancelled
 
 __all__ = ["Start", "Suspects"]
@@ -44,6 +44,13 @@ end
 return before
 """
 
+# KEYS: the answer, the starts. ARGV: frame, seconds.
+_ANSWER = """
+redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('DEL', KEYS[2])
+"""
+
 
 class Suspects:
     """The starts of one process.
@@ -63,6 +70,7 @@ class Suspects:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._keys, self._node = store, keys, node
+        self._lines = Lines(store)
         self._process = _process(node, repr(started_at))
         self._clock = clock
         self._at_work: dict[str, str] = {}
@@ -71,7 +79,7 @@ class Suspects:
         self._device_lost = ""  # why; whoever comes after that is no culprit
 
     @contextmanager
-    def begin(self, id: str, what: str = "") -> Iterator["Start"]:
+    def begin(self, id: str, what: str = "", *, is_first: bool = False) -> Iterator["Start"]:
         """Around the work on a message; one round trip, unless it was begun before.
 
         This start is struck out at the end of the block, unless Redis is away or this process will
@@ -79,6 +87,7 @@ class Suspects:
 
         Args:
             what: it is, for the evidence of others.
+            is_first: nobody can have begun it before. Then Redis is told, and not waited for.
         """
         with self._noting:
             has_twin = id in self._at_work
@@ -87,24 +96,30 @@ class Suspects:
             yield Start(self, id, is_needless=True)
             return
         try:
-            yield from self._begun(id)
+            yield from self._begun(id, is_first)
         finally:
             del self._at_work[id]
 
-    def _begun(self, id: str) -> Iterator["Start"]:
-        note = self._note(id)
-        said: Any = self._store.eval(
+    def _begun(self, id: str, is_first: bool) -> Iterator["Start"]:
+        begin = (
+            "EVAL",
             _BEGIN,
             2,
             self._keys.started(id),
             self._keys.answer(id),
             self._process,
-            note.model_dump_json(),
+            self._note(id).model_dump_json(),
             NOTE_KEPT_S,
         )
-        start = Start(self, id, is_needless=said is None, crashes=self._crashes(said or []))
-        if said and not start.crashes:
-            start.note()
+        if is_first:
+            self._lines.tell(*begin)
+            start = Start(self, id, is_needless=False)
+        else:
+            said = self._lines.ask(*begin)
+            crashes = self._crashes(said or [])
+            start = Start(self, id, is_needless=said is None, crashes=crashes)
+            if said and not crashes:
+                start.note()
         came_late = bool(self._device_lost)
         try:
             yield start
@@ -208,9 +223,17 @@ class Start:
             pipe.expire(key, NOTE_KEPT_S)
             pipe.execute()
 
-    def end(self, store: "redis.Redis | redis.client.Pipeline | None" = None) -> None:
-        """It has ended, and all is forgotten; with the commands of a pipeline, if one is given."""
-        (store or self._suspects._store).delete(self._suspects._keys.started(self.id))
+    def answer(self, frame: bytes, *, ttl_s: int) -> None:
+        """It has its answer, and all is forgotten. A second answer changes nothing."""
+        suspects, keys = self._suspects, self._suspects._keys
+        suspects._lines.ask(
+            "EVAL", _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, ttl_s
+        )
+        self._has_ended = True
+
+    def end(self) -> None:
+        """It has ended, and all is forgotten."""
+        self._suspects._lines.ask("DEL", self._suspects._keys.started(self.id))
         self._has_ended = True
 
     def give_up(self) -> None:
@@ -218,7 +241,7 @@ class Start:
         suspects = self._suspects
         if not self._has_ended:
             with suppress(redis.ConnectionError, redis.TimeoutError):
-                suspects._store.hdel(suspects._keys.started(self.id), suspects._process)
+                suspects._lines.ask("HDEL", suspects._keys.started(self.id), suspects._process)
 
 
 def _is_alive(process: str, seen: Mapping[bytes, bytes]) -> bool:

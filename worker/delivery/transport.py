@@ -14,8 +14,8 @@ Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritte
 `EXCEPTION_CLASSES`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any
 
@@ -26,6 +26,8 @@ from redis import exceptions
 from redis._parsers.base import BaseParser
 
 from api_client.wire import broker, names
+
+from .line import Line
 
 BULK_TASKS = 4
 LISTENS_AGAIN_S = 0.05  # for bulk, after one of the bulk messages at hand was acknowledged
@@ -67,8 +69,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
     without its transactions: of two that are sent together, one alone does no harm.
     """
 
-    _line: Any = None
-    _unheard = 0
+    _line: Line | None = None
 
     def append(self, message: Any, delivery_tag: str) -> None:
         info = message.delivery_info
@@ -88,30 +89,14 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
 
     def hear(self) -> None:
         """Raise what became of what was told, if anything did."""
-        with self._in_step():
-            while self._unheard:
-                self._line.read_response()
-                self._unheard -= 1
+        if self._line is not None:
+            self._line.hear()
 
     def _tell(self, *commands: list[Any]) -> None:
         with self.channel.conn_or_acquire() as client:
             if self._line is None:
-                self._line = client.connection_pool.get_connection()
-            packed = self._line.pack_commands([client._prefix_args(one) for one in commands])
-        with self._in_step():
-            # A PING would take what is unheard for its own answer.
-            self._line.send_packed_command(packed, check_health=not self._unheard)
-            self._unheard += len(commands)
-
-    @contextmanager
-    def _in_step(self) -> Iterator[None]:
-        """Whatever goes wrong, the next command begins on a connection without old answers."""
-        try:
-            yield
-        except BaseException:
-            self._unheard = 0
-            self._line.disconnect()
-            raise
+                self._line = Line(client.connection_pool)
+            self._line.tell(*map(client._prefix_args, commands))
 
 
 class Channel(broker.Channel):

@@ -1,3 +1,4 @@
+import json
 import logging
 import time
 import uuid
@@ -10,6 +11,7 @@ from celery.contrib.testing.worker import start_worker
 
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app, redis_client
+from api_client.wire.envelope import Envelopes
 from api_client.wire.errors import BadRequest, Cancelled, DeviceLost, LoadFailed, ModelBusy
 from api_client.wire.messages import EmbedBatch, Embedded, Load, Managed, Refused
 from api_client.wire.quarantine import Crash, Evidence
@@ -17,7 +19,7 @@ from worker import runtime
 from worker.delivery import answers
 from worker.delivery.answers import BUSY_PAUSE_MAX_S, BUSY_TRIES, answering, busy_pause_s, checked
 from worker.delivery.pool import Reason, cancelled, stop_if_cancelled
-from worker.delivery.suspects import Suspects
+from worker.delivery.suspects import Start, Suspects
 from worker.metrics import Meter
 from worker.settings import WorkerSettings
 
@@ -125,6 +127,18 @@ def test_the_callers_id_and_the_time_in_the_queue_are_in_the_answer(ask):
     answer, _ = ask("test.embed", outcome, headers=headers, texts=["a"])
     assert answer.correlation == "order-7"
     assert answer.timings.queue_s >= 5
+
+
+def test_what_its_client_sends_for_the_first_time_is_begun_without_asking(ask):
+    store, keys = runtime.here().redis, runtime.here().keys
+    for first, asked in ((False, 0), (True, 1)):
+        desk.asked = 0
+        store.rpush(keys.answer("r3"), codec.pack_answer(GOOD))
+        ask("test.load", GOOD, request_id="r3", headers={names.FIRST: first}, model="m")
+        ask("test.load", GOOD, request_id="r4", model="m")  # after it: there is one thread
+        assert desk.asked == asked + 1
+        store.delete(keys.answer("r3"), keys.answer("r4"))
+        desk.outcomes.clear()
 
 
 def test_an_id_that_would_forge_a_line_of_the_log_is_not_taken_over(ask):
@@ -243,15 +257,15 @@ def test_a_request_that_a_shutdown_interrupts_goes_back_to_its_queue(ask, monkey
 
 def test_an_answer_that_finds_redis_away_sends_the_request_back_to_its_queue(ask, monkeypatch):
     written = []
-    write = answers._write
+    write = Start.answer
 
-    def first_away(start, outcome):
-        written.append(outcome)
+    def first_away(start, frame, **options):
+        written.append(frame)
         if len(written) == 1:
             raise redis.ConnectionError("away")
-        write(start, outcome)
+        write(start, frame, **options)
 
-    monkeypatch.setattr(answers, "_write", first_away)
+    monkeypatch.setattr(Start, "answer", first_away)
     answer, _ = ask("test.load", GOOD, GOOD, model="m")
     assert answer == GOOD
     assert len(written) == 2
@@ -262,6 +276,28 @@ def test_a_request_whose_device_is_lost_goes_back_to_its_queue_and_the_watchdog_
     answer, _ = ask("test.load", DeviceLost("gone"), GOOD, model="m")
     assert answer == GOOD
     assert desk.ends == ["gone"]
+
+
+def test_what_was_delivered_before_is_asked_about_though_it_was_sent_once(app):
+    here, crash = runtime.here(), Crash(worker="gpu9@gone", at=5.0)
+    for at in ("1.0", "2.0"):
+        here.redis.hset(here.keys.started("again"), f"gpu9@gone {at}", crash.model_dump_json())
+    text = Envelopes(app).write(
+        "test.embed",
+        {"texts": ["a"]},
+        id="again",
+        queue=names.EMBED,
+        step=names.INTERACTIVE,
+        expires_at=time.time() + 20,
+        shown="",
+        headers={names.FIRST: True},
+    )
+    message = json.loads(text)
+    message["properties"]["delivery_info"]["redelivered"] = True  # as kombu says it
+    here.redis.lpush(here.keys.queue(names.EMBED, names.INTERACTIVE), json.dumps(message))
+    answer = here.keys.answer("again")
+    refused, _ = codec.unpack_answer(here.redis.blmove(answer, answer, 20))
+    assert refused.failure.code == "quarantined"
 
 
 def test_a_request_that_took_two_workers_down_is_set_aside_with_its_evidence(ask):

@@ -6,6 +6,7 @@ from celery.exceptions import Reject
 
 from api_client.wire.errors import DeviceLost
 from worker.delivery import suspects
+from worker.delivery.line import Line
 from worker.delivery.pool import stop_if_cancelled
 from worker.delivery.suspects import NOTE_KEPT_S, Suspects
 
@@ -44,6 +45,29 @@ def test_a_message_that_was_answered_is_not_begun(store, keys, process):
     with process().begin("r") as start:
         assert start.is_needless
         assert not store.exists(keys.started("r"))
+
+
+def test_who_is_the_first_to_begin_notes_it_without_asking(store, keys, process):
+    with process().begin("r", is_first=True) as start:
+        assert not start.is_needless
+        start.answer(b"frame", ttl_s=60)
+    assert store.lrange(keys.answer("r"), 0, -1) == [b"frame"]
+    assert 0 < store.ttl(keys.answer("r")) <= 60
+    assert not store.exists(keys.started("r"))
+
+
+def test_a_crash_of_who_was_the_first_to_begin_is_known(process):
+    around = process().begin("r", is_first=True)
+    dead = around, around.__enter__()
+    with process().begin("r") as start:
+        assert len(start.crashes) == 1
+    assert dead
+
+
+def test_a_first_start_that_ends_without_an_answer_is_struck_out(store, keys, process):
+    with pytest.raises(Reject), process().begin("r", is_first=True):
+        raise Reject("stopping", requeue=True)
+    assert not store.exists(keys.started("r"))
 
 
 def test_a_twin_of_what_is_at_work_here_is_not_begun(process):
@@ -182,19 +206,12 @@ def stop():
     raise Reject("shutdown", requeue=True)
 
 
-def test_a_first_start_costs_one_round_trip_and_its_end_none_of_its_own(store, keys, process):
-    here, sent = process(), []
-    said = store.execute_command
-
-    def counted(*args, **options):
-        sent.append(args[0])
-        return said(*args, **options)
-
-    store.execute_command = counted
-    with here.begin("r") as start, start.on_trial(), store.pipeline() as pipe:
-        start.end(pipe)
-        pipe.execute()
-    assert sent == ["EVAL"]
+def test_a_first_start_is_heard_of_with_its_answer(process, monkeypatch):
+    here, heard, hear = process(), [], Line.hear
+    monkeypatch.setattr(Line, "hear", lambda line: heard.append(hear(line)) or heard[-1])
+    with here.begin("r", is_first=True) as start, start.on_trial():
+        start.answer(b"frame", ttl_s=60)
+    assert [len(replies) for replies in heard] == [2]
 
 
 def test_a_node_that_has_come_back_knows_of_its_crash_before_its_status_says_so(

@@ -1,0 +1,105 @@
+"""Commands that Redis is told at once and whose replies are heard later, or together.
+
+redis-py takes a connection from its pool for each command, gives it back, and waits in between:
+200 Python calls and a wait, for each request several times. What is told here leaves at once, and
+Redis does it in that order; what came of it is heard when somebody needs to know.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+__all__ = ["Line", "Lines"]
+
+Command = Sequence[Any]
+
+
+class Line:
+    """One connection, for one thread.
+
+    Args:
+        pool: of a client; the connection stays out of it.
+    """
+
+    def __init__(self, pool: redis.ConnectionPool) -> None:
+        self._connection = pool.get_connection()
+        self._unheard = 0
+
+    def tell(self, *commands: Command) -> None:
+        """
+        Raises:
+            RedisError: they could not be sent; what was unheard will not be heard any more.
+        """
+        with self._in_step():
+            packed = self._connection.pack_commands(commands)  # type: ignore[no-untyped-call]
+            # A PING would take what is unheard for its own answer.
+            is_silent = not self._unheard
+            self._connection.send_packed_command(packed, check_health=is_silent)  # type: ignore[no-untyped-call]
+            self._unheard += len(commands)
+
+    def hear(self) -> list[Any]:
+        """The replies to all that was told since the last time.
+
+        Raises:
+            RedisError: the connection was lost, or one of them is an error.
+        """
+        replies = []
+        with self._in_step():
+            while self._unheard:
+                replies.append(self._connection.read_response())
+                self._unheard -= 1
+        return replies
+
+    @contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """Whatever goes wrong, the next command begins on a connection without old answers."""
+        try:
+            yield
+        except BaseException:
+            self._unheard = 0
+            self._connection.disconnect()  # type: ignore[no-untyped-call]
+            raise
+
+
+class Lines:
+    """A line for each thread that asks, and the client's patience where one is lost.
+
+    What was told on a line that is lost may have been done or not; a command that is asked is then
+    asked again, so it must bear that.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._threads = threading.local()
+
+    def tell(self, *command: Any) -> None:
+        """
+        Raises:
+            ConnectionError, TimeoutError: Redis is away for longer than the client's patience.
+        """
+        try:
+            self._mine().tell(command)
+        except (redis.ConnectionError, redis.TimeoutError):
+            self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def ask(self, *command: Any) -> Any:
+        """The reply; as bytes or numbers, as Redis gives it.
+
+        Raises:
+            ConnectionError, TimeoutError: as `tell`.
+            ResponseError: of this command, or of one that was told before.
+        """
+        try:
+            self._mine().tell(command)
+            return self._mine().hear()[-1]
+        except (redis.ConnectionError, redis.TimeoutError):
+            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def _mine(self) -> Line:
+        if not hasattr(self._threads, "line"):
+            self._threads.line = Line(self._client.connection_pool)
+        line: Line = self._threads.line
+        return line
