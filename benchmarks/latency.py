@@ -12,10 +12,11 @@ import numpy as np
 
 from api_client import Client
 from api_client.wire.messages import Kind
-from worker.backends.base import Model, Placement
-from worker.backends.placement import best_precision
+from worker.backends.base import Model
+from worker.backends.placement import resolve
 from worker.backends.registry import Families
 from worker.catalogue import BUILT_IN, Catalogue
+from worker.settings import WorkerSettings
 
 from . import fixtures
 from .report import Options, Report
@@ -66,13 +67,13 @@ def run(options: Options) -> Report:
 
 
 def _model(device: str) -> Model:
-    placement = Placement(
+    settings = WorkerSettings.read(
         device=device,
-        precision=best_precision(device),
         models_dir=fixtures.models_dir(),
         cache_dir=fixtures.folder() / "cache",
         offline=True,
     )
+    placement = resolve(settings)
     families = Families(placement)
     catalogue = Catalogue.read(BUILT_IN, describe=[families.describe])
     model = families.load(catalogue[fixtures.MODEL_ID])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
+from worker.backends.placement import name_kernels
 from worker.datapath import decoding
 
 from . import fixtures
@@ -57,6 +58,7 @@ class HandWritten:
     """The loop, with its model loaded."""
 
     def __init__(self, *, device: str, dtype: torch.dtype) -> None:
+        name_kernels()
         architecture, _, _ = fixtures.MODEL_ID.partition("/")
         self._model = open_clip.create_model(architecture)
         self._model.load_state_dict(

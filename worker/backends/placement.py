@@ -1,6 +1,8 @@
 """Which device this process runs its models on, and in which precision."""
 
 import logging
+import os
+from collections.abc import Mapping
 
 import torch
 
@@ -15,11 +17,12 @@ GB = 1_000_000_000
 
 
 def resolve(settings: WorkerSettings) -> Placement:
-    """The settings with every `auto` decided.
+    """The settings with every `auto` decided. To be asked before anything is computed.
 
     Raises:
         BadSettings: the device is not here, and `fallback_to_cpu` is off.
     """
+    name_kernels()
     device = _device(settings)
     precision = settings.precision
     return Placement(
@@ -30,6 +33,26 @@ def resolve(settings: WorkerSettings) -> Placement:
         cache_dir=settings.cache_dir,
         offline=settings.offline,
     )
+
+
+def name_kernels() -> None:
+    """Tell oneMKL, which reads it at its first use, which kernels to take where it chooses badly.
+
+    Somebody's own choice in the environment stays.
+    """
+    if branch := mkl_branch(torch.cpu.get_capabilities()):
+        os.environ.setdefault("MKL_CBWR", branch)
+
+
+def mkl_branch(processor: Mapping[str, object]) -> str | None:
+    """oneMKL's name for the kernels of a processor, as torch describes it; None leaves it alone.
+
+    On AMD's without AVX-512 those it takes unasked need half as long again for the few rows of a
+    text (docs/why.md, "Which kernels compute a text in float32").
+    """
+    is_amd = str(processor.get("cpu_name", "")).startswith("AMD")
+    plain = processor.get("avx2") and not processor.get("avx512_f")
+    return "AVX2" if is_amd and plain else None
 
 
 def best_precision(device: str) -> Precision:

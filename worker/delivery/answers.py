@@ -85,7 +85,7 @@ def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]
         # typing=False: the fields are checked here, where a mistake can be answered.
         @shared_task(name=name, bind=True, throws=(ClipyardError,), typing=False)  # type: ignore[untyped-decorator]
         @wraps(body)
-        def task(self: Task, /, *nameless: Any, **payload: Any) -> dict[str, Any]:
+        def task(self: Task, /, *nameless: Any, **payload: Any) -> str:
             given = correlation.accepted(getattr(self.request, names.CORRELATION, None))
             with correlation.about(given or self.request.id):
                 return _meet(
@@ -126,14 +126,14 @@ def _place(kind: type[Request], loc: tuple[int | str, ...]) -> str:
     return ".".join(str(step) for step in loc) or kind.__name__
 
 
-def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]) -> dict[str, Any]:
+def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]) -> str:
     here, begun, waited_s = runtime.here(), time.monotonic(), _waited_s(task)
     request_id: str = task.request.id
     spans.past(spans.Name.QUEUE, begun - waited_s, begun)
     try:
         with here.suspects.begin(request_id, task.name, is_first=_is_first(task)) as start:
             if start.is_needless:
-                return {"worker": here.node, "answered": "before"}
+                return "it was answered before, or is at work here"
             outcome = _stamped(_outcome(task, body, check, start), waited_s)
             worked = time.monotonic()
             frame = _frame(outcome)
@@ -255,12 +255,13 @@ def _frame(outcome: Answer | ClipyardError) -> bytes:
             return codec.pack_answer(embedded, vectors)
 
 
-def _receipt(node: str, answer: Answer, *, seconds: float) -> dict[str, Any]:
-    """What Flower and Celery's log show of it."""
-    receipt: dict[str, Any] = {"worker": node, "seconds": round(seconds, 3)}
+def _receipt(node: str, answer: Answer, *, seconds: float) -> str:
+    """What Flower and Celery's log show of it. A word, as Celery's repr of more takes as long as
+    all that was done to check the request."""
     match answer:
         case Managed():
-            return receipt | {"model": answer.model, "changed": answer.changed}
+            what = f"{answer.model} {'changed' if answer.changed else 'as it was'}"
         case embedded, _:
             failed = len(embedded.failures)
-            return receipt | {"model": embedded.model, "items": embedded.items, "failed": failed}
+            what = f"{embedded.model}: {embedded.items} items, {failed} of them failed"
+    return f"{what}; {seconds:.3f} s on {node}"
