@@ -259,7 +259,8 @@ class Line:
     def withdraw(self, ids: Sequence[str]) -> Talk[None]:
         """Nobody wants these any more: unstarted ones are dropped, started ones stop.
 
-        Whoever waits for one hears Cancelled; and as it has its answer, no worker begins it.
+        Whoever waits for one hears Cancelled. A worker that was away meanwhile may work on one all
+        the same; nobody reads its answer.
         """
         refused = pack_answer(Refused(failure=Failure.of(Cancelled("withdrawn by its caller"))))
         ttl_s = self.settings.answer_ttl_s
