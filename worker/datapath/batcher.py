@@ -137,7 +137,8 @@ class Batcher:
 
         lock = threading.Lock()
         self._to_prepare = threading.Condition(lock)
-        self._to_run = threading.Condition(lock)
+        self._to_run = threading.Condition(lock)  # of the first runner
+        self._to_help = threading.Condition(lock)  # of the others
         work: dict[str, Callable[[], None]] = {
             **{f"run-{n}": partial(self._run, n) for n in range(runners)},
             **{f"decode-{n}": self._decode for n in range(decode_threads)},
@@ -242,7 +243,8 @@ class Batcher:
             for call in list(self._calls):
                 self._dismiss(call, NoWorker("this worker is stopping; ask again"))
             self._to_prepare.notify_all()
-            self._to_run.notify_all()
+            self._to_run.notify()
+            self._to_help.notify_all()
         for thread in self._threads:
             thread.join(CLOSE_WAITS_S)
 
@@ -301,7 +303,7 @@ class Batcher:
                 call.decode.note(start, end)
             for row, outcome in zip(rows, settled, strict=True):
                 self._end_preparation(row, call.gone or outcome)
-            self._to_run.notify_all()
+            self._wake_runners()
 
     def _end_preparation(self, row: Row, outcome: Outcome | None) -> None:
         if outcome is None:
@@ -315,16 +317,18 @@ class Batcher:
             while not (batch := self._next_batch(number)):
                 if self._closed:
                     return False
-                self._to_run.wait()
+                (self._to_help if number else self._to_run).wait()
             self._running.add(number)
-            self._to_prepare.notify_all()
-            self._to_run.notify_all()
+            if self._turns.depth():
+                self._to_prepare.notify_all()
+                self._wake_runners()
         if wanted := self._worth_running(batch):
             self._forward(wanted)
         with self._to_run:
             self._running.discard(number)
             self._turns.ended(batch)
-            self._to_run.notify_all()
+            if self._turns.depth():
+                self._wake_runners()
         return True
 
     def _next_batch(self, number: int) -> list[Row]:
@@ -332,6 +336,12 @@ class Batcher:
         if number and 0 not in self._running:
             return []
         return self._turns.next_batch(self._clock())
+
+    def _wake_runners(self) -> None:
+        """Those who could run something; whoever wakes in vain takes a core from who does not."""
+        self._to_run.notify()
+        if 0 in self._running:
+            self._to_help.notify_all()
 
     def _worth_running(self, batch: list[Row]) -> list[Row]:
         """The rows somebody still waits for and can get in time, filled up with those behind them.
@@ -449,7 +459,7 @@ class Batcher:
         for row in self._turns.drop(call):
             call.settle(row.index, call.gone)
         self._to_prepare.notify_all()
-        self._to_run.notify_all()
+        self._wake_runners()
 
 
 def _prepare_row(row: Row) -> Outcome | None:

@@ -35,6 +35,7 @@ from worker.backends.base import Footprint, Prepared, PreparedText, Traits
 from worker.datapath.batcher import Batcher, Rows
 from worker.datapath.pace import ENOUGH
 from worker.datapath.sizes import Sizes
+from worker.datapath.turns import Turns
 
 PATIENCE_S = 30.0
 BATCH = 8
@@ -584,6 +585,29 @@ def test_an_idle_batcher_keeps_no_model_in_memory(desk: Desk) -> None:
     seen = weakref.ref(model)
     del model
     desk.wait_for(lambda: gc.collect() >= 0 and seen() is None)
+
+
+def test_a_lone_text_wakes_nobody_but_the_first_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for question in ("next_to_prepare", "next_batch"):
+        answer = getattr(Turns, question)
+
+        def heard(turns: Turns, now: float, answer: Any = answer) -> Any:
+            asked.append(current_thread().name)
+            return answer(turns, now)
+
+        monkeypatch.setattr(Turns, question, heard)
+
+    def text(number: int) -> PreparedText:
+        return PreparedText(str(number), truncated=False)
+
+    with a_desk(runners=2) as desk:
+        desk.model = Puppet(parallel=2)
+        desk.wait_for(lambda: {"decode-0", "decode-1"} <= set(asked))
+        asked.clear()
+        for number in range(3):
+            desk.embed(number, kind=Kind.TEXT, prepare=text)
+        assert set(asked) == {"run-0"}
 
 
 def test_the_pulse_tells_how_the_device_is_doing() -> None:
