@@ -3,16 +3,12 @@
 Why each setting has its value: docs/why.md, "How messages survive".
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Connection, Exchange, Queue
-from kombu.connection import ConnectionPool, PooledConnection
-from kombu.transport import redis as kombu_redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -47,50 +43,8 @@ _REDIS_OPTIONS: dict[str, Any] = {
 }
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
-    """Keeps its client: kombu 5.7.0 makes one for every command, which takes longer than that."""
-
-    _kept: Any = None
-
-    @contextmanager
-    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        if client is None:
-            if self._kept is None or self._kept.connection_pool is not self.pool:
-                self._kept = self._create_client()
-            client = self._kept
-        yield client
-
-
-class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no types
-    """kombu's Redis transport, with the channel above."""
-
-    Channel = Channel
-
-
-class _OverOurs:
-    """A connection over the transport above, where kombu would take its own."""
-
-    def get_transport_cls(self) -> Any:
-        kind = super().get_transport_cls()  # type: ignore[misc]  # mixed into kombu's
-        return Transport if kind is kombu_redis.Transport else kind
-
-
-class _Pooled(_OverOurs, PooledConnection):  # type: ignore[misc]  # kombu has no types
-    """What a client sends through."""
-
-
-class _Pool(ConnectionPool):  # type: ignore[misc]  # kombu has no types
-    """kombu's own would make connections of its own."""
-
-    def new(self) -> _Pooled:
-        return _Pooled(self, **self.connection.info())
-
-
-class _Connection(_OverOurs, Connection):  # type: ignore[misc]  # kombu has no types
+class _Connection(Connection):  # type: ignore[misc]  # kombu has no types
     """Soon back: kombu's own pauses grow to half a minute, and Redis is back long before."""
-
-    def Pool(self, limit: int | None = None, **options: Any) -> _Pool:  # kombu's name
-        return _Pool(self, limit, **options)
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         return super().ensure_connection(*args, **{**_RECONNECT, **options})

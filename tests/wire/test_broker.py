@@ -5,7 +5,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from api_client.wire import names
-from api_client.wire.broker import Transport, celery_app, redis_client, takes_no_writes
+from api_client.wire.broker import celery_app, redis_client, takes_no_writes
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 
@@ -17,27 +17,6 @@ def test_a_message_is_sent_without_declaring_its_queue_first(
     app.send_task("any", queue=names.EMBED)
     app.close()
     assert store.keys(f"{prefix}:*") == [keys.queue(names.EMBED, names.INTERACTIVE).encode()]
-
-
-@pytest.mark.parametrize("scheme", ["redis", "rediss"])
-def test_every_app_talks_over_our_transport(scheme: str) -> None:
-    app = celery_app(Settings.read(redis_url=f"{scheme}://127.0.0.1:1"))
-    with app.connection_for_write() as connection:
-        assert connection.get_transport_cls() is Transport
-    with app.pool.acquire() as pooled:
-        assert pooled.get_transport_cls() is Transport
-
-
-def test_a_channel_makes_its_client_once(valkey_url: str) -> None:
-    app = celery_app(Settings.read(redis_url=valkey_url))
-    with app.producer_or_acquire() as producer:
-        channel = producer.channel
-        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
-            assert first is second
-        channel._pool = channel._get_pool()  # as after a lost connection
-        with channel.conn_or_acquire() as third:
-            assert third is not first
-    app.close()
 
 
 def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> None:

@@ -256,12 +256,11 @@ def _frame(outcome: Answer | ClipyardError) -> bytes:
 
 
 def _receipt(node: str, answer: Answer, *, seconds: float) -> str:
-    """What Flower and Celery's log show of it. A word, as Celery's repr of more takes as long as
-    all that was done to check the request."""
+    """What Flower and Celery's log show of it: a line, as Celery takes long to write more out."""
     match answer:
         case Managed():
             what = f"{answer.model} {'changed' if answer.changed else 'as it was'}"
         case embedded, _:
             failed = len(embedded.failures)
-            what = f"{embedded.model}: {embedded.items} items, {failed} of them failed"
+            what = f"{embedded.model}: {embedded.items - failed} embedded, {failed} failed"
     return f"{what}; {seconds:.3f} s on {node}"

@@ -14,8 +14,8 @@ Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritte
 `EXCEPTION_CLASSES`.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from time import monotonic, time
 from typing import Any
 
@@ -99,8 +99,8 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
             self._line.tell(*map(client._prefix_args, commands))
 
 
-class Channel(broker.Channel):
-    """Takes one more transport option.
+class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
+    """Keeps its client, which kombu makes anew for every command, and takes one option more.
 
     Attributes:
         bulk_tasks: the most bulk messages held at once.
@@ -108,9 +108,18 @@ class Channel(broker.Channel):
     """
 
     QoS = QoS
+    _kept: Any = None
     bulk_tasks = BULK_TASKS
     listens = True
-    from_transport_options = (*broker.Channel.from_transport_options, "bulk_tasks")
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, "bulk_tasks")
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        if client is None:
+            if self._kept is None or self._kept.connection_pool is not self.pool:
+                self._kept = self._create_client()
+            client = self._kept
+        yield client
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         """Through a lost channel nothing: the message comes back, and is found answered.
@@ -164,7 +173,7 @@ class Channel(broker.Channel):
         )
 
 
-class Transport(broker.Transport):
+class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no types
     """A Redis transport with the channel above."""
 
     Channel = Channel

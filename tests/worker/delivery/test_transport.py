@@ -87,6 +87,15 @@ def take_and_hear(channel: Channel, tag: str) -> None:
     channel.qos.hear()
 
 
+def test_a_channel_makes_its_client_once_for_each_pool(url: str, prefix: str) -> None:
+    with channel_to(url, prefix) as channel:
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        channel._pool = channel._get_pool()  # as after a lost connection
+        with channel.conn_or_acquire() as third:
+            assert third is not first
+
+
 def test_what_is_held_is_in_redis_until_it_is_acknowledged(url: str, prefix: str) -> None:
     keys = Keys(prefix)
     with channel_to(url, prefix) as channel, client_of(url) as store:
