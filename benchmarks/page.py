@@ -74,9 +74,9 @@ def _run(result: Mapping[str, Any]) -> str:
 
 
 def _maker(result: Mapping[str, Any]) -> str:
-    """Of the processor."""
-    cpu: str = result["machine"]["cpu"]
-    return cpu.partition(" ")[0].partition("(")[0]
+    """Of the processor, and what it computes with where that is known."""
+    name, _, unit = result["machine"]["cpu"].partition(" with ")
+    return f"{name.partition(' ')[0].partition('(')[0]} {unit}".rstrip()
 
 
 def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:

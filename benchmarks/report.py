@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ class Report:
         }
 
 
+# Of x86, the best first: how Linux and how people call it.
+UNITS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the code."""
     return {
@@ -87,12 +97,15 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    """Its name and the best that it computes with: some names are those of several processors."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = told.get("flags", "").split()
+    units = (name for flag, name in UNITS.items() if flag in flags)
+    return " with ".join([told.get("model name", platform.processor()), *islice(units, 1)])
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
