@@ -10,8 +10,8 @@ MOST_DECODE_THREADS = 64
 ASIDE = 5  # niceness: a third of what others get where there is not enough for all
 
 
-class Busy:
-    """How many threads are inside."""
+class Claims:
+    """How many threads are inside, each of which wants a core."""
 
     def __init__(self) -> None:
         self._threads = 0
@@ -29,8 +29,9 @@ class Busy:
         return self._threads > 0
 
 
-DECODING = Busy()
-"""Of this process: what decodes pictures holds a core, which is not there for a model."""
+CLAIMS = Claims()
+"""Of this process, on cores that are not there for a model then: of those who decode a picture, and
+of those who run a model while more waits to be run."""
 
 
 def available(*, root: Path = Path("/")) -> int:

@@ -15,6 +15,7 @@ from api_client.wire.messages import Kind
 from . import weights
 from .base import Footprint, Prepared
 from .cores import CORES
+from .patches import as_products
 from .residence import Residence, memory_errors, residence
 from .samples import prepared, samples
 from .simple import SimpleModel
@@ -42,6 +43,7 @@ class TorchModel(SimpleModel):
 
     def settle(self, module: nn.Module) -> None:
         """From here on its weights move."""
+        as_products(module)
         self.module: Any = module
         self._residence = residence(module, self.device)
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -322,8 +323,10 @@ class Batcher:
             if self._turns.depth():
                 self._to_prepare.notify_all()
                 self._wake_runners()
-        if wanted := self._worth_running(batch):
-            self._forward(wanted)
+            others = processors.CLAIMS if self._turns.depth() else nullcontext()
+        with others:
+            if wanted := self._worth_running(batch):
+                self._forward(wanted)
         with self._to_run:
             self._running.discard(number)
             self._turns.ended(batch)

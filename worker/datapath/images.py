@@ -20,7 +20,7 @@ from api_client.wire.errors import (
 )
 from api_client.wire.messages import BlobRef, ImageRef, PathRef, UrlRef
 
-from ..processors import DECODING
+from ..processors import CLAIMS
 from ..settings import WorkerSettings
 from . import decoding, native
 from .decoders import Decoders
@@ -104,7 +104,7 @@ class ImageReader:
             raise ImageUnreadable(f"{name} is empty")
         if len(data) > self._max_bytes:
             raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
-        with DECODING:
+        with CLAIMS:
             if self._decoders is not None:
                 return self._decoders.decode(data, name=name, near=near)
             return decoding.decode(data, name=name, near=near, limits=self._limits)

@@ -131,6 +131,10 @@ class Group:
         """Rows that are ready, or will be."""
         return len(self.waiting) + self.preparing + len(self.ready)
 
+    def share(self, traits: Traits) -> int:
+        """Rows of a batch such that every thread has one of what is in sight."""
+        return _even(max(self.in_sight // traits.parallel, traits.brief), self.limit, traits)
+
     @property
     def has_whole_call(self) -> bool:
         """Some call waits for nothing but its turn to run."""
@@ -153,10 +157,11 @@ class Turns:
     """Interactive before bulk, older calls before younger ones, bulk in full batches.
 
     Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run.
-    A bulk batch waits until it is full or nothing more of its group is on the way. An interactive
-    one runs as soon as some call can be answered; but one beside another of its group, on a CPU,
-    only once it holds a thread's share of what is in sight: a row that runs alone takes as long as
-    five that run together, from the cores that prepare the others. Of each group one batch more is
+    A bulk batch waits until it holds a thread's share of what is in sight: full ones at first, and
+    smaller ones towards the end, so that no thread still has many when the others have none. An
+    interactive one runs as soon as some call can be answered; but one beside another of its group,
+    on a CPU, only once it holds such a share as well: a row that runs alone takes as long as five
+    that run together, from the cores that prepare the others. Of each group one batch more is
     prepared ahead than can run at once, so memory stays bounded however much is queued. No model
     runs in more threads than it allows. For `PRESENT_S` after an interactive call bulk batches are
     the `brief` ones of their model, as the next call would have to wait for one.
@@ -221,7 +226,7 @@ class Turns:
             batch = group.suspects.pop()
         else:
             call = group.ready[0].call
-            rows = _even(len(group.ready), call.traits.brief, self._most(group, call, now))
+            rows = _even(len(group.ready), self._most(group, call, now), call.traits)
             batch = [group.ready.popleft() for _ in range(rows)]
         if batch[0].call.priority is Priority.BULK:
             self._bulk_turn_at = now
@@ -278,10 +283,11 @@ class Turns:
 
     def _most(self, group: Group, call: Call, now: float) -> int:
         """Rows of a batch."""
-        alone = now - self._interactive_at > PRESENT_S
-        if alone or call.priority is Priority.INTERACTIVE:
+        if call.priority is Priority.INTERACTIVE:
             return group.limit
-        return min(group.limit, call.traits.brief)
+        if now - self._interactive_at <= PRESENT_S:
+            return min(group.limit, call.traits.brief)
+        return group.share(call.traits)
 
     def _group(self, call: Call) -> Group:
         if call.group not in self._groups:
@@ -298,9 +304,8 @@ class Turns:
             return False
         if priority is Priority.BULK:
             return group.is_full(self._most(group, call, now))
-        share = min(max(group.in_sight // parallel, call.traits.brief), group.limit)
         at_once = call.group not in self._running and group.has_whole_call
-        return at_once or group.is_full(share)
+        return at_once or group.is_full(group.share(call.traits))
 
     def _first(
         self,
@@ -323,16 +328,16 @@ class Turns:
         self._groups = {key: group for key, group in self._groups.items() if not group.is_empty}
 
 
-def _even(ready: int, brief: int, most: int) -> int:
-    """How many of the rows that are ready run together, `most` at the most.
+def _even(rows: int, most: int, traits: Traits) -> int:
+    """How many of some rows run together, `most` at the most.
 
     Between a brief batch and a full one only doublings of a brief one: on a CPU oneDNN compiles
     kernels for every number of rows that it meets, and keeps them. With AMX, pictures through
     ViT-B-32 in one more number take 2 to 20 MB and a tenth of a second.
     """
-    if brief < ready < most:
-        return brief << (ready // brief).bit_length() - 1
-    return min(ready, most)
+    if traits.brief < rows < most:
+        return traits.brief << (rows // traits.brief).bit_length() - 1
+    return min(rows, most)
 
 
 def _first_ready(group: Group) -> Row:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from worker.backends.cores import MOST_RUNS, Cores
-from worker.processors import Busy
+from worker.processors import Claims
 
 
 def shares(cores: Cores, threads: int) -> list[int]:
@@ -37,9 +37,9 @@ def test_runs_beside_the_first_have_a_core_each() -> None:
 
 
 def test_a_run_beside_a_picture_decoder_has_a_core_as_a_run_beside_another_has() -> None:
-    decoding = Busy()
-    cores = Cores(4, decoding=decoding)
-    with decoding, decoding:
+    claims = Claims()
+    cores = Cores(4, claims=claims)
+    with claims, claims:
         assert shares(cores, 1) == [1]
     assert shares(cores, 1) == [4]
 

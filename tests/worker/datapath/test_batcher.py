@@ -36,6 +36,7 @@ from worker.datapath.batcher import Batcher, Rows
 from worker.datapath.pace import ENOUGH
 from worker.datapath.sizes import Sizes
 from worker.datapath.turns import Turns
+from worker.processors import CLAIMS
 
 PATIENCE_S = 30.0
 BATCH = 8
@@ -290,6 +291,15 @@ def test_what_runs_alone_always_runs_in_the_same_thread() -> None:
         for number in range(20):
             desk.embed(number)
     assert threads == {"run-0"}
+
+
+def test_a_pass_behind_which_more_waits_says_so() -> None:
+    claimed: list[bool] = []
+    with a_desk() as desk:
+        desk.model.misbehave = lambda _: claimed.append(bool(CLAIMS))
+        desk.embed(*range(2 * BATCH), priority=Priority.BULK)
+    assert claimed == [True, False]
+    assert not CLAIMS
 
 
 def test_bulk_is_served_when_it_has_waited_too_long() -> None:

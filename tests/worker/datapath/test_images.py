@@ -22,7 +22,7 @@ from api_client.wire.messages import BlobRef, PathRef, UrlRef
 from worker.datapath import decoding
 from worker.datapath.images import ImageReader
 from worker.extent import extent_of
-from worker.processors import DECODING
+from worker.processors import CLAIMS
 from worker.settings import WorkerSettings
 
 PHOTO = Image.fromarray(data.chelsea())
@@ -340,10 +340,10 @@ def test_who_decodes_is_known_to_hold_a_core(
     reader: ImageReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(decoding, "decode", lambda *_, **__: seen.append(bool(DECODING)))
+    monkeypatch.setattr(decoding, "decode", lambda *_, **__: seen.append(bool(CLAIMS)))
     blob(reader, b"a picture")
     assert seen == [True]
-    assert not DECODING
+    assert not CLAIMS
 
 
 def test_the_extent_of_a_picture_is_ours_to_say(reader: ImageReader) -> None:

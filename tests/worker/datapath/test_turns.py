@@ -114,8 +114,8 @@ def test_models_kinds_and_priorities_never_share_a_forward_pass() -> None:
 
 def test_bulk_runs_in_brief_batches_while_somebody_asks_for_single_answers() -> None:
     bench = Bench()
-    model = StandIn(parallel=9, brief=2)
-    bench.call(4 * BATCH, priority=Priority.BULK, model=model)
+    model = StandIn(parallel=2, brief=2)
+    bench.call(6 * BATCH, priority=Priority.BULK, model=model)
     bench.prepare()
     assert len(bench.run(0)) == BATCH
     bench.call(2, now=1.0)
@@ -138,6 +138,20 @@ def test_there_are_few_sizes_of_batches_between_a_brief_one_and_a_full_one(
         bench.call(1, model=model)
     bench.prepare()
     assert [len(bench.run(0)) for _ in batches] == batches
+
+
+def test_bulk_batches_grow_smaller_where_a_thread_would_be_left_with_none() -> None:
+    bench = Bench()
+    bench.limit = 8
+    bench.model = StandIn(parallel=2, brief=2)
+    bench.call(4 * 8, priority=Priority.BULK)
+    sizes = []
+    while bench.turns.depth():
+        bench.prepare()
+        batch = bench.turns.next_batch(0)
+        bench.turns.ended(batch)
+        sizes.append(len(batch))
+    assert sizes == [8, 8, 8, 4, 2, 2]
 
 
 def test_interactive_batches_are_never_cut_short() -> None:
@@ -232,10 +246,12 @@ def test_an_interactive_call_of_many_rows_is_shared_among_the_threads() -> None:
     bench.limit = 32
     bench.model = StandIn(parallel=2, brief=2)
     bench.call(6)
-    for _ in range(3):
+    for _ in range(2):
         assert bench.turns.next_batch(0) == []
         prepare_one(bench)
     assert of(bench.turns.next_batch(0)) == [(1, 0), (1, 1)]
+    prepare_one(bench)
+    assert bench.turns.next_batch(0) == []
     prepare_one(bench)
     assert of(bench.turns.next_batch(0)) == [(1, 2), (1, 3)]
 
