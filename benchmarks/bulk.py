@@ -38,8 +38,9 @@ def run(options: Options) -> Report:
             images = QUICK_IMAGES if options.quick else full
             files = fixtures.photos(width, height)
             plan, per_s = _best(limit, files, images=min(TRIED, images // 2))
-            batches = max(2, round(per_s * ROUND_S / BATCH))
-            many = list(islice(cycle(files), min(images, batches * BATCH)))
+            turn = plan.runners * BATCH  # else some of its threads would be done before others
+            turns = max(1, round(per_s * ROUND_S / turn))
+            many = list(islice(cycle(files), min(images, turns * turn)))
             ways = partial(_ways, limit, plan, client, Path(folder) / "vectors.npy")
             speeds = per_second(
                 ways(many),
