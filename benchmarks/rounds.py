@@ -12,9 +12,10 @@ def per_second(
     contestants: Mapping[str, Contestant],
     *,
     within_s: float,
+    at_least: int = 1,
     warm_ups: Mapping[str, Contestant] | None = None,
 ) -> Speeds:
-    """Items per second, in as many rounds as fit, and one at least.
+    """Items per second, in as many rounds as fit, and some at least.
 
     Before them comes a round that is not counted, of the same or of less.
     """
@@ -23,7 +24,7 @@ def per_second(
         work()
     rounds: list[dict[str, float]] = []
     first = time.perf_counter()
-    while not rounds or _with_one_more(first, len(rounds)) <= within_s - (first - begun):
+    while len(rounds) < at_least or _with_one_more(first, len(rounds)) <= within_s - (first - begun):
         rounds.append({name: _speed(work) for name, work in contestants.items()})
     return {name: [speeds[name] for speeds in rounds] for name in contestants}
 
