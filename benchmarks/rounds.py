@@ -24,9 +24,8 @@ def per_second(
         work()
     rounds: list[dict[str, float]] = []
     first = time.perf_counter()
-    while len(rounds) < at_least or _with_one_more(first, len(rounds)) <= within_s - (
-        first - begun
-    ):
+    left_s = within_s - (first - begun)
+    while len(rounds) < at_least or _with_one_more(first, len(rounds)) <= left_s:
         rounds.append({name: _speed(work) for name, work in contestants.items()})
     return {name: [speeds[name] for speeds in rounds] for name in contestants}
 
