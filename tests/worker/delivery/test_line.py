@@ -44,6 +44,16 @@ def test_what_is_asked_over_a_lost_line_is_asked_again(valkey_of_my_own, keys):
         assert lines.ask("SISMEMBER", keys.workers, "b") == 1
 
 
+def test_a_line_that_was_long_silent_is_made_anew_unless_a_reply_is_on_its_way(line, monkeypatch):
+    line.tell(("CLIENT", "ID"))
+    monkeypatch.setattr("worker.delivery.line.FRESH_S", 0.0)
+    line.tell(("CLIENT", "ID"))
+    first, same = line.hear()
+    line.tell(("CLIENT", "ID"))
+    (other,) = line.hear()
+    assert first == same != other
+
+
 def test_each_thread_hears_its_own_replies(store, keys):
     lines, together = Lines(store), Barrier(4)
 
