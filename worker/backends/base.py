@@ -56,7 +56,7 @@ class Traits:
         kinds: what it embeds.
         input_size: pixels along one edge of what `prepare_image` makes; None without images.
         max_batch: the most rows one `run` may get.
-        brief: rows of one `run` where somebody may be waiting for the next.
+        brief: rows of one `run` where somebody may be waiting for the next, and of a small share.
         parallel: how many threads may be in `run` at once.
         fingerprint: equal exactly where vectors may be compared; covers weights, preprocessing,
             precision, dimension and normalisation.

@@ -320,11 +320,10 @@ class Batcher:
                     return False
                 (self._to_help if number else self._to_run).wait()
             self._running.add(number)
-            if self._turns.depth():
+            if more := self._turns.depth():
                 self._to_prepare.notify_all()
                 self._wake_runners()
-            others = processors.CLAIMS if self._turns.depth() else nullcontext()
-        with others:
+        with processors.CLAIMS if more else nullcontext():
             if wanted := self._worth_running(batch):
                 self._forward(wanted)
         with self._to_run:

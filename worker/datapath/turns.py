@@ -154,7 +154,7 @@ _Key = tuple[int, Kind, Priority]  # the model by identity: its calls keep it al
 
 
 class Turns:
-    """Interactive before bulk, older calls before younger ones, bulk in full batches.
+    """Interactive before bulk, older calls before younger ones, bulk in even shares.
 
     Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run.
     A bulk batch waits until it holds a thread's share of what is in sight: full ones at first, and
