@@ -45,7 +45,9 @@ end
 return 0
 """
 
-COUNTED = {"images", "texts"}  # of a request: never shown, only counted
+# Fields of a request that Flower does not show, and those whose items are only counted.
+UNTOLD = {"wire", "deadline"}
+COUNTED = {"images", "texts"}
 
 _T = TypeVar("_T")
 
@@ -146,20 +148,15 @@ class Line:
 
     def letter(self, call: Call) -> Part:
         """What `send` sends."""
-        request = call.request
+        fields = call.request.model_dump(mode="json", exclude_defaults=True)
         message = self._envelopes.write(
             call.task,
-            signed(
-                request.model_dump(mode="json", exclude_defaults=True),
-                task=call.task,
-                request=call.id,
-                settings=self.settings,
-            ),
+            signed(fields, task=call.task, request=call.id, settings=self.settings),
             id=call.id,
             queue=call.queue,
             step=_step(call.priority),
             expires_at=call.until,
-            shown=shortened(request),
+            shown=_shown(fields),
             headers={
                 names.SENT_AT: time.time(),
                 names.CORRELATION: correlation.current() or call.id,
@@ -286,10 +283,10 @@ class Line:
         return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
 
 
-def shortened(request: Request) -> str:
+def _shown(fields: Mapping[str, Any]) -> str:
     """What Flower and Celery's events show of a request: of texts and pictures, how many."""
-    fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"wire", "deadline"})
-    return str({n: len(v) if n in COUNTED else v for n, v in fields.items()})
+    told = {name: value for name, value in fields.items() if name not in UNTOLD}
+    return str({name: len(value) if name in COUNTED else value for name, value in told.items()})
 
 
 def _seconds_left(deadline: float) -> float:

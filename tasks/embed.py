@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from api_client.wire import names
+from api_client.wire import correlation, names
 from api_client.wire.errors import BadRequest, ClipyardError, SpaceMismatch
 from api_client.wire.messages import AUTO, BlobRef, EmbedBatch, Embedded, Failure, Kind, Timings
 from worker import runtime
@@ -50,7 +50,13 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
         device=here.placement.device,
         precision=model.traits.precision,
         worker=here.node,
-        timings=Timings(load_s=loaded - begun, decode_s=rows.decode_s, forward_s=rows.forward_s),
+        correlation=correlation.current(),
+        timings=Timings(
+            queue_s=call.waited_s,
+            load_s=loaded - begun,
+            decode_s=rows.decode_s,
+            forward_s=rows.forward_s,
+        ),
     )
     return answer, np.stack(vectors) if vectors else np.empty((0, answer.dimension), np.float32)
 

@@ -9,6 +9,8 @@ import skimage
 from PIL import Image
 
 from api_client import ClipyardError, ItemsFailed
+from api_client.wire import correlation
+from api_client.wire.codec import unpack_answer
 from api_client.wire.errors import (
     BackendFailed,
     BadRequest,
@@ -184,6 +186,18 @@ def test_a_request_that_is_no_request_of_ours_is_answered_all_the_same(client):
     except ClipyardError as error:
         call_error = error
     assert isinstance(call_error, BadRequest)
+
+
+def test_an_answer_tells_whose_it_is_and_how_long_it_waited(client):
+    client.load("fake/vision")
+    with correlation.about("order-7"):
+        handle = client.submit_texts(["a cat"], model="fake/vision")
+    handle.wait(20)
+    trunk, _, _ = handle.id.partition(".")
+    frame = client._redis.lindex(client._desk.line.keys.answer(f"{trunk}.0"), 0)
+    answer, _ = unpack_answer(frame)
+    assert answer.correlation == "order-7"
+    assert 0 < answer.timings.queue_s < 20
 
 
 def test_auto_chooses_once_for_all_messages_of_a_call_and_says_why(client):

@@ -384,7 +384,6 @@ class Batcher:
             with correlation.about_many(row.call.correlation for row in batch):
                 outcomes = self._after(error, batch)
         end = self._clock()
-        self._on_pass(call.kind, len(batch), passed)
         spans.past(
             spans.Name.FORWARD,
             this.start,
@@ -409,6 +408,8 @@ class Batcher:
             self._rows += len(batch) if worked else 0
             for row, outcome in zip(batch, outcomes, strict=False):
                 _deliver(row, outcome, this.start, end)
+        # Counted last: whoever waited is woken up meanwhile.
+        self._on_pass(call.kind, len(batch), passed)
 
     def _after(self, error: BaseException, batch: list[Row]) -> list[Outcome]:
         """What a batch of one gets; a larger one goes back to the queue in smaller pieces."""

@@ -35,7 +35,7 @@ def normalised(
     vectors = np.asarray(raw, dtype=np.float64)
     if vectors.shape != shape:
         raise BackendFailed(f"{who} answered {vectors.shape} where {shape} was due")
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    norms = np.sqrt((vectors * vectors).sum(axis=1))
     usable = np.isfinite(norms) & (norms > 0)
     unit = (vectors / np.where(usable, norms, 1.0)[:, None]).astype(np.float32)
     return [

@@ -27,7 +27,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Generic, TypeVar
 
 import redis
@@ -69,10 +69,16 @@ Answer = Managed | tuple[Embedded, codec.Vectors]
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """A request that is worth working on, and the id it is answered under."""
+    """A request that is worth working on.
+
+    Attributes:
+        id: what it is answered under.
+        waited_s: since the client sent it, as far as both clocks agree.
+    """
 
     id: str
     request: R
+    waited_s: float
 
 
 def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]], Task]:
@@ -134,12 +140,12 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
         with here.suspects.begin(request_id, task.name, is_first=_is_first(task)) as start:
             if start.is_needless:
                 return "it was answered before, or is at work here"
-            outcome = _stamped(_outcome(task, body, check, start), waited_s)
+            outcome = _outcome(task, body, check, start, waited_s)
             worked = time.monotonic()
             frame = _frame(outcome)
-            # Counted first: whoever hears of the answer may look at the counters.
-            here.meter.answered(task.name, outcome, encode_s=time.monotonic() - worked)
-            start.answer(frame, ttl_s=here.settings.answer_ttl_s)
+            encode_s = time.monotonic() - worked
+            count = partial(here.meter.answered, task.name, outcome, encode_s=encode_s)
+            start.answer(frame, ttl_s=here.settings.answer_ttl_s, meanwhile=count)
     except DeviceLost as lost:
         here.watchdog.end(str(lost))
         raise Reject(lost, requeue=True) from None
@@ -154,7 +160,6 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
 
 
 def _waited_s(task: Task) -> float:
-    """Since the client sent it, as far as both clocks agree."""
     sent_at = getattr(task.request, names.SENT_AT, None)
     return max(0.0, time.time() - sent_at) if sent_at else 0.0
 
@@ -165,19 +170,12 @@ def _is_first(task: Task) -> bool:
     return bool(getattr(task.request, names.FIRST, False)) and not info.get("redelivered")
 
 
-def _stamped(outcome: Answer | ClipyardError, waited_s: float) -> Answer | ClipyardError:
-    """With what its body cannot know."""
-    match outcome:
-        case Embedded() as embedded, vectors:
-            timings = embedded.timings.model_copy(update={"queue_s": waited_s})
-            stamps = {"timings": timings, "correlation": correlation.current()}
-            return embedded.model_copy(update=stamps), vectors
-        case _:
-            return outcome
-
-
 def _outcome(
-    task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R], start: Start
+    task: Task,
+    body: Callable[[Call[R]], Answer],
+    check: Callable[[], R],
+    start: Start,
+    waited_s: float,
 ) -> Answer | ClipyardError:
     try:
         request = check()
@@ -185,7 +183,7 @@ def _outcome(
             raise _set_aside(task, request, start)
         if request.deadline is not None and time.time() >= request.deadline:
             raise Expired("the request's deadline passed before a worker was free")
-        return _worked(body, Call(task.request.id, request), start)
+        return _worked(body, Call(task.request.id, request, waited_s), start)
     except DeviceLost:
         raise
     except ModelBusy as busy:

@@ -7,8 +7,8 @@ Redis does it in that order; what came of it is heard when somebody needs to kno
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -20,6 +20,7 @@ __all__ = ["Line", "Lines"]
 FRESH_S = 20.0
 
 Command = Sequence[Any]
+_LOST = (redis.ConnectionError, redis.TimeoutError)
 
 
 class Line:
@@ -89,26 +90,32 @@ class Lines:
         Raises:
             ConnectionError, TimeoutError: Redis is away for longer than the client's patience.
         """
-        try:
-            self._mine().tell(command)
-        except (redis.ConnectionError, redis.TimeoutError):
+        if self._told(command) is None:
             self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    def ask(self, *command: Any) -> Any:
+    def ask(self, *command: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """The reply; as bytes or numbers, as Redis gives it.
+
+        Args:
+            meanwhile: done once, while Redis is at it.
 
         Raises:
             ConnectionError, TimeoutError: as `tell`.
             ResponseError: of this command, or of one that was told before.
         """
-        try:
-            self._mine().tell(command)
-            return self._mine().hear()[-1]
-        except (redis.ConnectionError, redis.TimeoutError):
-            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+        line = self._told(command)
+        meanwhile()
+        if line is not None:
+            with suppress(*_LOST):
+                return line.hear()[-1]
+        return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    def _mine(self) -> Line:
-        if not hasattr(self._threads, "line"):
-            self._threads.line = Line(self._client.connection_pool)
-        line: Line = self._threads.line
-        return line
+    def _told(self, command: Command) -> Line | None:
+        """The line of this thread, if it carried the command."""
+        with suppress(*_LOST):
+            if not hasattr(self._threads, "line"):
+                self._threads.line = Line(self._client.connection_pool)
+            line: Line = self._threads.line
+            line.tell(command)
+            return line
+        return None

@@ -223,12 +223,17 @@ class Start:
             pipe.expire(key, NOTE_KEPT_S)
             pipe.execute()
 
-    def answer(self, frame: bytes, *, ttl_s: int) -> None:
-        """It has its answer, and all is forgotten. A second answer changes nothing."""
+    def answer(
+        self, frame: bytes, *, ttl_s: int, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
+        """It has its answer, and all is forgotten. A second answer changes nothing.
+
+        Args:
+            meanwhile: done once, while the answer is on its way.
+        """
         suspects, keys = self._suspects, self._suspects._keys
-        suspects._lines.ask(
-            "EVAL", _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, ttl_s
-        )
+        answer = _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, ttl_s
+        suspects._lines.ask("EVAL", *answer, meanwhile=meanwhile)
         self._has_ended = True
 
     def end(self) -> None:

@@ -30,16 +30,14 @@ class Desk:
     def __init__(self, folder: Path, cache: ContentCache) -> None:
         self.cache = cache
         self.folder = folder
-        self.ran = 0
         self.looked: list[tuple[int, int]] = []
         self._images = ImageReader(WorkerSettings.read(image_roots=(folder,)))
-        self._batcher = Batcher(
-            batch_size=8, decode_threads=2, on_pass=lambda kind, rows, passed: self._count(rows)
-        )
+        self._batcher = Batcher(batch_size=8, decode_threads=2)
         self.model = self.a_model()
 
-    def _count(self, rows: int) -> None:
-        self.ran += rows
+    @property
+    def ran(self) -> int:
+        return self._batcher.pulse().rows
 
     def a_model(self, **options: object) -> Model:
         family = Fake(Placement(device="cpu", precision="float32"))

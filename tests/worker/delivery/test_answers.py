@@ -9,7 +9,7 @@ import pytest
 import redis
 from celery.contrib.testing.worker import start_worker
 
-from api_client.wire import codec, names
+from api_client.wire import codec, correlation, names
 from api_client.wire.broker import celery_app, redis_client
 from api_client.wire.envelope import Envelopes
 from api_client.wire.errors import BadRequest, Cancelled, DeviceLost, LoadFailed, ModelBusy
@@ -36,6 +36,7 @@ class Desk:
 
     def __call__(self, call):
         self.asked += 1
+        self.call, self.correlation = call, correlation.current()
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
@@ -116,17 +117,18 @@ def test_vectors_travel_beside_their_description(ask):
     rows = np.eye(2, 4, dtype=np.float32)
     told = Embedded(model="m", dimension=4, fingerprint="f", items=2)
     answer, vectors = ask("test.embed", (told, rows), request_id="r1", texts=["a", "b"])
-    assert answer == told.model_copy(update={"correlation": "r1"})
+    assert answer == told
     np.testing.assert_array_equal(vectors, rows)
 
 
-def test_the_callers_id_and_the_time_in_the_queue_are_in_the_answer(ask):
-    told = Embedded(model="m", dimension=4, fingerprint="f", items=1)
+def test_the_body_is_told_the_callers_id_and_the_time_in_the_queue(ask):
     headers = {names.CORRELATION: "order-7", names.SENT_AT: time.time() - 5}
-    outcome = told, np.zeros((1, 4), np.float32)
-    answer, _ = ask("test.embed", outcome, headers=headers, texts=["a"])
-    assert answer.correlation == "order-7"
-    assert answer.timings.queue_s >= 5
+    ask("test.load", GOOD, headers=headers, model="m")
+    assert desk.correlation == "order-7"
+    assert desk.call.waited_s >= 5
+    ask("test.load", GOOD, request_id="r2", model="m")
+    assert desk.correlation == "r2"
+    assert desk.call.waited_s == 0.0
 
 
 def test_what_its_client_sends_for_the_first_time_is_begun_without_asking(ask):
@@ -142,11 +144,8 @@ def test_what_its_client_sends_for_the_first_time_is_begun_without_asking(ask):
 
 
 def test_an_id_that_would_forge_a_line_of_the_log_is_not_taken_over(ask):
-    told = Embedded(model="m", dimension=4, fingerprint="f", items=1)
-    headers = {names.CORRELATION: "a\nb"}
-    outcome = told, np.zeros((1, 4), np.float32)
-    answer, _ = ask("test.embed", outcome, request_id="r2", headers=headers, texts=["a"])
-    assert answer.correlation == "r2"
+    ask("test.load", GOOD, request_id="r3", headers={names.CORRELATION: "a\nb"}, model="m")
+    assert desk.correlation == "r3"
 
 
 def test_an_answer_and_its_bell_expire(ask, app):
