@@ -39,7 +39,8 @@ def run(options: Options) -> Report:
             files = fixtures.photos(width, height)
             plan, per_s = _best(limit, files, images=min(TRIED, images // 2))
             turn = plan.runners * BATCH  # else some of its threads would be done before others
-            turns = max(1, round(per_s * ROUND_S / turn))
+            # Two at least: a call of a single message is no bulk, but goes as an interactive one.
+            turns = max(2, round(per_s * ROUND_S / turn))
             many = list(islice(cycle(files), min(images, turns * turn)))
             ways = partial(_ways, limit, plan, client, Path(folder) / "vectors.npy")
             speeds = per_second(
