@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .datapath.batcher import Pulse
+from .datapath.pulse import Pulse
 
 __all__ = ["Health", "Verdict", "verdict"]
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from worker.datapath.batcher import Pulse
+from worker.datapath.pulse import Pulse
 from worker.health import WEDGED_S, Health, verdict
 
 CALM = Pulse(

@@ -9,8 +9,7 @@ costs its item or its call, never a thread: callers get an error, and nobody wai
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from .. import processors
 from ..backends.base import Model, Prepared, PreparedText
 from .outcomes import Known, Outcome, failure, normalised
 from .pace import Pace
+from .pulse import Pass, Passes, Pulse
 from .sizes import Sizes
 from .turns import Call, Row, Turns
 
@@ -60,39 +60,6 @@ class Rows:
     truncated: tuple[int, ...] = ()
     decode_s: float = 0.0
     forward_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """How the runners are doing.
-
-    Attributes:
-        queued: items that wait to be prepared or to run.
-        oldest_s: age of the oldest unanswered call.
-        active_s: age of the oldest forward pass that is running; 0 when none is.
-        last_forward_ok: whether the last forward pass worked; None before the first.
-        active: id of the model in that pass.
-        failing: ids of the models whose own last pass gave no vector.
-        batches, rows: forward passes that worked since the start, and what they held.
-        calls: unanswered ones by model id. ages_s: of the oldest of them.
-    """
-
-    queued: int
-    oldest_s: float
-    active_s: float
-    last_forward_ok: bool | None
-    batches: int
-    rows: int
-    calls: Mapping[str, int]
-    ages_s: Mapping[str, float]
-    active: str = ""
-    failing: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class _Pass:
-    start: float
-    model_id: str
 
 
 class Batcher:
@@ -130,11 +97,8 @@ class Batcher:
         self._calls: set[Call] = set()  # copied before it is looked through: they leave at any time
         self._closed = False
         self._lost: str | None = None
-        self._active: set[_Pass] = set()
         self._running: set[int] = set()  # numbers of runners
-        self._last_forward_ok: bool | None = None
-        self._failing: set[str] = set()
-        self._batches = self._rows = 0
+        self._passes = Passes()
 
         lock = threading.Lock()
         self._to_prepare = threading.Condition(lock)
@@ -219,23 +183,8 @@ class Batcher:
 
     def pulse(self) -> Pulse:
         with self._to_run:
-            now, calls = self._clock(), list(self._calls)
-            ages_s: dict[str, float] = {}
-            for call in calls:
-                ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
-            oldest = min(self._active, key=lambda one: one.start, default=None)
-            return Pulse(
-                queued=self._turns.depth(),
-                oldest_s=max(ages_s.values(), default=0.0),
-                active_s=now - oldest.start if oldest else 0.0,
-                last_forward_ok=self._last_forward_ok,
-                batches=self._batches,
-                rows=self._rows,
-                calls=Counter(call.model_id for call in calls),
-                ages_s=ages_s,
-                active=oldest.model_id if oldest else "",
-                failing=tuple(sorted(self._failing)),
-            )
+            calls = list(self._calls)
+            return self._passes.pulse(calls, queued=self._turns.depth(), now=self._clock())
 
     def close(self) -> None:
         """Fail what waits, finish what runs, end the threads."""
@@ -370,9 +319,9 @@ class Batcher:
     def _forward(self, batch: list[Row]) -> None:
         """One pass. Rows without an outcome have been given back to the queue."""
         call = batch[0].call
-        this = _Pass(self._clock(), call.model_id)
+        this = Pass(self._clock(), call.model_id)
         with self._to_run:
-            self._active.add(this)
+            self._passes.begun(this)
         passed: Passed = "ok"
         try:
             raw = call.model.run(call.kind, [row.prepared for row in batch])
@@ -396,16 +345,9 @@ class Batcher:
         )
         worked = passed == "ok"
         with self._to_run:
-            self._active.discard(this)
-            self._last_forward_ok = worked
-            if all(isinstance(outcome, ClipyardError) for outcome in outcomes):
-                self._failing.add(call.model_id)
-            else:
-                self._failing.discard(call.model_id)
+            self._passes.ended(this, outcomes, rows=len(batch), ok=worked)
             if worked:
                 self._pace.note(call, end - this.start)
-            self._batches += worked
-            self._rows += len(batch) if worked else 0
             for row, outcome in zip(batch, outcomes, strict=False):
                 _deliver(row, outcome, this.start, end)
         # Counted last: whoever waited is woken up meanwhile.
@@ -423,7 +365,7 @@ class Batcher:
             with self._to_run:
                 self._turns.return_to_front(batch)
             return []
-        if self._last_forward_ok is not False:  # else it has been said
+        if self._passes.last_ok is not False:  # else it has been said
             log.warning("%s: a forward pass failed", call.model_id, exc_info=error)
         found = failure(error, f"{call.model_id}: its back end")
         if isinstance(found, DeviceLost):

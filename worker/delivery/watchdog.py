@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from celery.worker import state
 
-from ..datapath.batcher import Pulse
+from ..datapath.pulse import Pulse
 from . import transport
 
 __all__ = ["EXIT_CODE", "Watch", "Watchdog", "retire"]

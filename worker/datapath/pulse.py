@@ -1,0 +1,98 @@
+"""How a batcher is doing: what waits, what runs, and what came of the forward passes before."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from api_client.wire.errors import ClipyardError
+
+from .outcomes import Outcome
+from .turns import Call
+
+__all__ = ["Pass", "Passes", "Pulse"]
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How the runners are doing.
+
+    Attributes:
+        queued: items that wait to be prepared or to run.
+        oldest_s: age of the oldest unanswered call.
+        active_s: age of the oldest forward pass that is running; 0 when none is.
+        last_forward_ok: whether the last forward pass worked; None before the first.
+        active: id of the model in that pass.
+        failing: ids of the models whose own last pass gave no vector.
+        batches, rows: forward passes that worked since the start, and what they held.
+        calls: unanswered ones by model id. ages_s: of the oldest of them.
+    """
+
+    queued: int
+    oldest_s: float
+    active_s: float
+    last_forward_ok: bool | None
+    batches: int
+    rows: int
+    calls: Mapping[str, int]
+    ages_s: Mapping[str, float]
+    active: str = ""
+    failing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A forward pass that is running, since `start` on the batcher's clock."""
+
+    start: float
+    model_id: str
+
+
+class Passes:
+    """The forward passes of one batcher, which calls this under its lock.
+
+    Attributes:
+        last_ok: whether the last one worked; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.last_ok: bool | None = None
+        self._active: set[Pass] = set()
+        self._failing: set[str] = set()
+        self._batches = self._rows = 0
+
+    def begun(self, this: Pass) -> None:
+        self._active.add(this)
+
+    def ended(self, this: Pass, outcomes: Sequence[Outcome], *, rows: int, ok: bool) -> None:
+        """
+        Args:
+            outcomes: of its rows; none where they are to run again.
+            ok: whether the model answered.
+        """
+        self._active.discard(this)
+        self.last_ok = ok
+        if all(isinstance(outcome, ClipyardError) for outcome in outcomes):
+            self._failing.add(this.model_id)
+        else:
+            self._failing.discard(this.model_id)
+        if ok:
+            self._batches += 1
+            self._rows += rows
+
+    def pulse(self, calls: Collection[Call], *, queued: int, now: float) -> Pulse:
+        ages_s: dict[str, float] = {}
+        for call in calls:
+            ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
+        oldest = min(self._active, key=lambda one: one.start, default=None)
+        return Pulse(
+            queued=queued,
+            oldest_s=max(ages_s.values(), default=0.0),
+            active_s=now - oldest.start if oldest else 0.0,
+            last_forward_ok=self.last_ok,
+            batches=self._batches,
+            rows=self._rows,
+            calls=Counter(call.model_id for call in calls),
+            ages_s=ages_s,
+            active=oldest.model_id if oldest else "",
+            failing=tuple(sorted(self._failing)),
+        )
