@@ -19,6 +19,11 @@ __all__ = ["Line", "Lines"]
 # One that has been silent for so long is made anew, which takes a millisecond or two.
 FRESH_S = 20.0
 
+# Nothing that is told here blocks, so who waits longer than this for a reply waits in vain. Other
+# connections wait for 30 s; an event loop that has lost all of its own would wait for one after
+# the other.
+HEARD_S = 10.0
+
 Command = Sequence[Any]
 _LOST = (redis.ConnectionError, redis.TimeoutError)
 
@@ -32,6 +37,8 @@ class Line:
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._connection = pool.get_connection()
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
+        self._connection.socket_timeout = HEARD_S  # from the next connect on
         self._unheard = 0
         self._used_at = time.monotonic()
 
@@ -54,7 +61,7 @@ class Line:
         """The replies to all that was told since the last time.
 
         Raises:
-            RedisError: the connection was lost, or one of them is an error.
+            RedisError: the connection was lost, one was not there in time, or is an error.
         """
         replies = []
         with self._in_step():

@@ -54,6 +54,19 @@ def test_a_line_that_was_long_silent_is_made_anew_unless_a_reply_is_on_its_way(l
     assert first == same != other
 
 
+def test_who_hears_nothing_asks_elsewhere_soon(valkey_of_my_own, keys, monkeypatch):
+    monkeypatch.setattr("worker.delivery.line.HEARD_S", 0.2)
+    with redis.Redis.from_url(valkey_of_my_own.url) as client:
+        line, lines = Line(client.connection_pool), Lines(client)
+        line.tell(("SADD", keys.workers, "a"))
+        assert line.hear() == [lines.ask("SISMEMBER", keys.workers, "a")]
+        client.client_pause(1000)
+        line.tell(("SADD", keys.workers, "b"))
+        with pytest.raises(redis.TimeoutError):
+            line.hear()
+        assert lines.ask("SISMEMBER", keys.workers, "a") == 1  # once the pause is over
+
+
 def test_each_thread_hears_its_own_replies(store, keys):
     lines, together = Lines(store), Barrier(4)
 
