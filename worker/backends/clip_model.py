@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable
 
 from ..catalogue import Entry
-from .attention import without_detour
 from .base import Placement, PreparedText, Traits
+from .blocks import without_detours
 from .recipes import Tokenizer
 from .resize import steps_for
 from .texts import TextTower, Tokens
@@ -46,7 +46,7 @@ class ClipModel(TorchModel):
         steps = image_transform_v2(config, is_train=False).transforms[:-2]
         self._to_pixels = steps_for(placement.decode, steps)
         self._normalised = Normalised(config.mean, config.std, device=self.device, dtype=self.dtype)
-        without_detour(module)
+        without_detours(module)
         self.settle(module)
         self._text_tower = TextTower(module)
         self._tokens = Tokens(tokenizer)

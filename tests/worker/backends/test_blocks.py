@@ -1,0 +1,95 @@
+"""open_clip's own block is the yardstick."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from open_clip.transformer import LayerNormFp32, QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
+
+from worker.backends.blocks import MaskedBlock, without_detours
+
+WIDTH, HEADS, LENGTH = 8, 2, 5
+CAUSAL = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
+
+Block = Callable[..., Any]
+
+
+def pair(**options: Any) -> tuple[Block, Block]:
+    """A block as open_clip has it, and the same one on the short way."""
+    torch.manual_seed(0)
+    stock = ResidualAttentionBlock(WIDTH, HEADS, **options).eval()
+    for parameter in stock.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    short = deepcopy(stock)
+    without_detours(short)
+    assert type(short) is MaskedBlock
+    return stock, short
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("options", [{}, {"ls_init_value": 0.1}, {"act_layer": QuickGELU}])
+@pytest.mark.parametrize("mask", [None, CAUSAL, CAUSAL == 0, CAUSAL.repeat(3 * HEADS, 1, 1)])
+def test_rows_are_those_of_open_clip_under_any_mask(
+    options: dict[str, Any], mask: Tensor | None
+) -> None:
+    stock, short = pair(**options)
+    rows = torch.randn(3, LENGTH, WIDTH)
+    torch.testing.assert_close(short(rows, attn_mask=mask), stock(rows, attn_mask=mask))
+
+
+@torch.inference_mode()
+def test_a_mask_of_wider_numbers_is_cast() -> None:
+    stock, short = pair()
+    rows = torch.randn(3, LENGTH, WIDTH)
+    want = stock(rows, attn_mask=CAUSAL)
+    torch.testing.assert_close(short(rows, attn_mask=CAUSAL.double()), want)
+
+
+@torch.inference_mode()
+def test_other_uses_are_left_to_open_clip() -> None:
+    stock, short = pair()
+    queries, others = torch.randn(3, LENGTH, WIDTH), torch.randn(3, LENGTH, WIDTH)
+    want = stock(queries, others, others, attn_mask=CAUSAL)
+    torch.testing.assert_close(short(queries, others, others, attn_mask=CAUSAL), want)
+
+
+@torch.inference_mode()
+def test_weights_that_moved_or_were_replaced_are_found() -> None:
+    _, short = pair()
+    assert isinstance(short, MaskedBlock)
+    rows = torch.randn(3, LENGTH, WIDTH)
+    before = short(rows, attn_mask=CAUSAL)
+    weights = deepcopy(short.state_dict())
+    short.to_empty(device="meta")
+    assert short(rows.to("meta"), attn_mask=CAUSAL.to("meta")).is_meta
+    short.to_empty(device="cpu")
+    short.load_state_dict(weights)
+    torch.testing.assert_close(short(rows, attn_mask=CAUSAL), before)
+
+
+def attention(**options: Any) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(WIDTH, HEADS, **{"batch_first": True, **options})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ("attn", partial(attention, batch_first=False)),
+        ("attn", partial(attention, kdim=4)),
+        ("attn", partial(attention, add_bias_kv=True)),
+        ("attn", partial(attention, add_zero_attn=True)),
+        ("attn", nn.Identity),
+        ("ln_1", partial(LayerNormFp32, WIDTH)),
+        ("ln_2", partial(LayerNormFp32, WIDTH)),
+    ],
+)
+def test_a_block_with_extras_is_left_as_it_is(part: tuple[str, Callable[[], nn.Module]]) -> None:
+    name, made = part
+    block = ResidualAttentionBlock(WIDTH, HEADS)
+    setattr(block, name, made())
+    without_detours(block)
+    assert type(block) is ResidualAttentionBlock
