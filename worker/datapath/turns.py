@@ -22,6 +22,8 @@ from .outcomes import Known, Outcome
 
 PRESENT_S = 10.0  # who asked so lately may well ask again
 
+WORTHWHILE = 2  # brief batches in an interactive one; a single one takes a twentieth longer a row
+
 NOT_YET = np.empty(0, np.uint8)
 
 
@@ -154,17 +156,18 @@ _Key = tuple[int, Kind, Priority]  # the model by identity: its calls keep it al
 
 
 class Turns:
-    """Interactive before bulk, older calls before younger ones, bulk in even shares.
+    """Interactive before bulk, older calls before younger ones, both in even shares.
 
-    Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run.
-    A bulk batch waits until it holds a thread's share of what is in sight: full ones at first, and
-    smaller ones towards the end, so that no thread still has many when the others have none. An
-    interactive one runs as soon as some call can be answered; but one beside another of its group,
-    on a CPU, only once it holds such a share as well: a row that runs alone takes as long as five
-    that run together, from the cores that prepare the others. Of each group one batch more is
-    prepared ahead than can run at once, so memory stays bounded however much is queued. No model
-    runs in more threads than it allows. For `PRESENT_S` after an interactive call bulk batches are
-    the `brief` ones of their model, as the next call would have to wait for one.
+    Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run. No
+    batch is more than a thread's share of what is in sight: full ones at first, and smaller ones
+    towards the end, so that no thread still has many when the others have none; an interactive one
+    may always be `WORTHWHILE`. A bulk batch waits until it holds its share. An interactive one runs
+    as soon as some call can be answered; but one beside another of its group, on a CPU, waits as
+    well: a row that runs alone takes as long as five that run together, from the cores that prepare
+    the others. Of each group one batch more is prepared ahead than can run at once, so memory stays
+    bounded however much is queued. No model runs in more threads than it allows. For `PRESENT_S`
+    after an interactive call bulk batches are the `brief` ones of their model, as the next call
+    would have to wait for one.
 
     Args:
         limit: the most rows of a forward pass for this call's model and kind, as known now.
@@ -283,11 +286,12 @@ class Turns:
 
     def _most(self, group: Group, call: Call, now: float) -> int:
         """Rows of a batch."""
+        share, brief = group.share(call.traits), call.traits.brief
         if call.priority is Priority.INTERACTIVE:
-            return group.limit
+            return max(share, min(group.limit, WORTHWHILE * brief))
         if now - self._interactive_at <= PRESENT_S:
-            return min(group.limit, call.traits.brief)
-        return group.share(call.traits)
+            return min(group.limit, brief)
+        return share
 
     def _group(self, call: Call) -> Group:
         if call.group not in self._groups:

@@ -132,7 +132,7 @@ def test_bulk_runs_in_brief_batches_while_somebody_asks_for_single_answers() -> 
 def test_there_are_few_sizes_of_batches_between_a_brief_one_and_a_full_one(
     ready: int, batches: list[int]
 ) -> None:
-    bench, model = Bench(), StandIn(brief=2)
+    bench, model = Bench(), StandIn(parallel=1, brief=2)
     bench.limit = 11
     for _ in range(ready):
         bench.call(1, model=model)
@@ -154,12 +154,25 @@ def test_bulk_batches_grow_smaller_where_a_thread_would_be_left_with_none() -> N
     assert sizes == [8, 8, 8, 4, 2, 2]
 
 
-def test_interactive_batches_are_never_cut_short() -> None:
-    bench, model = Bench(), StandIn(brief=2)
+def test_interactive_batches_are_never_cut_short_for_those_who_come_after() -> None:
+    bench, model = Bench(), StandIn(parallel=1, brief=2)
     for _ in range(BATCH):
         bench.call(1, model=model)
     bench.prepare()
     assert len(bench.run(0)) == BATCH
+
+
+def test_a_burst_of_interactive_calls_is_shared_between_the_threads() -> None:
+    bench = Bench()
+    bench.limit = 8
+    bench.model = StandIn(parallel=2, brief=2)
+    for _ in range(4):
+        bench.call(4)
+    bench.prepare()
+    first, second = bench.turns.next_batch(0), bench.turns.next_batch(0)
+    assert (len(first), len(second)) == (8, 4)
+    bench.turns.ended(first)
+    assert len(bench.turns.next_batch(0)) == 4
 
 
 def test_interactive_runs_before_bulk_at_every_batch_boundary() -> None:
