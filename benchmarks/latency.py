@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import cycle, islice
+from itertools import cycle
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
 from api_client import Client
-from api_client.wire.messages import Kind
+from api_client.wire.messages import Kind, Priority
 from worker.backends.base import Model
 from worker.backends.placement import resolve
 from worker.backends.registry import Families
@@ -24,8 +25,6 @@ from .rounds import in_turns, p99, timed
 from .stack import stack
 
 TEXT = "a photo of a dog on a beach"
-IDLE_CALLS, BUSY_CALLS = 300, 100
-MICRO_BATCHES = 8
 ADDED_MS = 3.0
 SLACK_MS = 25.0
 PAUSE_S = 0.005
@@ -33,15 +32,26 @@ FILL_S = 2.0  # until the worker is full of bulk
 BATCH = 32  # the worker's setting
 
 
+class Counts(NamedTuple):
+    """Calls on an idle and on a busy stack, and batches that each thread is timed with."""
+
+    idle: int
+    busy: int
+    micro_batches: int
+
+
+FULL, QUICK = Counts(300, 100, 8), Counts(40, 10, 3)
+
+
 def run(options: Options) -> Report:
     begun = time.monotonic()
-    share = 5 if options.quick else 1
+    counts = QUICK if options.quick else FULL
     with stack(options.device) as client:
         model = _model(options.device)
-        bare, idle = _idle(model, client, IDLE_CALLS // share)
-        micro_batch_ms = _micro_batch(model)
+        bare, idle = _idle(model, client, counts.idle)
+        micro_batch_ms = _micro_batch(model, counts.micro_batches)
         with _bulk(client):
-            busy = _calls(client, BUSY_CALLS // share)
+            busy = _calls(client, counts.busy)
     added_ms = median(idle) - median(bare)
     bound_ms = 2 * micro_batch_ms + SLACK_MS
     busy_p99_ms = p99(busy)
@@ -96,7 +106,7 @@ def _idle(model: Model, client: Client, calls: int) -> tuple[list[float], list[f
     return in_turns(bare, ours, calls=calls, pause_s=PAUSE_S)
 
 
-def _micro_batch(model: Model) -> float:
+def _micro_batch(model: Model, batches: int) -> float:
     """Pictures on every core at once, as the worker runs them while texts come too, ms."""
     rows = min(BATCH, model.traits.brief)
     size = model.traits.input_size or 1
@@ -104,7 +114,7 @@ def _micro_batch(model: Model) -> float:
     runners = model.traits.parallel
     with ThreadPoolExecutor(runners) as pool:
         work = [
-            pool.submit(timed, lambda: model.run(Kind.IMAGE, batch), MICRO_BATCHES)
+            pool.submit(timed, lambda: model.run(Kind.IMAGE, batch), batches)
             for _ in range(runners)
         ]
         return median(ms for one in work for ms in one.result())
@@ -121,8 +131,10 @@ def _bulk(client: Client) -> Iterator[None]:
 
     def send() -> None:
         files = cycle(fixtures.photos(640, 480))
-        while not stop.is_set():
-            client.embed_images(list(islice(files, 512)), model=fixtures.MODEL_ID)
+        work = client.stream_images(files, model=fixtures.MODEL_ID, priority=Priority.BULK)
+        for _ in work:
+            if stop.is_set():
+                break  # what is on the way is withdrawn
 
     sender = threading.Thread(target=send)
     sender.start()

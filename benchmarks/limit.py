@@ -46,11 +46,12 @@ class Plan:
 
 
 def plans(cores: int) -> list[Plan]:
-    """Those worth a try."""
+    """Those worth a try, the most promising ones first."""
+    shares = dict.fromkeys([(1, cores), (cores, 1), (1, max(1, cores - 1))])
     return [
         Plan(decoders, runners, each)
-        for decoders in sorted({1, max(1, cores // 2), cores})
-        for runners, each in sorted({(1, cores), (1, max(1, cores - 1)), (cores, 1)})
+        for decoders in sorted({1, max(1, cores // 2), cores}, reverse=True)
+        for runners, each in shares
     ]
 
 

@@ -31,7 +31,7 @@ GOALS = {"first_vector": 10.0, "first_vector_cold": 1.0, "weights_to_peak_memory
 
 def run(options: Options) -> Report:
     started = time.monotonic()
-    rounds = 2 if options.quick else 5
+    rounds = 1 if options.quick else 5
     with tempfile.TemporaryDirectory(prefix="clipyard-load-") as folder:
         file = Path(folder) / "models" / ARCHITECTURE / f"{TAG}.safetensors"
         _write_checkpoint(file)

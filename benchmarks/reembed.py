@@ -15,14 +15,14 @@ from .report import Options, Report
 from .rounds import medians, per_second, ratio
 from .stack import stack
 
-IMAGES = 1024
+IMAGES, QUICK_IMAGES = 1024, 96
 WITHIN_S, PATIENCE_S = 240.0, 600.0
 GOAL = 0.95
 
 
 def run(options: Options) -> Report:
     begun = time.monotonic()
-    images = 256 if options.quick else IMAGES
+    images = QUICK_IMAGES if options.quick else IMAGES
     folder = Path(mkdtemp(prefix="job-", dir=fixtures.folder()))
     try:
         files = _links(folder / "pictures", images)
