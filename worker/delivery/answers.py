@@ -23,6 +23,7 @@ list `Keys.answer`. What can happen to a request:
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -160,8 +161,11 @@ def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R])
 
 
 def _waited_s(task: Task) -> float:
-    sent_at = getattr(task.request, names.SENT_AT, None)
-    return max(0.0, time.time() - sent_at) if sent_at else 0.0
+    try:
+        waited_s = time.time() - float(getattr(task.request, names.SENT_AT))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return 0.0  # a stranger's
+    return waited_s if 0.0 < waited_s < math.inf else 0.0
 
 
 def _is_first(task: Task) -> bool:

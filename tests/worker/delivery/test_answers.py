@@ -131,6 +131,16 @@ def test_the_body_is_told_the_callers_id_and_the_time_in_the_queue(ask):
     assert desk.call.waited_s == 0.0
 
 
+@pytest.mark.parametrize(
+    "sent_at",
+    ["noon", [1], {}, float("nan"), float("-inf"), 10**400],
+    ids=["word", "list", "object", "nan", "infinite", "huge"],
+)
+def test_a_time_of_sending_that_is_none_costs_the_caller_nothing(ask, sent_at):
+    ask("test.load", GOOD, headers={names.SENT_AT: sent_at}, model="m")
+    assert desk.call.waited_s == 0.0
+
+
 def test_what_its_client_sends_for_the_first_time_is_begun_without_asking(ask):
     store, keys = runtime.here().redis, runtime.here().keys
     for first, asked in ((False, 0), (True, 1)):
