@@ -323,8 +323,10 @@ def _put(
     queue: str,
     message: str,
 ) -> None:
+    # One by one: Redis takes over the buffer of a value that comes alone.
+    for position, blob in blobs.items():
+        pipe.hset(blobs_key, position, blob)
     if blobs:
-        pipe.hset(blobs_key, mapping=blobs)
         pipe.expire(blobs_key, ttl_s)
     pipe.lpush(queue, message)
 

@@ -5,7 +5,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from api_client.wire import names
-from api_client.wire.broker import celery_app, redis_client, takes_no_writes
+from api_client.wire.broker import LARGE, Packer, celery_app, redis_client, takes_no_writes
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 
@@ -44,3 +44,23 @@ def test_who_waits_for_redis_looks_again_every_other_second(
         connection.ensure_connection(lambda _, pause: pauses.append(pause), max_retries=9)
     assert pauses[0] < 1
     assert max(pauses) == 2
+
+
+@pytest.mark.parametrize("size", [0, 10, LARGE, LARGE + 1, 3 * LARGE])
+def test_values_of_any_size_are_written_as_redis_py_writes_them(size: int) -> None:
+    commands = ("HSET", "a key", 7, b"x" * size), ("SET", b"\x00", "\u00e9" * 9, "PX", 1.5)
+    usual = redis.connection.HiredisRespSerializer()
+    for command in commands:
+        assert b"".join(Packer().pack(*command)) == b"".join(usual.pack(*command))
+
+
+def test_large_values_are_not_copied_on_their_way() -> None:
+    picture = bytes(LARGE + 1)
+    assert any(piece is picture for piece in Packer().pack("HSET", "blobs", 0, picture))
+
+
+def test_large_values_arrive_as_they_were(valkey_url: str, prefix: str) -> None:
+    picture = bytes(range(256)) * LARGE
+    with redis_client(Settings.read(redis_url=valkey_url)) as client:
+        client.hset(prefix, mapping={"0": picture, "1": "small"})
+        assert client.hgetall(prefix) == {b"0": picture, b"1": b"small"}
