@@ -80,7 +80,7 @@ def _ours(client: Client, files: list[Path], sink: Path) -> int:
 
 
 def _best(limit: HandWritten, files: list[Path], *, of: int | None) -> tuple[Plan, float]:
-    """The best of so many plans, and its images/s."""
+    """The best of so many plans, or of all, and its images/s."""
     tried = plans(processors.available())[:of]
     speeds = {plan: limit.images_per_s(files, plan, images=TRIED) for plan in tried}
     best = max(tried, key=lambda plan: speeds[plan])

@@ -65,8 +65,8 @@ def run(options: Options) -> Report:
                 files = fixtures.photos(width, height)
                 few = list(islice(cycle(files), QUICK if options.quick else USUAL))
                 warm_ups = QUICK_WARM_UPS if options.quick else None
-                is_alike = options.quick or kind != "auto"  # in speed
-                many = few if is_alike else list(islice(cycle(files), OURS))
+                is_short = options.quick or kind != "auto"
+                many = few if is_short else list(islice(cycle(files), OURS))
                 speeds = per_second(
                     {"usual": partial(usual.embed, few), "ours": partial(_ours, client, many)},
                     within_s=0.0 if options.quick else WITHIN_S,
