@@ -3,7 +3,9 @@
 celery -A worker.app worker -P threads
 """
 
+import atexit
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -77,6 +79,7 @@ def _log(loglevel: int | None = None, **_: Any) -> None:
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def _start(sender: str, **_: Any) -> None:
+    gc.disable()
     try:
         spans.set_up(settings, service="clipyard-worker", instance=sender)
         runtime.use(runtime.build(settings, node=sender))
@@ -85,6 +88,12 @@ def _start(sender: str, **_: Any) -> None:
     except Exception:  # Celery would log it and go on without a runtime
         log.exception("the worker cannot start")
         sys.exit(1)
+    # What is here now stays: half a million objects, most of them torch's. Each full collection
+    # would hold all threads up for a quarter of a second to look at them; those while torch is
+    # imported make the start a second longer.
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # else triton takes it for a leak and says so, line by line
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
