@@ -1,5 +1,7 @@
 """A real Valkey for the whole session, a key prefix for each test."""
 
+import atexit
+import gc
 import os
 import secrets
 import socket
@@ -19,6 +21,15 @@ pytest_plugins = ["tests.stack", "tests.fleet"]
 
 # For the processes that tests start: see there.
 os.environ["PYTHONPATH"] = str(Path(__file__).with_name("light"))
+# As worker/app.py has it. Tests run side by side, and cores that share an operation would wait for
+# one that another test has: a sixth of the CPU time of those that run models.
+os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT="5000")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, and no collection needs to look at it: half a second each time."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else triton takes it for a leak and says so, line by line
 
 
 @setup_logging.connect

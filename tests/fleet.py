@@ -76,7 +76,6 @@ def fleet(tmp_path_factory, free_port, metrics_port, traces):
             patch.setenv("CLIPYARD_DASHBOARD_PORT", str(free_port))
             patch.setenv("CLIPYARD_DASHBOARD_PASSWORD", PASSWORD)
             patch.setenv("CLIPYARD_SWEEP_INTERVAL_S", "1")
-            patch.setenv("OMP_NUM_THREADS", "1")
             options = Options(
                 home=home,
                 devices=("cpu", "cpu"),

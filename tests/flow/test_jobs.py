@@ -74,7 +74,6 @@ class Fleet:
             "CLIPYARD_DEFAULT_MODEL": "fake/vision",
             "CLIPYARD_BATCH_SIZE": "32",
             "CLIPYARD_DECODE_THREADS": "2",
-            "OMP_NUM_THREADS": "1",
             **env,
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}

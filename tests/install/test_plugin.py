@@ -33,7 +33,7 @@ print(json.dumps([entry.id, entry.backend, entry.kinds, image.tolist(), text.tol
 
 
 def run(*argv, **env):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

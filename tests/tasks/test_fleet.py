@@ -32,7 +32,6 @@ SHORT = {
     "CLIPYARD_FORESIGHT": "false",
     "FLEET_BEAT_S": "0.2",
     "FLEET_EXPIRY_S": "2",
-    "OMP_NUM_THREADS": "1",
 }
 
 

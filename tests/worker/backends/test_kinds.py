@@ -72,14 +72,6 @@ PREPROCESS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def folder(path, model):
     """As open_clip writes a model: config and weights, the latter random."""
     config = {"model_cfg": model, "preprocess_cfg": PREPROCESS}

@@ -8,7 +8,7 @@ import pickle
 import resource
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from itertools import chain
@@ -59,14 +59,6 @@ TEXTS = [
     "1 2 3 4",
 ]
 SIX = [entry for entry in Catalogue.read(BUILT_IN) if entry.tag]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,6 @@ from worker.catalogue import BUILT_IN, Catalogue, Entry
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(64, 96), (32, 3, 8, 8)])
 def test_a_weight_moves_by_half_a_step_of_its_channel_at_most(shape, dtype):

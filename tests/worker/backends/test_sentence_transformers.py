@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sentence_transformers
-import torch
 
 from api_client.wire.errors import WeightsUnavailable
 from api_client.wire.messages import Kind
@@ -17,14 +16,6 @@ from worker.backends.simple import SimpleBackend
 from worker.catalogue import Entry
 
 TEXTS = ["a red circle", "two dogs asleep on a sofa", "", "word " * 100]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

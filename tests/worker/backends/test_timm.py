@@ -27,14 +27,6 @@ NAME = "vit_small_patch14_dinov2.lvd142m"
 PHOTOS = [Image.fromarray(make()) for make in (data.astronaut, data.coffee, data.camera)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def theirs():
     torch.manual_seed(7)
