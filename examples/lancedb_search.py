@@ -15,10 +15,13 @@ import lancedb
 from api_client import Client
 
 MODEL = "shapes/demo"  # or another of `clipyard models`
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def main(folder: Path, query: str) -> None:
-    pictures = sorted(folder.rglob("*.png"))
+    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not pictures:
+        sys.exit(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
     with Client() as clip, tempfile.TemporaryDirectory() as place:
         rows = [
             {"path": str(path), "vector": item.vector}

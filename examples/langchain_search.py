@@ -14,10 +14,13 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from api_client.integrations.langchain import ClipyardEmbeddings
 
 MODEL = "shapes/demo"  # or another of `clipyard models`
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def main(folder: Path, query: str) -> None:
-    pictures = sorted(folder.rglob("*.png"))
+    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not pictures:
+        sys.exit(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
     embeddings = ClipyardEmbeddings(model=MODEL)
     store = InMemoryVectorStore(embeddings)
     for path, vector in zip(pictures, embeddings.embed_image(pictures), strict=True):

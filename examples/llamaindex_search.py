@@ -16,10 +16,13 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 from api_client.integrations.llamaindex import ClipyardEmbedding
 
 MODEL = "shapes/demo"  # or another of `clipyard models`
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def main(folder: Path, query: str) -> None:
-    pictures = sorted(folder.rglob("*.png"))
+    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not pictures:
+        sys.exit(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
     model = ClipyardEmbedding(model=MODEL)
     store = SimpleVectorStore()
     vectors = model.get_image_embedding_batch([str(path) for path in pictures])
