@@ -6,7 +6,19 @@ from uuid import uuid4
 
 from api_client.wire.errors import JobRefused
 
+from .doors import Doors
 from .papers import TEMPORARY, store_errors
+
+
+def named(folder: Path, alias: str, doors: Doors, *, ending: str = "") -> Path:
+    """The link of that name in a folder.
+
+    Raises:
+        JobRefused: the name is a path, or jobs may not write into the folder.
+    """
+    if alias == ".." or Path(alias).name != alias or "\0" in alias:
+        raise JobRefused(f"{alias!r} cannot be the name of a link; use one without folders in it")
+    return doors.writing(str(folder)) / f"{alias}{ending}"
 
 
 def lead(link: Path, target: Path) -> None:

@@ -1,6 +1,8 @@
 import errno
 import hashlib
 import os
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -213,10 +215,73 @@ def test_a_database_that_is_away_is_worth_another_try(doors):
         open_sink(place, SPACE, doors)
 
 
-@pytest.mark.parametrize("item_id", ["7", "12345678-1234-5678-1234-567812345678"])
+@pytest.mark.parametrize("item_id", ["7", "12345678-1234-5678-1234-56781234abcd"])
 def test_ids_that_qdrant_takes_stay_as_they_are(item_id):
     assert str(point_id(item_id)) == item_id
 
 
 def test_other_ids_get_the_same_point_each_time():
     assert point_id("a.jpg") == point_id("a.jpg") != point_id("b.jpg")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["7", "007", "+7", "7 ", "\N{ARABIC-INDIC DIGIT SEVEN}"],
+        ["12345678-1234-5678-1234-56781234abcd", "12345678-1234-5678-1234-56781234ABCD"],
+        ["9" * 5000, "9" * 5001],
+    ],
+)
+def test_no_two_ids_are_one_point_of_qdrant(ids):
+    assert len({point_id(item_id) for item_id in ids}) == len(ids)
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+def test_qdrant_gets_the_key_of_the_environment(monkeypatch, tmp_path):
+    heard = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            heard.append(self.headers["api-key"])
+            self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("QDRANT_API_KEY", "open sesame")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        doors = Doors(WorkerSettings.read(sink_addresses=[address]))
+        with pytest.raises(JobRefused, match="401"):
+            open_sink(Place(kind="qdrant", where=address), SPACE, doors)
+        server.shutdown()
+    assert set(heard) == {"open sesame"}
+
+
+@pytest.mark.parametrize("kind", ["qdrant", "lancedb", "pgvector"])
+def test_workers_that_opened_it_before_merge_and_see_what_others_wrote(make, kind):
+    one, other = make(kind), make(kind)
+    one.write(shard(0, lost=()))
+    other.write(shard(0, lost=()))
+    assert sum(1 for _ in other.rows()) == 4
+    same(one.read(["0/0"]), wanted(shard(0, lost=(1, 2, 3))))
+    other.write(shard(1, lost=()))
+    assert set(one.read(["0/0", "1/0"])) == {"0/0", "1/0"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy", "lancedb"])
+@pytest.mark.parametrize("alias", ["../live", "/tmp/live", "..", "a/b"])
+def test_a_name_leads_nowhere_but_beside_the_sink(make, kind, alias):
+    sink = make(kind)
+    with pytest.raises(JobRefused, match="cannot be the name of a link"):
+        sink.switch(alias)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_no_name_is_written_beside_a_sink_root(places, kind, tmp_path):
+    place = places(kind)
+    alone = Doors(WorkerSettings.read(sink_roots=[place.where]))
+    with pytest.raises(JobRefused, match="CLIPYARD_SINK_ROOTS"):
+        open_sink(place, SPACE, alone).switch("live")
+    assert not (tmp_path / "live").is_symlink()

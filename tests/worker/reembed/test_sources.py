@@ -6,6 +6,7 @@ import tarfile
 import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from pyarrow import parquet
 
@@ -21,7 +22,9 @@ from worker.settings import WorkerSettings
 def doors(tmp_path):
     return Doors(
         WorkerSettings.read(
-            image_roots=[tmp_path], sink_roots=[tmp_path], image_stores=["memory://photos/"]
+            image_roots=[tmp_path],
+            sink_roots=[tmp_path],
+            image_stores=["memory://photos/", "kept://photos/"],
         )
     )
 
@@ -189,6 +192,30 @@ def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path
     for name in ("x.tar", "y.tar", "none-*.tar"):
         with pytest.raises(JobRefused):
             list(source("webdataset", tmp_path / name).walk())
+
+
+class Kept(MemoryFileSystem):
+    """Keeps its listings, as drivers of object stores do."""
+
+    protocol = "kept"
+
+    def ls(self, path, detail=True, **_):
+        path = self._strip_protocol(path)
+        if (found := self._ls_from_cache(path)) is None:
+            found = self.dircache[path] = super().ls(path, detail=True)
+        return found
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("kept://"))
+
+
+def test_what_was_added_to_a_store_since_the_last_job_is_found(source):
+    fsspec.register_implementation("kept", Kept, clobber=True)
+    fsspec.filesystem("memory").pipe_file("/photos/1.jpg", b"x")
+    assert ids(source("fsspec", "kept://photos")) == ["1.jpg"]
+    fsspec.filesystem("memory").pipe_file("/photos/2.jpg", b"x")
+    assert ids(source("fsspec", "kept://photos")) == ["1.jpg", "2.jpg"]
 
 
 def test_anything_that_fsspec_opens_is_a_source(source):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -17,7 +18,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Shard, Space, Vector
-from ..links import lead, leads_to
+from ..links import lead, leads_to, named
 from . import refuse_another_space
 from .shards import matrix, printable
 
@@ -34,13 +35,14 @@ class LanceDB:
             str(doors.writing(place.where)) if self._is_folder else doors.reaching(place.where)
         )
         self._name = place.options.get("table", "clipyard")
-        self._space = space
+        self._space, self._doors = space, doors
         self._lock = RLock()
         with self._asking():
             self._table = self._prepare()
 
     def _prepare(self) -> Any:
-        store = lancedb.connect(self._where)
+        # Every look at the table is one at its newest version: other workers write to it, too.
+        store = lancedb.connect(self._where, read_consistency_interval=timedelta(0))
         if self._space is None:
             try:
                 return store.open_table(self._name)
@@ -99,16 +101,15 @@ class LanceDB:
                 self._indexed.search()
                 .where(f"id IN ({quoted})")
                 .select(["id", "vector"])
-                .limit(len(ids))
                 .to_arrow()
             )
         vectors = matrix(found["vector"])
+        # Two workers that insert an id at the same instant leave it twice.
         return dict(zip(found["id"].to_pylist(), vectors, strict=True))
 
     @cached_property
     def _indexed(self) -> Any:
         """The table with an index over the ids, so that looking them up is no walk each time."""
-        self._table.checkout_latest()
         if self._space is not None:
             self._table.create_index("id", config=BTree(), replace=True)
         return self._table
@@ -132,7 +133,7 @@ class LanceDB:
     def _link(self, alias: str) -> Path:
         if not self._is_folder:
             raise JobRefused(f"LanceDB has no aliases, and {self._where} no symbolic links")
-        return Path(self._where) / f"{alias}.lance"
+        return named(Path(self._where), alias, self._doors, ending=".lance")
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Shard, Space, Vector
-from ..links import lead, leads_to
+from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
 from .shards import claimed, printable
 
@@ -28,7 +28,7 @@ class ClipRetrieval:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
-        self.folder = doors.writing(place.where)
+        self.folder, self._doors = doors.writing(place.where), doors
         self._tower = "text_emb" if place.options.get("tower") == "text" else "img_emb"
         self._space = claimed(self.folder, space, alone="file numbers of two jobs would collide")
 
@@ -76,10 +76,10 @@ class ClipRetrieval:
         )
 
     def target(self, alias: str) -> str | None:
-        return leads_to(self.folder.parent / alias)
+        return leads_to(named(self.folder.parent, alias, self._doors))
 
     def switch(self, alias: str) -> None:
-        lead(self.folder.parent / alias, self.folder)
+        lead(named(self.folder.parent, alias, self._doors), self.folder)
 
     def _vectors(self, number: int) -> Path:
         return self.folder / self._tower / f"{self._tower}_{number:0{DIGITS}d}.npy"

@@ -1,8 +1,9 @@
 """A Qdrant collection: a server by its URL, or local mode by a folder."""
 
 import atexit
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from threading import RLock
 from typing import Any
@@ -143,20 +144,26 @@ class Qdrant:
 
 
 def point_id(item_id: str) -> str | int:
-    """Qdrant takes unsigned integers and UUIDs; what is neither gets a UUID of its own."""
-    if item_id.isdecimal() and item_id.isascii() and int(item_id) < 2**64:
-        return int(item_id)
-    try:
-        return str(UUID(item_id))
-    except ValueError:
-        return str(uuid5(NAMESPACE_URL, f"clipyard:{item_id}"))
+    """Qdrant takes unsigned integers and UUIDs; what is not written as one gets a UUID of its own.
+
+    Not what only means one: `7` and `007` are two items.
+    """
+    with suppress(ValueError):
+        if 0 <= (number := int(item_id)) < 2**64 and str(number) == item_id:
+            return number
+    with suppress(ValueError):
+        if str(UUID(item_id)) == item_id:
+            return item_id
+    return str(uuid5(NAMESPACE_URL, f"clipyard:{item_id}"))
 
 
 @cache
 def _connected(where: str) -> tuple[QdrantClient, Any]:
     """One client a place: local mode takes its folder for itself, and knows no threads."""
     if "://" in where:
-        return QdrantClient(url=where), RLock()
+        key = os.environ.get("QDRANT_API_KEY")
+        # Its look at the server's version warns in a thread of its own, where nobody hears it.
+        return QdrantClient(url=where, api_key=key, check_compatibility=False), RLock()
     client = QdrantClient(path=where, force_disable_check_same_thread=True)
     atexit.register(client.close)  # it complains when the interpreter has gone before it
     return client, RLock()

@@ -16,7 +16,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Shard, Space, Vector
-from ..links import lead, leads_to
+from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
 from . import refuse_another_space
 
@@ -31,7 +31,7 @@ class Parquet:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
-        self.folder = doors.writing(place.where)
+        self.folder, self._doors = doors.writing(place.where), doors
         self._space = space = claimed(self.folder, space)
         self._schema = pa.schema(
             [
@@ -99,10 +99,10 @@ class Parquet:
                     yield row["id"], {"ref": row["ref"], **json.loads(row["meta"] or "{}")}
 
     def target(self, alias: str) -> str | None:
-        return leads_to(self.folder.parent / alias)
+        return leads_to(named(self.folder.parent, alias, self._doors))
 
     def switch(self, alias: str) -> None:
-        lead(self.folder.parent / alias, self.folder)
+        lead(named(self.folder.parent, alias, self._doors), self.folder)
 
     def _file(self, chunk: int) -> Path:
         return self.folder / f"part-{self._space.job}-{chunk:08d}.parquet"

@@ -58,6 +58,7 @@ class Remote:
 
 def _file_system(protocol: str) -> Any:
     try:
-        return fsspec.filesystem(protocol)
+        # Drivers keep listings for good, and what came later would be missed.
+        return fsspec.filesystem(protocol, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise JobRefused(f"{protocol}:// cannot be opened on this worker: {error}") from None
