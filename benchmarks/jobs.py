@@ -172,11 +172,10 @@ class Nothing:
         return dict.fromkeys(ids, self._row)
 
 
-def _embedded(*_: Any, **__: Any) -> Any:
+def _embedded(_: Any, __: Any, ___: Any, items: Sequence[Any], **____: Any) -> Any:
     from worker.reembed.embedding import Embedded
 
-    items = _[3]
-    return Embedded(rows=[_row()] * len(items))
+    return Embedded(rows=dict.fromkeys((item.id for item in items), _row()))
 
 
 def _row() -> Any:

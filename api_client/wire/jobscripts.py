@@ -23,7 +23,8 @@ redis.call('HSET', KEYS[1], 'paused_from', state, 'state', 'paused', 'reason', A
 return 1
 """
 
-# What nobody holds is due at once; who is still at work on a chunk goes on with it.
+# What nobody holds is due at once; who is still at work on a chunk goes on with it. Slices that
+# could not be reached have had their time: what of them cannot be reached now either is recorded.
 RESUME = """
 if redis.call('HGET', KEYS[1], 'state') ~= 'paused' then return 0 end
 local before = redis.call('HGET', KEYS[1], 'paused_from')
@@ -31,6 +32,9 @@ redis.call('HSET', KEYS[1], 'state', before, 'reason', '')
 redis.call('HDEL', KEYS[1], 'paused_from', 'trouble', 'trouble_since')
 for _, what in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
   if redis.call('HEXISTS', KEYS[5], what) == 0 then redis.call('ZADD', KEYS[4], 0, what) end
+end
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(name, 1, 7) == 'outage:' then redis.call('HSET', KEYS[1], name, -1) end
 end
 redis.call('DEL', KEYS[6])
 return 1

@@ -2,7 +2,7 @@
 
 somebody else has it, or the job is paused      nothing
 it is done                                      counted; the next ones are sent
-it takes long                                   the claim is renewed
+it takes long                                   the claim is renewed meanwhile
 the claim was lost, or the job cancelled        dropped
 this worker is in another vector space          passed on to one that may not be
 the source, the sink or a model is away         tried again after a pause that grows
@@ -19,8 +19,10 @@ the device is lost under it                     given back, and this worker ends
 
 import logging
 import random
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import redis
@@ -42,6 +44,7 @@ from api_client.wire.jobs import JobSpec, JobState
 from api_client.wire.messages import Priority
 
 from .. import runtime
+from ..delivery.consumer import LONGEST_RUN_S
 from ..delivery.pool import stop_if_cancelled
 from ..delivery.suspects import Start
 from ..housekeeping import live_workers
@@ -84,15 +87,16 @@ def do(app: Celery, job_id: str, what: str, state: JobState, *, sent_at: float, 
             app, ledger, spec, what, unfit
         ):
             return "passed on"
-        claim = Claim(what, f"{here.node} {uuid4().hex}", here.settings.job_lease_s)
-        claimed = ledger.claim(
-            what, state=state, token=claim.token, lease_s=claim.lease_s, sent_at=sent_at
-        )
-        if claimed is not Claimed.MINE:
-            return str(claimed)
-        job = _opened(here, spec, ledger)
         with here.suspects.begin(f"{job_id}/{what}", f"job {job_id}") as start:
-            return _outcome(app, job, claim, state, work, start)
+            if start.is_needless:  # its claim would take the other one's away
+                return "elsewhere"
+            claim = Claim(what, f"{here.node} {uuid4().hex}", here.settings.job_lease_s)
+            claimed = ledger.claim(
+                what, state=state, token=claim.token, lease_s=claim.lease_s, sent_at=sent_at
+            )
+            if claimed is not Claimed.MINE:
+                return str(claimed)
+            return _outcome(app, _opened(here, spec, ledger), claim, state, work, start)
     except DeviceLost as lost:
         here.watchdog.end(str(lost))
         raise Reject(lost, requeue=True) from None
@@ -126,7 +130,10 @@ def readable(ledger: JobLedger) -> JobSpec | None:
     try:
         return ledger.spec(runtime.here().settings)
     except BadRequest as error:
-        ledger.end(JobState.FAILED, str(error))
+        if ledger.state() is JobState.PLANNING:
+            ledger.end(JobState.FAILED, str(error))
+        else:  # it was in order once: this worker's key or version may be the odd one
+            ledger.pause(str(error))
         return None
 
 
@@ -148,15 +155,14 @@ def opened(here: Runtime, job_id: str) -> Job:
 
 def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, start: Start) -> str:
     ledger, spec = job.ledger, job.spec
-    if start.is_needless:
-        return "elsewhere"
     if sum(crash.place is None for crash in start.crashes) >= CRASHES:
         ledger.give_back(claim)
         ledger.pause(f"{claim.what} took its worker down {CRASHES} times, and no item is to blame")
         start.end()
         return "paused"
     try:
-        following = work(job, _watch(ledger, claim), start)
+        with _renewed(ledger, claim) as go_on:
+            following = work(job, go_on, start)
         start.end()
     except _Dropped:
         return "dropped"
@@ -208,20 +214,38 @@ def _pass_on(
     return bool(fit)
 
 
-def _watch(ledger: JobLedger, claim: Claim) -> Callable[[], None]:
-    """What work calls now and then: renews the claim in time; raises when it is to stop."""
-    renewed = time.monotonic()
+@contextmanager
+def _renewed(ledger: JobLedger, claim: Claim) -> Iterator[Callable[[], None]]:
+    """Renews the claim in time while the block lasts; gives what work calls between two steps.
+
+    That raises when the work is to stop. From a thread, for a step may take longer than the lease:
+    a slice of large pictures on a slow CPU, a listing of a million files. One that takes longer
+    than any may is taken for wedged, and its claim runs out.
+    """
+    over, dropped = threading.Event(), threading.Event()
+    seen = time.monotonic()
+
+    def renew() -> None:
+        while not over.wait(claim.lease_s / RENEWALS) and time.monotonic() < seen + LONGEST_RUN_S:
+            try:
+                if ledger.renew(claim) in (None, JobState.CANCELLED):
+                    dropped.set()
+                    return
+            except redis.RedisError as error:
+                log.warning("job %s, %s is not renewed: %s", ledger.job, claim.what, error)
 
     def go_on() -> None:
-        nonlocal renewed
+        nonlocal seen
         stop_if_cancelled()
-        if time.monotonic() - renewed < claim.lease_s / RENEWALS:
-            return
-        if ledger.renew(claim) in (None, JobState.CANCELLED):
+        if dropped.is_set():
             raise _Dropped
-        renewed = time.monotonic()
+        seen = time.monotonic()
 
-    return go_on
+    threading.Thread(target=renew, name=f"renew-{claim.what}", daemon=True).start()
+    try:
+        yield go_on
+    finally:
+        over.set()
 
 
 def _opened(here: Runtime, spec: JobSpec, ledger: JobLedger) -> Job:

@@ -1,9 +1,9 @@
 """A chunk's items through the device, a slice at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from api_client.wire import names
@@ -77,9 +77,9 @@ class Unfit(SpaceMismatch):
 
 @dataclass
 class Embedded:
-    """One row or error per item, and the seconds that the stages took."""
+    """A vector or an error by an item's id, and the seconds that the stages took."""
 
-    rows: list[Vector | ClipyardError] = field(default_factory=list)
+    rows: dict[str, Vector | ClipyardError]
     decode_s: float = 0.0
     forward_s: float = 0.0
 
@@ -90,14 +90,19 @@ def embed(
     source: Source,
     items: Sequence[Item],
     *,
+    held: Mapping[str, Vector],
     fingerprint: str,
+    is_outage: Callable[[], bool],
     between: Callable[[], None],
     start: Start,
 ) -> Embedded:
     """A vector for every item, or why it has none.
 
     Args:
+        held: vectors that are there already, by id.
         fingerprint: the job's vector space.
+        is_outage: asked when nothing of a slice can be reached: whether that is to be tried again,
+            or recorded.
         between: called before every slice; may raise to stop.
         start: of the chunk.
 
@@ -106,12 +111,14 @@ def embed(
         ClipyardError: all of it failed; nothing is known of the items. If it is retryable, the
             same may well succeed later.
     """
-    entry, found = here.catalogue[spec.model], Embedded()
+    entry, found = here.catalogue[spec.model], Embedded(dict(held))
     for portion in portions(len(items), start.crashes):
         between()
-        part = items[slice(*portion.place)]
+        part = [item for item in items[slice(*portion.place)] if item.id not in held]
+        if not part:
+            continue
         if portion.is_condemned:
-            found.rows.append(_set_aside(here, spec, part[0], start.id, portion))
+            found.rows[part[0].id] = _set_aside(here, spec, part[0], start.id, portion)
             continue
         kind = kind_of(part[0])
         with (
@@ -131,8 +138,8 @@ def embed(
             )
             pictures.keep(rows.vectors)
         here.tracker.used(entry, items=len(part))
-        _raise_outages(rows.vectors)
-        found.rows += rows.vectors
+        _raise_outages(rows.vectors, is_outage)
+        found.rows.update(zip((item.id for item in part), rows.vectors, strict=True))
         found.decode_s += rows.decode_s
         found.forward_s += rows.forward_s
     start.note()  # what dies from here on dies of no item
@@ -168,12 +175,14 @@ def _set_aside(
     )
 
 
-def _raise_outages(rows: Sequence[Vector | ClipyardError]) -> None:
-    """A picture that cannot be reached is recorded; when not one can be, its store is away."""
+def _raise_outages(rows: Sequence[Vector | ClipyardError], is_outage: Callable[[], bool]) -> None:
+    """A picture that cannot be reached is recorded; when not one can be, its store may be away."""
     passing = [row for row in rows if isinstance(row, ClipyardError) and row.retryable]
     for row in passing:
-        if len(passing) == len(rows) >= OUTAGE or not isinstance(row, ItemError):
+        if not isinstance(row, ItemError):
             raise row
+    if len(passing) == len(rows) >= OUTAGE and is_outage():
+        raise passing[0]
 
 
 def kind_of(item: Item) -> Kind:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 
 from api_client.wire.errors import ClipyardError, JobRefused
@@ -16,7 +16,7 @@ from . import manifest, report
 from .check import compare
 from .doors import Doors
 from .embedding import embed, kind_of, refuse_another
-from .items import Item, Shard, Space
+from .items import Chunk, Item, Shard, Space, Vector
 from .ledger import JobLedger
 from .migration import neighbours
 from .papers import Loss, Marker, Papers, tidy
@@ -147,12 +147,14 @@ class Job:
             self.spec,
             self.source,
             chunk.items,
+            held=self._held(chunk, before),
             fingerprint=self.space.fingerprint,
+            is_outage=partial(self.ledger.is_outage, number),
             between=go_on,
             start=start,
         )
         embedded = time.monotonic()
-        shard = Shard(chunk, found.rows)
+        shard = Shard(chunk, [found.rows[item.id] for item in chunk.items])
         self.sink.write(shard)
         marker = Marker(
             chunk=number,
@@ -176,6 +178,14 @@ class Job:
             stages=marker.stages,
         )
         return marker
+
+    def _held(self, chunk: Chunk, before: Marker | None) -> Mapping[str, Vector]:
+        """What an earlier round got: its pictures may be gone by now."""
+        if before is None:
+            return {}
+        lost = {loss.row for loss in before.losses}
+        ids = [item.id for row, item in enumerate(chunk.items) if row not in lost]
+        return self.sink.read(ids, chunk=chunk.number)
 
 
 def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:

@@ -106,11 +106,20 @@ redis.call('HDEL', H, 'trouble', 'trouble_since')
 return fill(now, sent_s)
 """
 
+_OUTAGE = """
+local name, reached = 'outage:' .. ARGV[1], number('reached')
+-- The others that are held may have been through before it began: one more must come through.
+if redis.call('HSETNX', H, name, reached + redis.call('HLEN', HELD) - 1) == 1 then return 1 end
+return reached > number(name) and 0 or 1
+"""
+
 _FINISHED = """
 local now, sent_s, chunk, done, failed, worker = unpack(ARGV, 1, 6)
 if redis.call('TTL', H) ~= -1 then return {} end  -- it is over, or forgotten
 redis.call('ZREM', FLIGHT, chunk)
 redis.call('HDEL', HELD, chunk)
+redis.call('HDEL', H, 'outage:' .. chunk)
+if tonumber(done) > 0 then redis.call('HINCRBY', H, 'reached', 1) end
 if redis.call('SETBIT', DONE, chunk, 1) == 0 then
   redis.call('HINCRBY', H, 'done', done)
   redis.call('HINCRBY', H, 'failed', failed)
@@ -234,6 +243,11 @@ class JobLedger:
         text, signature = found
         return unsealed(self.job, text, signature, settings) if text else None
 
+    def state(self) -> JobState:
+        """Of a job that is known, also where its specification cannot be read."""
+        found: Any = self._store.hget(self._hash, "state")
+        return JobState(found.decode())
+
     def status(self) -> JobStatus:
         """How far the job has come."""
         fields: Any = self._store.hgetall(self._hash)
@@ -280,6 +294,14 @@ class JobLedger:
             "papers": papers,
         }
         return _texts(self._run(_PLANNED, self.now(), self._sent_s, *_pairs(fields)))
+
+    def is_outage(self, chunk: int) -> bool:
+        """Whether nothing of a slice can be reached because nothing can be: it is tried again.
+
+        Not so if a chunk that was begun later came through, or the job was resumed, since this one
+        met with that for the first time.
+        """
+        return bool(self._run(_OUTAGE, chunk))
 
     def finished(self, marker: Marker) -> list[str]:
         """Count a chunk, once however often it is said; gives what to start next."""

@@ -1,6 +1,7 @@
 """Jobs from their submission to their report, in one process, with bad luck of every kind."""
 
 import json
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from celery.exceptions import Reject
 from pyarrow import dataset
 
 from api_client.wire import names
+from api_client.wire.errors import UnknownJob
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
@@ -97,6 +99,111 @@ def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert all(row["vector"] for row in rows(sink))
+
+
+def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures, sink, tmp_path):
+    (tmp_path / "pictures" / "003.png").write_bytes(b"")
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    before = {row["id"]: row["vector"] for row in rows(sink)}
+    for file in (tmp_path / "pictures").glob("*.png"):
+        file.unlink()
+    assert desk.do(RETRY_FAILED)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 19)
+    assert {row["id"]: row["vector"] for row in rows(sink)} == before
+
+
+@pytest.fixture
+def half_dead(tmp_path, pictures, store, keys):
+    """A list whose first chunk can never be reached, and a worker that tries."""
+    good = [str(file) for file in sorted((tmp_path / "pictures").iterdir())[:8]]
+    (tmp_path / "list.txt").write_text("\n".join([*(f"dead://x/{n}.jpg" for n in range(8)), *good]))
+    parts = Parts(store, keys, tmp_path, image_stores=["dead://x/"])
+    runtime.use(parts)
+    yield Place(kind="list", where=str(tmp_path / "list.txt"))
+    runtime.use(None)
+    forget_open_jobs()
+    parts.close()
+
+
+def test_what_stays_out_of_reach_while_others_come_through_is_recorded(
+    half_dead, store, keys, post, sink
+):
+    desk = Desk(store, keys, post)
+    desk.submit(half_dead, sink)
+    post.deliver()
+    [dead, _] = post.sent
+    assert [post.deliver(), post.deliver()] == ["trouble", "done"]
+    post.sent.append(dead)
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 8, 8)
+    assert report(sink)["failure_codes"] == {"image_unreachable": 8}
+
+
+def test_a_job_that_was_resumed_records_what_is_still_out_of_reach(
+    half_dead, store, keys, post, sink
+):
+    desk = Desk(store, keys, post)
+    desk.submit(half_dead, sink, window=1, patience_s=0)
+    assert [post.deliver(), post.deliver()] == ["done", "trouble"]
+    assert desk.status().state is JobState.PAUSED
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 8, 8)
+
+
+@pytest.fixture
+def brief(store, keys, tmp_path):
+    """A worker whose claims run out soon."""
+    parts = Parts(store, keys, tmp_path, job_lease_s=0.3)
+    runtime.use(parts)
+    yield parts
+    runtime.use(None)
+    forget_open_jobs()
+    parts.close()
+
+
+def test_a_step_may_take_longer_than_the_lease(brief, store, keys, post, pictures, sink):
+    desk, embed = Desk(store, keys, post), brief.batcher.embed
+    desk.submit(pictures, sink, chunk_size=20)
+    post.deliver()
+    [chunk] = post.sent
+
+    def slow(*args, **options):
+        for _ in range(6):
+            time.sleep(0.1)
+            desk.tend()
+        assert post.sent == []
+        post.sent.append(chunk)  # a twin of it, in the same process
+        assert post.deliver() == "elsewhere"
+        return embed(*args, **options)
+
+    brief.batcher.embed = slow
+    assert post.deliver() == "done"
+    assert desk.status().done == 20
+
+
+def test_a_step_that_never_ends_keeps_its_claim_no_longer_than_any_may_run(
+    brief, store, keys, post, pictures, sink, monkeypatch
+):
+    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
+    desk, embed = Desk(store, keys, post), brief.batcher.embed
+    desk.submit(pictures, sink, chunk_size=20)
+    post.deliver()
+
+    def wedged(*args, **options):
+        time.sleep(0.6)
+        desk.tend()
+        return embed(*args, **options)
+
+    brief.batcher.embed = wedged
+    post.deliver()
+    assert [fields["what"] for _, fields, _ in post.sent][:1] == ["0"]
 
 
 def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tmp_path):
@@ -210,6 +317,27 @@ def test_a_job_file_of_an_older_version_is_refused(desk, post, pictures, sink, s
     store.hset(keys.job("job"), "spec", json.dumps(spec))
     assert desk.status().state is JobState.FAILED
     assert "an older version of Clipyard (job version 0" in desk.status().reason
+
+
+def test_a_worker_that_cannot_read_a_job_that_has_begun_pauses_it(
+    desk, post, pictures, sink, store, keys
+):
+    desk.submit(pictures, sink)
+    post.deliver()
+    spec = store.hget(keys.job("job"), "spec")
+    store.hset(keys.job("job"), "spec", json.dumps({**json.loads(spec), "version": 0}))
+    assert set(post.deliver_all()) == {"unreadable"}
+    store.hset(keys.job("job"), "spec", spec)
+    assert desk.status().state is JobState.PAUSED
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+    store.hset(keys.job("job"), "spec", json.dumps({**json.loads(spec), "version": 0}))
+    with pytest.raises(UnknownJob):
+        duty.opened(runtime.here(), "job")
+    store.hset(keys.job("job"), "spec", spec)
+    assert desk.status().state is JobState.COMPLETE
 
 
 def test_where_a_key_is_set_a_job_without_its_signature_is_refused(

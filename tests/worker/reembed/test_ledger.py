@@ -120,6 +120,30 @@ def test_a_chunk_is_worked_on_by_one_worker_at_a_time(book):
     assert book.claim("0", token="b") is Claimed.DONE
 
 
+def test_a_slice_out_of_reach_is_an_outage_until_one_that_began_later_came_through(book):
+    book.planned()
+    for chunk in ("0", "1"):
+        book.claim(chunk)
+    assert book.ledger.is_outage(0)
+    book.finish("1")  # it may have been through before
+    book.claim("2")
+    book.finish("2", lost=10)  # nothing of it could be reached, either
+    assert book.ledger.is_outage(0)
+    book.claim("3")
+    book.finish("3")
+    assert not book.ledger.is_outage(0)
+
+
+def test_after_a_resume_what_is_still_out_of_reach_is_no_outage(book):
+    book.planned()
+    book.claim("0")
+    assert book.ledger.is_outage(0)
+    book.ledger.pause("nothing can be reached")
+    book.do(RESUME)
+    assert not book.ledger.is_outage(0)
+    assert book.ledger.is_outage(1)
+
+
 def test_what_a_dead_worker_had_is_started_again_when_its_claim_has_run_out(book):
     book.planned()
     book.claim("0", token="dead")
