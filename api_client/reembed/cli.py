@@ -30,6 +30,9 @@ Settings = Annotated[
 SourceOptions = Annotated[
     list[str] | None, typer.Option("--from", help="Of the source, e.g. column=url; repeatable.")
 ]
+SinkOptions = Annotated[
+    list[str] | None, typer.Option("--to", help="Of the sink, e.g. tower=text; repeatable.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Stay, and show how far it has come.")]
 
 
@@ -42,11 +45,16 @@ def submit(
     model: Model = None,
     settings: Settings = None,
     source_options: SourceOptions = None,
+    sink_options: SinkOptions = None,
     watch: Watch = False,
     as_json: Json = False,
 ) -> None:
     """Submit a job and print its id. Nobody needs to wait for it."""
-    options: dict[str, Any] = {**_pairs(settings), "source_options": _pairs(source_options)}
+    options: dict[str, Any] = {
+        **_settings(settings),
+        "source_options": _pairs(source_options),
+        "sink_options": _pairs(sink_options),
+    }
     with _client() as client:
         job = client.reembed(source, sink=sink, model=model, **options)
         _submitted(client, job.id, watch=watch, as_json=as_json)
@@ -69,10 +77,10 @@ def migrate(
     """Fill a shadow of a collection with another model's vectors; then see `switch`."""
     from .job import shadow
 
-    sink, migration = shadow(alias, old, into_new)
-    options: dict[str, Any] = {**_pairs(settings), "source_options": _pairs(source_options)}
+    held, sink, migration = shadow(alias, old, into_new)
+    options: dict[str, Any] = {**_settings(settings), "source_options": _pairs(source_options)}
     with _client() as client:
-        job = client.reembed(source or old, sink=sink, model=model, migration=migration, **options)
+        job = client.reembed(source or held, sink=sink, model=model, migration=migration, **options)
         _submitted(client, job.id, watch=watch, as_json=as_json)
 
 
@@ -174,6 +182,17 @@ def _watch(client: "Client", job: str) -> None:
     status = watch(client.job(job))
     if status.state != "complete":
         raise typer.Exit(FAILED)
+
+
+def _settings(given: list[str] | None) -> dict[str, str]:
+    from ..wire.errors import BadRequest
+    from .job import JobOptions
+
+    names = JobOptions.__annotations__.keys() - {"source_options", "sink_options"}
+    settings = _pairs(given)
+    if unknown := settings.keys() - names:
+        raise BadRequest(f"--set knows no {min(unknown)!r}; it sets {', '.join(sorted(names))}")
+    return settings
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:

@@ -84,8 +84,10 @@ def specification(
 
 def shadow(
     alias: str, old: str | Path | Place, into_new: str | Path | Place
-) -> tuple[Place, Migration]:
-    """The sink and the purpose of a job that replaces a collection under the name it is used by.
+) -> tuple[Place, Place, Migration]:
+    """Source, sink and purpose of a job that replaces a collection under the name it is used by.
+
+    The source is what the old collection holds.
 
     Args:
         alias: the name that people search by.
@@ -97,7 +99,7 @@ def shadow(
         raise BadRequest(f"{before.kind} cannot be switched to {after.kind}: name one kind twice")
     if before == after:
         raise BadRequest("the old and the new collection are the same: name another for the new")
-    return after, Migration(alias=alias, old=before)
+    return places.held_by(before), after, Migration(alias=alias, old=before)
 
 
 class Job:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ from ..wire.jobs import Place
 NAMED = {"qdrant": "collection", "lancedb": "table", "pgvector": "table"}
 STORES = frozenset({*NAMED, "parquet"})  # sinks that can be a source
 SOURCES = {".csv": "list", ".tsv": "list", ".txt": "list", ".parquet": "list", ".jsonl": "texts"}
+SECRETS = {"password", "sslpassword"}  # parameters of PostgreSQL's addresses
 _KIND = re.compile(r"([a-z][a-z0-9_]*):(?!//)(.+)", re.DOTALL)
 
 
@@ -35,12 +36,10 @@ def source(address: str | Path | Place, options: Mapping[str, str] | None = None
         BadRequest: the address has a password, or cannot be one.
     """
     if isinstance(address, Place):
-        return address
+        return _with(address, options)
     kind, where = _said(str(address))
     if kind in STORES:
-        held = _place(kind, where, {})
-        given = {"store": kind, **held.options, **(options or {})}
-        return _place("collection", held.where, given)
+        return held_by(_place(kind, where, {}), options)
     return _place(kind or _guessed_source(where), where, options or {})
 
 
@@ -51,7 +50,7 @@ def sink(address: str | Path | Place, options: Mapping[str, str] | None = None) 
         BadRequest: the address has a password, or cannot be one.
     """
     if isinstance(address, Place):
-        return address
+        return _with(address, options)
     kind, where = _said(str(address))
     if not kind:
         scheme = urlsplit(where).scheme
@@ -60,6 +59,16 @@ def sink(address: str | Path | Place, options: Mapping[str, str] | None = None) 
             raise BadRequest(f"say which kind of sink {where!r} is, e.g. lancedb:{where}")
         kind = kinds[scheme]
     return _place(kind, where, options or {})
+
+
+def held_by(store: Place, options: Mapping[str, str] | None = None) -> Place:
+    """A sink as a source: what it holds is embedded anew."""
+    given = {"store": store.kind, **store.options, **(options or {})}
+    return Place(kind="collection", where=store.where, options=given)
+
+
+def _with(place: Place, options: Mapping[str, str] | None) -> Place:
+    return place.model_copy(update={"options": {**place.options, **(options or {})}})
 
 
 def _said(address: str) -> tuple[str, str]:
@@ -81,7 +90,7 @@ def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
         where, _, given[NAMED[kind]] = where.rpartition("#")
     if "://" not in where:
         where = os.path.abspath(os.path.expanduser(where))
-    elif urlsplit(where).password:
+    elif urlsplit(where).password or SECRETS & {n for n, _ in parse_qsl(urlsplit(where).query)}:
         raise BadRequest(
             "an address with a password would be written down in Redis and beside the sink: "
             "give the workers PGPASSWORD, QDRANT_API_KEY or the like instead"

@@ -5,6 +5,7 @@ from collections import deque
 
 import pytest
 
+from api_client import cli
 from api_client.reembed import places, watching
 from api_client.reembed.job import shadow, specification
 from api_client.wire.errors import BadRequest
@@ -50,9 +51,12 @@ def test_a_sink_is_told_by_its_address(address, kind, where, options):
     assert places.sink(address) == Place(kind=kind, where=where, options=options)
 
 
-def test_a_password_is_not_written_down():
+@pytest.mark.parametrize(
+    "address", ["postgresql://me:secret@h/db#cats", "pgvector:postgresql://h/db?password=secret"]
+)
+def test_a_password_is_not_written_down(address):
     with pytest.raises(BadRequest, match="PGPASSWORD"):
-        places.sink("postgresql://me:secret@h/db#cats")
+        places.sink(address)
 
 
 @pytest.mark.parametrize("address", ["", "s3://bucket/x", "Bad Kind:/x"])
@@ -95,12 +99,37 @@ def test_a_job_file_that_cannot_be_read_says_why(text, sentence):
 
 
 def test_a_migration_stays_within_one_kind_of_store_and_needs_two_collections():
-    sink, migration = shadow("live", "/old", "/new")
+    _, sink, migration = shadow("live", "/old", "/new")
     assert (sink.where, migration.old.where, migration.alias) == ("/new", "/old", "live")
     with pytest.raises(BadRequest, match="cannot be switched"):
         shadow("live", "/old", "qdrant:/q#new")
     with pytest.raises(BadRequest, match="are the same"):
         shadow("live", "/old", "/old")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "held"),
+    [
+        ("/old", "/new", {"store": "parquet"}),
+        ("http://q:6333#b32", "http://q:6333#l14", {"store": "qdrant", "collection": "b32"}),
+    ],
+)
+def test_a_migration_reads_what_the_old_collection_holds(old, new, held):
+    source, _, _ = shadow("live", old, new)
+    spec = specification(source, new, "m", source_options={"ref": "url"})
+    assert (spec.source.kind, spec.source.options) == ("collection", {**held, "ref": "url"})
+
+
+@pytest.mark.parametrize("wrong", ["model=x", "source=y", "sink_options=tower=text", "colour=red"])
+def test_what_set_does_not_know_is_a_sentence(wrong, capsys, monkeypatch):
+    submit = ["clipyard", "reembed", "submit", "/p", "--sink", "/v", "--set", wrong]
+    monkeypatch.setattr("sys.argv", submit)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert (
+        f"--set knows no '{wrong.partition('=')[0]}'; it sets chunk_size" in capsys.readouterr().err
+    )
 
 
 def status(seen_at, done, **fields):

@@ -179,6 +179,17 @@ def test_npy_files_are_laid_out_as_the_index_builder_of_clip_retrieval_reads_the
     ]
 
 
+@pytest.mark.parametrize("at", [8, 200])  # in a page, and in the file's own tables
+def test_a_file_whose_bytes_have_changed_is_as_one_that_is_not_there(make, tmp_path, at):
+    sink = make("parquet")
+    sink.write(shard(0))
+    [file] = (tmp_path / "photos").glob("part-*.parquet")
+    broken = bytearray(file.read_bytes())
+    broken[at : at + 40] = b"\xff" * 40
+    file.write_bytes(broken)
+    assert sink.read(["0/0"], chunk=0) == {}
+
+
 def test_two_jobs_do_not_share_a_folder_of_npy_files(make):
     make("npy")
     with pytest.raises(JobRefused, match="holds job j1"):

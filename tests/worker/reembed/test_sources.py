@@ -187,6 +187,14 @@ def test_shards_are_read_by_the_places_of_their_members(source, tmp_path):
     assert ids(source("webdataset", tmp_path / "s-*.tar")) == [item.id for item in found]
 
 
+def test_a_row_without_a_text_is_an_item_and_one_without_a_path_ends_the_job(source, tmp_path):
+    file = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"text": ["a", None], "path": ["a.jpg", None]}), file)
+    assert [item.text for item in source("texts", file).walk()] == ["a", ""]
+    with pytest.raises(JobRefused, match="row 2 has nothing in its column 'path'"):
+        ids(source("list", file))
+
+
 def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path):
     (tmp_path / "x.tar").write_text("no tar")
     for name in ("x.tar", "y.tar", "none-*.tar"):

@@ -90,6 +90,10 @@ class Parquet:
             return parquet.read_table(self._file(chunk), columns=columns)
         except (FileNotFoundError, pa.ArrowInvalid):  # not there, or cut short by a power cut
             return None
+        except OSError as error:
+            if error.errno is None:  # pyarrow's own: a page is broken
+                return None
+            raise
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with store_errors(self.folder):

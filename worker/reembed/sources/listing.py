@@ -42,9 +42,9 @@ class Listing:
     def walk(self) -> Iterator[Item]:
         folder = str(self._file.parent)
         for number, row in _rows(self._file, self._column):
-            ref = str(_cell(self._file, number, row, self._column))
+            ref = _name(self._file, number, row, self._column)
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
-            item_id = str(_cell(self._file, number, row, self._id)) if self._id else utf8(ref)
+            item_id = _name(self._file, number, row, self._id) if self._id else utf8(ref)
             if "://" not in ref:  # an absolute path stays what it is
                 ref = os.path.join(folder, ref)
             yield Item(id=item_id, ref=ref, meta=meta)
@@ -70,7 +70,7 @@ class Texts:
             text = _cell(self._file, number, row, self._column)
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
             ref = f"{self._file.name}:{number}"
-            item_id = str(_cell(self._file, number, row, self._id)) if self._id else ref
+            item_id = _name(self._file, number, row, self._id) if self._id else ref
             yield Item(id=item_id, ref=ref, text=str(text or ""), meta=meta)
 
     def fetch(self, item: Item) -> str:
@@ -122,8 +122,14 @@ def _lines(file: Path, *, column: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
-    value = row.get(column)
-    if value is None:
+    if column not in row:
         names = ", ".join(str(name) for name in chain(row))
         raise JobRefused(f"{file}, row {number} has no {column!r}; its columns are {names}")
-    return value
+    return row[column]
+
+
+def _name(file: Path, number: int, row: Mapping[str, Any], column: str) -> str:
+    value = _cell(file, number, row, column)
+    if value is None:
+        raise JobRefused(f"{file}, row {number} has nothing in its column {column!r}")
+    return str(value)
