@@ -159,8 +159,6 @@ def _print(
 
 def _drawn(folder: Path) -> Collection:
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
     files, captions = [], []
     for number, (caption, picture) in enumerate(shapes.collection(PICTURES, seed=SEED)):
         file = folder / f"{number:04d} {caption}.png"
