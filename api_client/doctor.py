@@ -21,11 +21,12 @@ from .dashboard.settings import DashboardSettings
 from .stack.errors import StackError
 from .stack.up import find_checkout
 from .status import Fleet, read_fleet, sweep_is_missing
+from .wire.address import masked
 from .wire.broker import celery_app, redis_client
 from .wire.errors import BadSettings, ClipyardError
 from .wire.messages import EventKind, WorkerStatus
 from .wire.names import Keys
-from .wire.settings import Settings, masked
+from .wire.settings import Settings
 
 OLDEST_REDIS = 7  # what the project is tested with, and newer
 CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines

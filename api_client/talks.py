@@ -16,12 +16,13 @@ import redis
 from kombu.exceptions import OperationalError
 
 from .wire import correlation, names
+from .wire.address import masked
 from .wire.broker import celery_app, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, NoWorker
 from .wire.messages import Failure, Message, Priority, Refused, Request
-from .wire.settings import Settings, masked
+from .wire.settings import Settings
 from .wire.signing import signed
 
 SLICE_S = 1.0  # how long one look at an answer blocks

@@ -244,7 +244,7 @@ def _vector(entry: CatalogueEntry, item: str | bytes) -> Vectors:
 
 class _FakeLine(Line):
     def __init__(self, worker: FakeWorker) -> None:
-        self.settings = Settings.read(redis_url="memory://", key_prefix="fake")
+        self.settings = Settings.read(redis_url="redis://fake", key_prefix="fake")
         self.keys = worker.keys
         self._worker = worker
 

@@ -26,6 +26,7 @@ LINE = "worker/delivery/line.py"
 QUARANTINE, TRANSPORT = "worker/delivery/quarantine.py", "worker/delivery/transport.py"
 HOUSEKEEPING, HEALTH = "worker/housekeeping.py", "worker/health.py"
 SETTINGS, BROKER = "api_client/wire/settings.py", "api_client/wire/broker.py"
+ADDRESS = "api_client/wire/address.py"
 GATE, PASSES = "api_client/gateway/guard.py", "api_client/gateway/passes.py"
 BUDGETS, ACL = "api_client/gateway/budgets.py", "api_client/acl.py"
 AT_GATE, AT_BUDGETS = "api_client/gateway/test_guard.py", "api_client/gateway/test_budgets.py"
@@ -142,6 +143,8 @@ GUARDS = [
     (MESSAGES, 'extra="forbid"', 'extra="ignore"', "wire/test_versions.py -k unknown"),
     (MESSAGES, "> MAX_BATCH_CHARS", "< 0", "wire/test_versions.py -k bounded"),
     (SETTINGS, '"rediss:"', '"never:"', "security/test_tls.py -k strangers"),
+    (ADDRESS, 'url.partition("?")[0]', "url", "wire/test_address.py -k shown"),
+    (ADDRESS, "if _is_misread(url)", "if False", "wire/test_address.py -k quoting"),
     (
         BROKER,
         "task_repr_maxlevels=1",

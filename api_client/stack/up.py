@@ -12,7 +12,7 @@ from types import FrameType
 from rich.console import Console
 from rich.table import Table
 
-from ..wire.settings import masked
+from ..wire.address import masked
 from .child import Child
 from .errors import NoCheckout, StackError
 from .home import announce, private_directory, stack_file

@@ -11,7 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, AliasGenerator, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    AliasGenerator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 from pydantic_settings import (
@@ -21,6 +28,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from . import address
 from .errors import BadSettings, NoBroker
 from .home import running_stack_url
 
@@ -209,8 +217,15 @@ class Settings(SettingsBase):
     sweep_interval_s: Annotated[float, Field(gt=0)] = 60.0
     tend_interval_s: Annotated[float, Field(gt=0)] = 5.0  # how often bulk jobs are looked after
 
+    @field_validator("redis_url")
+    @classmethod
+    def _usable(cls, url: SecretStr | None) -> SecretStr | None:
+        if url:
+            address.parsed(url.get_secret_value())
+        return url
+
     def url(self) -> str:
-        """The Redis URL, password included: never log it, see `masked_url`.
+        """The Redis URL, password included: never log it, see `address.masked`.
 
         Raises:
             NoBroker: none is configured, and no stack runs in `home`.
@@ -225,10 +240,3 @@ class Settings(SettingsBase):
         if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:
             url += f"{'&' if '?' in url else '?'}ssl_cert_reqs=required"
         return url
-
-
-def masked(url: str) -> str:
-    """A URL that can be shown: the password is replaced by `***`."""
-    head, at, tail = url.rpartition("@")
-    scheme, sep, login = head.partition("://")
-    return f"{scheme}{sep}{login.partition(':')[0]}:***{at}{tail}" if at else url
