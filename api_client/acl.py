@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import quote
 
-__all__ = ["Role", "acl_file", "passwords_in", "write_urls"]
+from .wire.address import parsed
+from .wire.errors import BadRequest
+
+__all__ = ["Role", "acl_file", "database_of", "passwords_in", "write_urls"]
 
 
 class Role(StrEnum):
@@ -168,11 +172,32 @@ def passwords_in(folder: Path) -> dict[Role, str]:
     found = {}
     for role in Role:
         file = folder / f"{role}.password"
-        if not file.exists():
-            file.touch(mode=0o600, exist_ok=False)
-            file.write_text(secrets.token_urlsafe(24) + "\n")
+        # Redis takes the hash of an empty password as it takes any other.
+        if not file.exists() or not file.read_text().strip():
+            fresh = file.with_suffix(".fresh")
+            fresh.touch(mode=0o600)
+            fresh.write_text(secrets.token_urlsafe(24) + "\n")
+            fresh.replace(file)
         found[role] = file.read_text().strip()
     return found
+
+
+def database_of(url: str) -> int:
+    """The number of the database in a URL that `write_urls` can take.
+
+    Raises:
+        BadRequest: it cannot, or has a login already.
+    """
+    try:
+        place = parsed(url)
+        if place.keys() & {"username", "password"}:
+            raise ValueError
+    except ValueError:
+        raise BadRequest(
+            "--url takes a Redis URL without a login, as redis://redis:6379/0: each role gets its "
+            "own"
+        ) from None
+    return int(place.get("db", 0))
 
 
 def write_urls(folder: Path, passwords: Mapping[Role, str], *, url: str, prefix: str) -> None:
@@ -185,4 +210,4 @@ def write_urls(folder: Path, passwords: Mapping[Role, str], *, url: str, prefix:
     for role, password in passwords.items():
         file = folder / f"{role}.url"
         file.touch(mode=0o600)
-        file.write_text(f"{scheme}://{prefix}-{role}:{password}@{place}\n")
+        file.write_text(f"{scheme}://{prefix}-{role}:{quote(password, safe='')}@{place}\n")

@@ -313,7 +313,9 @@ def quickstart(
     images: Annotated[Path | None, typer.Option(help="A folder of your own pictures.")] = None,
     model: Annotated[str, typer.Option(help="A model id.")] = "shapes/demo",
     queries: Annotated[str | None, typer.Option(help="Texts, separated by ';'.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("out/quickstart"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Where the results go.")] = Path(
+        "out/quickstart"
+    ),
     as_json: Json = False,
 ) -> None:
     """Embed pictures through a private stack, find them by text, show the result."""
@@ -345,7 +347,10 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def acl(
-    secrets: Annotated[Path, typer.Option(help="Where the passwords are; missing ones are made.")],
+    secrets: Annotated[
+        Path,
+        typer.Option(file_okay=False, help="Where the passwords are; missing ones are made."),
+    ],
     url: Annotated[
         str | None, typer.Option(help="Where Redis is, without a login: also write <role>.url.")
     ] = None,
@@ -354,11 +359,12 @@ def acl(
     from . import acl as rights
     from .wire.settings import Settings
 
-    prefix, passwords = Settings.read().key_prefix, rights.passwords_in(secrets)
-    db = (url or "").partition("://")[2].partition("/")[2].partition("?")[0] or "0"
+    prefix = Settings.read().key_prefix
+    db = rights.database_of(url) if url else 0
+    passwords = rights.passwords_in(secrets)
     if url:
         rights.write_urls(secrets, passwords, url=url, prefix=prefix)
-    print(rights.acl_file(passwords, prefix=prefix, db=int(db)), end="")
+    print(rights.acl_file(passwords, prefix=prefix, db=db), end="")
 
 
 @app.command()

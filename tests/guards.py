@@ -144,6 +144,7 @@ GUARDS = [
     (MESSAGES, "> MAX_BATCH_CHARS", "< 0", "wire/test_versions.py -k bounded"),
     (SETTINGS, '"rediss:"', '"never:"', "security/test_tls.py -k strangers"),
     (ADDRESS, 'url.partition("?")[0]', "url", "wire/test_address.py -k shown"),
+    (ACL, " or not file.read_text().strip()", "", "api_client/test_acl.py -k never_written"),
     (ADDRESS, "if _is_misread(url)", "if False", "wire/test_address.py -k quoting"),
     (
         BROKER,

@@ -123,6 +123,25 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(clipyard, argv):
     assert error
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["acl", "--secrets", "secrets", "--url", "redis://:geheim@redis/0"],
+        ["acl", "--secrets", "a file"],
+        ["quickstart", "--out", "a file"],
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(
+    clipyard, tmp_path, monkeypatch, argv
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    code, out, error = clipyard(*argv)
+    assert (code, out) == (2, "")
+    assert "geheim" not in error
+    assert [file.name for file in tmp_path.iterdir()] == ["a file"]
+
+
 @pytest.mark.parametrize("error", [NoBroker("no Redis"), NoWorker("nobody"), NoAnswer("late")])
 def test_nobody_to_ask_is_exit_code_3(clipyard, error):
     class Away:

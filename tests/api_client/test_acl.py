@@ -1,0 +1,50 @@
+"""Passwords and URLs of the roles; that they give the least rights is tested in tests/security."""
+
+from pathlib import Path
+
+import pytest
+
+from api_client.acl import Role, database_of, passwords_in, write_urls
+from api_client.wire.address import parsed
+from api_client.wire.errors import BadRequest
+
+
+def test_a_password_that_was_never_written_is_made(tmp_path: Path) -> None:
+    (tmp_path / "worker.password").touch()
+    (tmp_path / "beat.password").write_text("\n")
+    (tmp_path / "client.password").write_text("my own\n")
+    passwords = passwords_in(tmp_path)
+    assert all(len(passwords[role]) > 20 for role in Role if role is not Role.CLIENT)
+    assert passwords[Role.CLIENT] == "my own"
+    assert passwords_in(tmp_path) == passwords
+    assert {file.name for file in tmp_path.iterdir()} == {f"{role}.password" for role in Role}
+    assert (tmp_path / "worker.password").stat().st_mode & 0o077 == 0
+
+
+def test_a_password_of_any_signs_stands_in_its_url(tmp_path: Path) -> None:
+    write_urls(tmp_path, {Role.WORKER: "a/b?c#d@e+%"}, url="rediss://redis:6379/2", prefix="p")
+    place = parsed((tmp_path / "worker.url").read_text().strip())
+    assert (place["username"], place["password"], place["db"]) == ("p-worker", "a/b?c#d@e+%", 2)
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("redis://redis:6379", 0),
+        ("redis://redis:6379/3", 3),
+        ("rediss://redis:6379?ssl_ca_certs=/run/ca.pem", 0),
+        ("rediss://redis:6379/1?ssl_ca_certs=/run/ca.pem", 1),
+    ],
+)
+def test_the_database_is_the_one_that_clients_will_use(url: str, database: int) -> None:
+    assert database_of(url) == database
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis:6379", "redis://:geheim@redis", "redis://geheim@redis", "redis://r?password=geheim"],
+)
+def test_a_url_with_a_login_or_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(BadRequest, match="without a login") as raised:
+        database_of(url)
+    assert "geheim" not in str(raised.value)
