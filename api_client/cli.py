@@ -257,8 +257,7 @@ def up(
     ] = False,
 ) -> None:
     """Run a private stack: Redis, one worker per device, beat. Ctrl-C drains and stops it."""
-    from rich.console import Console
-
+    from . import show
     from .dashboard import child
     from .stack import up as stack
     from .stack.devices import visible_devices
@@ -273,7 +272,7 @@ def up(
         env=settings.for_workers() | (child.WORKER_ENV if flower else {}),
         extras=(child.extra(),) if flower else (),
     )
-    raise typer.Exit(stack.run(options, console=Console()))
+    raise typer.Exit(stack.run(options, console=show.console()))
 
 
 @app.command()

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
+from .show import console, grid
 from .status import Fleet, Worker, step_down
 from .wire.messages import ModelStatus
 
@@ -20,12 +21,12 @@ MB = 1_000_000
 
 def show(fleet: Fleet) -> None:
     """Print it once."""
-    Console().print(drawn(fleet))
+    console().print(drawn(fleet))
 
 
 def watch(look: Callable[[], Fleet]) -> None:
     """Show it until Ctrl-C."""
-    with Live(drawn(look()), screen=True) as live:
+    with Live(drawn(look()), console=console(), screen=True) as live:
         while True:
             time.sleep(REFRESH_S)
             live.update(drawn(look()))
@@ -40,7 +41,7 @@ def drawn(fleet: Fleet) -> RenderableType:
 
 def _workers(fleet: Fleet) -> Table:
     columns = ("worker", "device", "state", "memory", "pressure", "waiting", "last sweep")
-    table = Table(*columns, title=f"current model: {fleet.current or 'none'}")
+    table = grid(*columns, title=f"current model: {fleet.current or 'none'}")
     for worker in fleet.workers:
         waiting = [d for q, d in fleet.depths.items() if "@" not in q or q.startswith(worker.name)]
         table.add_row(
@@ -57,7 +58,7 @@ def _workers(fleet: Fleet) -> Table:
 
 def _models(fleet: Fleet) -> Table:
     rest = ("tier", "leases", "MB", "uses", "idle", "steps down", "next")
-    table = Table("worker", Column("model", no_wrap=True), *rest)
+    table = grid("worker", "model", *rest)
     for worker in fleet.workers:
         for model in worker.held:
             table.add_row(
@@ -75,7 +76,7 @@ def _models(fleet: Fleet) -> Table:
 
 
 def _events(fleet: Fleet) -> Table:
-    table = Table("when", "worker", "what", "model", "why", "by", show_header=bool(fleet.events))
+    table = grid("when", "worker", "what", "model", "why", "by", show_header=bool(fleet.events))
     for event in fleet.events[:EVENTS_SHOWN]:
         when = time.strftime("%H:%M:%S", time.localtime(event.at))
         row = (when, event.worker, event.kind.value, event.model, event.reason, event.asked_by)

@@ -9,12 +9,22 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .doctor import Report
 from .results import Item
 
 SHOWN_NUMBERS = 4  # of a vector in a table
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where what people wrote, as texts, names and errors, is printed as they wrote it."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
+def grid(*headers: str, **options: Any) -> Table:
+    """An empty table, which folds what does not fit: an id that is cut could not be used."""
+    return Table(*(Column(header, overflow="fold") for header in headers), **options)
 
 
 @contextmanager
@@ -43,10 +53,10 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_json:
     if as_json:
         print(json.dumps(list(rows)))
         return
-    drawn = Table(*(name.replace("_", " ") for name in columns))
+    drawn = grid(*(name.replace("_", " ") for name in columns))
     for row in rows:
         drawn.add_row(*(_cell(row.get(name)) for name in columns))
-    Console().print(drawn)
+    console().print(drawn)
 
 
 def items(names: Sequence[Any], items: Sequence[Item], *, out: Path | None, as_json: bool) -> None:
@@ -64,7 +74,7 @@ def items(names: Sequence[Any], items: Sequence[Item], *, out: Path | None, as_j
     ]
     table(["item", "vector", "error"], rows, as_json=False)
     if out:
-        Console().print(f"{sum(item.error is None for item in items)} vectors in {out}")
+        print(f"{sum(item.error is None for item in items)} vectors in {out}")
 
 
 def doctor(report: Report, *, as_json: bool) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from .. import show, vectorfile
 from ..client import Client
@@ -39,7 +38,7 @@ PACKAGES = {"clipyard", "celery", "torch", "open_clip_torch"}
 BEST = 5  # pictures shown per query
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
-console = Console(stderr=True)
+console = show.console(stderr=True)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api_client import cli
+from api_client import cli, show
 from api_client.testing import FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 
@@ -92,6 +92,22 @@ def test_rows_are_tables_for_people_and_json_for_scripts(clipyard, argv, key):
     assert code == 0
     assert key in json.loads(out)[0]
     assert clipyard(*argv)[0] == 0
+
+
+def test_what_people_wrote_is_shown_as_they_wrote_it(clipyard, tmp_path):
+    for words in ("[/b] hi", "a [red]circle", "a :cat:"):
+        code, out, _ = clipyard("text", words, "-o", tmp_path / "[b]vectors.jsonl")
+        assert code == 0
+        assert words in out
+        assert f"1 vectors in {tmp_path}/[b]vectors.jsonl" in out.splitlines()
+
+
+def test_an_id_is_never_cut(capsys):
+    row = dict.fromkeys("abcdefg", "20261128-125900-0123456789")
+    show.table([*row], [row], as_json=False)
+    drawn = capsys.readouterr().out
+    first_column = [line.split("\u2502")[1].strip() for line in drawn.splitlines()[3:-1]]
+    assert "".join(first_column) == row["a"]
 
 
 def test_status_is_one_json_object(clipyard):
