@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .show import console, grid
 from .status import Fleet, Worker, step_down
+from .wire import names
 from .wire.messages import ModelStatus
 
 REFRESH_S = 1.0
@@ -43,7 +44,8 @@ def _workers(fleet: Fleet) -> Table:
     columns = ("worker", "device", "state", "memory", "pressure", "waiting", "last sweep")
     table = grid(*columns, title=f"current model: {fleet.current or 'none'}")
     for worker in fleet.workers:
-        waiting = [d for q, d in fleet.depths.items() if "@" not in q or q.startswith(worker.name)]
+        queues = (names.EMBED, names.CONTROL, names.direct_queue(worker.name))
+        waiting = [fleet.depths[queue] for queue in queues if queue in fleet.depths]
         table.add_row(
             worker.name,
             worker.device,

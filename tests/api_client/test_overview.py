@@ -3,7 +3,7 @@
 import pytest
 
 from api_client import overview
-from api_client.status import Fleet, Worker
+from api_client.status import Depth, Fleet, Worker
 from api_client.wire.messages import Event, EventKind, ModelStatus
 
 NOW = 1_800_000_000.0
@@ -40,3 +40,13 @@ def test_names_and_reasons_are_shown_as_they_are(shown):
     assert "current model: own/[copy]" in drawn
     assert drawn.count("own/[copy]") == 3
     assert "no [/b]" in drawn
+
+
+def test_a_worker_is_shown_what_waits_for_it_and_not_for_its_namesakes(shown):
+    depths = {"embed": 1, "control": 1, "cpu0@node1.dq2": 2, "cpu0@node10.dq2": 40}
+    fleet = Fleet(
+        workers=(worker("cpu0@node1"), worker("cpu0@node10")),
+        depths={queue: Depth(interactive=waiting) for queue, waiting in depths.items()},
+    )
+    counts = [line.split("\u2502")[6].strip() for line in shown(fleet) if "\u2502 cpu0@" in line]
+    assert counts == ["4", "42"]
