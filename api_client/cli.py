@@ -66,17 +66,18 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Embed pictures."""
-    from . import show, vectorfile
+    from . import inputs, show, vectorfile
 
     if out:
         vectorfile.checked(out)
-    paths = list(_pictures(images))
+    paths = _pictures(images)
     with _client() as client, show.progress("embedding", len(paths)) as advance:
         options: dict[str, Any] = {"model": model, "progress": advance}
         items = client.embed_images_detailed(paths, **options)
+    names = [inputs.printable(path) for path in paths]
     if out:
-        vectorfile.write(out, [str(path) for path in paths], items)
-    show.items(paths, items, out=out, as_json=as_json)
+        vectorfile.write(out, names, items)
+    show.items(names, items, out=out, as_json=as_json)
     if any(item.error for item in items):
         raise typer.Exit(FAILED)
 
@@ -113,22 +114,22 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the pictures that fit a text best."""
-    from . import show
+    from . import inputs, show
     from .results import similarity
 
-    paths = list(_pictures(images))
+    paths = _pictures(images)
     with _client() as client, show.progress("embedding", len(paths)) as advance:
         [wanted] = client.embed_texts(query, model=model)
         items = client.embed_images_detailed(paths, model=model, progress=advance)
     found = [
-        (float(similarity(wanted, item.vector)), path)
+        (float(similarity(wanted, item.vector)), inputs.printable(path))
         for path, item in zip(paths, items, strict=True)
         if item.vector is not None
     ]
     best = sorted(found, key=lambda row: row[0], reverse=True)[:top]
     show.table(
         ["picture", "cosine"],
-        [{"picture": str(path), "cosine": round(cosine, 4)} for cosine, path in best],
+        [{"picture": name, "cosine": round(cosine, 4)} for cosine, name in best],
         as_json=as_json,
     )
     if len(found) < len(paths):

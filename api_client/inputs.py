@@ -8,14 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from .wire.errors import BadRequest
 from .wire.messages import MAX_TEXT_CHARS, BlobRef, ImageRef, PathRef, UrlRef
 
+_Ref = TypeVar("_Ref", PathRef, UrlRef)
 Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillow loads only if used
 
 
@@ -40,23 +42,25 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
     """References for one message.
 
     A string is a URL if it has a scheme, else a path on the worker's machine; relative paths are
-    taken from here. Bytes are an image file's content. Pillow images and uint8 arrays (height,
-    width[, channels]) travel losslessly as PNG.
+    taken from here. A file whose name is not UTF-8 cannot be named in a message: it is read here.
+    Bytes are an image file's content. Pillow images and uint8 arrays (height, width[, channels])
+    travel losslessly as PNG.
 
     Args:
         first: position of items[0] in the caller's list, for the error's sentence.
 
     Raises:
-        BadRequest: an item is of another type, or an array of another dtype or shape.
+        BadRequest: an item is of another type, an array of another dtype or shape, a name that is
+            too long, or a file that must be read here and cannot be.
     """
     refs: list[ImageRef] = []
     blobs: dict[int, bytes] = {}
     for position, item in enumerate(items):
         match item:
             case str() if "://" in item:
-                refs.append(UrlRef(url=item))
-            case str() | Path() if str(item):
-                refs.append(PathRef(path=str(Path(item).absolute())))
+                refs.append(_named(UrlRef, first + position, url=item))
+            case str() | Path() if str(item) and _is_utf8(file := Path(item).absolute()):
+                refs.append(_named(PathRef, first + position, path=str(file)))
             case _:
                 blobs[position] = _file_bytes(item, first + position)
                 refs.append(BlobRef(blob=position))
@@ -97,7 +101,26 @@ def texts(items: str | Iterable[str]) -> list[str]:
     return found
 
 
+def printable(file: Path) -> str:
+    """A file's name as it can be shown and written down: what is not UTF-8 in it is escaped."""
+    return str(file).encode(errors="backslashreplace").decode()
+
+
+def _is_utf8(file: Path) -> bool:
+    return printable(file) == str(file)
+
+
+def _named(kind: type[_Ref], position: int, **name: str) -> _Ref:
+    try:
+        return kind(**name)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise BadRequest(f"images[{position}] cannot be named in a message: {mistake}") from None
+
+
 def _file_bytes(item: Picture, position: int) -> bytes:
+    if isinstance(item, str | Path) and str(item):
+        return _content(Path(item), position)
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, np.ndarray):
@@ -108,6 +131,17 @@ def _file_bytes(item: Picture, position: int) -> bytes:
         f"images[{position}] is {type(item).__name__ if item != '' else 'an empty string'}; "
         "pass a path, a URL, bytes of an image file, a Pillow image or a uint8 array"
     )
+
+
+def _content(file: Path, position: int) -> bytes:
+    try:
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no file can have this name"
+        raise BadRequest(
+            f"images[{position}] is {printable(file)}, a name that is not UTF-8, and cannot be "
+            f"read here to be sent by value: {why}"
+        ) from None
 
 
 def _from_array(array: NDArray[Any], position: int) -> Any:

@@ -59,14 +59,14 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_json:
     console().print(drawn)
 
 
-def items(names: Sequence[Any], items: Sequence[Item], *, out: Path | None, as_json: bool) -> None:
+def items(names: Sequence[str], items: Sequence[Item], *, out: Path | None, as_json: bool) -> None:
     """One line per picture or text; a table shows the first numbers, JSON all of them."""
     if as_json:
         print(json.dumps([_plain(name, item) for name, item in zip(names, items, strict=True)]))
         return
     rows = [
         {
-            "item": str(name),
+            "item": name,
             "vector": "" if item.vector is None else _first_numbers(item.vector),
             "error": f"{item.error.code}: {item.error}" if item.error else "",
         }
@@ -87,9 +87,9 @@ def doctor(report: Report, *, as_json: bool) -> None:
     table(["check", "health", "found", "mend"], findings, as_json=False)
 
 
-def _plain(name: Any, item: Item) -> dict[str, Any]:
+def _plain(name: str, item: Item) -> dict[str, Any]:
     return {
-        "item": str(name),
+        "item": name,
         "model": item.model,
         "fingerprint": item.fingerprint,
         "truncated": item.truncated,

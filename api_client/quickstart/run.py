@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import show, vectorfile
 from ..client import Client
+from ..inputs import printable
 from ..results import Item, similarity
 from ..stack.devices import visible_devices
 from ..stack.settings import StackSettings
@@ -95,7 +96,7 @@ def _job(
     vectors = np.stack([v for item in items if (v := item.vector) is not None])
     cosines = similarity(client.embed_texts(queries, model=model), vectors)
     best = [_best(row, good) for row in cosines]
-    files = [str(file) for file in collection.files]
+    files = [printable(file) for file in collection.files]
     vectorfile.write(out / "vectors.parquet", files, items)
     sheet.draw(queries, [[(collection.files[i], c) for i, c in row] for row in best]).save(
         out / "contact-sheet.png"
@@ -147,7 +148,11 @@ def _print(
     queries: Sequence[str], best: Sequence[Sequence[tuple[int, float]]], collection: Collection
 ) -> None:
     def label(i: int) -> str:
-        return collection.captions[i] if collection.captions else collection.files[i].name
+        return (
+            collection.captions[i]
+            if collection.captions
+            else printable(Path(collection.files[i].name))
+        )
 
     rows = [
         {"query": query, "best pictures": "  ".join(f"{label(i)} ({c:.2f})" for i, c in row[:3])}

@@ -59,6 +59,17 @@ def test_vectors_are_written_where_they_are_wanted(clipyard, pictures, tmp_path,
         assert np.load(out).shape == (2, 16)
 
 
+def test_a_name_that_is_not_utf8_costs_nobody(clipyard, pictures, tmp_path):
+    (pictures / "a.png").rename(pictures / "caf\udce9.png")
+    for ending in ("npy", "jsonl", "parquet"):
+        assert clipyard("embed", pictures, "-o", tmp_path / f"vectors.{ending}")[0] == 0
+    for argv in (["embed", pictures], ["search", "words", pictures]):
+        for options in ([], ["--json"]):
+            code, out, _ = clipyard(*argv, *options)
+            assert code == 0
+            assert "udce9.png" in "".join(re.findall(r"[\w.]", out.encode().decode()))
+
+
 @pytest.mark.parametrize("out", ["vectors.csv", "vectors", "."])
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(clipyard, pictures, out):
     code, said, error = clipyard("embed", pictures, "-o", out, client=object())

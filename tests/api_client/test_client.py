@@ -41,12 +41,15 @@ def test_rows_come_in_the_order_of_many_messages(stage, connect):
     assert np.allclose(np.linalg.norm(rows, axis=1), 1)
 
 
-def test_pictures_go_by_path_url_and_value(stage, connect):
+def test_pictures_go_by_path_url_and_value(stage, connect, tmp_path):
+    not_utf8 = tmp_path / "caf\udce9.jpg"
+    not_utf8.write_bytes(b"bytes")
     with stage.worker():
         rows = connect(stage.settings).embed_images(
-            ["a.jpg", "https://x/b.jpg", b"bytes", b"bytes"]
+            ["a.jpg", "https://x/b.jpg", b"bytes", b"bytes", not_utf8]
         )
     assert np.array_equal(rows[2], rows[3])
+    assert np.array_equal(rows[2], rows[4])
     assert len({row.tobytes() for row in rows}) == 3
 
 

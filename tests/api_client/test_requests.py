@@ -32,6 +32,21 @@ def test_what_is_no_picture_is_refused_with_its_position(bad):
         pictures([b"good", bad], first=5)
 
 
+def test_a_file_whose_name_is_not_utf8_is_sent_by_value(tmp_path):
+    odd = tmp_path / "caf\udce9.png"
+    odd.write_bytes(b"a picture")
+    made = pictures(["a.jpg", odd, str(odd)])
+    assert [type(ref) for ref in made.refs] == [PathRef, BlobRef, BlobRef]
+    assert made.blobs == {1: b"a picture", 2: b"a picture"}
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.png", "\udce9\0", "\ud800", "x" * 5000])
+def test_a_name_that_cannot_be_sent_is_refused_in_a_sentence_that_can_be_printed(tmp_path, name):
+    with pytest.raises(BadRequest, match=r"images\[1\]") as raised:
+        pictures([b"good", tmp_path / name])
+    assert str(raised.value).encode()
+
+
 @pytest.mark.parametrize("bad", [["ok", ""], ["ok", "  \n"], ["ok", 3], ["ok", None]])
 def test_what_is_no_text_is_refused_with_its_position(bad):
     with pytest.raises(BadRequest, match=r"texts\[1\]"):
