@@ -372,7 +372,7 @@ def health(
     worker: Annotated[str | None, typer.Option(help="A node name: is it ready?")] = None,
     url: Annotated[str | None, typer.Option(help="Does this page answer?")] = None,
 ) -> None:
-    """Exit with 0 if Redis answers, and the worker or the page too: for containers."""
+    """Exit with 0 if Redis, the worker or the page is well, with 3 if Redis cannot be asked."""
     from . import pulse
 
     sickness = pulse.sickness(worker=worker, url=url)

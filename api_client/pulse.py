@@ -1,5 +1,6 @@
 """Whether one process of an installation is well, asked from beside it, cheaply."""
 
+import http.client
 import urllib.error
 import urllib.request
 
@@ -7,26 +8,37 @@ import redis
 
 from .wire.broker import redis_client
 from .wire.codec import unpack_record
-from .wire.errors import ClipyardError
+from .wire.errors import NoBroker
 from .wire.messages import WorkerStatus
 from .wire.names import Keys
 from .wire.settings import Settings
 
-PATIENCE_S = 2.0
+PATIENCE_S = 2.0  # whoever asks waits for ten seconds, and Python needs some of them to start
 
 
 def sickness(*, worker: str | None, url: str | None) -> str:
-    """What is wrong, in a sentence; empty if nothing is."""
+    """What is wrong, in a sentence; empty if nothing is. For a page alone, Redis is not asked.
+
+    Raises:
+        NoBroker: Redis does not answer, so nothing is known of the worker.
+    """
+    found = "" if url and not worker else _in_redis(worker)
+    return found or (_page(url) if url else "")
+
+
+def _in_redis(worker: str | None) -> str:
+    settings = Settings.read()
+    patience = {"socket_timeout": PATIENCE_S, "socket_connect_timeout": PATIENCE_S}
     try:
-        settings = Settings.read()
-        with redis_client(settings, patience_s=PATIENCE_S) as store:
+        with redis_client(settings, patience_s=0, **patience) as store:
             store.ping()
-            fields = store.hgetall(Keys(settings.key_prefix).worker(worker)) if worker else None
-    except (redis.RedisError, ClipyardError) as error:
-        return f"Redis cannot be asked: {error}"
-    if worker is not None and (not fields or (found := _trouble(fields))):
-        return f"{worker} is {found if fields else 'not there'}"
-    return _page(url) if url else ""
+            fields = store.hgetall(Keys(settings.key_prefix).worker(worker)) if worker else {}
+    except redis.RedisError as error:
+        raise NoBroker(f"Redis cannot be asked: {error}") from None
+    if not worker:
+        return ""
+    found = _trouble(fields) if fields else "not there"
+    return found and f"{worker} is {found}"
 
 
 def _trouble(fields: dict[bytes, bytes]) -> str:
@@ -40,5 +52,5 @@ def _page(url: str) -> str:
             return ""
     except urllib.error.HTTPError as error:  # who asks for a password is alive
         return "" if error.code < 500 else f"{url} answers {error.code}"
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{url} does not answer: {error}"

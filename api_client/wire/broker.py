@@ -157,17 +157,18 @@ class Packer:
         return pieces
 
 
-def redis_client(settings: Settings, *, patience_s: float = 30.0) -> redis.Redis:
+def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any) -> redis.Redis:
     """A client for our own keys. Bytes in, bytes out.
 
     Args:
         patience_s: about how long a command is retried while Redis is away.
+        options: of redis-py, instead of what everybody else has.
     """
     return redis.Redis.from_url(
         settings.url(),
         retry=Retry(_BACKOFF, _tries(patience_s)),
         command_packer=Packer(),
-        **_REDIS_OPTIONS,
+        **_REDIS_OPTIONS | options,
     )
 
 

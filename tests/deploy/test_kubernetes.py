@@ -1,5 +1,6 @@
 """The manifests against the published schemas, and against what the compose file says."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_a_pod_is_confined(name: str) -> None:
             "capabilities": {"drop": ["ALL"]},
         }
         assert "memory" in container["resources"]["limits"]
-        assert "livenessProbe" in container
+        assert "livenessProbe" in container or name == "beat"
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -70,6 +71,18 @@ def test_a_pod_runs_what_compose_runs(name: str) -> None:
     assert files == {k: v for k, v in twin.get("environment", {}).items() if k.endswith("_FILE")}
     [secrets] = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
     assert sorted(item["path"] for item in secrets["items"]) == sorted(twin["secrets"])
+
+
+@pytest.mark.parametrize(("found", "lives"), [(0, True), (1, False), (2, False), (3, True)])
+def test_a_worker_is_not_restarted_because_redis_is_away(
+    tmp_path: Path, found: int, lives: bool
+) -> None:
+    (tmp_path / "clipyard").write_text(f"#!/bin/sh\nexit {found}\n")
+    (tmp_path / "clipyard").chmod(0o755)
+    [container] = PODS["worker-gpu"]["containers"]
+    probe = container["livenessProbe"]["exec"]["command"]
+    path = {"PATH": f"{tmp_path}:{os.defpath}"}
+    assert (subprocess.run(probe, env=path, check=False).returncode == 0) is lives
 
 
 def test_every_secret_queue_and_metric_that_is_named_exists() -> None:

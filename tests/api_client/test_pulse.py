@@ -1,0 +1,74 @@
+"""Whether one process is well, as the health check of its container asks."""
+
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from api_client import pulse
+from api_client.wire.codec import pack_record
+from api_client.wire.errors import NoBroker
+from api_client.wire.messages import WorkerStatus
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def installation(monkeypatch, prefix):
+    monkeypatch.setenv("CLIPYARD_KEY_PREFIX", prefix)
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", f"redis://{NOWHERE}/0")
+
+
+@pytest.fixture
+def page():
+    """The address of a page that wants a password."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        thread.join()
+
+
+def test_a_worker_is_as_it_says_itself(monkeypatch, valkey_url, store, keys):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", valkey_url)
+    told = {"device": "cpu", "pid": 1, "started_at": 1.0, "beat_at": 1.0}
+    for state, trouble in (("ready", ""), ("broken", "no pass ends")):
+        status = WorkerStatus(name=f"{state}@a", state=state, trouble=trouble, **told)
+        store.hset(keys.worker(status.name), mapping=pack_record(status))
+    assert pulse.sickness(worker=None, url=None) == ""
+    assert pulse.sickness(worker="ready@a", url=None) == ""
+    assert pulse.sickness(worker="broken@a", url=None) == "broken@a is broken no pass ends"
+    assert pulse.sickness(worker="none@a", url=None) == "none@a is not there"
+
+
+@pytest.mark.parametrize("worker", [None, "ready@a"])
+def test_a_redis_that_cannot_be_asked_says_nothing_of_a_worker(worker):
+    with pytest.raises(NoBroker, match="Redis cannot be asked"):
+        pulse.sickness(worker=worker, url=None)
+
+
+def test_a_redis_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(pulse, "PATIENCE_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = "{}:{}".format(*silent.getsockname())
+        monkeypatch.setenv("CLIPYARD_REDIS_URL", f"redis://{place}/0")
+        with pytest.raises(NoBroker, match="Redis cannot be asked"):
+            pulse.sickness(worker="ready@a", url=None)
+
+
+def test_a_page_is_well_without_redis(page):
+    assert pulse.sickness(worker=None, url=page) == ""
+
+
+@pytest.mark.parametrize("url", ["foo", f"http://{NOWHERE}/", "http://127.0.0.1:port/"])
+def test_a_page_that_cannot_be_had_is_one_sentence(url):
+    assert pulse.sickness(worker=None, url=url).startswith(f"{url} does not answer: ")
