@@ -16,6 +16,7 @@ from .reembed import cli as reembed
 
 if TYPE_CHECKING:
     from .client import Client
+    from .results import Item
 
 app = typer.Typer(
     help="Pictures and texts into CLIP vectors, through a fleet of workers.",
@@ -74,12 +75,7 @@ def embed(
     with _client() as client, show.progress("embedding", len(paths)) as advance:
         options: dict[str, Any] = {"model": model, "progress": advance}
         items = client.embed_images_detailed(paths, **options)
-    names = [inputs.printable(path) for path in paths]
-    if out:
-        vectorfile.write(out, names, items)
-    show.items(names, items, out=out, as_json=as_json)
-    if any(item.error for item in items):
-        raise typer.Exit(FAILED)
+    _embedded([inputs.printable(path) for path in paths], items, out, as_json)
 
 
 @app.command()
@@ -92,17 +88,13 @@ def text(
     as_json: Json = False,
 ) -> None:
     """Embed texts."""
-    from . import show, vectorfile
+    from . import vectorfile
 
     if out:
         vectorfile.checked(out)
     with _client() as client:
         items = client.embed_texts_detailed(texts, model=model)
-    if out:
-        vectorfile.write(out, texts, items)
-    show.items(texts, items, out=out, as_json=as_json)
-    if any(item.error for item in items):
-        raise typer.Exit(FAILED)
+    _embedded(texts, items, out, as_json)
 
 
 @app.command()
@@ -397,6 +389,18 @@ def _pictures(places: list[Path]) -> list[Path]:
         else:
             found.append(place)
     return found
+
+
+def _embedded(names: list[str], items: "list[Item]", out: Path | None, as_json: bool) -> None:
+    """Write and show what came of each."""
+    from . import show, vectorfile
+
+    written = out and vectorfile.write(out, names, items)
+    if written != out:
+        print(f"some failed, and {out} holds vectors alone: all is in {written}", file=sys.stderr)
+    show.items(names, items, out=written, as_json=as_json)
+    if any(item.error for item in items):
+        raise typer.Exit(FAILED)
 
 
 def _name_and_value(knob: str) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from .doctor import Report
+from .inputs import printable
 from .results import Item
 
 SHOWN_NUMBERS = 4  # of a vector in a table
@@ -74,7 +75,7 @@ def items(names: Sequence[str], items: Sequence[Item], *, out: Path | None, as_j
     ]
     table(["item", "vector", "error"], rows, as_json=False)
     if out:
-        print(f"{sum(item.error is None for item in items)} vectors in {out}")
+        print(f"{sum(item.error is None for item in items)} vectors in {printable(out)}")
 
 
 def doctor(report: Report, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +16,52 @@ ENDINGS = (".npy", ".parquet", ".jsonl")
 def checked(path: Path) -> Path:
     """The path, if vectors can be written there; ask before the work, not after.
 
+    Makes the folders above it, and leaves what is there as it is.
+
     Raises:
-        BadRequest: the ending is none of ENDINGS, or it is a folder.
+        BadRequest: the ending is none of ENDINGS, what writes it is not installed, or the file
+            cannot be opened.
     """
     if path.suffix not in ENDINGS:
         raise BadRequest(f"cannot write vectors to {path}; use {', '.join(ENDINGS)}")
-    if path.is_dir():
-        raise BadRequest(f"cannot write vectors to {path}: it is a folder")
+    if path.suffix == ".parquet" and not find_spec("pyarrow"):
+        raise BadRequest(
+            "writing Parquet needs pyarrow: pip install 'clipyard[sinks]', or write .jsonl"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise BadRequest(f"cannot write vectors to {path}: {error.strerror}") from None
     return path
 
 
-def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> None:
+def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
     """Write one row per item: reference, vector, model, fingerprint, error code.
 
-    `.npy` holds the vectors alone, so it refuses items that failed.
+    `.npy` holds the vectors alone. If an item failed, all is written as JSON lines beside it.
 
-    Raises:
-        ItemsFailed: see above.
+    Args:
+        path: has been `checked`.
+
+    Returns:
+        The file that was written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy" and any(item.error for item in items):
+        path = path.with_name(f"{path.name}.jsonl")
     match path.suffix:
         case ".npy":
-            np.save(path, matrix(items))
+            np.save(path, matrix(items) if items else np.empty((0, 0), np.float32))
         case ".parquet":
             _parquet(path, references, items)
         case _:
             with path.open("w") as lines:
                 for reference, item in zip(references, items, strict=True):
                     lines.write(json.dumps(_row(reference, item)) + "\n")
+    return path
 
 
 def _row(reference: str, item: Item) -> dict[str, object]:
@@ -56,13 +75,9 @@ def _row(reference: str, item: Item) -> dict[str, object]:
 
 
 def _parquet(path: Path, references: Sequence[str], items: Sequence[Item]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise BadRequest(
-            "writing Parquet needs pyarrow: pip install 'clipyard[sinks]', or write .jsonl"
-        ) from None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     dimension = next((len(i.vector) for i in items if i.vector is not None), 1)
     schema = pa.schema(
         [

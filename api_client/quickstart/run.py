@@ -36,6 +36,7 @@ DEMO_QUERIES = (
 OWN_QUERIES = ("a person", "an animal", "a building", "food", "a landscape")
 READY_S = 60.0  # importing torch takes most of it on a cold disk
 PACKAGES = {"clipyard", "celery", "torch", "open_clip_torch"}
+VECTORS = "vectors.parquet"
 BEST = 5  # pictures shown per query
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -63,7 +64,7 @@ def quickstart(
         What `summary.json` holds. `top1` is the share of pictures whose nearest caption is
         theirs; None where captions are not known.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    vectorfile.checked(out / VECTORS)
     collection = _own(images) if images else _drawn(out / "pictures")
     asked = tuple(queries) or (OWN_QUERIES if images else DEMO_QUERIES)
     roots = tuple({file.parent.resolve() for file in collection.files})
@@ -97,7 +98,7 @@ def _job(
     cosines = similarity(client.embed_texts(queries, model=model), vectors)
     best = [_best(row, good) for row in cosines]
     files = [printable(file) for file in collection.files]
-    vectorfile.write(out / "vectors.parquet", files, items)
+    vectorfile.write(out / VECTORS, files, items)
     sheet.draw(queries, [[(collection.files[i], c) for i, c in row] for row in best]).save(
         out / "contact-sheet.png"
     )

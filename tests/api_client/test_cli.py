@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api_client import cli, show
+from api_client import cli, show, vectorfile
 from api_client.testing import FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 
@@ -70,11 +70,50 @@ def test_a_name_that_is_not_utf8_costs_nobody(clipyard, pictures, tmp_path):
             assert "udce9.png" in "".join(re.findall(r"[\w.]", out.encode().decode()))
 
 
-@pytest.mark.parametrize("out", ["vectors.csv", "vectors", "."])
+@pytest.mark.parametrize(
+    "out",
+    ["vectors.csv", "vectors", ".", "folder.npy", "notes.txt/vectors.npy", "x" * 300 + ".npy"],
+)
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(clipyard, pictures, out):
-    code, said, error = clipyard("embed", pictures, "-o", out, client=object())
+    (pictures / "folder.npy").mkdir()
+    code, said, error = clipyard("embed", pictures, "-o", pictures / out, client=object())
     assert (code, said) == (2, "")
     assert re.match(r"error: cannot write vectors to .*\n$", error)
+
+
+def test_parquet_that_cannot_be_written_is_refused_before_the_work(clipyard, monkeypatch):
+    monkeypatch.setattr(vectorfile, "find_spec", lambda _: None)
+    code, said, error = clipyard("text", "words", "-o", "vectors.parquet", client=object())
+    assert (code, said) == (2, "")
+    assert "clipyard[sinks]" in error
+
+
+def test_a_place_that_is_looked_at_stays_as_it_is(tmp_path):
+    (tmp_path / "there.npy").write_bytes(b"old")
+    for name in ("there.npy", "new.npy"):
+        vectorfile.checked(tmp_path / name)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        ("there.npy", b"old")
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_vectors_are_not_lost_to_a_neighbour_that_failed(clipyard, pictures, tmp_path, options):
+    client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("cut short")})
+    out = tmp_path / "vectors.npy"
+    code, _, error = clipyard("embed", pictures, "-o", out, *options, client=client)
+    assert code == 1
+    assert not out.exists()
+    assert f"{out}.jsonl" in error
+    failed, good = map(json.loads, Path(f"{out}.jsonl").read_text().splitlines())
+    assert (failed["error"], failed["vector"]) == ("image_unreadable", None)
+    assert len(good["vector"]) == 16
+
+
+def test_vectors_of_no_pictures_are_an_empty_matrix(clipyard, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert clipyard("embed", tmp_path / "empty", "-o", tmp_path / "vectors.npy")[0] == 0
+    assert np.load(tmp_path / "vectors.npy").size == 0
 
 
 def test_some_failed_items_are_shown_and_told_by_the_exit_code(clipyard, pictures):
