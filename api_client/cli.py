@@ -50,7 +50,7 @@ def main() -> NoReturn:
         _end(error, USAGE)
     except (NoBroker, NoWorker, NoAnswer) as error:
         _end(error, NOBODY)
-    except ClipyardError as error:
+    except (ClipyardError, OSError) as error:  # of files: a full disk, a folder of others
         _end(error, FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -113,9 +113,10 @@ def search(
     with _client() as client, show.progress("embedding", len(paths)) as advance:
         [wanted] = client.embed_texts(query, model=model)
         items = client.embed_images_detailed(paths, model=model, progress=advance)
+    names = [inputs.printable(path) for path in paths]
     found = [
-        (float(similarity(wanted, item.vector)), inputs.printable(path))
-        for path, item in zip(paths, items, strict=True)
+        (float(similarity(wanted, item.vector)), name)
+        for name, item in zip(names, items, strict=True)
         if item.vector is not None
     ]
     best = sorted(found, key=lambda row: row[0], reverse=True)[:top]
@@ -124,6 +125,7 @@ def search(
         [{"picture": name, "cosine": round(cosine, 4)} for cosine, name in best],
         as_json=as_json,
     )
+    show.failures(names, items)
     if len(found) < len(paths):
         raise typer.Exit(FAILED)
 

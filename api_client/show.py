@@ -1,6 +1,7 @@
 """What the command line prints: tables for people, JSON for scripts."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -76,6 +77,13 @@ def items(names: Sequence[str], items: Sequence[Item], *, out: Path | None, as_j
     table(["item", "vector", "error"], rows, as_json=False)
     if out:
         print(f"{sum(item.error is None for item in items)} vectors in {printable(out)}")
+
+
+def failures(names: Sequence[str], items: Sequence[Item]) -> None:
+    """A line on standard error for every item that failed."""
+    for name, item in zip(names, items, strict=True):
+        if item.error:
+            print(f"{name}: {item.error.code}: {item.error}", file=sys.stderr)
 
 
 def doctor(report: Report, *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from tornado.httputil import HTTPServerRequest
 
 from ..client import Client
 from ..wire.broker import celery_app
+from ..wire.errors import BadSettings
 from .pages import Models, ModelsAction, ModelsNow
 from .settings import DashboardSettings
 
@@ -72,13 +73,20 @@ def serve(settings: DashboardSettings) -> None:
     """Listen until SIGINT or SIGTERM.
 
     Raises:
-        BadSettings: no password is configured.
+        BadSettings: no password is configured, or nobody can listen there.
     """
     settings.guarded()
     with celery_app(settings) as capp, Client(settings, asked_by="flower") as client:
         app = Dashboard(settings, capp=capp, client=client)
         signal.signal(signal.SIGTERM, lambda *_: app.io_loop.add_callback_from_signal(app.stop))
-        port = app.start_http_server()
+        try:
+            port = app.start_http_server()
+        except OSError as error:
+            raise BadSettings(
+                f"cannot listen on {settings.dashboard_host}:{settings.dashboard_port}: "
+                f"{error.strerror}; choose another CLIPYARD_DASHBOARD_HOST or "
+                "CLIPYARD_DASHBOARD_PORT"
+            ) from None
         print(f"the dashboard is ready. http://{settings.dashboard_host}:{port}/models", flush=True)
         try:
             app.start()

@@ -9,6 +9,7 @@ from fastapi.security import HTTPBearer
 
 from ..aio import AsyncClient
 from ..wire import logs, spans
+from ..wire.errors import BadSettings
 from ..wire.metrics import Meters, Side
 from . import health, metrics, openai, plain, rag, refusals
 from .budgets import Budgets
@@ -57,19 +58,26 @@ def serve(settings: GatewaySettings) -> None:
     """Listen until SIGINT or SIGTERM; what is at work then is finished.
 
     Raises:
-        BadSettings: others could reach the port, and no token is configured.
+        BadSettings: others could reach the port, and no token is configured; or nobody can
+            listen there.
     """
     settings.guarded()
     logs.set_up(settings)
     address = f"{settings.gateway_host}:{settings.gateway_port}"
     spans.set_up(settings, service="clipyard-gateway", instance=address)
-    uvicorn.run(
-        build(AsyncClient(settings, asked_by="gateway"), settings),
-        host=settings.gateway_host,
-        port=settings.gateway_port,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-        server_header=False,
-        access_log=False,  # a query may hold a text, and texts are nobody else's business
-        log_config=None,
-    )
+    try:
+        uvicorn.run(
+            build(AsyncClient(settings, asked_by="gateway"), settings),
+            host=settings.gateway_host,
+            port=settings.gateway_port,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=DRAIN_S,
+            server_header=False,
+            access_log=False,  # a query may hold a text, and texts are nobody else's business
+            log_config=None,
+        )
+    except SystemExit:  # uvicorn's own, once it has logged why
+        raise BadSettings(
+            f"cannot listen on {address}; choose another CLIPYARD_GATEWAY_HOST or "
+            "CLIPYARD_GATEWAY_PORT"
+        ) from None

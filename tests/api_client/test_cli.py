@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,14 @@ def test_some_failed_items_are_shown_and_told_by_the_exit_code(clipyard, picture
     code, out, _ = clipyard("embed", pictures, "--json", client=client)
     assert code == 1
     assert json.loads(out)[0]["error"] == {"code": "image_unreadable", "message": "cut short"}
-    assert clipyard("search", "words", pictures, client=client)[0] == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_search_tells_which_pictures_failed_and_why(clipyard, pictures, options):
+    client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("cut short")})
+    code, _, error = clipyard("search", "words", pictures, *options, client=client)
+    assert code == 1
+    assert f"{pictures}/a.png: image_unreadable: cut short" in error.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -218,6 +226,32 @@ def test_nobody_to_ask_is_exit_code_3(clipyard, error):
             pass
 
     assert clipyard("models", client=Away()) == (3, "", f"error: {error}\n")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(clipyard, tmp_path, monkeypatch):
+    (tmp_path / "client.url").mkdir()
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://127.0.0.1:1/0")
+    code, out, error = clipyard("acl", "--secrets", tmp_path, "--url", "redis://redis")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"error: .*client\.url'\n", error)
+
+
+@pytest.mark.parametrize("command", ["gateway", "dashboard"])
+def test_a_port_that_is_taken_is_one_sentence_and_exit_code_2(command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = {
+            **os.environ,
+            "CLIPYARD_REDIS_URL": "redis://127.0.0.1:1/0",
+            "CLIPYARD_GATEWAY_PORT": port,
+            "CLIPYARD_DASHBOARD_PORT": port,
+            "CLIPYARD_DASHBOARD_PASSWORD": "p" * 16,
+        }
+        argv = [sys.executable, "-m", "api_client", command]
+        ended = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"error: cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_gateway_for_others_without_a_token_is_exit_code_2(clipyard, monkeypatch):
