@@ -32,6 +32,7 @@ TABLE: dict[type[errors.ClipyardError], Refusal] = {
     errors.ImageMissing: Refusal(404),
     errors.ImageForbidden: Refusal(403),
     errors.ImageGone: Refusal(503),
+    errors.ImageUnreachable: Refusal(503),
     errors.ImageTooLarge: Refusal(413),
     errors.NonFiniteVector: Refusal(500, "the model answered with no usable vector"),
     errors.LoadFailed: Refusal(503, "the model cannot be loaded"),

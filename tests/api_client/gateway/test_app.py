@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from api_client.gateway.refusals import refusal_of
 from api_client.testing import FakeClient
 from api_client.wire.errors import (
+    BY_CODE,
     BackendFailed,
     ImageForbidden,
     ImageGone,
     ImageTooLarge,
+    ImageUnreachable,
     ImageUnreadable,
     LoadFailed,
     NoBroker,
@@ -254,6 +257,7 @@ def test_our_own_troubles_are_told_without_their_details(http, fake, error, stat
         (ImageForbidden("host not allowed"), 403),
         (ImageTooLarge("too many pixels"), 413),
         (ImageGone("the bytes of image 0 are gone; send them again"), 503),
+        (ImageUnreachable("the host did not answer in time"), 503),
     ],
 )
 def test_a_refused_picture_says_why(settings, error, status):
@@ -267,6 +271,11 @@ def test_a_refused_picture_says_why(settings, error, status):
         answer = http.post("/v1/embeddings", json={"input": ["words", "https://x/a.png"]})
     assert answer.status_code == status
     assert answer.json() == {"error": {"code": error.code, "message": str(error)}}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BY_CODE.values() if kind.retryable])
+def test_what_may_succeed_later_is_not_called_the_callers_fault(kind):
+    assert refusal_of(kind("later"))[1].status >= 500
 
 
 def test_the_openapi_page_describes_every_path_and_refusal(http):
