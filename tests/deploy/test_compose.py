@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from api_client.acl import acl_file, passwords_in, write_urls
+from api_client.gateway.app import DRAIN_S
 from api_client.stack.valkey import _free_port, server_binary
 from tests.security.installation import until
 
@@ -66,6 +67,10 @@ def test_a_worker_may_finish_its_longest_batch() -> None:
         assert SERVICES[name]["volumes"][1].endswith(":ro")
     [device] = SERVICES["worker-gpu0"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["device_ids"] == ["0"]
+
+
+def test_a_gateway_may_finish_what_it_has_begun() -> None:
+    assert int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s")) > DRAIN_S
 
 
 @pytest.mark.parametrize(

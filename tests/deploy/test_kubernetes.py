@@ -10,6 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from api_client.gateway.app import DRAIN_S
+
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
 VERSION = "1.32"
@@ -71,6 +73,10 @@ def test_a_pod_runs_what_compose_runs(name: str) -> None:
     assert files == {k: v for k, v in twin.get("environment", {}).items() if k.endswith("_FILE")}
     [secrets] = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
     assert sorted(item["path"] for item in secrets["items"]) == sorted(twin["secrets"])
+
+
+def test_a_gateway_may_finish_what_it_has_begun() -> None:
+    assert PODS["gateway"]["terminationGracePeriodSeconds"] > DRAIN_S
 
 
 @pytest.mark.parametrize(("found", "lives"), [(0, True), (1, False), (2, False), (3, True)])
