@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .home import private_directory
+
 _WARDEN = ("/bin/sh", "-c", "read -r _; kill -KILL 0")
 _POLL_S = 0.02
 _TAIL_LINES = 20
@@ -67,6 +69,7 @@ class Running:
         finally:
             os.close(read_end)
         try:
+            private_directory(log.parent)  # somebody may have removed it since the last run
             with log.open("ab") as output:
                 self._starts_at = output.tell()
                 self._process = subprocess.Popen(
@@ -92,10 +95,13 @@ class Running:
         return self._process.poll()
 
     def said(self) -> str:
-        """What it has written since it started."""
-        with self.log.open("rb") as log:
-            log.seek(self._starts_at)
-            return log.read().decode(errors="replace")
+        """What it has written since it started; nothing if its log was removed."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self._starts_at)
+                return log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def tail(self) -> str:
         """The last lines of that."""

@@ -14,7 +14,6 @@ from typing import Self
 
 from .child import Child, Running
 from .errors import CrashLoop, NotReady, StackError
-from .home import private_directory
 
 _TICK_S = 0.05
 _SLICE_S = 0.25
@@ -82,7 +81,6 @@ class Supervisor:
     ) -> None:
         self._dependents = [_Post(child, logs / f"{child.name}.log") for child in children]
         self._foundation = [_Post(it.child, it.log, it) for it in (foundation,) if it]
-        self._logs = logs
         self._tell = tell
         self._patience = patience or Patience()
         self._failure: StackError | None = None
@@ -90,7 +88,6 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def __enter__(self) -> Self:
-        private_directory(self._logs)
         self._thread.start()
         return self
 

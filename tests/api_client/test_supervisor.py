@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,12 @@ def python(name: str, program: str, **rest) -> Child:
     return Child(name=name, argv=argv, cwd=Path(), ready=lambda said: "here" in said, **rest)
 
 
+def kill_who_waits() -> None:
+    family = psutil.Process().children(recursive=True)
+    (child,) = (one for one in family if "signal.pause" in one.cmdline()[-1])
+    child.kill()
+
+
 def test_the_delay_doubles_up_to_a_limit_and_then_patience_ends():
     patience = Patience(deaths=5, first_delay_s=1, longest_delay_s=3)
     assert [patience.delay_s(deaths) for deaths in (1, 2, 3, 4, 5)] == [1, 2, 3, 3, None]
@@ -43,14 +50,21 @@ def test_a_killed_child_is_started_again(tmp_path, told):
     with Supervisor([python("it", WAITS)], logs=tmp_path, tell=told, patience=BRISK) as supervisor:
         supervisor.wait_ready(within_s=BOUND_S)
         told.until("it is ready")
-        (child,) = (
-            one
-            for one in psutil.Process().children(recursive=True)
-            if "signal.pause" in one.cmdline()[-1]
-        )
-        child.kill()
+        kill_who_waits()
         assert told.until("was ended") == "it was ended by signal 9; it starts again in 0.01 s"
         told.until("it is ready")
+
+
+def test_logs_that_were_removed_end_nothing(tmp_path, told):
+    logs = tmp_path / "logs"
+    with Supervisor([python("it", WAITS)], logs=logs, tell=told, patience=BRISK) as supervisor:
+        supervisor.wait_ready(within_s=BOUND_S)
+        told.until("it is ready")
+        shutil.rmtree(logs)
+        kill_who_waits()
+        told.until("it is ready")
+        assert "here" in (logs / "it.log").read_text()
+        assert logs.stat().st_mode & 0o077 == 0
 
 
 def test_a_crash_loop_ends_everything_and_shows_the_end_of_the_log(tmp_path, told):
