@@ -89,7 +89,7 @@ class Timm(TorchModel):
             normalise.mean, normalise.std, device=self.device, dtype=self.dtype
         )
         self._preprocessing = json.dumps(config, sort_keys=True, default=str)
-        self.dimension = int(module.num_features)
+        self.dimension = int(module.head_hidden_size)
         self.input_size = max(config["input_size"][1:])
         return module  # type: ignore[no-any-return]
 

@@ -102,6 +102,14 @@ def test_a_classifier_in_the_file_is_left_out(tmp_path):
     assert rows(family().load(found)).shape == (3, 48)
 
 
+def test_a_network_with_layers_behind_its_pool_answers_in_their_dimension(tmp_path):
+    architecture = "mobilenetv3_small_050"
+    file = tmp_path / "a.safetensors"
+    save_file(timm.create_model(architecture, num_classes=0).state_dict(), file)
+    model = family().load(Entry("x/y", architecture=architecture, checkpoint=file))
+    assert model.traits.dimension == rows(model).shape[1] == 1024
+
+
 def test_weights_of_another_architecture_are_refused(entry, tmp_path):
     save_file({"blocks.0.norm1.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
     wrong = Entry(
