@@ -56,6 +56,12 @@ GUARDS = [
         "False",
         "worker/datapath/test_images.py -k decompression_bomb",
     ),
+    (
+        DECODING,
+        "near * near * long > RESIZED_PIXELS * short",
+        "False",
+        "worker/datapath/test_images.py -k strip",
+    ),
     (JPEG, "data.count(bytes((0xFF, _SCAN)))", "1", "worker/datapath/test_images.py -k passes"),
     (
         JPEG,

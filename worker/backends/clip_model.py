@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from api_client.wire.errors import ImageTooLarge, ImageUnreadable
+from api_client.wire.errors import ImageUnreadable
 
 from ..catalogue import Entry
 from .base import Placement, PreparedText, Traits
@@ -18,8 +18,6 @@ from .recipes import Tokenizer
 from .resize import steps_for
 from .texts import TextTower, Tokens
 from .torch_model import Normalised, TorchModel
-
-MAX_RESIZED_PIXELS = 32_000_000  # of a long strip, before it is cropped to the model's square
 
 
 class ClipModel(TorchModel):
@@ -54,7 +52,6 @@ class ClipModel(TorchModel):
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that open_clip's preprocessing would normalise."""
-        _refuse_strips(image, self.traits.input_size or 1)
         try:
             for step in self._to_pixels:
                 image = step(image)
@@ -78,10 +75,3 @@ class ClipModel(TorchModel):
 def _on_host(rows: Tensor) -> NDArray[np.float32]:
     vectors: NDArray[np.float32] = rows.float().cpu().numpy()
     return vectors
-
-
-def _refuse_strips(image: Image.Image, size: int) -> None:
-    """open_clip enlarges the short edge first, which would take gigabytes for a thin strip."""
-    short, long = sorted(image.size)
-    if size * size * (long / short) > MAX_RESIZED_PIXELS:
-        raise ImageTooLarge(f"a picture of {image.width}x{image.height} is too thin to embed")

@@ -34,6 +34,10 @@ SPARE = 1.5
 # each. Sixty bytes make another pass, so a file within the limits could ask for days.
 PASSES = 20
 
+# A model's preprocessing enlarges the short edge to the model's input first and crops then: of a
+# thin strip that could ask for gigabytes, whatever family the model is of.
+RESIZED_PIXELS = 32_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -57,7 +61,7 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
         near: pixels along one edge of the model's input; None always decodes in full.
 
     Raises:
-        ImageTooLarge: its header, or its decoding, asks for more than the limits allow.
+        ImageTooLarge: its header, its decoding or its resizing asks for more than the limits allow.
         ImageUnreadable: it is none, or broken.
     """
     try:
@@ -65,6 +69,7 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
             raise ImageUnreadable(f"{name} is a PPM in plain text; write it in binary")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _refuse_large(image, data, name, limits)
+        _refuse_thin(image, name, near or 0)
         least = math.ceil(SPARE * near) if limits.scales and near else None
         return _loaded(image, data, least)
     except ItemError:
@@ -85,6 +90,12 @@ def _refuse_large(image: Image.Image, data: bytes, name: str, limits: Limits) ->
         )
     if isinstance(image, JpegImageFile) and jpeg.passes(data) * pixels > PASSES * limits.pixels:
         raise ImageTooLarge(f"{name} is coded in too many passes for its size")
+
+
+def _refuse_thin(image: Image.Image, name: str, near: int) -> None:
+    short, long = sorted(image.size)
+    if near * near * long > RESIZED_PIXELS * short:
+        raise ImageTooLarge(f"{name} is {image.width}x{image.height}, too thin to embed")
 
 
 def _loaded(image: Image.Image, data: bytes, least: int | None) -> Image.Image:

@@ -194,6 +194,14 @@ def test_a_decompression_bomb_is_refused_by_its_header(reader: ImageReader) -> N
         blob(reader, bomb)
 
 
+def test_a_strip_that_a_model_would_enlarge_to_gigabytes_is_refused(reader: ImageReader) -> None:
+    for size in [(1, 1500), (65_000, 99)]:
+        strip = encoded(Image.new("L", size), "PNG")
+        with pytest.raises(ImageTooLarge, match=f"{size[0]}x{size[1]}, too thin"):
+            blob(reader, strip)
+        assert blob(reader, strip, near=None).size == size
+
+
 def test_a_jpeg_of_thousands_of_passes_is_refused(reader: ImageReader) -> None:
     whole = encoded(PHOTO.resize((2000, 1500)), "JPEG", progressive=True)
     last_pass = whole[whole.rindex(b"\xff\xc4") : -2]
@@ -285,7 +293,7 @@ MODES: dict[str, Callable[[], bytes]] = {
     "16 bits": lambda: encoded(Image.fromarray(data.coins().astype(np.uint16) * 200), "PNG"),
     "float": lambda: encoded(Image.fromarray(data.coins().astype(np.float32)), "TIFF"),
     "one pixel": lambda: encoded(Image.new("RGB", (1, 1), "red"), "PNG"),
-    "wide": lambda: encoded(Image.new("RGB", (30_000, 40), "red"), "JPEG"),
+    "wide": lambda: encoded(Image.new("RGB", (30_000, 60), "red"), "JPEG"),
 }
 
 
