@@ -57,9 +57,10 @@ class TorchModel(SimpleModel):
         return dtype
 
     def space(self) -> str:
-        """The content of the weights, whatever file they came from."""
+        """The content of the weights, whatever file they came from, and the options."""
         entry = self.entry
-        return "\n".join((type(self).__qualname__, entry.architecture, self._identity))
+        options = (f"{name}={value!r}" for name, value in sorted(entry.options.items()))
+        return "\n".join((type(self).__qualname__, entry.architecture, self._identity, *options))
 
     @torch.inference_mode()
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:

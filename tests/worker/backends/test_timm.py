@@ -1,5 +1,6 @@
 """timm's own functions are the yardstick: the same file, the same pictures, the same vectors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,13 @@ def test_weights_under_models_dir_need_no_checkpoint(entry, tmp_path):
     found = Entry("x/y", architecture=entry.architecture, tag=entry.tag, options=SMALL)
     model = family(models_dir=tmp_path).load(found)
     assert model.traits.fingerprint == family().load(entry).traits.fingerprint
+
+
+def test_options_that_change_the_vectors_make_another_space(entry):
+    other = replace(entry, options={**SMALL, "act_layer": "relu"})
+    models = [family().load(each) for each in (entry, other)]
+    assert cosines(*map(rows, models)).max() < 0.999
+    assert models[0].traits.fingerprint != models[1].traits.fingerprint
 
 
 def test_a_classifier_in_the_file_is_left_out(tmp_path):
