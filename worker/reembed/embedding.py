@@ -176,8 +176,14 @@ def _set_aside(
 
 
 def _raise_outages(rows: Sequence[Vector | ClipyardError], is_outage: Callable[[], bool]) -> None:
-    """A picture that cannot be reached is recorded; when not one can be, its store may be away."""
+    """A picture that cannot be reached is recorded; when not one can be, its store may be away.
+
+    A model that has come to answer in another space is no item's fault either.
+    """
     passing = [row for row in rows if isinstance(row, ClipyardError) and row.retryable]
+    for row in rows:
+        if isinstance(row, SpaceMismatch):
+            raise row
     for row in passing:
         if not isinstance(row, ItemError):
             raise row

@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 from pyarrow import dataset
 
 from api_client.wire import names
-from api_client.wire.errors import UnknownJob
+from api_client.wire.errors import SpaceMismatch, UnknownJob
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
@@ -270,6 +270,33 @@ def test_a_model_that_cannot_be_used_ends_the_job_with_a_sentence(
         desk.submit(pictures, sink, **given)
         assert post.deliver_all() == ["refused"]
         assert reason in desk.status().reason
+    finally:
+        runtime.use(None)
+        forget_open_jobs()
+        parts.close()
+
+
+def test_a_model_that_comes_to_answer_in_another_space_pauses_the_job_and_fails_no_item(
+    store, keys, tmp_path, post, pictures, sink
+):
+    def pulled_anew(step):
+        if step == "run":
+            raise SpaceMismatch("it has other weights now")
+
+    parts = Parts(
+        store,
+        keys,
+        tmp_path,
+        entries=[Entry("fake/moved", backend="fake", options={"before": pulled_anew})],
+    )
+    runtime.use(parts)
+    try:
+        desk = Desk(store, keys, post)
+        desk.submit(pictures, sink, model="fake/moved")
+        post.deliver_all()
+        status = desk.status()
+        assert (status.state, status.failed) == (JobState.PAUSED, 0)
+        assert "other weights" in status.reason
     finally:
         runtime.use(None)
         forget_open_jobs()
