@@ -17,6 +17,7 @@ from api_client.wire.errors import (
     ClipyardError,
     LoadFailed,
     NoAnswer,
+    SpaceMismatch,
     WeightsUnavailable,
 )
 from api_client.wire.messages import Kind
@@ -79,6 +80,7 @@ class Ollama(SimpleModel):
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         with self._errors():
             answer = self._client.embed(self._name, input=list(texts), keep_alive=self._held_s)
+        self._refuse_other_weights()
         return np.array(answer.embeddings, np.float32)
 
     def space(self) -> str:
@@ -92,6 +94,7 @@ class Ollama(SimpleModel):
         with self._errors():
             self._client.embed(self._name, input=[], keep_alive=self._held_s)  # loads it
             running = self._running()
+        self._refuse_other_weights()
         if running is not None and self._is_local:
             total, device = int(running.size or 0), int(running.size_vram or 0)
             self._held = Footprint(device_bytes=device, host_bytes=total - device)
@@ -159,6 +162,18 @@ class Ollama(SimpleModel):
             f"Ollama at {self._url} has no {self._name}: "
             f"run `ollama pull {self.entry.architecture}` there"
         )
+
+    def _refuse_other_weights(self) -> None:
+        """After an answer, never before it: Ollama looks the name up anew for each.
+
+        Raises:
+            SpaceMismatch: the name stands for others than at the load.
+        """
+        if self._pulled().digest != self._digest:
+            raise SpaceMismatch(
+                f"{self._name} was pulled anew and has other weights in Ollama than "
+                f"{self.entry.id} has here: run `clipyard unload {self.entry.id}`, then ask again"
+            )
 
     def _running(self) -> ollama.ProcessResponse.Model | None:
         models = self._client.ps().models

@@ -22,6 +22,7 @@ class OllamaDouble:
 
     Attributes:
         pulled: names with their tag, and the bytes of each.
+        weights: which ones the names stand for; a pull may bring others.
         loaded: names with the `keep_alive` of the last request.
         gate: answers to /api/embed wait for it.
         fail_with: (status, sentence) for the next calls of /api/embed.
@@ -29,6 +30,7 @@ class OllamaDouble:
 
     def __init__(self) -> None:
         self.pulled = {f"{name}:latest": 1000 * size for name, size in DIMENSIONS.items()}
+        self.weights = 1
         self.loaded: dict[str, float] = {}
         self.in_vram = True
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -72,11 +74,11 @@ class OllamaDouble:
         texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
         self.loaded[name] = body.get("keep_alive", 300)
         dimension = DIMENSIONS[name.partition(":")[0]]
-        rows = [_vector(f"{name} {text}", dimension) for text in texts]
+        rows = [_vector(f"{name} {self.weights} {text}", dimension) for text in texts]
         return 200, {"model": name, "embeddings": rows, "total_duration": 1, "load_duration": 1}
 
     def _listed(self, name: str) -> dict[str, Any]:
-        digest = hashlib.sha256(name.encode()).hexdigest()
+        digest = hashlib.sha256(f"{name} {self.weights}".encode()).hexdigest()
         return {"name": name, "model": name, "size": self.pulled[name], "digest": digest}
 
     def _running(self, name: str) -> dict[str, Any]:

@@ -1,14 +1,21 @@
 """Through the official client, against a server that speaks the published API."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from api_client.wire.errors import BackendFailed, LoadFailed, NoAnswer, WeightsUnavailable
+from api_client.wire.errors import (
+    BackendFailed,
+    LoadFailed,
+    NoAnswer,
+    SpaceMismatch,
+    WeightsUnavailable,
+)
 from api_client.wire.messages import Kind
 from tests.worker.backends.ollama_double import ollama_double
-from worker.backends.base import Footprint, Placement
+from worker.backends.base import Footprint, Placement, Tier
 from worker.backends.check import Subject, pytest_generate_tests  # noqa: F401
 from worker.backends.ollama import HELD_S, Ollama
 from worker.backends.registry import Families
@@ -125,6 +132,36 @@ def test_a_model_that_was_removed_meanwhile_is_unavailable(server, family):
     with pytest.raises(WeightsUnavailable, match="not found, try pulling it first"):
         texts(model, "a")
     model.unload()
+
+
+def test_an_answer_of_weights_that_were_pulled_meanwhile_is_refused(server, family):
+    class Pull(threading.Event):
+        def wait(self, timeout=None):
+            server.weights = 2
+            return True
+
+    model = family.load(entry(server))
+    model.lift()
+    server.gate = Pull()
+    with pytest.raises(SpaceMismatch, match="run `clipyard unload ollama/mxbai-embed-large`"):
+        texts(model, "a")
+    model.unload()
+
+
+def test_a_lift_after_a_pull_is_refused_and_the_next_request_loads_the_new_weights(server, family):
+    slots = Slots(
+        check=family.check, load=family.load, limits=Limits(), ledger=Ledger(), unified=False
+    )
+    with slots.lease(entry(server)) as model:
+        before = model.traits.fingerprint
+    slots.apply([Move("ollama/mxbai-embed-large", Tier.HOST, "idle in VRAM for 600 s")])
+    server.weights = 2
+    with pytest.raises(SpaceMismatch, match="was pulled anew"), slots.lease(entry(server)):
+        pass
+    with slots.lease(entry(server)) as model:
+        assert texts(model, "a").shape == (1, 1024)
+        assert model.traits.fingerprint != before
+    slots.close()
 
 
 def test_ollama_away_is_one_sentence(family):
