@@ -85,6 +85,7 @@ GUARDS = [
         "",
         "worker/datapath/test_decoders.py -k little_memory",
     ),
+    (DECODERS, "not decoder.has_ended", "True", "worker/datapath/test_decoders.py -k while_idle"),
     (DECODERS, "env={", "env={**os.environ, ", "worker/datapath/test_decoders.py -k no_secret"),
     (
         WEB,

@@ -62,11 +62,14 @@ class Decoders:
             self._free.put(None)  # started when it is first needed
 
     def decode(self, data: bytes, *, name: str, near: int | None) -> Image.Image:
-        """As `decoding.decode`; ImageUnreadable also if the decoder died of the picture."""
-        decoder = self._free.get()
+        """As `decoding.decode`; ImageUnreadable also if the decoder died of the picture.
+
+        Raises:
+            BackendFailed: no decoder can be started; the picture may be a good one.
+        """
+        decoder = self._take()
         unharmed = None
         try:
-            decoder = decoder or _Decoder(self._limits)
             image = decoder.decode(data, name=name, near=near, timeout_s=self._timeout_s)
             unharmed = decoder
             return image
@@ -78,9 +81,22 @@ class Decoders:
         except (OSError, ValueError, KeyError, TypeError):
             raise ImageUnreadable(f"{name} broke its decoder") from None
         finally:  # an answer that nobody read would be taken for the next one's
-            if decoder is not None and unharmed is None:
+            if unharmed is None:
                 decoder.dismiss()
             self._free.put(unharmed)
+
+    def _take(self) -> "_Decoder":
+        """One that is alive: of what ended one that was idle, no picture is to blame."""
+        decoder = self._free.get()
+        if decoder is not None and not decoder.has_ended:
+            return decoder
+        try:
+            if decoder is not None:
+                decoder.dismiss()
+            return _Decoder(self._limits)
+        except BaseException:
+            self._free.put(None)
+            raise
 
     def close(self) -> None:
         """End the decoders that are free; the others end with their answer."""
@@ -93,26 +109,22 @@ class _Decoder:
     """Our end of one process."""
 
     def __init__(self, limits: Limits) -> None:
-        self._line, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "worker.datapath.decoders",
-                    str(limits.pixels),
-                    str(limits.scales),
-                ],
-                stdin=theirs.fileno(),
-                cwd=_ROOT,
-                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                process_group=0,  # Ctrl-C is ours to handle
-            )
+        """
+        Raises:
+            BackendFailed: it cannot be started, or not in time.
+        """
         self._limit_bytes = limits.pixels * _BYTES_PER_PIXEL
-        self._line.settimeout(_START_WITHIN_S)
-        if not self._line.recv(1):
+        try:
+            self._line, self._process = _started(limits)
+        except OSError as error:
+            raise BackendFailed(f"no decoding process can be started: {error.strerror}") from error
+        if not self._is_ready():
             self.dismiss()
             raise BackendFailed("no decoding process can be started; see the worker's log")
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def decode(self, data: bytes, *, name: str, near: int | None, timeout_s: float) -> Image.Image:
         ends_at = time.monotonic() + timeout_s
@@ -132,6 +144,13 @@ class _Decoder:
         self._process.wait()
         self._line.close()
 
+    def _is_ready(self) -> bool:
+        self._line.settimeout(_START_WITHIN_S)
+        try:
+            return self._line.recv(1) != b""
+        except OSError:
+            return False
+
     def _read(self, length: int, limit: int, ends_at: float) -> bytearray:
         if not 0 <= length <= limit:
             raise ValueError(length)
@@ -144,6 +163,30 @@ class _Decoder:
                 raise ConnectionResetError
             got += received
         return buffer
+
+
+def _started(limits: Limits) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """A process, and our end of the line to it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "worker.datapath.decoders",
+                    str(limits.pixels),
+                    str(limits.scales),
+                ],
+                stdin=theirs.fileno(),
+                cwd=_ROOT,
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                process_group=0,  # Ctrl-C is ours to handle
+            )
+        except OSError:
+            ours.close()
+            raise
+    return ours, process
 
 
 def _image(header: Mapping[str, Any], pixels: bytearray) -> Image.Image:
@@ -181,7 +224,8 @@ def _answer(line: socket.socket, header: Mapping[str, Any], pixels: bytes = b"")
 
 def main() -> None:
     """One decoder, on the socket that is its standard input, until that is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # they may go to all processes of a service
+        signal.signal(stop, signal.SIG_IGN)
     limits = Limits(pixels=int(sys.argv[1]), scales=sys.argv[2] == "True")
     memory = _PROGRAM_BYTES + _BYTES_PER_PIXEL * limits.pixels
     for what, most in {

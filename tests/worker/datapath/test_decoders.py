@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from api_client.wire.errors import ImageTooLarge, ImageUnreadable
+from api_client.wire.errors import BackendFailed, ImageTooLarge, ImageUnreadable
 from worker.datapath import decoding
 from worker.datapath.decoders import Decoders
 from worker.datapath.decoding import Limits
@@ -61,15 +61,66 @@ def test_a_refusal_keeps_its_class_and_names_the_picture(decoders: Decoders) -> 
         decoders.decode(encoded(Image.new("1", (3000, 3000)), "PNG"), name="it", near=None)
 
 
-def test_a_decoder_that_dies_fails_one_picture_and_is_replaced(decoders: Decoders) -> None:
+class Deadly(bytes):
+    """A picture that its decoder dies of, as soon as it is sent."""
+
+    decoder = 0
+
+    def __len__(self) -> int:
+        os.kill(self.decoder, signal.SIGSEGV)
+        return super().__len__()
+
+
+def test_a_decoder_that_dies_of_a_picture_fails_it_and_is_replaced(decoders: Decoders) -> None:
+    small = encoded(PHOTO, "PNG")
+    decoders.decode(small, name="a", near=None)
+    deadly = Deadly(small)
+    deadly.decoder = pid(decoders)
+    with pytest.raises(ImageUnreadable, match="a broke its decoder"):
+        decoders.decode(deadly, name="a", near=None)
+    assert decoders.decode(small, name="a", near=None).size == PHOTO.size
+    assert pid(decoders) != deadly.decoder
+
+
+def test_a_decoder_that_died_while_idle_is_replaced_before_it_costs_a_picture(
+    decoders: Decoders,
+) -> None:
+    small = encoded(PHOTO, "PNG")
+    decoders.decode(small, name="a", near=None)
+    first = decoders._free.queue[0]
+    assert first is not None
+    os.kill(first._process.pid, signal.SIGKILL)
+    first._process.wait()
+    assert decoders.decode(small, name="a", near=None).size == PHOTO.size
+
+
+def test_a_decoder_ends_with_its_worker_not_before_it(decoders: Decoders) -> None:
     small = encoded(PHOTO, "PNG")
     decoders.decode(small, name="a", near=None)
     first = pid(decoders)
-    os.kill(first, signal.SIGSEGV)
-    with pytest.raises(ImageUnreadable, match="a broke its decoder"):
-        decoders.decode(small, name="a", near=None)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        os.kill(first, stop)
+    decoders.decode(small, name="a", near=None)
+    assert pid(decoders) == first
+
+
+def test_while_no_decoder_can_be_started_no_picture_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoders, small = Decoders(1, limits=LIMITS, timeout_s=20), encoded(PHOTO, "PNG")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(BackendFailed, match="can be started: Too many open files"):
+            decoders.decode(small, name="a", near=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with monkeypatch.context() as hurried:
+        hurried.setattr("worker.datapath.decoders._START_WITHIN_S", 0.001)
+        with pytest.raises(BackendFailed, match="can be started; see"):
+            decoders.decode(small, name="a", near=None)
     assert decoders.decode(small, name="a", near=None).size == PHOTO.size
-    assert pid(decoders) != first
+    decoders.close()
 
 
 def test_a_picture_that_takes_too_long_is_given_up_and_its_decoder_killed() -> None:
