@@ -57,17 +57,19 @@ class SentenceTransformers(TorchModel):
         module: Any = self._local() or self._fetched()
         self.dimension = int(module.get_embedding_dimension() or 0)
         self._longest = int(module.max_seq_length or 0)
+        self._prompt = module.prompts.get(module.default_prompt_name) or ""  # before every text
         self._tokenizer: Any = deepcopy(module.tokenizer)  # of its own: `run` uses the other
         self._alone = Lock()  # Hugging Face's tokenizers refuse a second thread
         return module  # type: ignore[no-any-return]
 
     def space(self) -> str:
-        """Pooling and context length show in the module's text."""
-        return f"{super().space()}\n{self.module}"
+        """Pooling and context length show in the module's text, the prompt does not."""
+        return f"{super().space()}\n{self.module}{self._prompt}"
 
     def prepare_text(self, text: str) -> PreparedText:
+        whole = self._prompt + text
         with self._alone:
-            tokens = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+            tokens = len(self._tokenizer(whole, truncation=False, verbose=False)["input_ids"])
         return PreparedText(text, truncated=0 < self._longest < tokens)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:

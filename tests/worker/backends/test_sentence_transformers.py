@@ -1,5 +1,7 @@
 """The library itself is the yardstick: the same folder, the same texts, the same vectors."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +54,19 @@ def test_it_keeps_the_contract(clipyard_check, family, entry):
 def test_a_text_over_the_context_is_truncated_and_said_to_be(family, entry):
     model = family.load(entry)
     assert [model.prepare_text(text).truncated for text in TEXTS] == [False, False, False, True]
+
+
+def test_a_default_prompt_makes_another_space_and_counts_for_the_context(
+    family, entry, folder, tmp_path
+):
+    shutil.copytree(folder, tmp_path / "prompted")
+    config = tmp_path / "prompted" / "config_sentence_transformers.json"
+    given = {"prompts": {"query": "dogs asleep "}, "default_prompt_name": "query"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | given))
+    models = family.load(entry), family.load(replace(entry, checkpoint=config.parent))
+    assert models[0].traits.fingerprint != models[1].traits.fingerprint
+    nearly_full = "word " * 13
+    assert [model.prepare_text(nearly_full).truncated for model in models] == [False, True]
 
 
 def test_a_folder_that_is_none_is_unavailable(family, entry, tmp_path):
