@@ -102,8 +102,8 @@ GUARDS = [
     (WEB, "str(address), port", "host, port", "worker/datapath/test_web.py -k public_picture"),
     (
         WEB,
-        "self._checked(urljoin(",
-        "_parsed(urljoin(",
+        "self._checked(elsewhere, seen_from=place.url)",
+        "_parsed(elsewhere, place.url)",
         "worker/datapath/test_web.py -k only_listed",
     ),
     (WEB, "range(REDIRECTS + 1)", "range(99)", "worker/datapath/test_web.py -k for_ever"),

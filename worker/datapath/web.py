@@ -149,11 +149,11 @@ class Web:
                 ) from None
             if elsewhere is None:
                 return body
-            place = self._checked(urljoin(place.url, elsewhere))
+            place = self._checked(elsewhere, seen_from=place.url)
         raise ImageForbidden(f"{place} redirects more than {REDIRECTS} times")
 
-    def _checked(self, url: str) -> "_Place":
-        place = _parsed(url)
+    def _checked(self, url: str, *, seen_from: str = "") -> "_Place":
+        place = _parsed(url, seen_from)
         if self._hosts and not any(_covers(host, place.host) for host in self._hosts):
             raise ImageForbidden(
                 f"{place} is not on a host that may be asked ({', '.join(self._hosts)})"
@@ -223,12 +223,12 @@ class _Place:
         )
 
 
-def _parsed(url: str) -> _Place:
+def _parsed(url: str, seen_from: str) -> _Place:
     # Parsers disagree about these; browsers drop some of them, and Python's parser others.
     if re.search(r"[\x00-\x20\x7f\\]", url):
         raise ImageForbidden("a URL may hold no spaces, control characters or backslashes")
     try:
-        split = urlsplit(url)
+        split = urlsplit(urljoin(seen_from, url))
         host, port = split.hostname or "", split.port
     except ValueError:
         raise ImageForbidden("that is no URL") from None

@@ -163,6 +163,7 @@ def test_an_address_that_is_down_gives_way_to_the_next(server: Server) -> None:
         "file:///etc/passwd",
         "http://user:word@good.test:{port}/",
         "http://good.test:22/",
+        "http://[good.test/",
     ],
 )
 def test_a_redirect_is_looked_at_like_a_url(server: Server, to: str) -> None:
