@@ -106,7 +106,8 @@ class Model(Protocol):
     """Weights in memory, in one tier.
 
     `prepare_*` are called from many threads at once, `run` by `traits.parallel` of them and only
-    while the model is on the device; `lift`, `lower` and `unload` by one, with nobody in `run`.
+    while the model is on the device; `lift`, `lower` and `unload` by one, with nobody in `run` but
+    calls that hang and were given up.
     """
 
     @property

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Guard:
-    """Of one family. While a call hangs, further ones are refused at once.
+    """Of one family. While a call hangs, further ones are refused at once, except a last one.
 
     Args:
         name: of the family.
@@ -51,6 +51,10 @@ class Guard:
         """
         if trouble := self.trouble:
             raise BackendFailed(trouble)
+        return self.last_call(step, what)
+
+    def last_call(self, step: str, what: Callable[[], T]) -> T:
+        """As `call`, but whatever else hangs: nobody asks for it a second time."""
         answers: list[T] = []
         errors: list[BaseException] = []
 
@@ -101,4 +105,4 @@ class GuardedModel:
         self._guard.call("lower", self._model.lower)
 
     def unload(self) -> None:
-        self._guard.call("unload", self._model.unload)
+        self._guard.last_call("unload", self._model.unload)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from api_client.wire.errors import BackendFailed, LoadFailed
 from api_client.wire.messages import Kind, Priority
 from worker.backends.base import About, Placement
-from worker.backends.guard import Guard
+from worker.backends.guard import Guard, GuardedModel
 from worker.backends.registry import Families
 from worker.backends.simple import SimpleModel
 from worker.catalogue import Entry
@@ -70,6 +70,21 @@ class Lengths(SimpleModel):
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return np.array([(1, len(text)) for text in texts], np.float32)
+
+
+def test_a_model_is_unloaded_whatever_else_hangs_in_its_family(gate):
+    gone = threading.Event()
+
+    class Noted(Lengths):
+        def unload(self):
+            gone.set()
+
+    guard = Guard("slow", PATIENCE_S)
+    model = GuardedModel(Noted(entry("slow"), Placement()), guard)
+    with pytest.raises(BackendFailed):
+        guard.call("run", gate.wait)
+    model.unload()
+    assert gone.is_set()
 
 
 def entry(name):
