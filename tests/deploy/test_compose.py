@@ -127,13 +127,13 @@ class Outside:
         (secrets / "users.acl").write_text(acl_file(passwords, prefix="clipyard"))
         for name in ("signing.key", "gateway.tokens", "flower.password"):
             (secrets / name).write_text(f"{name:x<32}\n")
-        for name in ("data", "pictures", "cache", "tmp", "bin"):
+        for name in ("data", "pictures", "vectors", "cache", "tmp", "bin"):
             (folder / name).mkdir()
         (folder / "bin" / "valkey-server").symlink_to(server_binary())
 
     def words(self, name: str, words: list[str]) -> list[str]:
         text = re.sub(
-            r"(?<![\w/.])/(?:run/)?(secrets|data|pictures|tmp)\b", self._here, "\0".join(words)
+            r"(?<![\w/.])/(?:run/)?(secrets|data|pictures|vectors|tmp)\b", self._here, "\0".join(words)
         )
         if name in PORTS:
             text = text.replace(f":{PORTS[name]}", f":{self._ports[name]}")
