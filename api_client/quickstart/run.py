@@ -65,10 +65,10 @@ def quickstart(
         theirs; None where captions are not known.
     """
     vectorfile.checked(out / VECTORS)
-    collection = _own(images) if images else _drawn(out / "pictures")
+    folder = images.expanduser() if images else out / "pictures"
+    collection = _own(folder) if images else _drawn(folder)
     asked = tuple(queries) or (OWN_QUERIES if images else DEMO_QUERIES)
-    roots = tuple({file.parent.resolve() for file in collection.files})
-    settings = StackSettings.read(image_roots=roots, default_model=model)
+    settings = StackSettings.read(image_roots=_roots(folder, collection), default_model=model)
     with tempfile.TemporaryDirectory(prefix="clipyard-") as home:
         options = Options(
             home=Path(home),
@@ -173,8 +173,14 @@ def _drawn(folder: Path) -> Collection:
     return Collection(tuple(files), tuple(captions))
 
 
+def _roots(folder: Path, collection: Collection) -> tuple[Path, ...]:
+    """The folder, and those to which links in it lead: all there are would be too many to pass."""
+    root = folder.resolve()
+    places = {file.resolve().parent for file in collection.files}
+    return (root, *sorted(place for place in places if not place.is_relative_to(root)))
+
+
 def _own(folder: Path) -> Collection:
-    folder = folder.expanduser()
     if not folder.is_dir():
         raise BadRequest(f"{folder} is no folder; name one that holds pictures")
     files = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS))

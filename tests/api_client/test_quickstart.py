@@ -13,3 +13,14 @@ def test_pictures_that_were_there_are_kept_and_not_searched(tmp_path: Path, monk
     assert own.read_bytes() == b"mine"
     assert own not in first.files
     assert first == again
+
+
+def test_a_worker_is_told_of_the_folder_and_of_where_its_links_lead(tmp_path: Path) -> None:
+    library, elsewhere = tmp_path / "library", tmp_path / "elsewhere"
+    for number in range(3):
+        (library / str(number)).mkdir(parents=True)
+        (library / str(number) / "a.png").touch()
+    elsewhere.mkdir()
+    (elsewhere / "b.png").touch()
+    (library / "link.png").symlink_to(elsewhere / "b.png")
+    assert run._roots(library, run._own(library)) == (library.resolve(), elsewhere.resolve())
