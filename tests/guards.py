@@ -301,6 +301,18 @@ GUARDS = [
     ),
     (
         ANSWERS,
+        " and not accepted(runtime.here().settings)",
+        "",
+        "worker/delivery/test_answers.py -k hears_a_signed",
+    ),
+    (
+        ANSWERS,
+        "kind is EmbedBatch and ",
+        "",
+        "worker/delivery/test_answers.py -k moves_models",
+    ),
+    (
+        ANSWERS,
         "here.watchdog.end(str(lost))",
         "pass",
         "worker/delivery/test_answers.py -k device_is_lost",

@@ -1,9 +1,9 @@
 """Signed requests: with a key set, only its holders can make a worker load or embed.
 
 The signature covers the task, the request's id and every field, so it fits no other request. A
-request that is heard and sent again has the same id, finds its answer given, and ends with its
-deadline, without which nothing signed is accepted. Why not Celery's own `auth` serializer:
-docs/security.md, "Signed requests".
+request that is heard and sent again has the same id, finds its answer given for as long as that is
+kept, and ends with its deadline, without which nothing signed is accepted. Why not Celery's own
+`auth` serializer: docs/security.md, "Signed requests".
 """
 
 import hashlib
@@ -37,9 +37,7 @@ def opened(
         NotSigned: a key is set, and the signature is missing, wrong, or never ends.
     """
     plain = {name: value for name, value in payload.items() if name != FIELD}
-    keys = [
-        key.get_secret_value() for key in (settings.signing_key, settings.old_signing_key) if key
-    ]
+    keys = accepted(settings)
     if not keys:
         return plain
     given = payload.get(FIELD)
@@ -54,6 +52,13 @@ def opened(
     if not isinstance(plain.get("deadline"), int | float):
         raise NotSigned("a signed request needs a deadline")
     return plain
+
+
+def accepted(settings: Settings) -> list[str]:
+    """The keys, with one of which a request has to be signed; without any, none has to be."""
+    return [
+        key.get_secret_value() for key in (settings.signing_key, settings.old_signing_key) if key
+    ]
 
 
 def _mac(key: str, task: str, request: str, payload: Mapping[str, Any]) -> str:

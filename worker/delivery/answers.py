@@ -47,8 +47,16 @@ from api_client.wire.errors import (
     ModelBusy,
     Quarantined,
 )
-from api_client.wire.messages import WIRE_VERSION, Embedded, Failure, Managed, Refused, Request
-from api_client.wire.signing import opened
+from api_client.wire.messages import (
+    WIRE_VERSION,
+    EmbedBatch,
+    Embedded,
+    Failure,
+    Managed,
+    Refused,
+    Request,
+)
+from api_client.wire.signing import accepted, opened
 
 from .. import runtime
 from . import quarantine
@@ -96,7 +104,10 @@ def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]
             given = correlation.accepted(getattr(self.request, names.CORRELATION, None))
             with correlation.about(given or self.request.id):
                 return _meet(
-                    self, body, lambda: checked(kind, _opened(self, payload), nameless=nameless)
+                    self,
+                    body,
+                    lambda: checked(kind, _opened(self, payload), nameless=nameless),
+                    is_first=kind is EmbedBatch and _is_first(self),
                 )
 
         return task
@@ -133,12 +144,14 @@ def _place(kind: type[Request], loc: tuple[int | str, ...]) -> str:
     return ".".join(str(step) for step in loc) or kind.__name__
 
 
-def _meet(task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R]) -> str:
+def _meet(
+    task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R], *, is_first: bool
+) -> str:
     here, begun, waited_s = runtime.here(), time.monotonic(), _waited_s(task)
     request_id: str = task.request.id
     spans.past(spans.Name.QUEUE, begun - waited_s, begun)
     try:
-        with here.suspects.begin(request_id, task.name, is_first=_is_first(task)) as start:
+        with here.suspects.begin(request_id, task.name, is_first=is_first) as start:
             if start.is_needless:
                 return "it was answered before, or is at work here"
             outcome = _outcome(task, body, check, start, waited_s)
@@ -169,9 +182,14 @@ def _waited_s(task: Task) -> float:
 
 
 def _is_first(task: Task) -> bool:
-    """Whether its client sent it once only, and no worker has held it before."""
+    """Whether its client sent it once only, and no worker has held it before.
+
+    Its client may err, as redis-py pushes again where a connection is lost: good enough for what
+    may run twice. Where requests are signed it is nobody's word, as no signature covers a header.
+    """
     info = task.request.delivery_info or {}
-    return bool(getattr(task.request, names.FIRST, False)) and not info.get("redelivered")
+    says_first = bool(getattr(task.request, names.FIRST, False)) and not info.get("redelivered")
+    return says_first and not accepted(runtime.here().settings)
 
 
 def _outcome(

@@ -87,7 +87,8 @@ class Suspects:
 
         Args:
             what: it is, for the evidence of others.
-            is_first: nobody can have begun it before. Then Redis is told, and not waited for.
+            is_first: nobody has begun it before, or that does no harm. Then Redis is told, and not
+                waited for.
         """
         with self._noting:
             has_twin = id in self._at_work

@@ -15,6 +15,7 @@ from api_client.wire.envelope import Envelopes
 from api_client.wire.errors import BadRequest, Cancelled, DeviceLost, LoadFailed, ModelBusy
 from api_client.wire.messages import EmbedBatch, Embedded, Load, Managed, Refused
 from api_client.wire.quarantine import Crash, Evidence
+from api_client.wire.signing import signed
 from worker import runtime
 from worker.delivery import answers
 from worker.delivery.answers import BUSY_PAUSE_MAX_S, BUSY_TRIES, answering, busy_pause_s, checked
@@ -141,16 +142,42 @@ def test_a_time_of_sending_that_is_none_costs_the_caller_nothing(ask, sent_at):
     assert desk.call.waited_s == 0.0
 
 
-def test_what_its_client_sends_for_the_first_time_is_begun_without_asking(ask):
-    store, keys = runtime.here().redis, runtime.here().keys
-    for first, asked in ((False, 0), (True, 1)):
-        desk.asked = 0
-        store.rpush(keys.answer("r3"), codec.pack_answer(GOOD))
-        ask("test.load", GOOD, request_id="r3", headers={names.FIRST: first}, model="m")
-        ask("test.load", GOOD, request_id="r4", model="m")  # after it: there is one thread
-        assert desk.asked == asked + 1
-        store.delete(keys.answer("r3"), keys.answer("r4"))
-        desk.outcomes.clear()
+@pytest.fixture
+def times_begun(ask):
+    """How often a request is begun that has its answer already, as a function."""
+    here = runtime.here()
+    end = {"deadline": time.time() + 60}
+
+    def sent(name, request_id, headers=None, **payload):
+        sealed = signed(payload | end, task=name, request=request_id, settings=here.settings)
+        ask(name, GOOD, request_id=request_id, headers=headers, **sealed)
+
+    def times_begun(name, **payload):
+        here.redis.rpush(here.keys.answer("r3"), codec.pack_answer(GOOD))
+        sent(name, "r3", **payload)
+        sent("test.load", "r4", model="m")  # after it: there is one thread
+        return desk.asked - 1
+
+    yield times_begun
+    here.redis.delete(here.keys.answer("r3"), here.keys.answer("r4"))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_embedding_sent_for_the_first_time_is_begun_without_asking(times_begun, first):
+    assert times_begun("test.embed", headers={names.FIRST: first}, texts=["a"]) == int(first)
+
+
+def test_what_moves_models_is_asked_about_though_it_says_it_is_sent_once(times_begun):
+    """Its client's connection may have been lost in the push, and it was pushed again."""
+    assert times_begun("test.load", headers={names.FIRST: True}, model="m") == 0
+
+
+def test_who_hears_a_signed_request_cannot_have_it_done_again(times_begun, monkeypatch):
+    here = runtime.here()
+    monkeypatch.setattr(
+        here, "settings", WorkerSettings.read(redis_url=here.settings.url(), signing_key="k" * 32)
+    )
+    assert times_begun("test.embed", headers={names.FIRST: True}, texts=["a"]) == 0
 
 
 def test_an_id_that_would_forge_a_line_of_the_log_is_not_taken_over(ask):
