@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -67,6 +67,10 @@ class ItemsFailed(ItemError):
             "(the detailed calls answer item by item)"
         )
         self.items = tuple(items)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[Item, ...]]]:
+        """Made anew of its items, not of its sentence as other errors are: pools pickle errors."""
+        return type(self), (self.items,)
 
 
 def items_of(answer: Embedded, rows: Vectors) -> list[Item]:

@@ -1,8 +1,10 @@
+import pickle
+
 import numpy as np
 import pytest
 
 from api_client.results import ItemsFailed, items_of, matrix, same_space, similarity
-from api_client.wire.errors import ImageMissing, SpaceMismatch
+from api_client.wire.errors import BY_CODE, ImageMissing, SpaceMismatch
 from api_client.wire.messages import Embedded, Failure
 
 ROWS = np.eye(2, dtype=np.float32)
@@ -30,6 +32,16 @@ def test_a_matrix_is_refused_while_an_item_failed_but_the_items_are_kept():
     with pytest.raises(ItemsFailed, match="1 of 3 items failed, the first at 1: no file /x") as e:
         matrix(items)
     assert list(e.value.items) == items
+
+
+@pytest.mark.parametrize(
+    "error", [*(kind("why") for kind in BY_CODE.values()), ItemsFailed(items_of(ANSWER, ROWS))]
+)
+def test_an_error_comes_back_whole_from_another_process(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    if isinstance(error, ItemsFailed):
+        assert [str(item.error) for item in again.items] == ["None", "no file /x", "None"]
 
 
 def test_two_spaces_in_one_call_are_refused():
