@@ -20,6 +20,10 @@ from .wire.messages import MAX_TEXT_CHARS, BlobRef, ImageRef, PathRef, UrlRef
 _Ref = TypeVar("_Ref", PathRef, UrlRef)
 Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillow loads only if used
 
+# Pillow's modes: those that PNG holds, where TIFF holds the rest, and what neither does.
+_IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+_IN_NO_FILE = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -44,14 +48,15 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
     A string is a URL if it has a scheme, else a path on the worker's machine; relative paths are
     taken from here. A file whose name is not UTF-8 cannot be named in a message: it is read here.
     Bytes are an image file's content. Pillow images and uint8 arrays (height, width[, channels])
-    travel losslessly as PNG.
+    travel losslessly as PNG, or as TIFF where PNG has no such mode.
 
     Args:
         first: position of items[0] in the caller's list, for the error's sentence.
 
     Raises:
         BadRequest: an item is of another type, an array of another dtype or shape, a name that is
-            too long, or a file that must be read here and cannot be.
+            too long, a file that must be read here and cannot be, or a Pillow image that is empty
+            or whose file is broken.
     """
     refs: list[ImageRef] = []
     blobs: dict[int, bytes] = {}
@@ -124,9 +129,15 @@ def _file_bytes(item: Picture, position: int) -> bytes:
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, np.ndarray):
-        return _png(_from_array(item, position))
+        return _lossless(_from_array(item, position))
     if hasattr(item, "save") and hasattr(item, "mode"):
-        return _png(item)
+        try:
+            return _lossless(item)
+        except Exception as error:  # a file that Pillow opened, and reads only now, may be broken
+            raise BadRequest(
+                f"images[{position}] is a Pillow image that cannot be sent ({error}); "
+                "pass its path or its bytes, and it fails alone"
+            ) from error
     raise BadRequest(
         f"images[{position}] is {type(item).__name__ if item != '' else 'an empty string'}; "
         "pass a path, a URL, bytes of an image file, a Pillow image or a uint8 array"
@@ -158,8 +169,10 @@ def _from_array(array: NDArray[Any], position: int) -> Any:
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 
 
-def _png(image: Any) -> bytes:
-    # Lossless, and quick rather than small: the bytes live for one request.
+def _lossless(image: Any) -> bytes:
+    # Quick rather than small: the bytes live for one request.
+    if image.mode in _IN_NO_FILE:
+        image = image.convert(_IN_NO_FILE[image.mode])
     out = BytesIO()
-    image.save(out, format="PNG" if image.mode != "CMYK" else "TIFF", compress_level=1)
+    image.save(out, format="PNG" if image.mode in _IN_PNG else "TIFF", compress_level=1)
     return out.getvalue()

@@ -1,4 +1,5 @@
 import hashlib
+import io
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from api_client.wire.messages import BlobRef, PathRef, Priority, UrlRef
 from api_client.wire.settings import Settings
 
 SETTINGS = Settings.read(chunk_size=2)
+MODES = (
+    "1", "L", "P", "I", "F", "I;16", "LA", "PA", "La", "RGB", "RGBA", "RGBX", "RGBa", "CMYK",
+    "YCbCr", "LAB", "HSV",
+)  # fmt: skip
 
 
 def test_every_way_to_name_a_picture_becomes_a_reference(tmp_path):
@@ -45,6 +50,24 @@ def test_a_name_that_cannot_be_sent_is_refused_in_a_sentence_that_can_be_printed
     with pytest.raises(BadRequest, match=r"images\[1\]") as raised:
         pictures([b"good", tmp_path / name])
     assert str(raised.value).encode()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pillow_image_of_any_mode_shows_the_same_to_the_worker(mode):
+    image = Image.radial_gradient("L").convert("RGB").convert(mode)
+    [sent] = pictures([image]).blobs.values()
+    shown = image.convert("LA") if mode == "La" else image  # Pillow knows no shorter way
+    with Image.open(io.BytesIO(sent), formats=["PNG", "TIFF"]) as read:
+        assert read.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
+
+
+def test_a_pillow_image_that_is_empty_or_truncated_is_refused_with_its_position():
+    whole = io.BytesIO()
+    Image.effect_noise((99, 99), 50).save(whole, "JPEG")
+    truncated = Image.open(io.BytesIO(whole.getvalue()[:2000]))
+    for bad in (truncated, Image.new("RGB", (0, 5)), Image.new("CMYK", (5, 0))):
+        with pytest.raises(BadRequest, match=r"images\[6\] is a Pillow image"):
+            pictures([b"good", bad], first=5)
 
 
 @pytest.mark.parametrize("bad", [["ok", ""], ["ok", "  \n"], ["ok", 3], ["ok", None]])
