@@ -34,6 +34,7 @@ class AsyncClient:
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         settings = settings or Settings.read()
         self._redis: Any = async_redis_client(settings, patience_s=PATIENCE_S)
+        self._seats = asyncio.Semaphore(self._redis.connection_pool.max_connections)
         self._desk = Desk(Line(settings), asked_by=asked_by)
 
     async def embed_images(
@@ -194,6 +195,10 @@ class AsyncClient:
         return AsyncHandle(self._desk, self._hold, await self._hold(embedding.submit()))
 
     async def _hold(self, talk: Talk[_T]) -> _T:
+        async with self._seats:
+            return await self._held(talk)
+
+    async def _held(self, talk: Talk[_T]) -> _T:
         with self._desk.line.reaching():
             following: Callable[[], Step] = partial(next, talk)
             while True:

@@ -1,5 +1,6 @@
 """The client a RAG pipeline holds."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,8 @@ class Client:
     Everything comes from CLIPYARD_* in the environment, or from the running `clipyard up`, unless
     given here. Options of the embedding calls: see `EmbedOptions`. A call fails with BadRequest
     before anything is sent, with NoBroker, NoWorker or NoAnswer if nobody answers, and with
-    whatever the worker raised; it works again as soon as Redis and a worker are back.
+    whatever the worker raised; it works again as soon as Redis and a worker are back. Of more than
+    900 calls at once the rest wait their turn, unsent.
 
     Args:
         settings: where Redis is and how long to wait.
@@ -40,6 +42,7 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         settings = settings or Settings.read()
         self._redis: Any = redis_client(settings, patience_s=PATIENCE_S)
+        self._seats = threading.Semaphore(self._redis.connection_pool.max_connections)
         self._desk = Desk(Line(settings), asked_by=asked_by)
 
     def embed_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> Vectors:
@@ -252,7 +255,7 @@ class Client:
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))
 
     def _hold(self, talk: Talk[_T]) -> _T:
-        with self._desk.line.reaching():
+        with self._seats, self._desk.line.reaching():
             following: Callable[[], Step] = partial(next, talk)
             while True:
                 try:

@@ -8,7 +8,9 @@ inputs get equal vectors, different ones get vectors that are all but orthogonal
 a bulk job is complete as soon as it is submitted, without items.
 """
 
+import asyncio
 import hashlib
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +52,7 @@ from .wire.settings import Settings
 __all__ = ["MODELS", "FakeAsyncClient", "FakeClient"]
 
 NODE = "fake@memory"
+SEATS = 100  # calls at once
 MODELS = (
     CatalogueEntry(id="fake/small", name="Fake, small", family="fake", dimension=16, input_size=32),
     CatalogueEntry(id="fake/large", name="Fake, large", family="fake", dimension=64, input_size=64),
@@ -72,6 +75,7 @@ class FakeClient(Client):
     ) -> None:
         worker = FakeWorker(models, failing or {})
         self._redis = worker.store
+        self._seats = threading.Semaphore(SEATS)
         self._desk = Desk(_FakeLine(worker), asked_by="fake")
 
 
@@ -86,6 +90,7 @@ class FakeAsyncClient(AsyncClient):
     ) -> None:
         worker = FakeWorker(models, failing or {})
         self._redis = _Awaited(worker.store)
+        self._seats = asyncio.Semaphore(SEATS)
         self._desk = Desk(_FakeLine(worker), asked_by="fake")
 
 

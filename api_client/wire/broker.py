@@ -42,7 +42,8 @@ _REDIS_OPTIONS: dict[str, Any] = {
     "socket_timeout": 30,
     "health_check_interval": 25,
     "socket_read_size": 2**18,  # with 2**16, redis-py's own, pictures take a third longer to read
-    "max_connections": 1000,  # each call that waits blocks one; they are opened as needed
+    # Opened as needed, one for each call that waits; a process may usually open 1,024 files.
+    "max_connections": 900,
     "retry_on_error": [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
 }
 

@@ -1,8 +1,13 @@
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from api_client.aio import AsyncClient
+from api_client.client import Client
 from api_client.wire import names
+from api_client.wire.settings import Settings
 
 
 def test_a_hundred_calls_wait_without_a_thread_each(stage):
@@ -43,3 +48,21 @@ def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage):
     assert len(list(stage.store.scan_iter(f"{prefix}:answer:*"))) == 1  # says Cancelled
     with stage.worker():
         pass
+
+
+def test_calls_beyond_the_connections_wait_their_turn(stage):
+    """In threads and in an event loop."""
+    few = Settings.read(
+        redis_url=f"{stage.settings.url()}?max_connections=2", key_prefix=stage.settings.key_prefix
+    )
+    calls = [[f"text {i}"] for i in range(9)]
+
+    async def story():
+        async with AsyncClient(few) as client:
+            return await asyncio.gather(*map(client.embed_texts, calls))
+
+    with stage.worker():
+        awaited = asyncio.run(story())
+        with Client(few) as client, ThreadPoolExecutor(len(calls)) as pool:
+            waited = list(pool.map(client.embed_texts, calls))
+    assert np.array_equal(awaited, waited)
