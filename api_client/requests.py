@@ -15,9 +15,7 @@ from .talks import Call
 from .wire import names
 from .wire.errors import BadRequest
 from .wire.messages import MAX_ITEMS, EmbedBatch, Priority, Request
-from .wire.settings import Settings
-
-LONGEST_S = 7 * 24 * 3600.0
+from .wire.settings import LONGEST_S, Settings
 
 _T = TypeVar("_T")
 MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop

@@ -32,6 +32,7 @@ from . import address
 from .errors import BadSettings, NoBroker
 from .home import running_stack_url
 
+LONGEST_S = 7 * 24 * 3600  # that a caller waits for an answer, or an answer for its caller
 PREFIX = "clipyard_"
 CONFIG_VARIABLE = "CLIPYARD_CONFIG"
 
@@ -209,8 +210,8 @@ class Settings(SettingsBase):
     signing_key: Secret | None = None  # workers then refuse requests that it did not sign
     old_signing_key: Secret | None = None  # also accepted, while keys are changed
     home: Path = Field(default_factory=default_home)
-    answer_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    answer_ttl_s: Annotated[int, Field(ge=1)] = 600  # how long an answer waits to be fetched
+    answer_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 120.0
+    answer_ttl_s: Annotated[int, Field(ge=1, le=LONGEST_S)] = 600  # it waits to be fetched so long
     chunk_size: Annotated[int, Field(ge=1, le=4096)] = 64  # items per message
     in_flight: Annotated[int, Field(ge=1, le=256)] = 8  # messages a call keeps unanswered
     sweeps_enabled: bool = True

@@ -75,6 +75,14 @@ def test_the_environment_wins_over_the_file_and_ours_over_the_older_name(monkeyp
     assert (read.slots, read.batch_size) == (4, 7)
 
 
+@pytest.mark.parametrize("setting", ["answer_timeout_s", "answer_ttl_s"])
+@pytest.mark.parametrize("never", ["inf", "nan", "1e300", "604801"])
+def test_nobody_waits_for_ever(setting, never):
+    with pytest.raises(BadSettings, match=setting.upper()):
+        Settings.read(**{setting: never})
+    assert getattr(Settings.read(**{setting: "604800"}), setting) == 604800
+
+
 def test_every_mistake_gets_a_line_with_its_name(monkeypatch):
     monkeypatch.setenv("CLIPYARD_SLOTS", "none")
     monkeypatch.setenv("CLIPYARD_DEVICE", "tpu")
