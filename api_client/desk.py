@@ -167,10 +167,13 @@ class Desk:
         fleet = yield from self.status()
         if not fleet.workers:
             raise _nobody()
-        holding = {worker.name for worker, _ in fleet.holding(model)}
-        return min(
-            fleet.workers, key=lambda w: (w.name not in holding, len(w.held) - w.slots, w.name)
-        )
+        alike = yield from self._aliases(model)
+
+        def rank(worker: Worker) -> tuple[bool, int, str]:
+            holds = any(held.id in alike for held in worker.held)
+            return not holds, len(worker.held) - worker.slots, worker.name
+
+        return min(fleet.workers, key=rank)
 
     def status(self) -> Talk[Fleet]:
         return fleet_talk(self.line.keys)

@@ -8,8 +8,9 @@ import pytest
 
 from api_client import talks
 from api_client.results import ItemsFailed, matrix
-from api_client.testing import NODE
+from api_client.testing import MODELS, NODE
 from api_client.wire import names
+from api_client.wire.codec import pack_record
 from api_client.wire.errors import (
     BadRequest,
     Cancelled,
@@ -19,6 +20,7 @@ from api_client.wire.errors import (
     NoWorker,
     UnknownModel,
 )
+from api_client.wire.messages import ModelStatus, WorkerStatus
 from api_client.wire.settings import Settings
 
 TEXTS = [f"text {i}" for i in range(9)]
@@ -191,6 +193,34 @@ def test_nobody_alive_is_said_soon(stage, connect, quick):
         connect(stage.settings).embed_texts(["a"])
     with pytest.raises(NoWorker):
         connect(stage.settings).switch("a/b")
+
+
+@pytest.mark.parametrize("name", ["fake/small", "small"])
+def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect, quick, name):
+    store, keys = stage.store, stage.keys
+    entry = MODELS[0].model_copy(update={"aliases": ("small",)})
+    store.hset(keys.catalogue, entry.id, entry.model_dump_json())
+    for node, models in (("a@idle", ()), ("b@holding", (entry.id,))):
+        status = WorkerStatus(
+            name=node,
+            device="cpu",
+            pid=1,
+            started_at=1.0,
+            beat_at=1.0,
+            state="ready",
+            slots=2,
+            models=models,
+        )
+        store.sadd(keys.workers, node)
+        store.hset(keys.worker(node), mapping=pack_record(status))
+    store.hset(
+        keys.model("b@holding", entry.id),
+        mapping=pack_record(ModelStatus(id=entry.id, state="device", dimension=16)),
+    )
+    with pytest.raises(NoAnswer):
+        connect(stage.settings).load(name, timeout=0.1)
+    queues = map(names.direct_queue, ("a@idle", "b@holding"))
+    assert [store.llen(keys.queue(one, names.INTERACTIVE)) for one in queues] == [0, 1]
 
 
 @pytest.fixture
