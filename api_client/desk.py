@@ -1,6 +1,7 @@
 """Everything a client may be asked for, as talks. Arguments are checked before the first step."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -146,18 +147,23 @@ class Desk:
     def _ask(self, task: str, request: Request, workers: Sequence[str]) -> Talk[list[Managed]]:
         """Every worker's answer; if one refused, its refusal once all have answered."""
         calls = [Call(task, request, queue=names.direct_queue(worker)) for worker in workers]
-        for call in calls:
-            yield from self.line.send(call)
+        waiting = deque(calls)
         answers: list[Managed] = []
         refusals: list[ClipyardError] = []
-        for call in calls:
-            try:
-                answer = (yield from self.line.wait(call)).message
-            except ClipyardError as error:
-                refusals.append(error)
-            else:
-                assert isinstance(answer, Managed)
-                answers.append(answer)
+        try:
+            for call in calls:
+                yield from self.line.send(call)
+            while waiting:
+                try:
+                    answer = (yield from self.line.wait(waiting[0])).message
+                except ClipyardError as error:
+                    refusals.append(error)
+                else:
+                    assert isinstance(answer, Managed)
+                    answers.append(answer)
+                waiting.popleft()
+        finally:
+            yield from self.line.let_go(waiting)
         if refusals:
             raise refusals[0]
         return answers

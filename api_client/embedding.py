@@ -1,15 +1,10 @@
 """One embedding call: its messages, a bounded number of them on the way, its items in order."""
 
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
-
-import redis
-from kombu.exceptions import OperationalError
 
 from .requests import EmbedOptions, MakeCall
 from .results import Item, items_of, same_space
@@ -73,18 +68,10 @@ class Embedding:
             yield from self.end()
 
     def end(self) -> Talk[None]:
-        """Withdraw what nobody waits for any more.
-
-        What is past its deadline the workers drop unasked: past saturation that is most of it, and
-        withdrawing costs them more than it saves.
-        """
-        now = time.time()
-        pending = [call.id for call in self._pending if call.until > now]
+        """Withdraw what nobody waits for any more."""
+        pending = list(self._pending)
         self._pending.clear()
-        if pending:
-            # Where Redis is away, the deadline stops them.
-            with suppress(redis.RedisError, OperationalError):
-                yield from self._line.withdraw(pending)
+        yield from self._line.let_go(pending)
 
     def submit(self) -> Talk["Submitted"]:
         """Send everything and wait for nothing.

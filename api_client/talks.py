@@ -5,8 +5,8 @@ takes the steps itself; `AsyncClient` takes the same ones and awaits them.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -264,6 +264,18 @@ class Line:
         ttl_s = self.settings.answer_ttl_s
         yield partial(_refuse, keys=self.keys, ids=ids, frame=refused, ttl_s=ttl_s)
         yield Blocking(partial(self.revoke, ids))
+
+    def let_go(self, calls: Iterable[Call]) -> Talk[None]:
+        """Withdraw what was sent and has no answer yet, as its caller goes away.
+
+        What is past its deadline the workers drop unasked: past saturation that is most of it, and
+        withdrawing costs them more than it saves.
+        """
+        now = time.time()
+        if ids := [call.id for call in calls if call.until > now]:
+            # Where Redis is away, the deadline stops them.
+            with suppress(redis.RedisError, OperationalError):
+                yield from self.withdraw(ids)
 
     def revoke(self, ids: Sequence[str]) -> None:
         """Tell the workers that are there to let these go."""

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ import numpy as np
 from api_client.aio import AsyncClient
 from api_client.client import Client
 from api_client.wire import names
+from api_client.wire.codec import unpack_answer
 from api_client.wire.settings import Settings
 
 
@@ -48,6 +50,25 @@ def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage):
     assert len(list(stage.store.scan_iter(f"{prefix}:answer:*"))) == 1  # says Cancelled
     with stage.worker():
         pass
+
+
+def test_a_switch_that_is_cancelled_is_withdrawn_from_every_worker(stage):
+    stage.show_worker()
+    queues = [stage.keys.queue(names.direct_queue(node), names.INTERACTIVE) for node in ("a", "b")]
+
+    async def story():
+        async with AsyncClient(stage.settings) as client:
+            call = asyncio.create_task(client.switch("fake/large", workers=["a", "b"]))
+            while not all(map(stage.store.llen, queues)):
+                await asyncio.sleep(0.01)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(story())
+    for queue in queues:
+        answer = stage.keys.answer(json.loads(stage.store.lindex(queue, 0))["headers"]["id"])
+        refused, _ = unpack_answer(stage.store.lindex(answer, 0))
+        assert refused.failure.code == "cancelled"
 
 
 def test_calls_beyond_the_connections_wait_their_turn(stage):
