@@ -132,9 +132,8 @@ class Outside:
         (folder / "bin" / "valkey-server").symlink_to(server_binary())
 
     def words(self, name: str, words: list[str]) -> list[str]:
-        text = re.sub(
-            r"(?<![\w/.])/(?:run/)?(secrets|data|pictures|vectors|tmp)\b", self._here, "\0".join(words)
-        )
+        place = r"(?<![\w/.])/(?:run/)?(secrets|data|pictures|vectors|tmp)\b"
+        text = re.sub(place, self._here, "\0".join(words))
         if name in PORTS:
             text = text.replace(f":{PORTS[name]}", f":{self._ports[name]}")
             text = text.replace("0.0.0.0", "127.0.0.1")
