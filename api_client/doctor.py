@@ -120,11 +120,23 @@ def _worker_rows() -> list[dict[str, str]] | None:
 
 def disk(home: Path, *, least_free_bytes: int = LEAST_FREE_BYTES) -> Found:
     """The private Redis and the logs live below `home`."""
-    there = next((place for place in (home, *home.parents) if place.exists()), Path("/"))
-    free = shutil.disk_usage(there).free
+    try:
+        free = _free_bytes(home)
+    except OSError as error:
+        mend = "let yourself write there, or correct CLIPYARD_HOME"
+        yield _told(Check.DISK, f"{home} cannot be looked at: {error.strerror}", mend=mend)
+        return
     found = f"{free / 1e9:.1f} GB free below {home}"
     mend = "make room: a Redis that cannot write refuses every message"
     yield _told(Check.DISK, found, mend=mend if free < least_free_bytes else "")
+
+
+def _free_bytes(folder: Path) -> int:
+    """There, or where it will be made."""
+    try:
+        return shutil.disk_usage(folder).free
+    except FileNotFoundError:
+        return _free_bytes(folder.parent)
 
 
 def _redis_and_workers(settings: Settings) -> Found:

@@ -36,7 +36,7 @@ def complaints(
 
 def _roots(roots: Iterable[Path]) -> Iterator[Complaint]:
     for path in roots:
-        if not (path.is_dir() and os.access(path, os.R_OK | os.X_OK)):
+        if not (os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK)):
             yield Complaint(
                 about=ComplaintAbout.IMAGE_ROOT,
                 found=f"the image root {path} is no folder that this worker can read",
@@ -45,14 +45,29 @@ def _roots(roots: Iterable[Path]) -> Iterator[Complaint]:
 
 
 def _disk(folder: Path, least_free_bytes: int) -> Iterator[Complaint]:
-    there = next((place for place in (folder, *folder.parents) if place.exists()), Path("/"))
-    free = shutil.disk_usage(there).free
+    try:
+        free = _free_bytes(folder)
+    except OSError as error:
+        yield Complaint(
+            about=ComplaintAbout.DISK,
+            found=f"{folder} cannot be looked at: {error.strerror}",
+            mend="let this worker write there, or correct CLIPYARD_CACHE_DIR",
+        )
+        return
     if free < least_free_bytes:
         yield Complaint(
             about=ComplaintAbout.DISK,
             found=f"{free / 1e9:.1f} GB free below {folder}",
             mend="make room: prepared checkpoints are kept there (CLIPYARD_CACHE_DIR)",
         )
+
+
+def _free_bytes(folder: Path) -> int:
+    """There, or where it will be made."""
+    try:
+        return shutil.disk_usage(folder).free
+    except FileNotFoundError:
+        return _free_bytes(folder.parent)
 
 
 def _gpu(device: str, asked: str, root: Path) -> Iterator[Complaint]:

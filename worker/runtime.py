@@ -86,8 +86,8 @@ class Runtime:
                 self.slots.load(self.catalogue[model_id], asked_by="the worker's start")
             except ClipyardError as error:
                 log.warning("%s was not loaded at the start: %s", model_id, error)
-        self.look_around()
         self.health.start()
+        self.look_around()  # last: it hangs where a file system hangs
 
     def look_around(self) -> None:
         """Tell the fleet what is wrong on this machine."""

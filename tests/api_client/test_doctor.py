@@ -190,6 +190,12 @@ def test_a_full_disk_is_told(tmp_path):
     assert full.health is Health.WARNING
 
 
+def test_a_home_that_cannot_even_be_looked_at_is_told(tmp_path):
+    [told] = doctor.disk(tmp_path / ("a" * 300))
+    assert told.health is Health.WARNING
+    assert "File name too long" in told.found
+
+
 def test_a_setting_that_cannot_be_used_is_sick(look):
     found = look("redis://127.0.0.1:1/0", CHUNK_SIZE="many")
     assert found[Check.SETTINGS][0].health is Health.SICK

@@ -28,6 +28,15 @@ def test_an_image_root_that_is_not_there_is_told(about, tmp_path):
     assert "unmounted" in root.found
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "file/below"])
+def test_a_folder_that_cannot_even_be_looked_at_is_told(about, tmp_path, name):
+    (tmp_path / "file").touch()
+    folder = tmp_path / name  # stands for one that is stale, broken, or below another's home
+    root, disk = about(image_roots=(folder,), cache_dir=folder)
+    assert (root.about, disk.about) == (ComplaintAbout.IMAGE_ROOT, ComplaintAbout.DISK)
+    assert "cannot be looked at" in disk.found
+
+
 def test_a_full_disk_is_told(about):
     [disk] = about(least_free_bytes=10**18)
     assert disk.about is ComplaintAbout.DISK
