@@ -126,7 +126,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     reservations = Reservations(
         redis_client(settings, patience_s=HASTE_S),
         keys,
-        device=f"{node.partition('@')[2]}/{placement.device}",
+        device=memory.uuid() or f"{node.partition('@')[2]}/{placement.device}",
         free_bytes=lambda: seen.free if (seen := memory.device()) else None,
     )
     ledger = Ledger(device=memory.device, host=memory.host, reserve=reservations.reserve)

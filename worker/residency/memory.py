@@ -53,6 +53,14 @@ class Memory:
         free, total = torch.cuda.mem_get_info(self._device)
         return Bytes(total, free)
 
+    def uuid(self) -> str | None:
+        """The GPU's own, the same in every container that sees it; None where there is no GPU."""
+        if not self._device.startswith("cuda"):
+            return None
+        import torch
+
+        return str(torch.cuda.get_device_properties(self._device).uuid)
+
 
 def _cgroup_shares(root: Path) -> list[Bytes]:
     """Every limit that applies to this process, from its own group up to the root's."""

@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from worker.residency.memory import Bytes, Memory, Pressure, PressureGauge, next_level
 
@@ -32,6 +35,13 @@ def v1(group="", *, limit, used, cache=0):
         f"{folder}memory.usage_in_bytes": used,
         f"{folder}memory.stat": f"inactive_file 0\ntotal_inactive_file {cache}",
     }
+
+
+def test_a_gpu_is_known_by_its_own_id_and_not_by_its_place_in_a_container(monkeypatch):
+    gpus = {"cuda:0": SimpleNamespace(uuid="1b77-f0"), "cuda:1": SimpleNamespace(uuid="9c02-a4")}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
+    assert [Memory(name).uuid() for name in gpus] == ["1b77-f0", "9c02-a4"]
+    assert Memory("cpu").uuid() is None
 
 
 def test_the_limit_of_a_container_counts(tmp_path):
