@@ -456,6 +456,12 @@ GUARDS = [
         "worker/residency/test_reservation.py -k never_comes_back",
     ),
     (
+        "worker/tracker.py",
+        "if told := self._store.get(self._keys.current):",
+        "if told := None:",
+        "worker/test_tracker.py -k comes_later",
+    ),
+    (
         "worker/reembed/job.py",
         "tidy(self.doors.writing(self.spec.sink.where))",
         "pass",

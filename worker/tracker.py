@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import redis
+from redis.typing import EncodableT, FieldT
 
 from api_client.wire.codec import pack_record, text
 from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerStatus
@@ -81,7 +82,8 @@ class Tracker:
         self._lock = threading.Lock()  # of the notes
         self._writing = threading.Lock()  # two writers would tell an event twice
         self._knobs = Knobs()
-        self._current: str | None = None
+        self._own: str | None = None  # the model that this worker alone was switched to
+        self._fleet: str | None = None  # the fleet's current model, as far as it was heard of
         self._state: State = "starting"
         self._trouble = ""
         self._swept_at = 0.0
@@ -189,19 +191,22 @@ class Tracker:
         with self._lock:
             given = knobs.model_dump(exclude_none=True)
             self._knobs = self._knobs.model_copy(update=given)
-        self._bequeath("knobs", self._knobs.model_dump_json(exclude_none=True))
+        self._bequeath({"knobs": self._knobs.model_dump_json(exclude_none=True)})
         self._wake.set()
 
     def current(self) -> str:
-        """The model that answers requests which name none."""
-        return self._current or self._environment.default_model
+        """The model that answers requests which name none: this worker's own, else the fleet's."""
+        return self._own or self._fleet or self._environment.default_model
 
     def make_current(self, model_id: str, *, reach: Literal["worker", "fleet"]) -> None:
         """For this worker, or for clients and workers to come as well. Returns once it is kept."""
-        self._current = model_id
-        self._bequeath("current", model_id)
         if reach == "fleet":
-            self._store.set(self._keys.current, model_id, ex=self._expiry_s)
+            with self._writing:  # else a beat under way could bring back the one before
+                self._own, self._fleet = None, model_id
+                self._store.set(self._keys.current, model_id, ex=self._expiry_s)
+        else:
+            self._own = model_id
+        self._bequeath({"current": self._own or "", "fleet": self._fleet or ""})
         self._wake.set()
 
     def resume(self) -> None:
@@ -218,11 +223,12 @@ class Tracker:
         except (redis.RedisError, ValueError) as error:
             log.warning("starting without what the last %s left: %s", self._node, error)
             return
-        self._current = text(will[b"current"]) if b"current" in will else None
+        self._own = text(will.get(b"current", b"")) or None
+        self._fleet = text(will.get(b"fleet", b"")) or None
 
-    def _bequeath(self, name: str, value: str) -> None:
+    def _bequeath(self, fields: Mapping[FieldT, EncodableT]) -> None:
         with self._store.pipeline() as pipe:
-            pipe.hset(self._keys.will(self._node), name, value)
+            pipe.hset(self._keys.will(self._node), mapping=fields)
             pipe.expire(self._keys.will(self._node), WILL_KEPT_S)
             pipe.execute()
 
@@ -311,6 +317,8 @@ class Tracker:
         self._redis_away = True
 
     def _put_status(self, pipe: "redis.client.Pipeline") -> None:
+        if told := self._store.get(self._keys.current):
+            self._fleet = text(told)
         view = self._slots.view()
         settings = self.settings
         for slot in view:
@@ -325,8 +333,10 @@ class Tracker:
         pipe.hset(self._keys.worker(self._node), mapping=pack_record(self._worker(view, settings)))
         pipe.expire(self._keys.worker(self._node), self._expiry_s)
         pipe.sadd(self._keys.workers, self._node)
-        # The fleet's current model lives as long as anybody who could answer with it.
-        pipe.set(self._keys.current, self.current(), nx=True, ex=self._expiry_s)
+        # The fleet's current model lives as long as anybody who could answer with it, and comes
+        # back after a Redis that was away for longer, or that lost it.
+        fleet = self._fleet or settings.default_model
+        pipe.set(self._keys.current, fleet, nx=True, ex=self._expiry_s)
         pipe.expire(self._keys.current, self._expiry_s)
 
     def _put_farewell(self, pipe: "redis.client.Pipeline") -> None:

@@ -271,6 +271,48 @@ def test_one_workers_current_model_is_not_the_fleets_unless_it_is_meant_so(make,
     assert read_fleet(store, keys).current == "text/b"
 
 
+def test_a_worker_that_comes_later_has_the_fleets_current_model(make, store, keys):
+    one = make("gpu0@here")
+    one.make_current("text/b", reach="fleet")
+    one.beat()
+    late = make("gpu1@here")
+    late.beat()
+    assert late.current() == "text/b"
+    assert [worker.current for worker in read_fleet(store, keys).workers] == ["text/b", "text/b"]
+
+
+def test_a_redis_that_lost_the_fleets_current_model_is_told_again_by_whoever_comes_first(
+    make, store, keys
+):
+    one, late = make("gpu0@here"), make("gpu1@here")
+    one.beat()
+    one.make_current("text/b", reach="fleet")
+    late.beat()
+    late.make_current("text/c", reach="worker")
+    store.delete(keys.current)
+    late.beat()
+    assert read_fleet(store, keys).current == "text/b"
+    assert late.current() == "text/c"
+
+
+def test_a_switch_of_the_fleet_ends_what_one_worker_was_switched_to(make):
+    tracker = make()
+    tracker.make_current("text/c", reach="worker")
+    tracker.make_current("text/b", reach="fleet")
+    assert tracker.current() == "text/b"
+
+
+def test_a_switch_of_the_fleet_counts_for_more_than_what_a_predecessor_knew(make, settings):
+    first, other = make("gpu0@here"), make("gpu1@here")
+    first.make_current("text/b", reach="fleet")
+    other.make_current("text/c", reach="fleet")
+    again = make(settings=settings.model_copy(update={"resume": True}))
+    again.resume()
+    assert again.current() == "text/b"
+    again.beat()
+    assert again.current() == "text/c"
+
+
 def test_the_last_worker_to_leave_takes_the_fleets_current_model_with_it(make, store, keys):
     trackers = make("gpu0@here"), make("gpu1@here")
     for tracker in trackers:
