@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -94,14 +94,16 @@ class Catalogue:
     """Looks models up by id or alias.
 
     Args:
-        entries: of the files, later ones win.
+        entries: of the files, later ones win. An alias that is another entry's id, or a later
+            entry's alias too, is dropped.
         describe: asked in turn for ids that no file lists; of one that was described once, never
             again, for every request looks its model up.
     """
 
     def __init__(self, entries: Iterable[Entry], *, describe: Iterable[Describe] = ()) -> None:
-        self._entries = {entry.id: entry for entry in entries}
-        self._aliases = {a: entry.id for entry in self._entries.values() for a in entry.aliases}
+        by_id = {entry.id: entry for entry in entries}
+        self._aliases = {a: e.id for e in by_id.values() for a in e.aliases if a not in by_id}
+        self._entries = {entry.id: self._with_its_aliases(entry) for entry in by_id.values()}
         self._describe = tuple(describe)
         self._described = lru_cache(DESCRIBED_KEPT)(self._first_description)
 
@@ -117,6 +119,10 @@ class Catalogue:
     def __getitem__(self, model_id: str) -> Entry:
         known = self._aliases.get(model_id, model_id)
         return self._entries.get(known) or self._described(known)
+
+    def _with_its_aliases(self, entry: Entry) -> Entry:
+        own = tuple(alias for alias in entry.aliases if self._aliases.get(alias) == entry.id)
+        return replace(entry, aliases=own)
 
     def _first_description(self, known: str) -> Entry:
         for describe in self._describe:

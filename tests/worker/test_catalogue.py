@@ -77,6 +77,14 @@ def test_a_persons_own_file_adds_and_overrides(tmp_path):
     assert both["shapes/demo"].dimension == 3
 
 
+def test_an_id_counts_for_more_than_an_alias_and_a_later_alias_than_an_earlier():
+    theirs = Entry("theirs/one", aliases=("one", "best"))
+    known = Catalogue([theirs, Entry("one"), Entry("two", aliases=("best",))])
+    assert (known["one"].id, known["best"].id) == ("one", "two")
+    told = {entry.id: entry.public().aliases for entry in known}  # clients look there
+    assert told == {"theirs/one": (), "one": (), "two": ("best",)}
+
+
 @pytest.mark.parametrize(
     "text", ["[", '["a/b"]\nsise = 3', '["a/b"]\nkinds = ["sound"]', 'a = "not a table"', None]
 )
