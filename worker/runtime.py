@@ -26,6 +26,7 @@ from .datapath.sizes import Sizes
 from .delivery.suspects import Suspects
 from .delivery.watchdog import Watchdog
 from .health import Health, Verdict
+from .listing import Listing
 from .metrics import Meter
 from .residency.ledger import Ledger
 from .residency.memory import Memory
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 
 PACKAGES = {"clipyard", "celery", "kombu", "redis", "torch", "open_clip_torch"}
 SAFE_BATCHES_KEPT_S = 30 * 24 * 3600
-CATALOGUE_KEPT_S = 60  # after the last worker's last beat
 PROBE_S = 30.0
 HASTE_S = 1.0  # how long a load waits for Redis over a reservation
 
@@ -158,10 +158,11 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         on_event=on_event,
     )
 
+    listing = Listing(store, keys, catalogue)
+
     def renew() -> None:
         reservations.renew()
-        store.hset(keys.catalogue, mapping={e.id: e.public().model_dump_json() for e in catalogue})
-        store.expire(keys.catalogue, CATALOGUE_KEPT_S)
+        listing.renew()
 
     def say(found: Verdict) -> None:
         tracker.say(found.state, trouble=found.trouble)
