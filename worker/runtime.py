@@ -10,7 +10,7 @@ import redis
 from PIL import Image
 
 from api_client.wire.broker import redis_client
-from api_client.wire.errors import ClipyardError, DeviceLost
+from api_client.wire.errors import ClipyardError, DeviceLost, UnknownModel
 from api_client.wire.messages import Event, Kind, Priority
 from api_client.wire.names import Keys
 
@@ -121,6 +121,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     files = [BUILT_IN, settings.catalogue] if settings.catalogue else [BUILT_IN]
     listed = [*families.discover(), *Catalogue.read(*files)]  # a file's entry wins
     catalogue = Catalogue(listed, describe=[families.describe])
+    settings = _by_ids(settings, catalogue)
     store, keys = redis_client(settings), Keys(settings.key_prefix)
     memory = Memory(placement.device)
     reservations = Reservations(
@@ -248,6 +249,21 @@ def _tiny(model: Model) -> Prepared:
         size = model.traits.input_size or 1
         return model.prepare_image(Image.new("RGB", (size, size)))
     return model.prepare_text("ok")
+
+
+def _by_ids(settings: WorkerSettings, catalogue: Catalogue) -> WorkerSettings:
+    """Models named as everybody else here names them. One that nobody knows stays: it may come."""
+
+    def id_of(model: str, setting: str) -> str:
+        try:
+            return catalogue[model].id
+        except UnknownModel as error:
+            log.warning("%s: %s", setting, error)
+            return model
+
+    pinned = tuple(id_of(model, "CLIPYARD_PINNED") for model in settings.pinned)
+    default = id_of(settings.default_model, "CLIPYARD_DEFAULT_MODEL")
+    return settings.model_copy(update={"pinned": pinned, "default_model": default})
 
 
 def _limits(settings: WorkerSettings) -> Limits:

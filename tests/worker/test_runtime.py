@@ -57,6 +57,8 @@ def here(valkey_url, prefix, tmp_path, monkeypatch):
         offline=True,
         cache_dir=tmp_path,
         foresight=False,
+        default_model="ViT-H-14/laion2b",
+        pinned=["bge-m3", "nobody/knows"],
         backends=[one.replace(":", "=plug_ins_of_a_test:") for one in PLUG_INS],
     )
     here = runtime.build(settings, node="gpu0@here")
@@ -95,3 +97,13 @@ def test_plug_ins_start_in_their_order_and_a_bad_one_costs_nobody_else(here):
     here.tracker.beat()
     (worker,) = read_fleet(here.redis, here.keys).workers
     assert (worker.state, worker.trouble) == (found.state, found.trouble)
+
+
+def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
+    assert here.slots.limits.pinned == {"ollama/bge-m3", "nobody/knows"}
+    assert here.tracker.current() == "ViT-H-14/laion2b_s32b_b79k"
+
+
+def test_a_pinned_model_that_nobody_knows_is_told(caplog, here):
+    told = [one.getMessage() for one in caplog.get_records("setup")]
+    assert any(one.startswith("CLIPYARD_PINNED: no model 'nobody/knows'") for one in told)
