@@ -228,14 +228,15 @@ def status(
 
 @app.command()
 def why(
-    model: Annotated[str, typer.Argument(help="A model id.")],
+    model: Annotated[str, typer.Argument(help="A model id or alias.")],
     as_json: Json = False,
 ) -> None:
     """Tell why a model is here, why it went, and what goes next."""
     from .status import why as sentences
 
     with _client() as client:
-        told = sentences(client.status(), model)
+        ids = {alias: entry.id for entry in client.models() for alias in entry.aliases}
+        told = sentences(client.status(), ids.get(model, model))
     print(json.dumps(told) if as_json else "\n".join(told))
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from api_client import cli, show, vectorfile
-from api_client.testing import FakeClient
+from api_client.testing import MODELS, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +166,14 @@ def test_an_id_is_never_cut(capsys):
     drawn = capsys.readouterr().out
     first_column = [line.split("\u2502")[1].strip() for line in drawn.splitlines()[3:-1]]
     assert "".join(first_column) == row["a"]
+
+
+def test_why_knows_a_model_by_its_alias(clipyard):
+    client = FakeClient(models=[MODELS[0].model_copy(update={"aliases": ("small",)})])
+    client.load("fake/small")
+    code, out, _ = clipyard("why", "small", client=client)
+    assert code == 0
+    assert out.startswith("fake/small is on the device of")
 
 
 def test_status_is_one_json_object(clipyard):
