@@ -249,9 +249,10 @@ def _where(worker: Worker, model: ModelStatus, story: Iterable[Event]) -> str:
 def _went(story: Iterable[Event], present: set[str]) -> list[str]:
     """For each worker without it: the last word on it there."""
     sentences: dict[str, str] = {}
-    for event in story:
-        if event.worker not in present and event.kind not in ARRIVALS:
-            sentences.setdefault(event.worker, f"On {event.worker} {_told(event)}.")
+    for event in story:  # newest first
+        if event.worker not in present:
+            lost = ", and lost when that process ended" if event.kind in STAYS else ""
+            sentences.setdefault(event.worker, f"On {event.worker} {_told(event)}{lost}.")
     return list(sentences.values())
 
 
@@ -276,6 +277,7 @@ def _goes(worker: Worker, model: ModelStatus) -> list[str]:
 
 
 ARRIVALS = (EventKind.LOADED, EventKind.LIFTED)
+STAYS = (*ARRIVALS, EventKind.LOWERED)  # after these it is in memory
 
 
 def _told(event: Event) -> str:

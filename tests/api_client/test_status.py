@@ -150,6 +150,17 @@ def test_why_tells_why_a_model_went():
     assert re.search(r"On gpu0@a unloaded at .* \(idle in RAM for 1812 s\)\.", sentences[1])
 
 
+def test_why_tells_of_a_model_that_was_lost_with_its_process_and_not_of_how_it_went_before():
+    story = (
+        event(EventKind.LIFTED, at=NOW, reason="asked for"),
+        event(EventKind.UNLOADED, at=NOW - 4000, reason="idle in RAM for 1812 s"),
+    )
+    [_, went] = why(Fleet(events=story), "clip/a")
+    assert re.search(
+        r"On gpu0@a lifted at .* \(asked for\), and lost when that process ended", went
+    )
+
+
 def test_a_model_in_use_or_pinned_or_kept_is_not_said_to_go():
     assert "in use by 2 requests" in why(fleet_of(worker(), model(leases=2)), "clip/a")[0]
     assert not any("Unused" in one for one in why(fleet_of(worker(), model(leases=2)), "clip/a"))
