@@ -226,8 +226,10 @@ def _beat(worker: WorkerStatus, settings: Settings, *, now: float) -> Found:
 
 
 def _models(fleet: Fleet) -> Found:
-    """A model whose last word on a worker is a refusal."""
-    seen: set[tuple[str, str]] = set()
+    """A model whose last word on a worker is a refusal, and that is not in memory there."""
+    seen = {
+        (w.name, model.id) for w in fleet.workers for model in w.held if model.state != "loading"
+    }
     for event in fleet.events:  # newest first
         if (event.worker, event.model) in seen:
             continue

@@ -16,7 +16,14 @@ from api_client.doctor import Check, Health, examine
 from api_client.status import read_fleet
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import LoadFailed
-from api_client.wire.messages import Complaint, ComplaintAbout, WorkerStatus
+from api_client.wire.messages import (
+    Complaint,
+    ComplaintAbout,
+    Event,
+    EventKind,
+    ModelStatus,
+    WorkerStatus,
+)
 from api_client.wire.settings import Settings
 from worker import housekeeping
 
@@ -176,6 +183,18 @@ def test_a_broken_worker_is_sick(tell, show):
     show(state="broken", trouble="the last forward pass failed")
     [broken] = tell()[Check.WORKER]
     assert (broken.health, "forward pass" in broken.found) == (Health.SICK, True)
+
+
+def test_a_model_that_was_refused_is_told_until_it_is_there(tell, show, store, keys):
+    refused = Event(kind=EventKind.REFUSED, model="clip/a", worker="gpu0@a", reason="in use")
+    store.xadd(keys.events, pack_record(refused))
+    show(models=("clip/a",))
+    told = []
+    for state in ("loading", "device"):
+        status = ModelStatus(id="clip/a", state=state)
+        store.hset(keys.model("gpu0@a", "clip/a"), mapping=pack_record(status))
+        told.append([one.found for one in tell().get(Check.MODEL, ())])
+    assert told == [["clip/a could not be had on gpu0@a: in use"], []]
 
 
 @pytest.mark.parametrize("about", list(ComplaintAbout))
