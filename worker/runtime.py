@@ -163,7 +163,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
 
     def renew() -> None:
         reservations.renew()
-        listing.renew()
+        listing.renew([tracker.current(), *(slot.model_id for slot in slots.view())])
 
     def say(found: Verdict) -> None:
         tracker.say(found.state, trouble=found.trouble)

@@ -20,13 +20,19 @@ def listed(store, keys):
 def test_what_any_live_worker_has_is_listed(worker, listed, store, keys):
     one, other = worker("a", "b"), worker("a", "c")
     for _ in range(2):
-        one.renew()
-        other.renew()
+        one.renew([])
+        other.renew([])
     assert listed() == {"a", "b", "c"}
     assert 0 < store.ttl(keys.catalogue) <= 60
 
 
 def test_what_no_live_worker_has_any_more_is_listed_no_longer(worker, listed):
-    worker("a", "gone").renew()
-    worker("a").renew()
+    worker("a", "gone").renew([])
+    worker("a").renew([])
     assert listed() == {"a"}
+
+
+def test_a_model_in_use_that_needs_no_entry_is_listed(store, keys, listed):
+    catalogue = Catalogue([Entry("a")], describe=[lambda id: Entry(id) if id == "b" else None])
+    Listing(store, keys, catalogue).renew(["b", "nobody knows it"])
+    assert listed() == {"a", "b"}
