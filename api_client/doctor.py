@@ -18,6 +18,7 @@ from typing import Any
 import redis
 
 from .dashboard.settings import DashboardSettings
+from .gateway.settings import GatewaySettings
 from .stack.errors import StackError
 from .stack.up import find_checkout
 from .status import Fleet, read_fleet, sweep_is_missing
@@ -98,7 +99,9 @@ def examine() -> Report:
 
 def _settings() -> tuple[Finding, list[dict[str, str]]]:
     try:
-        rows = _worker_rows() or Settings.read().rows()
+        shared = _worker_rows() or Settings.read().rows()
+        others = GatewaySettings.read().rows() + DashboardSettings.read().rows()
+        rows = list({row["setting"]: row for row in others + shared}.values())
     except BadSettings as error:
         return Finding(Check.SETTINGS, Health.SICK, str(error), "correct or unset them"), []
     return Finding(Check.SETTINGS, Health.OK, f"{len(rows)} settings can be used"), rows

@@ -233,15 +233,17 @@ def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry], current: str) -> 
     """The fleet in the shape of GET .../status."""
     loaded = {one.id: holding(fleet, one.id) for worker in fleet.workers for one in worker.held}
     vision = seen(entry_of(entries, current), loaded.get(current, []))
-    texts = {entry.id: entry for entry in entries if not is_vision(entry)}
+    texts = [entry for entry in entries if not is_vision(entry)]
     tracked = {
         CURRENT if model_id == current else model_id: tracked_of(held)
         for model_id, held in loaded.items()
     }
     return Status(
         vision_embeddings=VisionModel(**dict(vision), memory_pressure_level=pressure_of(fleet)),
+        # Under the names that they had: nomic-embed-text for ollama/nomic-embed-text.
         text_embeddings={
-            model_id: seen(entry, loaded.get(model_id, [])) for model_id, entry in texts.items()
+            (entry.aliases or (entry.id,))[0]: seen(entry, loaded.get(entry.id, []))
+            for entry in texts
         },
         memory_pressure={"text_embeddings": pressure_of(fleet)},
         tracker_status=tracked,

@@ -35,7 +35,7 @@ TABLE: dict[type[errors.ClipyardError], Refusal] = {
     errors.ImageUnreachable: Refusal(503),
     errors.ImageTooLarge: Refusal(413),
     errors.NonFiniteVector: Refusal(500, "the model answered with no usable vector"),
-    errors.LoadFailed: Refusal(503, "the model cannot be loaded"),
+    errors.LoadFailed: Refusal(500, "the model cannot be loaded"),
     errors.ModelBusy: Refusal(503, "every slot is busy; ask again"),
     errors.OutOfMemory: Refusal(503, "memory does not suffice at the moment"),
     errors.DeviceLost: Refusal(503, "the device is being started again"),

@@ -215,8 +215,9 @@ def test_a_home_that_cannot_even_be_looked_at_is_told(tmp_path):
     assert "File name too long" in told.found
 
 
-def test_a_setting_that_cannot_be_used_is_sick(look):
-    found = look("redis://127.0.0.1:1/0", CHUNK_SIZE="many")
+@pytest.mark.parametrize("setting", ["CHUNK_SIZE", "GATEWAY_PORT", "DASHBOARD_PORT", "SLOTS"])
+def test_a_setting_that_cannot_be_used_is_sick(look, setting):
+    found = look("redis://127.0.0.1:1/0", **{setting: "many"})
     assert found[Check.SETTINGS][0].health is Health.SICK
 
 

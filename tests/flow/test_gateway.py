@@ -67,7 +67,7 @@ def test_it_is_ready_and_healthy(http):
         ("/encode/image", {"files": {"file": b"no picture"}}, 400, "image_unreadable"),
         ("/encode/image", {"files": {"file": b""}}, 400, "image_unreadable"),
         ("/encode/image?model=fake/text", {"files": {"file": png("red")}}, 400, "bad_request"),
-        ("/encode/text?model=fake/broken&text=a", {}, 503, "load_failed"),
+        ("/encode/text?model=fake/broken&text=a", {}, 500, "load_failed"),
         ("/encode/text?model=no/such&text=a", {}, 404, "unknown_model"),
         ("/v1/embeddings", {"json": {"input": "http://10.0.0.1/a.png"}}, 403, "image_forbidden"),
         (f"{RAG}/vision/load/..%2F..%2Fetc%2Fpasswd", {}, 404, "unknown_model"),

@@ -10,7 +10,12 @@ from api_client.testing import MODELS, FakeAsyncClient
 from api_client.wire.messages import CatalogueEntry, Kind
 
 TEXT_MODEL = CatalogueEntry(
-    id="fake/words", name="Fake, texts", family="fake", dimension=8, kinds=(Kind.TEXT,)
+    id="fake/words",
+    name="Fake, texts",
+    family="fake",
+    dimension=8,
+    kinds=(Kind.TEXT,),
+    aliases=("words",),
 )
 HERE = "http://127.0.0.1"
 

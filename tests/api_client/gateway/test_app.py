@@ -135,7 +135,7 @@ def test_status_has_the_shape_that_callers_know(http):
     assert vision["memory_usage"].keys() == {"vram_mb", "ram_mb"}
     assert vision["memory_pressure_level"] == "normal"
     assert vision["last_used"] > 0
-    words = status["text_embeddings"]["fake/words"]
+    words = status["text_embeddings"]["words"]
     assert words["loaded"] is True
     assert words["model_info"]["dimension"] == 8
     assert status["memory_pressure"] == {"text_embeddings": "normal"}
@@ -234,7 +234,7 @@ def test_a_bad_request_gets_a_code_and_a_sentence(http, path, sent, status):
     ("error", "status", "leaks"),
     [
         (NoBroker("cannot reach Redis at redis://10.0.0.7:6379/0"), 503, "10.0.0.7"),
-        (LoadFailed("cannot read /srv/models/secret.safetensors"), 503, "/srv"),
+        (LoadFailed("cannot read /srv/models/secret.safetensors"), 500, "/srv"),
         (BackendFailed("internal error on gpu0@inner-host"), 500, "inner-host"),
         (RuntimeError("at 0x7f password=hunter2"), 500, "hunter2"),
     ],

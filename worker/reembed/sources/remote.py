@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
-
 from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
+from ...datapath.stores import file_system
 from ..doors import Doors
 from ..items import Item
 from . import Content
@@ -58,7 +57,6 @@ class Remote:
 
 def _file_system(protocol: str) -> Any:
     try:
-        # Drivers keep listings for good, and what came later would be missed.
-        return fsspec.filesystem(protocol, use_listings_cache=False)
+        return file_system(protocol)
     except (ValueError, ImportError) as error:
         raise JobRefused(f"{protocol}:// cannot be opened on this worker: {error}") from None
