@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
-from starlette.datastructures import Headers
-
 from ..wire.errors import BadSettings
 
 __all__ = ["Pass", "Unit", "holder"]
@@ -64,7 +62,7 @@ class Pass:
         return hashlib.sha256(self.token.encode()).hexdigest()[:32]
 
 
-def holder(headers: Headers, passes: Sequence[Pass]) -> Pass | None:
+def holder(headers: Mapping[str, str], passes: Sequence[Pass]) -> Pass | None:
     """Whose token a request carries; takes the same time whichever it is."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     said = given.strip().encode()
