@@ -456,6 +456,30 @@ GUARDS = [
         "worker/residency/test_reservation.py -k never_comes_back",
     ),
     (
+        "worker/reembed/embedding.py",
+        " if item.id not in held",
+        "",
+        "worker/reembed/test_duty.py -k pictures_have_gone",
+    ),
+    (
+        "worker/reembed/duty.py",
+        "if start.is_needless:",
+        "if False:",
+        "worker/reembed/test_duty.py -k takes_no_claim",
+    ),
+    (
+        "worker/reembed/links.py",
+        "Path(alias).name != alias",
+        "False",
+        "worker/reembed/test_sinks.py -k leads_nowhere",
+    ),
+    (
+        "worker/reembed/sinks/lance.py",
+        ", read_consistency_interval=timedelta(0)",
+        "",
+        "worker/reembed/test_sinks.py -k opened_it_before",
+    ),
+    (
         "worker/tracker.py",
         "if told := self._store.get(self._keys.current):",
         "if told := None:",

@@ -188,6 +188,23 @@ def test_a_step_may_take_longer_than_the_lease(brief, store, keys, post, picture
     assert desk.status().done == 20
 
 
+def test_a_twin_in_the_same_process_takes_no_claim(here, store, keys, post, desk, pictures, sink):
+    desk.submit(pictures, sink, chunk_size=20)
+    post.deliver()
+    [chunk], embed, said = post.sent[:], here.batcher.embed, []
+
+    def overtaken(*args, **options):
+        store.delete(keys.job_held("job"))  # the claim has run out, Redis having been away
+        post.sent.append(chunk)
+        said.append(post.deliver())
+        assert not store.exists(keys.job_held("job"))
+        return embed(*args, **options)
+
+    here.batcher.embed = overtaken
+    post.deliver()
+    assert said == ["elsewhere"]
+
+
 def test_a_step_that_never_ends_keeps_its_claim_no_longer_than_any_may_run(
     brief, store, keys, post, pictures, sink, monkeypatch
 ):
