@@ -4,7 +4,6 @@ A Redis that does not answer ends the round: nothing else could be asked.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from .stack.up import find_checkout
 from .status import Fleet, read_fleet, sweep_is_missing
 from .wire.address import masked
 from .wire.broker import celery_app, redis_client
+from .wire.disk import free_bytes
 from .wire.errors import BadSettings, ClipyardError
 from .wire.messages import EventKind, WorkerStatus
 from .wire.names import Keys
@@ -124,7 +124,7 @@ def _worker_rows() -> list[dict[str, str]] | None:
 def disk(home: Path, *, least_free_bytes: int = LEAST_FREE_BYTES) -> Found:
     """The private Redis and the logs live below `home`."""
     try:
-        free = _free_bytes(home)
+        free = free_bytes(home)
     except OSError as error:
         mend = "let yourself write there, or correct CLIPYARD_HOME"
         yield _told(Check.DISK, f"{home} cannot be looked at: {error.strerror}", mend=mend)
@@ -132,14 +132,6 @@ def disk(home: Path, *, least_free_bytes: int = LEAST_FREE_BYTES) -> Found:
     found = f"{free / 1e9:.1f} GB free below {home}"
     mend = "make room: a Redis that cannot write refuses every message"
     yield _told(Check.DISK, found, mend=mend if free < least_free_bytes else "")
-
-
-def _free_bytes(folder: Path) -> int:
-    """There, or where it will be made."""
-    try:
-        return shutil.disk_usage(folder).free
-    except FileNotFoundError:
-        return _free_bytes(folder.parent)
 
 
 def _redis_and_workers(settings: Settings) -> Found:

@@ -1,10 +1,10 @@
 """What is wrong around this worker, as far as only its own process can tell."""
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from api_client.wire.disk import free_bytes
 from api_client.wire.messages import Complaint, ComplaintAbout
 
 from .settings import WorkerSettings
@@ -46,7 +46,7 @@ def _roots(roots: Iterable[Path]) -> Iterator[Complaint]:
 
 def _disk(folder: Path, least_free_bytes: int) -> Iterator[Complaint]:
     try:
-        free = _free_bytes(folder)
+        free = free_bytes(folder)
     except OSError as error:
         yield Complaint(
             about=ComplaintAbout.DISK,
@@ -60,14 +60,6 @@ def _disk(folder: Path, least_free_bytes: int) -> Iterator[Complaint]:
             found=f"{free / 1e9:.1f} GB free below {folder}",
             mend="make room: prepared checkpoints are kept there (CLIPYARD_CACHE_DIR)",
         )
-
-
-def _free_bytes(folder: Path) -> int:
-    """There, or where it will be made."""
-    try:
-        return shutil.disk_usage(folder).free
-    except FileNotFoundError:
-        return _free_bytes(folder.parent)
 
 
 def _gpu(device: str, asked: str, root: Path) -> Iterator[Complaint]:
