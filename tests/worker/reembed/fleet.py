@@ -1,5 +1,7 @@
 """The parts of a worker with the fake family, in this process, and the messages that it sends."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ from api_client.reembed.talks import submission
 from api_client.wire import names
 from api_client.wire.jobs import JobSpec, JobStatus, Place
 from api_client.wire.jobscripts import job_keys
+from worker import runtime
 from worker.backends.base import Placement
 from worker.backends.fake import Fake
 from worker.catalogue import Catalogue, Entry
@@ -123,5 +126,13 @@ def folder_of(path, count=20) -> Place:
     return Place(kind="folder", where=str(path))
 
 
-def forget_open_jobs() -> None:
-    duty._open.clear()
+@contextmanager
+def at_work(*arguments: Any, **given: Any) -> Iterator[Parts]:
+    """`Parts` that `runtime.here()` gives while the block lasts."""
+    with closing(Parts(*arguments, **given)) as parts:
+        runtime.use(parts)
+        try:
+            yield parts
+        finally:
+            runtime.use(None)
+            duty._open.clear()

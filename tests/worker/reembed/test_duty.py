@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
 from api_client.wire.quarantine import Crash, Evidence
-from tests.worker.reembed.fleet import Desk, Parts, Post, folder_of, forget_open_jobs
+from tests.worker.reembed.fleet import Desk, Post, at_work, folder_of
 from worker import runtime
 from worker.catalogue import Entry
 from worker.reembed import duty
@@ -27,12 +26,8 @@ from worker.reembed.sinks import shards
 
 @pytest.fixture
 def here(store, keys, tmp_path):
-    parts = Parts(store, keys, tmp_path)
-    runtime.use(parts)
-    yield parts
-    runtime.use(None)
-    forget_open_jobs()
-    parts.close()
+    with at_work(store, keys, tmp_path) as parts:
+        yield parts
 
 
 @pytest.fixture
@@ -120,12 +115,8 @@ def half_dead(tmp_path, pictures, store, keys):
     """A list whose first chunk can never be reached, and a worker that tries."""
     good = [str(file) for file in sorted((tmp_path / "pictures").iterdir())[:8]]
     (tmp_path / "list.txt").write_text("\n".join([*(f"dead://x/{n}.jpg" for n in range(8)), *good]))
-    parts = Parts(store, keys, tmp_path, image_stores=["dead://x/"])
-    runtime.use(parts)
-    yield Place(kind="list", where=str(tmp_path / "list.txt"))
-    runtime.use(None)
-    forget_open_jobs()
-    parts.close()
+    with at_work(store, keys, tmp_path, image_stores=["dead://x/"]):
+        yield Place(kind="list", where=str(tmp_path / "list.txt"))
 
 
 def test_what_stays_out_of_reach_while_others_come_through_is_recorded(
@@ -160,12 +151,8 @@ def test_a_job_that_was_resumed_records_what_is_still_out_of_reach(
 @pytest.fixture
 def brief(store, keys, tmp_path):
     """A worker whose claims run out soon."""
-    parts = Parts(store, keys, tmp_path, job_lease_s=0.3)
-    runtime.use(parts)
-    yield parts
-    runtime.use(None)
-    forget_open_jobs()
-    parts.close()
+    with at_work(store, keys, tmp_path, job_lease_s=0.3) as parts:
+        yield parts
 
 
 def test_a_step_may_take_longer_than_the_lease(brief, store, keys, post, pictures, sink):
@@ -280,17 +267,11 @@ def test_a_model_that_cannot_be_used_ends_the_job_with_a_sentence(
         Entry("fake/sand", backend="fake", options={"fail_load": "made of sand"}),
         Entry("fake/text", backend="fake", kinds=(Kind.TEXT,)),
     ]
-    parts = Parts(store, keys, tmp_path, entries=entries)
-    runtime.use(parts)
-    try:
+    with at_work(store, keys, tmp_path, entries=entries):
         desk = Desk(store, keys, post)
         desk.submit(pictures, sink, **given)
         assert post.deliver_all() == ["refused"]
         assert reason in desk.status().reason
-    finally:
-        runtime.use(None)
-        forget_open_jobs()
-        parts.close()
 
 
 def test_a_model_that_comes_to_answer_in_another_space_pauses_the_job_and_fails_no_item(
@@ -300,24 +281,18 @@ def test_a_model_that_comes_to_answer_in_another_space_pauses_the_job_and_fails_
         if step == "run":
             raise SpaceMismatch("it has other weights now")
 
-    parts = Parts(
+    with at_work(
         store,
         keys,
         tmp_path,
         entries=[Entry("fake/moved", backend="fake", options={"before": pulled_anew})],
-    )
-    runtime.use(parts)
-    try:
+    ):
         desk = Desk(store, keys, post)
         desk.submit(pictures, sink, model="fake/moved")
         post.deliver_all()
         status = desk.status()
         assert (status.state, status.failed) == (JobState.PAUSED, 0)
         assert "other weights" in status.reason
-    finally:
-        runtime.use(None)
-        forget_open_jobs()
-        parts.close()
 
 
 def test_a_manifest_that_was_changed_after_the_start_stops_the_job(desk, post, pictures, sink):
@@ -387,9 +362,7 @@ def test_a_worker_that_cannot_read_a_job_that_has_begun_pauses_it(
 def test_where_a_key_is_set_a_job_without_its_signature_is_refused(
     store, keys, tmp_path, post, pictures, sink
 ):
-    parts = Parts(store, keys, tmp_path, signing_key="k" * 40)
-    runtime.use(parts)
-    try:
+    with at_work(store, keys, tmp_path, signing_key="k" * 40) as parts:
         stranger = Desk(store, keys, post)
         stranger.submit(pictures, sink)
         assert post.sent == []
@@ -398,10 +371,6 @@ def test_where_a_key_is_set_a_job_without_its_signature_is_refused(
         Desk(store, keys, post, parts.settings).submit(pictures, sink)
         post.deliver_all()
         assert stranger.status().state is JobState.COMPLETE
-    finally:
-        runtime.use(None)
-        forget_open_jobs()
-        parts.close()
 
 
 def test_a_worker_in_another_space_passes_the_chunk_on(
@@ -553,8 +522,7 @@ def delivered(here, desk, post):
 def test_a_picture_that_alone_takes_two_workers_down_is_a_recorded_failure_and_its_mates_are_done(
     store, keys, tmp_path, post, pictures, sink
 ):
-    with closing(Parts(store, keys, tmp_path, entries=[killing("#0d0d0d")])) as here:
-        runtime.use(here)
+    with at_work(store, keys, tmp_path, entries=[killing("#0d0d0d")]) as here:
         desk = Desk(store, keys, post)
         desk.submit(pictures, sink, model="fake/killing")
         assert delivered(here, desk, post) == 3
@@ -567,8 +535,6 @@ def test_a_picture_that_alone_takes_two_workers_down_is_a_recorded_failure_and_i
         assert evidence.items[0].endswith("013.png")
         assert [crash.place for crash in evidence.crashes] == [(0, 8), (5, 6), (5, 6)]
         assert not store.keys(keys.started("*"))
-        runtime.use(None)
-        forget_open_jobs()
 
 
 def test_a_chunk_whose_workers_die_of_no_item_pauses_the_job_and_resumes_by_hand(
