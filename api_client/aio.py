@@ -14,7 +14,8 @@ from .reembed.job import AsyncJob, JobOptions
 from .requests import EmbedOptions, Scope
 from .results import Item, Loaded, MemoryUse, Pressure, similarity
 from .status import Fleet
-from .talks import Blocking, Line, Step, Talk
+from .steps import Blocking, Step, Talk
+from .talks import Line
 from .wire.broker import async_redis_client
 from .wire.codec import Vectors
 from .wire.jobs import JobStatus, Migration, Place

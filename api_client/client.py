@@ -13,7 +13,8 @@ from .reembed.job import Job, JobOptions
 from .requests import EmbedOptions, Scope
 from .results import Item, Loaded, MemoryUse, Pressure, similarity
 from .status import Fleet
-from .talks import Line, Step, Talk
+from .steps import Step, Talk
+from .talks import Line
 from .wire.broker import redis_client
 from .wire.codec import Vectors
 from .wire.jobs import JobStatus, Migration, Place

@@ -27,7 +27,8 @@ from .requests import (
 )
 from .results import Item, Loaded, MemoryUse, Pressure, matrix
 from .status import Fleet, Worker, fleet_talk
-from .talks import Call, Line, Talk
+from .steps import Talk
+from .talks import Call, Line
 from .wire import names
 from .wire.codec import Vectors
 from .wire.errors import ClipyardError, NoWorker, UnknownModel

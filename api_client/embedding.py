@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from .requests import EmbedOptions, MakeCall
 from .results import Item, items_of, same_space
-from .talks import Answer, Blocking, Call, Line, Talk
+from .steps import Blocking, Talk
+from .talks import Answer, Call, Line
 from .wire.errors import BadRequest, ClipyardError, NoAnswer, NoBroker, NoWorker
 from .wire.messages import AUTO, Embedded
 

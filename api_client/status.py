@@ -10,7 +10,7 @@ from typing import Any, Literal
 import redis
 from pydantic import Field
 
-from .talks import Talk
+from .steps import Talk
 from .wire import names
 from .wire.codec import text, unpack_record
 from .wire.messages import Event, EventKind, Message, ModelStatus, Priority, WorkerStatus

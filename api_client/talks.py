@@ -1,72 +1,33 @@
-"""How one request travels, written once for the waiting and the awaiting client.
-
-A talk is a generator: it yields steps, is sent each step's result, and returns an answer. `Client`
-takes the steps itself; `AsyncClient` takes the same ones and awaits them.
-"""
+"""How one request travels: what is said to Redis and the workers, free of waiting."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import redis
 from kombu.exceptions import OperationalError
 
+from .steps import Blocking, Part, Talk
+from .vigil import Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked
 from .wire.broker import celery_app, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
-from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, NoWorker
+from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker
 from .wire.messages import Failure, Message, Priority, Refused, Request
 from .wire.settings import Settings
 from .wire.signing import signed
 
 SLICE_S = 1.0  # how long one look at an answer blocks
-ALONE_SLICES = 2  # so many slices without a live worker, and we say so
-SEARCH_EVERY = 5  # slices without an answer between two searches for the message
-SEARCHED = 256  # messages at the head of a queue; ours may wait behind more of them
-
-# Whether a message is still with the broker: held by a worker, or in a queue, or in one that is
-# too long to be searched. KEYS: the held ones, then the queues. ARGV: its id, how many to search.
-_FIND = """
-local function holds(messages)
-  for _, message in ipairs(messages) do
-    if string.find(message, ARGV[1], 1, true) then return true end
-  end
-end
-if holds(redis.call('HVALS', KEYS[1])) then return 1 end
-for queue = 2, #KEYS do
-  if redis.call('LLEN', KEYS[queue]) > tonumber(ARGV[2]) then return 1 end
-  if holds(redis.call('LRANGE', KEYS[queue], 0, -1)) then return 1 end
-end
-return 0
-"""
 
 # Fields of a request that Flower does not show, and those whose items are only counted.
 UNTOLD = {"wire", "deadline"}
 COUNTED = {"images", "texts"}
-
-_T = TypeVar("_T")
-
-
-# A function of redis.Redis, or of redis.asyncio.Redis with an awaitable of the same result.
-Step = Callable[[Any], Any]
-Talk = Generator[Step, Any, _T]
-Part = Callable[[Any], Any]  # adds commands to a pipeline; of a client, it is a step by itself
-
-
-@dataclass(frozen=True)
-class Blocking:
-    """A step of another kind: it blocks for milliseconds, so the awaiting client takes a thread."""
-
-    do: Callable[[], Any]
-
-    def __call__(self, _: Any) -> Any:
-        return self.do()
 
 
 @dataclass(frozen=True)
@@ -94,17 +55,6 @@ class Answer:
 
     message: Message
     vectors: Vectors | None
-
-
-@dataclass
-class _Vigil:
-    """What the last looks at an unanswered request showed."""
-
-    since: float = field(default_factory=time.time)
-    slices: int = 0
-    alone: int = 0
-    missed: bool = False
-    crew: frozenset[tuple[bytes, bytes]] = frozenset()
 
 
 class Line:
@@ -169,9 +119,13 @@ class Line:
             blobs=call.blobs,
             blobs_key=self.keys.blobs(call.id),
             ttl_s=int(_seconds_left(call.until) + self.settings.answer_ttl_s),
-            queue=self.keys.queue(call.queue, _step(call.priority)),
+            queue=self._queue(call),
             message=message,
         )
+
+    def _queue(self, call: Call) -> str:
+        """The list that its message is pushed to."""
+        return self.keys.queue(call.queue, _step(call.priority))
 
     def ask(self, call: Call) -> Talk[Answer]:
         """`send` and `wait`, together one round trip."""
@@ -209,7 +163,8 @@ class Line:
         unsent: Call | None = None,
     ) -> Talk[Answer]:
         """As `wait`, for an id; without the call nothing can be sent again."""
-        vigil = _Vigil()
+        vigil = Vigil(self.keys)
+        queue = self._queue(call) if call else None
         while True:
             left_s = _seconds_left(until)
             # Redis takes a timeout of zero as for ever.
@@ -227,32 +182,9 @@ class Line:
                     f"no answer to {request_id} in time; look at `clipyard status`, or allow more "
                     "than this timeout"
                 )
-            yield from self._look_after(vigil, call)
-
-    def _look_after(self, vigil: _Vigil, call: Call | None) -> Talk[None]:
-        """After a slice without an answer: is anybody there, and is the message?
-
-        A worker that was killed may have taken the message with it, or holds it until the broker
-        delivers it again, minutes later; a Redis that was restarted may have forgotten it.
-        """
-        crew = yield from self._crew()
-        if vigil.slices:
-            lost = bool(vigil.crew - crew)
-        else:  # one that has come back by now may have taken the message with it before
-            lost = any(float(started_at) > vigil.since for _, started_at in crew)
-        vigil.crew = crew
-        vigil.slices += 1
-        vigil.alone = 0 if crew else vigil.alone + 1
-        if vigil.alone >= ALONE_SLICES:
-            raise NoWorker("no worker is alive; start one with `clipyard up`")
-        if call is None:
-            return
-        if vigil.slices % SEARCH_EVERY == 0:
-            # Twice in a row: a worker that takes a message holds it nowhere for a moment.
-            missed = not (yield partial(_find, call=call, keys=self.keys))
-            lost, vigil.missed = lost or (missed and vigil.missed), missed
-        if lost:
-            yield from self.send(replace(call, is_first=False))
+            is_lost = yield from vigil.look(request_id, queue=queue)
+            if call and is_lost:
+                yield from self.send(replace(call, is_first=False))
 
     def withdraw(self, ids: Sequence[str]) -> Talk[None]:
         """Nobody wants these any more: unstarted ones are dropped, started ones stop.
@@ -283,17 +215,8 @@ class Line:
 
     def live_workers(self) -> Talk[list[str]]:
         """Node names of the workers whose status hash has not expired, sorted."""
-        crew = yield from self._crew()
+        crew = yield from alive(self.keys)
         return sorted(name.decode() for name, _ in crew)
-
-    def _crew(self) -> Talk[frozenset[tuple[bytes, bytes]]]:
-        """Who is alive, as (node name, when it started): a restarted worker is another one."""
-        seen = yield lambda r: r.smembers(self.keys.workers)
-        members = sorted(seen)
-        started = yield partial(
-            _started, keys=[self.keys.worker(name.decode()) for name in members]
-        )
-        return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
 
 
 def _shown(fields: Mapping[str, Any]) -> str:
@@ -349,22 +272,10 @@ def _await(client: Any, *, key: str, block_s: float) -> Any:
     return client.blmove(key, key, block_s, "LEFT", "LEFT")
 
 
-def _find(client: Any, *, call: Call, keys: names.Keys) -> Any:
-    queue = keys.queue(call.queue, _step(call.priority))
-    return client.eval(_FIND, 2, keys.held(), queue, call.id, SEARCHED)
-
-
 def _refuse(client: Any, *, keys: names.Keys, ids: Sequence[str], frame: bytes, ttl_s: int) -> Any:
     pipe = client.pipeline()
     for request_id in ids:
         pipe.rpush(keys.answer(request_id), frame)
         pipe.expire(keys.answer(request_id), ttl_s)
         pipe.delete(keys.blobs(request_id))
-    return pipe.execute()
-
-
-def _started(client: Any, *, keys: Sequence[str]) -> Any:
-    pipe = client.pipeline(transaction=False)
-    for key in keys:
-        pipe.hget(key, "started_at")
     return pipe.execute()

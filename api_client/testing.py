@@ -21,7 +21,8 @@ import numpy as np
 from .aio import AsyncClient
 from .client import Client
 from .desk import Desk
-from .talks import Call, Line, Part
+from .steps import Part
+from .talks import Call, Line
 from .wire import names
 from .wire.codec import Vectors, pack_answer, pack_record
 from .wire.errors import ClipyardError, NoAnswer, UnknownModel

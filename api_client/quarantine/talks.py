@@ -4,7 +4,8 @@ import time
 from functools import partial
 from typing import Any
 
-from ..talks import Call, Line, Talk
+from ..steps import Talk
+from ..talks import Call, Line
 from ..wire import names
 from ..wire.errors import BadRequest
 from ..wire.messages import (

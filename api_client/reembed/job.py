@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from ..talks import Blocking, Line, Talk
+from ..steps import Blocking, Talk
+from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer
 from ..wire.jobs import JobSpec, JobState, JobStatus, Migration, Place, SwitchAlias
 from ..wire.messages import Managed, Priority

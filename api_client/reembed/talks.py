@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..talks import Call, Line, Step, Talk
+from ..steps import Step, Talk
+from ..talks import Call, Line
 from ..wire import names
 from ..wire.errors import BadRequest
 from ..wire.jobs import JobSpec, JobState, JobStatus, SwitchAlias, Tend, sealed

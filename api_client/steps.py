@@ -1,0 +1,26 @@
+"""What a talk is made of, for the waiting and the awaiting client.
+
+A talk is a generator: it yields steps, is sent each step's result, and returns an answer. `Client`
+takes the steps itself; `AsyncClient` takes the same ones and awaits them.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+# A function of redis.Redis, or of redis.asyncio.Redis with an awaitable of the same result.
+Step = Callable[[Any], Any]
+Talk = Generator[Step, Any, _T]
+Part = Callable[[Any], Any]  # adds commands to a pipeline; of a client, it is a step by itself
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """A step of another kind: it blocks for milliseconds, so the awaiting client takes a thread."""
+
+    do: Callable[[], Any]
+
+    def __call__(self, _: Any) -> Any:
+        return self.do()

@@ -1,0 +1,97 @@
+"""Looking after a request that has no answer yet: is anybody there, and is the message?
+
+A worker that was killed may have taken the message with it, or holds it until the broker delivers
+it again, minutes later; a Redis that was restarted may have forgotten it.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from .steps import Talk
+from .wire.errors import NoWorker
+from .wire.names import Keys
+
+__all__ = ["Vigil", "alive"]
+
+ALONE_SLICES = 2  # so many slices without a live worker, and we say so
+SEARCH_EVERY = 5  # slices without an answer between two searches for the message
+SEARCHED = 256  # messages at the head of a queue; ours may wait behind more of them
+
+# Whether a message is still with the broker: held by a worker, or in a queue, or in one that is
+# too long to be searched. KEYS: the held ones, then the queues. ARGV: its id, how many to search.
+_FIND = """
+local function holds(messages)
+  for _, message in ipairs(messages) do
+    if string.find(message, ARGV[1], 1, true) then return true end
+  end
+end
+if holds(redis.call('HVALS', KEYS[1])) then return 1 end
+for queue = 2, #KEYS do
+  if redis.call('LLEN', KEYS[queue]) > tonumber(ARGV[2]) then return 1 end
+  if holds(redis.call('LRANGE', KEYS[queue], 0, -1)) then return 1 end
+end
+return 0
+"""
+
+Crew = frozenset[tuple[bytes, bytes]]
+
+
+class Vigil:
+    """What the last looks at one unanswered request showed."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._since = time.time()
+        self._slices = 0
+        self._alone = 0
+        self._missed = False
+        self._crew: Crew = frozenset()
+
+    def look(self, request_id: str, *, queue: str | None) -> Talk[bool]:
+        """After a slice without an answer: whether the message may be lost, to be sent again.
+
+        Args:
+            queue: the list that it was pushed to; it is not searched for where nobody knows.
+
+        Raises:
+            NoWorker: nobody is alive to answer.
+        """
+        crew = yield from alive(self._keys)
+        if self._slices:
+            is_lost = bool(self._crew - crew)
+        else:  # one that has come back by now may have taken the message with it before
+            is_lost = any(float(started_at) > self._since for _, started_at in crew)
+        self._crew = crew
+        self._slices += 1
+        self._alone = 0 if crew else self._alone + 1
+        if self._alone >= ALONE_SLICES:
+            raise NoWorker("no worker is alive; start one with `clipyard up`")
+        if queue and self._slices % SEARCH_EVERY == 0:
+            # Twice in a row: a worker that takes a message holds it nowhere for a moment.
+            is_missed = not (yield partial(_find, id=request_id, queue=queue, keys=self._keys))
+            is_lost, self._missed = is_lost or (is_missed and self._missed), is_missed
+        return is_lost
+
+
+def alive(keys: Keys) -> Talk[Crew]:
+    """The workers, as (node name, when it started): a restarted worker is another one."""
+    seen = yield lambda r: r.smembers(keys.workers)
+    members = sorted(seen)
+    started = yield partial(_started, keys=[keys.worker(name.decode()) for name in members])
+    return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
+
+
+# Steps. Each is one round trip, and returns an awaitable if the client does.
+
+
+def _find(client: Any, *, id: str, queue: str, keys: Keys) -> Any:
+    return client.eval(_FIND, 2, keys.held(), queue, id, SEARCHED)
+
+
+def _started(client: Any, *, keys: Sequence[str]) -> Any:
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.hget(key, "started_at")
+    return pipe.execute()
