@@ -73,10 +73,13 @@ class _App(Celery):  # type: ignore[misc]  # celery has no types
 
 
 def celery_app(settings: Settings, **conf: object) -> Celery:
-    """The app of a client, a worker or the beat; `conf` is what only that side needs."""
+    """The app of a client, a worker or the beat; `conf` is what only that side needs.
+
+    A process with a Celery of its own keeps it as its current app.
+    """
     prefix = f"{settings.key_prefix}:"
     url = settings.url()
-    app = _App("clipyard", broker=url, backend=url)
+    app = _App("clipyard", broker=url, backend=url, set_as_current=False, fixups=())
     app.conf.update(
         task_serializer="json",
         result_serializer="json",

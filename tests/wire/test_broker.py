@@ -1,7 +1,10 @@
 """What every Celery app and Redis client of ours has in common."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import redis
+from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
 from api_client.wire import names
@@ -17,6 +20,16 @@ def test_a_message_is_sent_without_declaring_its_queue_first(
     app.send_task("any", queue=names.EMBED)
     app.close()
     assert store.keys(f"{prefix}:*") == [keys.queue(names.EMBED, names.INTERACTIVE).encode()]
+
+
+def test_a_process_with_a_celery_of_its_own_keeps_it_as_the_current_one() -> None:
+    def theirs() -> str:
+        Celery("theirs")
+        celery_app(Settings.read(redis_url="redis://ours"))
+        return str(current_app.main)
+
+    with ThreadPoolExecutor(1) as pool:  # Celery has a current app for each thread
+        assert pool.submit(theirs).result() == "theirs"
 
 
 def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> None:
