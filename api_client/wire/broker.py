@@ -75,12 +75,16 @@ class _App(Celery):  # type: ignore[misc]  # celery has no types
 def celery_app(settings: Settings, **conf: object) -> Celery:
     """The app of a client, a worker or the beat; `conf` is what only that side needs.
 
-    A process with a Celery of its own keeps it as its current app.
+    A process with a Celery of its own keeps it: its current app, and CELERY_BROKER_URL and
+    CELERY_RESULT_BACKEND, which for Celery count for more than an app's own broker and backend.
     """
     prefix = f"{settings.key_prefix}:"
     url = settings.url()
-    app = _App("clipyard", broker=url, backend=url, set_as_current=False, fixups=())
+    app = _App("clipyard", broker=url, set_as_current=False, fixups=())
+    app.backend_cls = url
     app.conf.update(
+        broker_read_url=url,
+        broker_write_url=url,
         task_serializer="json",
         result_serializer="json",
         event_serializer="json",

@@ -32,6 +32,15 @@ def test_a_process_with_a_celery_of_its_own_keeps_it_as_the_current_one() -> Non
         assert pool.submit(theirs).result() == "theirs"
 
 
+def test_the_variables_of_another_celery_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://theirs")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "db+sqlite://theirs")
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "theirs.settings")
+    app = celery_app(Settings.read(redis_url="redis://ours"))
+    ends = app.connection_for_write(), app.connection_for_read(), app.backend
+    assert all("ours" in end.as_uri() for end in ends)
+
+
 def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> None:
     settings = Settings.read(redis_url=valkey_of_my_own.url)
     with redis_client(settings) as store:
