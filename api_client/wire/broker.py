@@ -3,6 +3,7 @@
 Why each setting has its value: docs/why.md, "How messages survive".
 """
 
+from itertools import accumulate, count, takewhile
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -198,4 +199,6 @@ def async_redis_client(settings: Settings, *, patience_s: float = 30.0) -> "Asyn
 
 
 def _tries(patience_s: float) -> int:
-    return max(0, int(patience_s))  # the back-off reaches one second at once
+    """As many as there are pauses before the patience ends."""
+    waited_s = accumulate(map(_BACKOFF.compute, count(1)))
+    return sum(1 for _ in takewhile(lambda one: one < patience_s, waited_s))

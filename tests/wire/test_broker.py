@@ -68,6 +68,19 @@ def test_who_waits_for_redis_looks_again_every_other_second(
     assert max(pauses) == 2
 
 
+@pytest.mark.parametrize("patience_s", [0.0, 1.0, 2.0, 30.0])
+def test_a_command_is_tried_for_about_as_long_as_its_client_is_patient(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("redis.retry.sleep", pauses.append)
+    settings = Settings.read(redis_url="redis://127.0.0.1:1")
+    client = redis_client(settings, patience_s=patience_s)
+    with client, pytest.raises(redis.ConnectionError):
+        client.ping()
+    assert patience_s / 2 <= sum(pauses) <= patience_s
+
+
 @pytest.mark.parametrize("size", [0, 10, LARGE, LARGE + 1, 3 * LARGE])
 def test_values_of_any_size_are_written_as_redis_py_writes_them(size: int) -> None:
     commands = ("HSET", "a key", 7, b"x" * size), ("SET", b"\x00", "\u00e9" * 9, "PX", 1.5)
