@@ -1,11 +1,11 @@
-"""The URL of Redis: whether it can be used, and as what it may be shown."""
+"""The URL of Redis: whether it can be used, how Celery is told of it, as what it is shown."""
 
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import redis
 
-__all__ = ["masked", "parsed"]
+__all__ = ["for_celery", "masked", "parsed"]
 
 
 def parsed(url: str) -> dict[str, Any]:
@@ -17,14 +17,29 @@ def parsed(url: str) -> dict[str, Any]:
     try:
         pool = redis.ConnectionPool.from_url(url)
         pool.make_connection()  # opens nothing, and refuses options that it does not know
-        if _is_misread(url):
+        if _is_misread(url) or "decode_responses" in pool.connection_kwargs:
             raise ValueError
     except (ValueError, TypeError, redis.RedisError):
         raise ValueError(
             "no usable Redis URL; write redis://USER:PASSWORD@HOST:PORT/DATABASE, with / ? # @ "
-            "of the password percent-encoded, and only options that redis-py knows"
+            "of the password percent-encoded, and only options that redis-py knows, "
+            "decode_responses not among them"
         ) from None
     return dict(pool.connection_kwargs)
+
+
+def for_celery(url: str) -> str:
+    """The same server and database, where redis-py knows more ways to write them than kombu."""
+    given, asked = parsed(url), urlsplit(url)
+    login = ":".join(quote(given.get(name) or "", safe="") for name in ("username", "password"))
+    host = given.get("host", "localhost")
+    place = f"[{host}]" if ":" in host else host
+    tls = [(name, value) for name, value in parse_qsl(asked.query) if name.startswith("ssl_")]
+    return asked._replace(
+        netloc=f"{login}@{place}:{given.get('port', 6379)}".removeprefix(":@"),
+        path=f"/{given.get('db', 0)}",
+        query=urlencode(tls),
+    ).geturl()
 
 
 def masked(url: str) -> str:
@@ -37,5 +52,4 @@ def masked(url: str) -> str:
 def _is_misread(url: str) -> bool:
     """Whether redis-py took a / ? or # in the password for the end of the host."""
     parts = urlsplit(url)
-    path_is_odd = parts.scheme != "unix" and not (parts.path.strip("/") or "0").isdecimal()
-    return path_is_odd or "@" in parts.query + parts.fragment
+    return not (parts.path.strip("/") or "0").isdecimal() or "@" in parts.query + parts.fragment

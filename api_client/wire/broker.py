@@ -16,6 +16,7 @@ from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 
 from . import names
+from .address import for_celery
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
     CELERY_RESULT_BACKEND, which for Celery count for more than an app's own broker and backend.
     """
     prefix = f"{settings.key_prefix}:"
-    url = settings.url()
+    url = for_celery(settings.url())
     app = _App("clipyard", broker=url, set_as_current=False, fixups=())
     app.backend_cls = url
     app.conf.update(

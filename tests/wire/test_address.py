@@ -2,7 +2,7 @@
 
 import pytest
 
-from api_client.wire.address import masked, parsed
+from api_client.wire.address import for_celery, masked, parsed
 from api_client.wire.errors import BadSettings
 from api_client.wire.settings import Settings
 
@@ -12,10 +12,12 @@ UNUSABLE = [
     "redis://:geheim@host:port/0",
     "redis://:geheim@host:99999/0",
     "redis://:geheim@host/zero",
+    "unix://:geheim@/run/redis.sock",
     "redis://:geheim@host/0?db=zero",
     "redis://:geheim@host/0?geheim=1",
     "redis://:geheim@host/0?socket_timeout=soon",
     "redis://:geheim@host/0?ssl_ca_certs=/run/ca.pem",
+    "redis://:geheim@host/0?decode_responses=true",
     "rediss://:geheim@host/0?ssl_cert_reqs=perhaps",
     *(f"redis://:{start}{sign}geheim@host/0" for start in ("ge", "12") for sign in "/?#["),
 ]
@@ -35,7 +37,6 @@ def test_a_url_that_cannot_be_used_is_refused_without_quoting_it(url):
         ("redis://:ge%2Fh%40eim@host:1/2", {"port": 1, "db": 2, "password": "ge/h@eim"}),
         ("rediss://host?ssl_ca_certs=/run/ca.pem", {"ssl_ca_certs": "/run/ca.pem"}),
         ("redis://host/?db=3&password=geheim", {"db": 3, "password": "geheim"}),
-        ("unix:///run/redis.sock?db=1", {"path": "/run/redis.sock", "db": 1}),
     ],
 )
 def test_a_url_is_read_as_redis_py_reads_it(url, expected):
@@ -55,3 +56,16 @@ def test_a_url_is_read_as_redis_py_reads_it(url, expected):
 )
 def test_a_password_is_not_shown(url, shown):
     assert masked(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://host", "redis://host:6379/0"),
+        ("redis://host/?db=3&password=ge%2Fh%40eim", "redis://:ge%2Fh%40eim@host:6379/3"),
+        ("redis://user:geheim@[::1]:1/2?socket_timeout=5", "redis://user:geheim@[::1]:1/2"),
+        ("rediss://host/0?ssl_ca_certs=/ca&db=1", "rediss://host:6379/1?ssl_ca_certs=%2Fca"),
+    ],
+)
+def test_celery_is_told_of_it_in_the_one_way_that_it_knows(url, told):
+    assert for_celery(url) == told

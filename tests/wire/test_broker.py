@@ -41,6 +41,12 @@ def test_the_variables_of_another_celery_are_not_ours(monkeypatch: pytest.Monkey
     assert all("ours" in end.as_uri() for end in ends)
 
 
+def test_a_url_with_options_of_redis_py_is_one_for_celery_too(valkey_url: str, prefix: str) -> None:
+    url = f"{valkey_url}?socket_timeout=5"
+    with celery_app(Settings.read(redis_url=url, key_prefix=prefix)) as app:
+        app.control.revoke(["any"])
+
+
 def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> None:
     settings = Settings.read(redis_url=valkey_of_my_own.url)
     with redis_client(settings) as store:
