@@ -51,8 +51,7 @@ class Embedding:
         except ClipyardError:  # an answer as well: nothing to withdraw
             self._pending.popleft()
             raise
-        self._pending.popleft()
-        items, self._space = _opened(answer, self._space)
+        items, self._space = _opened(answer, self._pending.popleft(), self._space)
         self._chosen = items[0].model
         if progress := self._options.get("progress"):
             progress(len(items))
@@ -150,8 +149,9 @@ class Submitted:
         items: list[Item] = []
         space: str | None = None
         for part in self._parts:
-            answer = yield from self._line.fetch(part, until=until, call=self._calls.get(part))
-            more, space = _opened(answer, space)
+            call = self._calls.get(part)
+            answer = yield from self._line.fetch(part, until=until, call=call)
+            more, space = _opened(answer, call, space)
             items += more
         return items
 
@@ -160,8 +160,11 @@ class Submitted:
         yield from self._line.withdraw(self._parts)
 
 
-def _opened(answer: Answer, space: str | None) -> tuple[list[Item], str]:
-    assert isinstance(answer.message, Embedded)
+def _opened(answer: Answer, call: Call | None, space: str | None) -> tuple[list[Item], str]:
+    embedded = answer.message
+    assert isinstance(embedded, Embedded)
     assert answer.vectors is not None
-    space = same_space(space, answer.message.fingerprint)
-    return items_of(answer.message, answer.vectors), space
+    if call and call.failures:  # which tell more than what the worker said of no bytes
+        failures = {**embedded.failures, **call.failures}
+        embedded = embedded.model_copy(update={"failures": failures})
+    return items_of(embedded, answer.vectors), same_space(space, embedded.fingerprint)

@@ -1,6 +1,7 @@
 """What a caller may pass as pictures and texts, checked and made into messages.
 
-Everything impossible is refused here, before anything is sent.
+Everything impossible is refused here, before anything is sent. A picture that cannot be had here
+costs one item, as one that the worker cannot open.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from .wire.errors import BadRequest
-from .wire.messages import MAX_TEXT_CHARS, BlobRef, ImageRef, PathRef, UrlRef
+from .wire.errors import BadRequest, ImageMissing, ImageUnreadable, ItemError
+from .wire.messages import MAX_TEXT_CHARS, BlobRef, Failure, ImageRef, PathRef, UrlRef
 
 _Ref = TypeVar("_Ref", PathRef, UrlRef)
 Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillow loads only if used
@@ -27,10 +28,16 @@ _IN_NO_FILE = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}
 
 @dataclass(frozen=True)
 class Pictures:
-    """One message's pictures: references, and the bytes of those sent by value."""
+    """One message's pictures.
+
+    Attributes:
+        blobs: the bytes of those sent by value.
+        failures: why some cannot be had here. In their place no bytes are sent, which fail there.
+    """
 
     refs: tuple[ImageRef, ...]
     blobs: dict[int, bytes]
+    failures: dict[int, Failure]
 
     def sealed(self) -> tuple[ImageRef, ...]:
         """The references, those of bytes with their SHA-256: what is sent beside a signature."""
@@ -54,22 +61,25 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
         first: position of items[0] in the caller's list, for the error's sentence.
 
     Raises:
-        BadRequest: an item is of another type, an array of another dtype or shape, a name that is
-            too long, a file that must be read here and cannot be, or a Pillow image that is empty
-            or whose file is broken.
+        BadRequest: an item is of another type, or an array of another dtype or shape.
     """
     refs: list[ImageRef] = []
     blobs: dict[int, bytes] = {}
+    failures: dict[int, Failure] = {}
     for position, item in enumerate(items):
-        match item:
-            case str() if "://" in item:
-                refs.append(_named(UrlRef, first + position, url=item))
-            case str() | Path() if str(item) and _is_utf8(file := Path(item).absolute()):
-                refs.append(_named(PathRef, first + position, path=str(file)))
-            case _:
-                blobs[position] = _file_bytes(item, first + position)
-                refs.append(BlobRef(blob=position))
-    return Pictures(tuple(refs), blobs)
+        ref: ImageRef = BlobRef(blob=position)
+        try:
+            match item:
+                case str() if "://" in item:
+                    ref = _named(UrlRef, url=item)
+                case str() | Path() if str(item) and _is_utf8(file := Path(item).absolute()):
+                    ref = _named(PathRef, path=str(file))
+                case _:
+                    blobs[position] = _file_bytes(item, first + position)
+        except ItemError as error:
+            blobs[position], failures[position] = b"", Failure.of(error)
+        refs.append(ref)
+    return Pictures(tuple(refs), blobs, failures)
 
 
 def several(images: Iterable[Picture]) -> Iterable[Picture]:
@@ -106,8 +116,8 @@ def texts(items: str | Iterable[str]) -> list[str]:
     return found
 
 
-def printable(file: Path) -> str:
-    """A file's name as it can be shown and written down: what is not UTF-8 in it is escaped."""
+def printable(file: Path | str) -> str:
+    """A name as it can be shown and written down: what is not UTF-8 in it is escaped."""
     return str(file).encode(errors="backslashreplace").decode()
 
 
@@ -115,43 +125,43 @@ def _is_utf8(file: Path) -> bool:
     return printable(file) == str(file)
 
 
-def _named(kind: type[_Ref], position: int, **name: str) -> _Ref:
+def _named(kind: type[_Ref], **name: str) -> _Ref:
     try:
         return kind(**name)
     except ValidationError as error:
         mistake = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise BadRequest(f"images[{position}] cannot be named in a message: {mistake}") from None
+        [given] = map(printable, name.values())
+        raise ImageUnreadable(f"{given:.100} cannot be named in a message: {mistake}") from None
 
 
 def _file_bytes(item: Picture, position: int) -> bytes:
     if isinstance(item, str | Path) and str(item):
-        return _content(Path(item), position)
+        return _content(Path(item))
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, np.ndarray):
-        return _lossless(_from_array(item, position))
+        item = _from_array(item, position)
     if hasattr(item, "save") and hasattr(item, "mode"):
         try:
             return _lossless(item)
         except Exception as error:  # a file that Pillow opened, and reads only now, may be broken
-            raise BadRequest(
-                f"images[{position}] is a Pillow image that cannot be sent ({error}); "
-                "pass its path or its bytes, and it fails alone"
-            ) from error
+            raise ImageUnreadable(f"a Pillow image that cannot be sent: {error}") from error
     raise BadRequest(
         f"images[{position}] is {type(item).__name__ if item != '' else 'an empty string'}; "
         "pass a path, a URL, bytes of an image file, a Pillow image or a uint8 array"
     )
 
 
-def _content(file: Path, position: int) -> bytes:
+def _content(file: Path) -> bytes:
     try:
         return file.read_bytes()
+    except FileNotFoundError:
+        raise ImageMissing(f"there is no file {printable(file)}") from None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "no file can have this name"
-        raise BadRequest(
-            f"images[{position}] is {printable(file)}, a name that is not UTF-8, and cannot be "
-            f"read here to be sent by value: {why}"
+        raise ImageUnreadable(
+            f"{printable(file)}, a name that is not UTF-8, cannot be read here to be sent by "
+            f"value: {why}"
         ) from None
 
 
@@ -164,8 +174,6 @@ def _from_array(array: NDArray[Any], position: int) -> Any:
             f"images[{position}] is an array of {array.dtype} {array.shape}; "
             "pass uint8 of (height, width), (height, width, 3) or (height, width, 4)"
         )
-    if not array.size:
-        raise BadRequest(f"images[{position}] is an empty array {array.shape}")
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 
 

@@ -152,7 +152,13 @@ def _image_call(
     pictures = inputs.pictures(chunk, first=first)
     refs = pictures.sealed() if settings.signing_key else pictures.refs
     request = managing(EmbedBatch, images=refs, **_common(options, settings, asked_by, priority))
-    return Call(names.EMBED_BATCH, request, priority=priority, blobs=pictures.blobs)
+    return Call(
+        names.EMBED_BATCH,
+        request,
+        priority=priority,
+        blobs=pictures.blobs,
+        failures=pictures.failures,
+    )
 
 
 def _text_call(

@@ -39,6 +39,7 @@ class Call:
     queue: str = names.EMBED
     priority: Priority = Priority.INTERACTIVE
     blobs: Mapping[int, bytes] = field(default_factory=dict)
+    failures: Mapping[int, Failure] = field(default_factory=dict)  # of items, before it is sent
     id: str = field(default_factory=lambda: str(uuid4()))
     is_first: bool = True  # it has not been sent before
 

@@ -25,7 +25,7 @@ from .steps import Part
 from .talks import Call, Line
 from .wire import names
 from .wire.codec import Vectors, pack_answer, pack_record
-from .wire.errors import ClipyardError, NoAnswer, UnknownModel
+from .wire.errors import ClipyardError, ImageUnreadable, NoAnswer, UnknownModel
 from .wire.jobs import JobState
 from .wire.jobscripts import SUBMIT
 from .wire.messages import (
@@ -142,9 +142,7 @@ class FakeWorker:
         entry = self._entry(self._current if is_open else str(request.model))
         items = [_content(ref, blobs) for ref in request.images] or list(request.texts)
         failures = {
-            i: Failure.of(self._failing[item])
-            for i, item in enumerate(items)
-            if isinstance(item, str) and item in self._failing
+            i: Failure.of(error) for i, item in enumerate(items) if (error := self._failure(item))
         }
         rows = [_vector(entry, item) for i, item in enumerate(items) if i not in failures]
         self._touch(entry)
@@ -160,6 +158,11 @@ class FakeWorker:
             worker=NODE,
         )
         return answer, np.asarray(rows, np.float32).reshape(-1, entry.dimension)
+
+    def _failure(self, item: str | bytes) -> ClipyardError | None:
+        if isinstance(item, str):
+            return self._failing.get(item)
+        return None if item else ImageUnreadable("the image is empty")
 
     def _load(self, model: str) -> Managed:
         entry = self._entry(model)

@@ -15,6 +15,7 @@ from api_client.wire.errors import (
     BadRequest,
     Cancelled,
     ImageMissing,
+    ImageUnreadable,
     NoAnswer,
     NoBroker,
     NoWorker,
@@ -71,6 +72,18 @@ def test_one_bad_item_costs_one_item(stage, connect):
         with pytest.raises(ItemsFailed, match="1 of 9 items failed, the first at 3: gone"):
             client.embed_texts(TEXTS)
     assert [item.vector is None for item in items] == [i == 3 for i in range(9)]
+
+
+def test_a_picture_that_cannot_be_had_here_costs_one_item(stage, connect, tmp_path):
+    client = connect(stage.settings)
+    pictures = [b"one", tmp_path / "caf\udce9.jpg", np.zeros((0, 2, 3), np.uint8), b"two"]
+    with stage.worker():
+        items = client.embed_images_detailed(pictures)
+        submitted = client.submit_images(pictures).wait(timeout=20)
+    for found in (items, submitted):
+        assert [type(item.error) for item in found[1:3]] == [ImageMissing, ImageUnreadable]
+        assert [item.vector is None for item in found] == [False, True, True, False]
+    assert "caf" in str(items[1].error)
 
 
 def test_a_whole_refusal_is_raised_as_what_it_was(stage, connect):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from api_client.inputs import pictures, several, texts
 from api_client.requests import checked, image_calls, text_calls
-from api_client.wire.errors import BadRequest
+from api_client.wire.errors import BadRequest, ItemError
 from api_client.wire.messages import BlobRef, PathRef, Priority, UrlRef
 from api_client.wire.settings import Settings
 
@@ -29,9 +29,7 @@ def test_every_way_to_name_a_picture_becomes_a_reference(tmp_path):
     assert made.blobs[4].startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "bad", [None, 7, "", np.zeros((2, 2, 3)), np.zeros((0, 2, 3), np.uint8), np.zeros(3, np.uint8)]
-)
+@pytest.mark.parametrize("bad", [None, 7, "", np.zeros((2, 2, 3)), np.zeros(3, np.uint8)])
 def test_what_is_no_picture_is_refused_with_its_position(bad):
     with pytest.raises(BadRequest, match=r"images\[6\]"):
         pictures([b"good", bad], first=5)
@@ -46,10 +44,12 @@ def test_a_file_whose_name_is_not_utf8_is_sent_by_value(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["caf\udce9.png", "\udce9\0", "\ud800", "x" * 5000])
-def test_a_name_that_cannot_be_sent_is_refused_in_a_sentence_that_can_be_printed(tmp_path, name):
-    with pytest.raises(BadRequest, match=r"images\[1\]") as raised:
-        pictures([b"good", tmp_path / name])
-    assert str(raised.value).encode()
+def test_a_name_that_cannot_be_sent_fails_alone_in_a_sentence_that_can_be_printed(tmp_path, name):
+    made = pictures([b"good", tmp_path / name, f"https://{name * 9000}"])
+    assert made.blobs == {0: b"good", 1: b"", 2: b""}
+    assert made.failures.keys() == {1, 2}
+    assert all(failure.message.encode() for failure in made.failures.values())
+    assert all(isinstance(failure.error(), ItemError) for failure in made.failures.values())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -61,13 +61,15 @@ def test_a_pillow_image_of_any_mode_shows_the_same_to_the_worker(mode):
         assert read.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
 
 
-def test_a_pillow_image_that_is_empty_or_truncated_is_refused_with_its_position():
+def test_a_pillow_image_or_an_array_that_is_empty_or_truncated_fails_alone():
     whole = io.BytesIO()
     Image.effect_noise((99, 99), 50).save(whole, "JPEG")
     truncated = Image.open(io.BytesIO(whole.getvalue()[:2000]))
-    for bad in (truncated, Image.new("RGB", (0, 5)), Image.new("CMYK", (5, 0))):
-        with pytest.raises(BadRequest, match=r"images\[6\] is a Pillow image"):
-            pictures([b"good", bad], first=5)
+    empty = Image.new("RGB", (0, 5)), Image.new("CMYK", (5, 0)), np.zeros((0, 2, 3), np.uint8)
+    made = pictures([truncated, b"good", *empty])
+    assert made.failures.keys() == {0, 2, 3, 4}
+    assert {failure.code for failure in made.failures.values()} == {"image_unreadable"}
+    assert made.blobs == {0: b"", 1: b"good", 2: b"", 3: b"", 4: b""}
 
 
 @pytest.mark.parametrize("bad", [["ok", ""], ["ok", "  \n"], ["ok", 3], ["ok", None]])
