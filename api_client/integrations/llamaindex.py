@@ -1,7 +1,9 @@
 """LlamaIndex's multi-modal embedding."""
 
 import asyncio
-from typing import Any, Unpack
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self, Unpack
 
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -23,6 +25,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
     """
 
     _client: Client = PrivateAttr()
+    _is_given: bool = PrivateAttr()
     _options: EmbedOptions = PrivateAttr()
 
     def __init__(
@@ -36,7 +39,17 @@ class ClipyardEmbedding(MultiModalEmbedding):
             model_name=options.get("model") or "clipyard", embed_batch_size=embed_batch_size
         )
         self._client = client or Client(asked_by="llamaindex")
+        self._is_given = client is not None
         self._options = options
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """Made anew, as a pipeline of several processes (`num_workers`) hands it to each."""
+        if self._is_given:
+            raise TypeError(
+                "a ClipyardEmbedding with a client of its own stays in its process; "
+                "set CLIPYARD_REDIS_URL and give it none"
+            )
+        return partial(type(self), embed_batch_size=self.embed_batch_size, **self._options), ()
 
     @classmethod
     def class_name(cls) -> str:

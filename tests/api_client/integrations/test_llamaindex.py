@@ -1,7 +1,9 @@
 import asyncio
 import io
+import pickle
 
 import numpy as np
+import pytest
 
 from api_client.integrations.llamaindex import ClipyardEmbedding
 from api_client.testing import FakeClient
@@ -37,3 +39,16 @@ def test_the_awaited_calls_give_the_same():
     assert texts == model.get_text_embedding_batch(["a", "b"])
     assert query == model.get_query_embedding("a")
     assert images == [image] == [model.get_image_embedding("a.jpg")]
+
+
+def test_a_pipeline_of_several_processes_has_the_same_model_in_each(monkeypatch):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://127.0.0.1:1")
+    model = ClipyardEmbedding(model="fake/large", embed_batch_size=7, timeout=5)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.to_dict() == model.to_dict()
+    assert again._options == {"model": "fake/large", "timeout": 5}
+
+
+def test_a_client_that_was_given_stays_in_its_process():
+    with pytest.raises(TypeError, match="CLIPYARD_REDIS_URL"):
+        pickle.dumps(ClipyardEmbedding(FakeClient()))
