@@ -246,7 +246,8 @@ class Desk:
 
     def models(self) -> Talk[list[CatalogueEntry]]:
         rows = yield lambda r: r.hgetall(self.line.keys.catalogue)
-        return [CatalogueEntry.model_validate_json(row) for row in rows.values()]
+        # A newer worker's may have more.
+        return [CatalogueEntry.model_validate_json(r, extra="ignore") for r in rows.values()]
 
     def model_info(self, model: str | None) -> Talk[CatalogueEntry]:
         wanted = (yield from self.current_model()) if model is None else model_id(model)

@@ -87,5 +87,6 @@ def unpack_record(kind: type[_Record], fields: Mapping[Any, bytes | str]) -> _Re
             name: from_json(value)
             for name, value in ((text(n), v) for n, v in fields.items())
             if name in known
-        }
+        },
+        extra="ignore",
     )

@@ -132,6 +132,13 @@ def test_models_are_managed_and_seen(stage, connect):
             client.dimension("x/y")
 
 
+def test_the_catalogue_of_a_newer_worker_is_read(stage, connect):
+    stage.show_worker()
+    entry = MODELS[0].model_dump(mode="json") | {"new": 1}
+    stage.store.hset(stage.keys.catalogue, entry["id"], json.dumps(entry))
+    assert connect(stage.settings).dimension(entry["id"]) == entry["dimension"]
+
+
 @pytest.mark.parametrize(
     ("call", "argument"),
     [

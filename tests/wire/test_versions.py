@@ -70,6 +70,15 @@ def test_an_old_client_reads_what_it_knows_of_a_newer_workers_answer() -> None:
     assert answer.worker == "gpu0@host"
 
 
+def test_an_old_client_reads_what_it_knows_of_a_newer_workers_records() -> None:
+    complaint = {"about": "disk", "found": "full", "mend": "room", "new": 1}
+    fields = {"device": "cpu", "pid": 1, "started_at": 1, "beat_at": 1, "state": "ready"}
+    record = {"name": "a", **fields, "complaints": [complaint], "new": 2}
+    told = {name: json.dumps(value) for name, value in record.items()}
+    status = codec.unpack_record(messages.WorkerStatus, told)
+    assert status.complaints[0].found == "full"
+
+
 def test_a_newer_client_is_told_to_update_the_workers_first() -> None:
     with pytest.raises(BadRequest, match="update the workers before the clients"):
         answers.checked(messages.Load, {"model": "m", "wire": messages.WIRE_VERSION + 1, "new": 1})
