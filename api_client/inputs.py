@@ -97,7 +97,7 @@ def texts(items: str | Iterable[str]) -> list[str]:
     """The texts, checked.
 
     Raises:
-        BadRequest: one is no string, empty, blank, or absurdly long.
+        BadRequest: one is no string, empty, blank, no Unicode, or absurdly long.
     """
     if isinstance(items, str):
         items = [items]
@@ -109,6 +109,11 @@ def texts(items: str | Iterable[str]) -> list[str]:
             raise BadRequest(f"texts[{position}] is {type(text).__name__}; pass a string")
         if not text.strip():
             raise BadRequest(f"texts[{position}] is empty or blank; pass at least one word")
+        if printable(text) != text:
+            raise BadRequest(
+                f"texts[{position}] has half of a surrogate pair, {printable(text):.100}; "
+                "encode it with errors='replace' and decode it again"
+            )
         if len(text) > MAX_TEXT_CHARS:
             raise BadRequest(
                 f"texts[{position}] has {len(text)} characters; at most {MAX_TEXT_CHARS} are taken"

@@ -72,7 +72,9 @@ def test_a_pillow_image_or_an_array_that_is_empty_or_truncated_fails_alone():
     assert made.blobs == {0: b"", 1: b"good", 2: b"", 3: b"", 4: b""}
 
 
-@pytest.mark.parametrize("bad", [["ok", ""], ["ok", "  \n"], ["ok", 3], ["ok", None]])
+@pytest.mark.parametrize(
+    "bad", [["ok", ""], ["ok", "  \n"], ["ok", 3], ["ok", None], ["ok", "cut \ud83d"]]
+)
 def test_what_is_no_text_is_refused_with_its_position(bad):
     with pytest.raises(BadRequest, match=r"texts\[1\]"):
         texts(bad)
