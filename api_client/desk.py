@@ -19,6 +19,7 @@ from .requests import (
     Scope,
     checked,
     image_calls,
+    keep_alive,
     managing,
     model_id,
     node_names,
@@ -100,7 +101,8 @@ class Desk:
     def load(
         self, model: str, workers: Workers, timeout: float | None, keep_alive_s: float | None
     ) -> Talk[list[Managed]]:
-        request = self._about(Load, timeout, model=model_id(model), keep_alive_s=keep_alive_s)
+        kept_s = keep_alive(keep_alive_s)
+        request = self._about(Load, timeout, model=model_id(model), keep_alive_s=kept_s)
         chosen = node_names(workers) or [(yield from self._best_for(model)).name]
         return (yield from self._ask(names.LOAD, request, chosen))
 

@@ -1,6 +1,6 @@
 """What may be asked: options and arguments checked, inputs cut into messages."""
 
-import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -60,9 +60,7 @@ def checked(options: EmbedOptions) -> EmbedOptions:
         model_id(model)
     if (timeout := options.get("timeout")) is not None:
         _positive(timeout)
-    keep = options.get("keep_alive_s")
-    if keep is not None and not _is_number(keep):
-        raise BadRequest(f"keep_alive_s is {keep!r}; use a number of seconds")
+    keep_alive(options.get("keep_alive_s"))
     if options.get("priority", "bulk") not in list(Priority):
         raise BadRequest(f"priority is {options['priority']!r}; use {' or '.join(Priority)}")
     if not callable(options.get("progress", print)):
@@ -95,6 +93,17 @@ def model_id(model: Any) -> str:
     return model
 
 
+def keep_alive(given: Any) -> float | None:
+    """How long a model stays afterwards.
+
+    Raises:
+        BadRequest: it is no finite number.
+    """
+    if given is not None and not _is_number(given):
+        raise BadRequest(f"keep_alive_s is {given!r:.50}; use a number of seconds")
+    return None if given is None else float(given)
+
+
 def seconds(timeout: Any, settings: Settings) -> float:
     """How long a call may take; the setting `answer_timeout_s` if None is given.
 
@@ -106,7 +115,9 @@ def seconds(timeout: Any, settings: Settings) -> float:
 
 def _positive(timeout: Any) -> float:
     if not (_is_number(timeout) and 0 < timeout <= LONGEST_S):
-        raise BadRequest(f"timeout is {timeout!r}; use a number of seconds above 0, a week at most")
+        raise BadRequest(
+            f"timeout is {timeout!r:.50}; use a number of seconds above 0, a week at most"
+        )
     return float(timeout)
 
 
@@ -202,4 +213,5 @@ def _common(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # A comparison, as an integer may be too large for a float.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
