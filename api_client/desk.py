@@ -35,6 +35,7 @@ from .wire.codec import Vectors
 from .wire.errors import ClipyardError, NoWorker, UnknownModel
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import (
+    AUTO,
     CatalogueEntry,
     Load,
     Managed,
@@ -90,7 +91,8 @@ class Desk:
         items: list[Item] = yield from embedding.all()
         if items:
             return matrix(items)
-        return np.empty((0, (yield from self.dimension(model))), np.float32)
+        usual = None if model == AUTO else model  # nothing was asked for that could be chosen by
+        return np.empty((0, (yield from self.dimension(usual))), np.float32)
 
     def submitted(self, submitted_id: str) -> Submitted:
         return Submitted(self.line, submitted_id)

@@ -61,6 +61,7 @@ def test_no_items_are_no_rows_of_the_models_dimension(stage, connect):
     client = connect(stage.settings)
     assert client.embed_images([]).shape == (0, 16)
     assert client.embed_texts([], model="fake/large").shape == (0, 64)
+    assert client.embed_texts([], model="auto").shape == (0, 16)
     assert client.embed_images_detailed([]) == []
 
 
