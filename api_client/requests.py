@@ -127,11 +127,12 @@ def node_names(workers: Sequence[str] | None) -> Sequence[str] | None:
     Raises:
         BadRequest: they are no list of names.
     """
-    if workers is not None and (
-        isinstance(workers, str) or not workers or not all(isinstance(w, str) for w in workers)
-    ):
+    if workers is None:
+        return None
+    named = list(workers) if isinstance(workers, Iterable) and not isinstance(workers, str) else []
+    if not named or not all(isinstance(worker, str) for worker in named):
         raise BadRequest(f"workers is {workers!r}; use node names as in `clipyard status`")
-    return workers
+    return named
 
 
 def image_calls(

@@ -118,6 +118,7 @@ def test_models_are_managed_and_seen(stage, connect):
     with stage.worker():
         assert [answer.changed for answer in client.load("fake/large")] == [True]
         assert [answer.changed for answer in client.reload("fake/large")] == [False]
+        assert len(client.load("fake/large", workers=iter([NODE]))) == 1
         assert client.switch("fake/large")[0].model == "fake/large"
         assert client.unload("fake/large")[0].changed
         assert not client.unload(scope="everything")[0].changed
@@ -152,6 +153,7 @@ def test_the_catalogue_of_a_newer_worker_is_read(stage, connect):
         (lambda c: c.unload(scope="some"), "scope"),
         (lambda c: c.load("a/b", workers="cpu0@host"), "workers"),
         (lambda c: c.load("a/b", workers=[]), "workers"),
+        (lambda c: c.load("a/b", workers=3), "workers"),
         (lambda c: c.load("a/b", timeout=-1), "timeout"),
         (lambda c: c.load("a/b", timeout=float("nan")), "timeout"),
         (lambda c: c.load("a/b", timeout="5"), "timeout"),
