@@ -68,7 +68,10 @@ class Client:
     def stream_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
     ) -> Iterator[Item]:
-        """As `embed_images_detailed`, item by item; a long iterable is read a window ahead."""
+        """As `embed_images_detailed`, item by item.
+
+        A long iterable is read a window ahead, a slow one no further than its patience allows.
+        """
         return self._stream(self._desk.images(images, options))
 
     def submit_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> "Handle":

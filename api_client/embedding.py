@@ -1,12 +1,13 @@
 """One embedding call: its messages, a bounded number of them on the way, its items in order."""
 
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from uuid import uuid4
 
-from .requests import EmbedOptions, MakeCall
+from .requests import EmbedOptions, MakeCall, seconds
 from .results import Item, items_of, same_space
 from .steps import Blocking, Talk
 from .talks import Answer, Call, Line
@@ -33,6 +34,7 @@ class Embedding:
         self._pending: deque[Call] = deque()
         self._space: str | None = None
         self._chosen = ""  # the model that answered first
+        self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
 
     def more(self) -> Talk[list[Item]]:
         """The items of the next message; none when all have come."""
@@ -42,6 +44,8 @@ class Embedding:
                 yield from self._line.send(unsent)
             unsent = yield from self._made(make)
             self._pending.append(unsent)
+            if self._is_slow:
+                break
         if not self._pending:
             return []
         try:
@@ -98,7 +102,10 @@ class Embedding:
         """The next message, yet to be made."""
         if self._makes is None:
             self._makes = self._make_calls((yield from self._named()))
-        return next(self._makes, None)
+        begun = time.monotonic()
+        make = next(self._makes, None)
+        self._is_slow = time.monotonic() - begun > self._share_s()
+        return make
 
     def _made(self, make: MakeCall) -> Talk[Call]:
         call: Call = yield Blocking(make)
@@ -112,6 +119,13 @@ class Embedding:
         its choice, so that one call never mixes spaces."""
         is_open = self._options.get("model") == AUTO and not self._chosen
         return 1 if is_open else self._line.settings.in_flight
+
+    def _share_s(self) -> float:
+        """How long the source may take for one message. With more, the first ones would be past
+        their deadlines, or their answers gone, before all that may be on the way are."""
+        settings = self._line.settings
+        patience_s = seconds(self._options.get("timeout"), settings)
+        return min(patience_s, settings.answer_ttl_s) / (2 * settings.in_flight)
 
     def _named(self) -> Talk[EmbedOptions]:
         """The options with the model named: all messages of one call ask for the same one."""

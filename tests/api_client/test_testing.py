@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +50,21 @@ def test_what_is_submitted_can_be_fetched_and_nothing_else():
     assert len(client.handle(handle.id).wait()) == 3
     with pytest.raises(NoAnswer):
         client.handle("00000000-0000-0000-0000-000000000000.1").wait()
+
+
+def test_a_slow_source_is_not_waited_for_before_its_first_items_come():
+    read = []
+
+    def source():
+        for i in range(12):
+            time.sleep(0.02)
+            read.append(i)
+            yield b"%d" % i
+
+    items = FakeClient().stream_images(source(), batch_size=1, timeout=0.1)
+    next(items)
+    assert len(read) == 2  # one ahead
+    assert len(list(items)) == 11
 
 
 def test_the_awaited_fake_is_the_same():
