@@ -110,6 +110,7 @@ class FakeWorker:
         }
         self._current = models[0].id
         self._loaded: dict[str, ModelStatus] = {}
+        self._turn = threading.Lock()
         self.store.hset(
             self.keys.catalogue, {entry.id: entry.model_dump_json() for entry in models}
         )
@@ -117,8 +118,9 @@ class FakeWorker:
 
     def take(self, call: Call) -> None:
         """Answer a call that was published."""
-        if not self.store.exists(self.keys.answer(call.id)):
-            self.store.rpush(self.keys.answer(call.id), self.frame(call.request, call.blobs))
+        with self._turn:
+            if not self.store.exists(self.keys.answer(call.id)):
+                self.store.rpush(self.keys.answer(call.id), self.frame(call.request, call.blobs))
 
     def frame(self, request: Request, blobs: Mapping[int, bytes]) -> bytes:
         """The answer to a request."""

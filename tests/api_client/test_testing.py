@@ -1,5 +1,7 @@
 import asyncio
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -65,6 +67,23 @@ def test_a_slow_source_is_not_waited_for_before_its_first_items_come():
     next(items)
     assert len(read) == 2  # one ahead
     assert len(list(items)) == 11
+
+
+def test_threads_may_share_it():
+    usual = sys.getswitchinterval()
+    client = FakeClient()
+
+    def story(_):
+        client.embed_texts(["a"])
+        client.unload()
+        return client.embed_texts(["b"], model="fake/large").shape
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            assert set(pool.map(story, range(200))) == {(1, 64)}
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def test_the_awaited_fake_is_the_same():
