@@ -80,7 +80,7 @@ class Line:
             if takes_no_writes(error):
                 raise NoBroker(
                     f"Redis at {masked(self.settings.url())} takes no writes; "
-                    "is its disk or its memory full?"
+                    "is its disk or its memory full, or is it a replica?"
                 ) from None
             if isinstance(error, redis.ResponseError) and not isinstance(
                 error, redis.AuthenticationError

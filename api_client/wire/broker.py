@@ -22,9 +22,10 @@ from .settings import Settings
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
-# How Redis begins to say that it cannot store anything now: its disk or its memory is full, or it
-# has become a replica.
-NO_WRITES = ("MISCONF", "OOM", "READONLY", "MASTERDOWN")
+# How Redis begins to say that it cannot store anything now: its disk or its memory is full, it has
+# become a replica (UNBLOCKED is said to who was waiting then), has too few replicas of its own, or
+# is held up by a script.
+NO_WRITES = ("MISCONF", "OOM", "READONLY", "UNBLOCKED", "MASTERDOWN", "NOREPLICAS", "BUSY")
 _NO_WRITES = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,

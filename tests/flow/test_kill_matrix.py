@@ -134,6 +134,11 @@ def test_a_worker_goes_on_when_redis_takes_no_writes_for_a_while(matrix: Matrix)
             pipe.execute()
         worker.until_logged("Connection to broker lost")
         client.config_set("maxmemory", 0)
+
+        matrix.until_waiting_for_messages()
+        client.replicaof("127.0.0.1", 1)  # a failover, as who waits for messages meets it
+        worker.until_logged("Connection to broker lost", times=2)
+        client.replicaof("NO", "ONE")
     matrix.send("later")
     matrix.until_started("later")
     matrix.until_nothing_is_left()

@@ -55,7 +55,12 @@ def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> 
         store.config_set("maxmemory", 1)
         with pytest.raises(redis.ResponseError) as full, store.pipeline() as pipe:
             pipe.set("a", "b").execute()
+        store.config_set("maxmemory", 0)
+        store.config_set("min-replicas-to-write", 1)
+        with pytest.raises(redis.ResponseError) as alone:
+            store.set("a", "b")
     assert takes_no_writes(full.value)
+    assert takes_no_writes(alone.value)
     assert not takes_no_writes(wrong.value)
     assert takes_no_writes(
         redis.ResponseError("Command # 1 (SET a b) of pipeline caused error: MISCONF Errors")

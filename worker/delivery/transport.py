@@ -34,7 +34,7 @@ LISTENS_AGAIN_S = 0.05  # for bulk, after one of the bulk messages at hand was a
 
 
 class TakesNoWrites(exceptions.ConnectionError):
-    """Redis answers, but its disk or memory is full, or it is a replica: as if it were away."""
+    """Redis answers, but can store nothing now, see `broker.NO_WRITES`: as if it were away."""
 
 
 def use() -> None:
