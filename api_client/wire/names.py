@@ -82,7 +82,8 @@ class Keys:
         return f"{self._prefix}:answer:{request}"
 
     def started(self, request: str) -> str:
-        """Hash of worker process -> `quarantine.Crash`: starts that have not ended. Expires."""
+        """Hash of worker process -> `quarantine.Crash`: starts that have not ended; `answered` in
+        the place of an answer that has gone. Expires."""
         return f"{self._prefix}:started:{request}"
 
     def blobs(self, request: str) -> str:

@@ -1,8 +1,8 @@
 """Signed requests: with a key set, only its holders can make a worker load or embed.
 
 The signature covers the task, the request's id and every field, so it fits no other request. A
-request that is heard and sent again has the same id, finds its answer given for as long as that is
-kept, and ends with its deadline, without which nothing signed is accepted. Why not Celery's own
+request that is heard and sent again has the same id, is known to be answered until its deadline,
+and ends with that, without which nothing signed is accepted. Why not Celery's own
 `auth` serializer: docs/security.md, "Signed requests".
 """
 

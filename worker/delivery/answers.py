@@ -201,6 +201,7 @@ def _outcome(
 ) -> Answer | ClipyardError:
     try:
         request = check()
+        start.deadline = request.deadline
         if start.is_condemned:
             raise _set_aside(task, request, start)
         if request.deadline is not None and time.time() >= request.deadline:

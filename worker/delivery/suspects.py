@@ -9,6 +9,7 @@ A message that is redelivered while its first worker lives (a lost connection, a
 suspect, and neither is one that was given back.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from api_client.wire.codec import text
 from api_client.wire.errors import DeviceLost
 from api_client.wire.names import Keys
 from api_client.wire.quarantine import Crash
+from api_client.wire.settings import LONGEST_S
 
 from .consumer import LONGEST_RUN_S
 from .line import Lines
@@ -35,7 +37,9 @@ LOOK_S = 0.2  # between two looks at whether a suspect that waits should stop
 # Nothing of what was answered; else what was begun and not ended. Who is the first to begin is
 # noted at once. KEYS: the starts, the answer. ARGV: process, note, seconds.
 _BEGIN = """
-if redis.call('EXISTS', KEYS[2]) == 1 then return false end
+if redis.call('EXISTS', KEYS[2]) == 1 or redis.call('HGET', KEYS[1], 'answered') then
+  return false
+end
 local before = redis.call('HGETALL', KEYS[1])
 if #before == 0 then
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -44,11 +48,16 @@ end
 return before
 """
 
-# KEYS: the answer, the starts. ARGV: frame, seconds.
+# A mark outlives an answer that goes before the request's deadline: else it could be done again in
+# between. KEYS: the answer, the starts. ARGV: frame, its seconds, those until the deadline.
 _ANSWER = """
 redis.call('RPUSH', KEYS[1], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('DEL', KEYS[2])
+if tonumber(ARGV[3]) > tonumber(ARGV[2]) then
+  redis.call('HSET', KEYS[2], 'answered', '')
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+end
 """
 
 
@@ -170,7 +179,10 @@ class Start:
     Attributes:
         is_needless: it was answered before, or a twin of the message is at work in this process.
         crashes: what is known of the processes that died over it.
+        deadline: in unix seconds, once it is known; until then it is answered once.
     """
+
+    deadline: float | None = None
 
     def __init__(
         self, suspects: Suspects, id: str, *, is_needless: bool, crashes: tuple[Crash, ...] = ()
@@ -233,7 +245,9 @@ class Start:
             meanwhile: done once, while the answer is on its way.
         """
         suspects, keys = self._suspects, self._suspects._keys
-        answer = _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, ttl_s
+        left_s = 0.0 if self.deadline is None else self.deadline - suspects._clock()
+        mark_s = math.ceil(max(0.0, min(LONGEST_S, left_s)))
+        answer = _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, ttl_s, mark_s
         suspects._lines.ask("EVAL", *answer, meanwhile=meanwhile)
         self._has_ended = True
 

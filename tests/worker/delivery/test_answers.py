@@ -267,6 +267,16 @@ def test_a_request_that_was_delivered_twice_is_worked_on_once(ask, app):
     assert desk.asked == 2
 
 
+def test_a_request_is_worked_on_once_though_its_answer_goes_before_its_deadline(ask, app):
+    here = runtime.here()
+    late = {"model": "m", "deadline": time.time() + 3600}
+    ask("test.load", GOOD, request_id="late", **late)
+    here.redis.delete(here.keys.answer("late"))  # as if its time were over
+    app.send_task("test.load", kwargs=late, task_id="late", queue=names.EMBED)
+    ask("test.load", GOOD, model="m")
+    assert desk.asked == 2
+
+
 def test_a_request_revoked_while_it_runs_is_answered_as_cancelled(ask, app):
     def until_revoked():
         app.control.revoke("revoked", terminate=True)

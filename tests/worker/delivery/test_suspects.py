@@ -1,4 +1,6 @@
+import math
 import threading
+import time
 
 import pytest
 import redis
@@ -45,6 +47,26 @@ def test_a_message_that_was_answered_is_not_begun(store, keys, process):
     with process().begin("r") as start:
         assert start.is_needless
         assert not store.exists(keys.started("r"))
+
+
+def test_what_was_answered_is_not_begun_again_before_its_deadline(store, keys, process):
+    with process().begin("r") as start:
+        start.deadline = time.time() + 1000
+        start.answer(b"frame", ttl_s=60)
+    assert 900 < store.ttl(keys.started("r")) <= 1000
+    store.delete(keys.answer("r"))  # as if its minute were over
+    with process("gpu1@a").begin("r") as again:
+        assert again.is_needless
+
+
+def test_a_mark_is_kept_for_a_week_at_most(store, keys, process):
+    for deadline in (math.inf, math.nan, 1e300, -math.inf):
+        with process().begin("r") as start:
+            start.deadline = deadline
+            start.answer(b"frame", ttl_s=60)
+        assert store.exists(keys.answer("r"))
+        assert store.ttl(keys.started("r")) <= 7 * 24 * 3600
+        store.delete(keys.answer("r"), keys.started("r"))
 
 
 def test_who_is_the_first_to_begin_notes_it_without_asking(store, keys, process):
