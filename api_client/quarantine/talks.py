@@ -8,6 +8,7 @@ from ..steps import Talk
 from ..talks import Call, Line
 from ..wire import names
 from ..wire.errors import BadRequest
+from ..wire.jobs import SwitchAlias
 from ..wire.messages import (
     EmbedBatch,
     Load,
@@ -29,6 +30,7 @@ KINDS: dict[str, type[Request]] = {
     names.SWITCH: Switch,
     names.UNLOAD: Unload,
     names.SET: Set,
+    names.JOB_SWITCH: SwitchAlias,
 }
 
 
@@ -51,7 +53,7 @@ def one(line: Line, id: str) -> Talk[Evidence]:
 
 
 def again(line: Line, id: str) -> Talk[Message]:
-    """The answer to one that is sent again under its id. If it kills twice more, it is back.
+    """The answer to one that is sent again under its id. Without one it stays where it is.
 
     Raises:
         BadRequest: there is none of that id, or it cannot be sent from here.
@@ -73,7 +75,9 @@ def again(line: Line, id: str) -> Talk[Message]:
         is_first=False,
     )
     yield partial(_clean, keys=line.keys, id=id)
-    return (yield from line.ask(call)).message
+    answer = yield from line.ask(call)
+    yield lambda r: r.hdel(line.keys.quarantine, id)
+    return answer.message
 
 
 def forgotten(line: Line, id: str) -> Talk[None]:
@@ -86,7 +90,4 @@ def forgotten(line: Line, id: str) -> Talk[None]:
 
 
 def _clean(client: Any, *, keys: Keys, id: str) -> Any:
-    pipe = client.pipeline()
-    pipe.hdel(keys.quarantine, id)
-    pipe.delete(keys.answer(id), keys.started(id))
-    return pipe.execute()
+    return client.delete(keys.answer(id), keys.started(id))

@@ -1,0 +1,43 @@
+import pytest
+
+from api_client import Client, Settings
+from api_client.quarantine import talks
+from api_client.wire import names
+from api_client.wire.errors import BadRequest, NoAnswer
+from api_client.wire.quarantine import Crash, Evidence
+
+
+def evidence(id, task, payload):
+    crashes = (Crash(worker="gpu0@a", at=1.0),)
+    return Evidence(id=id, task=task, at=2.0, crashes=crashes, queue="embed", payload=payload)
+
+
+@pytest.fixture
+def lonely(valkey_url, prefix):
+    """A client, and nobody who would answer it."""
+    settings = Settings.read(redis_url=valkey_url, key_prefix=prefix, answer_timeout_s=0.05)
+    with Client(settings) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("task", "payload"),
+    [
+        (names.EMBED_BATCH, {"texts": ["a"]}),
+        (names.JOB_SWITCH, {"job": "20261128-120000-abcdef", "to": "new"}),
+    ],
+)
+def test_one_that_is_sent_again_and_not_answered_can_be_sent_once_more(
+    lonely, store, keys, task, payload
+):
+    store.hset(keys.quarantine, "r", evidence("r", task, payload).model_dump_json())
+    for _ in range(2):
+        with pytest.raises(NoAnswer):
+            lonely._hold(talks.again(lonely._desk.line, "r"))
+    assert [it.id for it in lonely._hold(talks.held(lonely._desk.line))] == ["r"]
+
+
+def test_what_is_not_there_is_neither_sent_again_nor_dropped(lonely):
+    for talk in (talks.again, talks.forgotten, talks.one):
+        with pytest.raises(BadRequest, match="clipyard quarantine list"):
+            lonely._hold(talk(lonely._desk.line, "r\n\u00e9"))
