@@ -25,7 +25,7 @@ from api_client.wire.names import Keys
 from .catalogue import Entry
 from .residency import usage
 from .residency.ledger import Ledger
-from .residency.memory import Memory, Pressure, PressureGauge
+from .residency.memory import Bytes, Memory, Pressure, PressureGauge
 from .residency.slots import Slots
 from .residency.sweeps import SlotView, Timeouts
 from .residency.usage import Use
@@ -157,7 +157,7 @@ class Tracker:
 
     def pressure(self) -> Pressure:
         """How full the fuller one of device and host memory is now."""
-        return self._gauge.read(self._memory.host(), self._memory.device())
+        return self._gauge.read(self._memory.host(), self._device_memory())
 
     # What the sweeps ask.
 
@@ -377,7 +377,7 @@ class Tracker:
         )
 
     def _worker(self, view: tuple[SlotView, ...], settings: WorkerSettings) -> WorkerStatus:
-        host, device = self._memory.host(), self._memory.device()
+        host, device = self._memory.host(), self._device_memory()
         with self._lock:
             state, trouble = self._state, self._trouble
         return WorkerStatus(
@@ -402,3 +402,10 @@ class Tracker:
             versions=self._versions,
             complaints=self._complaints,
         )
+
+    def _device_memory(self) -> Bytes | None:
+        """None as well of a device that is lost: the worker has to say that it ends over it."""
+        try:
+            return self._memory.device()
+        except RuntimeError:
+            return None

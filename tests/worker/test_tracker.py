@@ -225,6 +225,20 @@ def test_changed_settings_hold_at_once_and_are_shown(make, store, keys):
     assert (shown["slots"], shown["pinned"]) == ("1", "('clip/a',)")
 
 
+def test_a_worker_whose_device_is_lost_says_so_before_it_ends(make, store, keys, monkeypatch):
+    tracker = make()
+    tracker.beat()
+
+    def lost():
+        raise RuntimeError("CUDA error: device-side assert triggered")  # to every call from then on
+
+    monkeypatch.setattr(tracker.room, "device", lost)
+    tracker.say("stopping", trouble="the device was lost")
+    tracker.beat()
+    [worker] = read_fleet(store, keys).workers
+    assert (worker.state, worker.trouble) == ("stopping", "the device was lost")
+
+
 def test_every_knob_is_a_setting_of_that_name():
     assert set(Knobs.model_fields) <= set(WorkerSettings.model_fields)
 
