@@ -228,9 +228,12 @@ class Tracker:
 
     def _bequeath(self, fields: Mapping[FieldT, EncodableT]) -> None:
         with self._store.pipeline() as pipe:
-            pipe.hset(self._keys.will(self._node), mapping=fields)
-            pipe.expire(self._keys.will(self._node), WILL_KEPT_S)
+            self._leave(pipe, fields)
             pipe.execute()
+
+    def _leave(self, pipe: "redis.client.Pipeline", fields: Mapping[FieldT, EncodableT]) -> None:
+        pipe.hset(self._keys.will(self._node), mapping=fields)
+        pipe.expire(self._keys.will(self._node), WILL_KEPT_S)
 
     # The writer.
 
@@ -317,8 +320,10 @@ class Tracker:
         self._redis_away = True
 
     def _put_status(self, pipe: "redis.client.Pipeline") -> None:
-        if told := self._store.get(self._keys.current):
-            self._fleet = text(told)
+        if told := text(self._store.get(self._keys.current) or b""):
+            if told != (self._fleet or self._environment.default_model):
+                self._leave(pipe, {"fleet": told})
+            self._fleet = told
         view = self._slots.view()
         settings = self.settings
         for slot in view:

@@ -327,6 +327,22 @@ def test_a_switch_of_the_fleet_counts_for_more_than_what_a_predecessor_knew(make
     assert again.current() == "text/c"
 
 
+def test_a_default_that_nobody_chose_is_not_left_to_the_successor(make, store, keys):
+    for node in ("gpu0@here", "gpu1@here"):
+        make(node).beat()
+        assert not store.exists(keys.will(node))
+
+
+def test_what_was_heard_of_the_fleet_is_left_to_the_successor(make, settings, store, keys):
+    make("gpu1@here").make_current("text/b", reach="fleet")
+    make("gpu0@here").beat()  # it came later and was not switched itself
+    store.delete(keys.current)  # all of them stopped, and this one starts first
+    again = make("gpu0@here", settings=settings.model_copy(update={"resume": True}))
+    again.resume()
+    again.beat()
+    assert read_fleet(store, keys).current == "text/b"
+
+
 def test_the_last_worker_to_leave_takes_the_fleets_current_model_with_it(make, store, keys):
     trackers = make("gpu0@here"), make("gpu1@here")
     for tracker in trackers:
