@@ -119,8 +119,10 @@ class Room:
         """Until something changes; ModelBusy once it is too late."""
         now = self._clock()
         if now >= deadline:
-            leased = ", ".join(slot.id for slot in self._slots if slot.leases)
-            raise ModelBusy(f"{sentence}; leased are {leased or 'none'}")
+            leased = [slot.id for slot in self._slots if slot.leases]
+            pinned = [slot.id for slot in self._slots if slot.id in self._slots.limits.pinned]
+            told = f"; pinned are {', '.join(pinned)}" if pinned else ""
+            raise ModelBusy(f"{sentence}; leased are {', '.join(leased) or 'none'}{told}")
         self._changed.wait(min(deadline, wake_at) - now)
 
     @contextmanager

@@ -337,7 +337,7 @@ def test_the_last_keep_alive_that_was_given_holds():
 def test_a_pinned_model_is_not_pushed_out():
     bench = Bench(slots=1, pinned=frozenset({"a"}))
     bench.use("a", keep_alive_s=0)
-    with pytest.raises(ModelBusy):
+    with pytest.raises(ModelBusy, match="leased are none; pinned are a"):
         bench.use("b")
     assert bench.tiers["a"] is Tier.DEVICE
     assert bench.slots.unload("a", reason="test", wait_s=0)
