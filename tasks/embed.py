@@ -1,5 +1,6 @@
 """embed_batch: pictures or texts in, vectors out."""
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from worker.datapath.batcher import Rows
 from worker.delivery.answers import Answer, Call, answering
 from worker.delivery.pool import canceller
 
+ANSWER_S = 1.0  # of the time until the deadline, kept for the work
+
 
 @answering(names.EMBED_BATCH, EmbedBatch)
 def embed_batch(call: Call[EmbedBatch]) -> Answer:
@@ -28,7 +31,12 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
     entry = choice.entry
     begun = time.monotonic()
     keep_alive_s = request.keep_alive_s if here.settings.keep_models else 0.0
-    with here.slots.lease(entry, keep_alive_s=keep_alive_s, asked_by=request.asked_by) as model:
+    with here.slots.lease(
+        entry,
+        keep_alive_s=keep_alive_s,
+        patience_s=_patience_s(request),
+        asked_by=request.asked_by,
+    ) as model:
         loaded = time.monotonic()
         _refuse_what_does_not_fit(request, model, entry.id)
         rows = _embed(call, model, entry.id)
@@ -59,6 +67,14 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
         ),
     )
     return answer, np.stack(vectors) if vectors else np.empty((0, answer.dimension), np.float32)
+
+
+def _patience_s(request: EmbedBatch) -> float:
+    """Nobody is pushed out, and no thread held, for a caller who will have gone by then."""
+    if request.deadline is None:
+        return math.inf
+    left_s = max(0.0, request.deadline - time.time())
+    return left_s - min(ANSWER_S, left_s / 2)
 
 
 def _choose(request: EmbedBatch) -> Choice:

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import Condition
+from threading import TIMEOUT_MAX, Condition
 from typing import TypeVar
 
 from api_client.wire.errors import ModelBusy
@@ -123,7 +123,7 @@ class Room:
             pinned = [slot.id for slot in self._slots if slot.id in self._slots.limits.pinned]
             told = f"; pinned are {', '.join(pinned)}" if pinned else ""
             raise ModelBusy(f"{sentence}; leased are {', '.join(leased) or 'none'}{told}")
-        self._changed.wait(min(deadline, wake_at) - now)
+        self._changed.wait(min(min(deadline, wake_at) - now, TIMEOUT_MAX))
 
     @contextmanager
     def gate(self, slot: Slot) -> Iterator[None]:

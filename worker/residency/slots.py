@@ -17,6 +17,7 @@ nobody. The file is long because every wait and every change of state should be 
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -83,21 +84,28 @@ class Slots:
 
     @contextmanager
     def lease(
-        self, entry: Entry, *, keep_alive_s: float | None = None, asked_by: str = ""
+        self,
+        entry: Entry,
+        *,
+        keep_alive_s: float | None = None,
+        patience_s: float = math.inf,
+        asked_by: str = "",
     ) -> Iterator[Model]:
         """Hold a model on the device for the length of the block. A task holds one at a time.
 
         Args:
             keep_alive_s: how long it stays once idle: 0 goes at once, negative stays; None leaves
                 what an earlier request said, at first the timeouts.
+            patience_s: for a place, where it is less than `limits.wait_s`, and for what others
+                bring already.
 
         Raises:
-            ModelBusy: no place within `limits.wait_s`.
+            ModelBusy: no place within `limits.wait_s`, or patience is over.
             OutOfMemory: it does not fit, even without the idle ones.
             LoadFailed, BackendFailed: it cannot be loaded.
         """
         with spans.span(spans.Name.LEASE, model=entry.id):
-            slot, _ = self._acquire(entry, asked_by)
+            slot, _ = self._acquire(entry, asked_by, patience_s)
         try:
             if keep_alive_s is not None:
                 slot.keep_alive_s = keep_alive_s
@@ -215,12 +223,15 @@ class Slots:
 
     # Up: from nothing to host memory to the device.
 
-    def _acquire(self, entry: Entry, asked_by: str) -> tuple[Slot, bool]:
+    def _acquire(
+        self, entry: Entry, asked_by: str, patience_s: float = math.inf
+    ) -> tuple[Slot, bool]:
         """A slot on the device with a lease counted, and whether it had to be brought there."""
-        deadline = self._clock() + self.limits.wait_s
+        gone_at = self._clock() + patience_s
+        deadline = min(gone_at, self._clock() + self.limits.wait_s)
         try:
             with self._changed:
-                slot, flight = self._find(entry, deadline)
+                slot, flight = self._find(entry, deadline, gone_at)
         except ModelBusy as error:
             self._carrier.tell(EventKind.REFUSED, entry.id, str(error), asked_by)
             raise
@@ -232,7 +243,7 @@ class Slots:
             raise from_wire(flight.error.code, str(flight.error)) from flight.error
         return slot, True
 
-    def _find(self, entry: Entry, deadline: float) -> tuple[Slot, Flight | None]:
+    def _find(self, entry: Entry, deadline: float, gone_at: float) -> tuple[Slot, Flight | None]:
         """A lease, of one that was ready or came with a flight of others; or a flight to make."""
         while True:
             if self._closed:
@@ -245,8 +256,12 @@ class Slots:
                 self._room.wait(deadline, f"{entry.id} has to leave before it can come back")
             elif (flight := slot.flight) is not None:
                 flight.joined += 1
-                while not flight.done:
-                    self._changed.wait()
+                try:
+                    while not flight.done:
+                        self._room.wait(gone_at, f"{entry.id} is still on its way")
+                except ModelBusy:
+                    flight.joined -= 1
+                    raise
                 if flight.leased or flight.error:  # else it was cut short, or went half the way
                     return slot, flight
             elif slot.state is State.DEVICE:

@@ -1,6 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from threading import Event
 from time import monotonic
 
@@ -56,8 +57,10 @@ class Bench:
         self.loads.append(entry.id)
         return self.family.load(entry)
 
-    def lease(self, name, *, keep_alive_s=None, **options):
-        return self.slots.lease(entry(name, **options), keep_alive_s=keep_alive_s)
+    def lease(self, name, *, keep_alive_s=None, patience_s=inf, **options):
+        return self.slots.lease(
+            entry(name, **options), keep_alive_s=keep_alive_s, patience_s=patience_s
+        )
 
     def use(self, *names, **options):
         for name in names:
@@ -535,6 +538,25 @@ def test_those_who_shared_a_load_do_not_wait_for_the_first_to_finish():
         second.result(SOON_S)
         done.set()
         first.result(SOON_S)
+
+
+def test_who_has_no_time_for_a_load_that_others_began_leaves_it_to_them():
+    bench, gate = Bench(), Gate("load")
+    with threads() as pool:
+        first = pool.submit(bench.use, "a", before=gate)
+        assert gate.reached.wait(SOON_S)
+        with pytest.raises(ModelBusy, match="still on its way"):
+            bench.use("a", patience_s=0.0)
+        gate.open.set()
+        first.result(SOON_S)
+    assert [(slot.leases, slot.uses) for slot in bench.slots.view()] == [(0, 1)]
+
+
+def test_who_has_no_time_to_wait_for_a_place_does_not():
+    bench = Bench(slots=1, wait_s=PATIENT_S)
+    with bench.lease("a"), pytest.raises(ModelBusy, match="no place"):
+        bench.use("b", patience_s=0.0)
+    assert bench.tiers["a"] is Tier.DEVICE
 
 
 def test_one_error_serves_everyone_who_waits_for_it():
