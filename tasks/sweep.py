@@ -42,10 +42,10 @@ def sweep() -> dict[str, str]:
     """Lets go of what is idle here, or brings what will be wanted; gives what became of whom."""
     here = runtime.here()
     moved = {move.model_id: move.reason for move in sweeping.sweep(here, asked_by="sweep")}
-    here.look_around()
     here.meter.swept(after_s=here.tracker.swept(), interval_s=here.settings.sweep_interval_s)
     if not moved and (brought := sweeping.foresee(here)):
         moved[brought] = "likely to be wanted next"
     if reason := sweeping.reason_to_recycle(here):
         watchdog.retire(reason)
+    here.look_around()  # last: it hangs where a file system hangs
     return moved

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import distributions
+from threading import Lock
 
 import redis
 from PIL import Image
@@ -66,6 +67,7 @@ class Runtime:
     redis: redis.Redis
     keys: Keys
     content_cache: ContentCache | None = None
+    looking: Lock = field(default_factory=Lock)
 
     def pictures(self, model: Model, model_id: str) -> Pictures:
         """What prepares the pictures of one call."""
@@ -90,8 +92,13 @@ class Runtime:
         self.look_around()  # last: it hangs where a file system hangs
 
     def look_around(self) -> None:
-        """Tell the fleet what is wrong on this machine."""
-        self.tracker.complain(complaints(self.settings, device=self.placement.device))
+        """Tell the fleet what is wrong on this machine; nothing while an earlier look still hangs:
+        there is one with every sweep, and each would hold a thread."""
+        if self.looking.acquire(blocking=False):
+            try:
+                self.tracker.complain(complaints(self.settings, device=self.placement.device))
+            finally:
+                self.looking.release()
 
     def close(self) -> None:
         """Fail what waits, give all memory back, take the worker off the list."""

@@ -1,6 +1,8 @@
 """A worker's parts, put together for real, with plug-ins that behave and plug-ins that do not."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -107,3 +109,23 @@ def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
 def test_a_pinned_model_that_nobody_knows_is_told(caplog, here):
     told = [one.getMessage() for one in caplog.get_records("setup")]
     assert any(one.startswith("CLIPYARD_PINNED: no model 'nobody/knows'") for one in told)
+
+
+def test_a_file_system_that_hangs_holds_up_one_look_around_and_not_those_that_follow(
+    here, monkeypatch
+):
+    looks, mended = [Event(), Event()], Event()
+    left = iter(looks)
+
+    def hang(*_, **__):
+        next(left).set()
+        mended.wait(20)
+        return ()
+
+    monkeypatch.setattr(runtime, "complaints", hang)
+    with ThreadPoolExecutor() as threads:
+        threads.submit(here.look_around)
+        assert looks[0].wait(20)
+        here.look_around()
+        assert not looks[1].is_set()
+        mended.set()
