@@ -251,6 +251,12 @@ GUARDS = [
     (SUSPECTS, ">= TWICE", ">= 99", "worker/delivery/test_suspects.py -k condemned"),
     (
         SUSPECTS,
+        " or redis.call('HGET', KEYS[1], 'answered')",
+        "",
+        "worker/delivery/test_suspects.py -k before_its_deadline",
+    ),
+    (
+        SUSPECTS,
         " or not _is_alive(process, seen[process])",
         " or True",
         "worker/delivery/test_suspects.py -k first_worker_lives",
@@ -481,8 +487,8 @@ GUARDS = [
     ),
     (
         "worker/tracker.py",
-        "if told := self._store.get(self._keys.current):",
-        "if told := None:",
+        'if told := text(self._store.get(self._keys.current) or b""):',
+        'if told := "":',
         "worker/test_tracker.py -k comes_later",
     ),
     (
