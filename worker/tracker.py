@@ -191,7 +191,9 @@ class Tracker:
         with self._lock:
             given = knobs.model_dump(exclude_none=True)
             self._knobs = self._knobs.model_copy(update=given)
-        self._bequeath({"knobs": self._knobs.model_dump_json(exclude_none=True)})
+        with self._store.pipeline() as pipe:
+            self._leave(pipe, {"knobs": self._knobs.model_dump_json(exclude_none=True)})
+            pipe.execute()
         self._wake.set()
 
     def current(self) -> str:
@@ -199,14 +201,16 @@ class Tracker:
         return self._own or self._fleet or self._environment.default_model
 
     def make_current(self, model_id: str, *, reach: Literal["worker", "fleet"]) -> None:
-        """For this worker, or for clients and workers to come as well. Returns once it is kept."""
-        if reach == "fleet":
-            with self._writing:  # else a beat under way could bring back the one before
-                self._own, self._fleet = None, model_id
-                self._store.set(self._keys.current, model_id, ex=self._expiry_s)
-        else:
-            self._own = model_id
-        self._bequeath({"current": self._own or "", "fleet": self._fleet or ""})
+        """For this worker, or for clients and workers to come as well. Returns once it is kept;
+        until then nothing has changed, so a switch that finds Redis away can be done again."""
+        # Else a beat under way could bring back the one before.
+        with self._writing, self._store.pipeline() as pipe:
+            own, fleet = (model_id, self._fleet) if reach == "worker" else (None, model_id)
+            if reach == "fleet":
+                pipe.set(self._keys.current, model_id, ex=self._expiry_s)
+            self._leave(pipe, {"current": own or "", "fleet": fleet or ""})
+            pipe.execute()
+            self._own, self._fleet = own, fleet
         self._wake.set()
 
     def resume(self) -> None:
@@ -225,11 +229,6 @@ class Tracker:
             return
         self._own = text(will.get(b"current", b"")) or None
         self._fleet = text(will.get(b"fleet", b"")) or None
-
-    def _bequeath(self, fields: Mapping[FieldT, EncodableT]) -> None:
-        with self._store.pipeline() as pipe:
-            self._leave(pipe, fields)
-            pipe.execute()
 
     def _leave(self, pipe: "redis.client.Pipeline", fields: Mapping[FieldT, EncodableT]) -> None:
         pipe.hset(self._keys.will(self._node), mapping=fields)

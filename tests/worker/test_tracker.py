@@ -266,6 +266,20 @@ def test_a_restarted_worker_takes_up_what_its_predecessor_had_if_told_so(make, s
     assert other.current() == "clip/a"
 
 
+@pytest.mark.parametrize("reach", ["worker", "fleet"])
+def test_a_model_is_not_current_before_redis_has_kept_it(make, store, keys, monkeypatch, reach):
+    tracker = make()
+
+    def away(*_):
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", away)
+    with pytest.raises(redis.ConnectionError):
+        tracker.make_current("text/b", reach=reach)
+    assert tracker.current() == "clip/a"
+    assert not store.exists(keys.current, keys.will("gpu0@here"))
+
+
 def test_a_will_that_cannot_be_read_does_not_keep_a_worker_from_starting(
     make, settings, store, keys
 ):
