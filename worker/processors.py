@@ -1,10 +1,12 @@
 """How many processor cores this process may use."""
 
+import math
 import os
 import sys
-from math import ceil
 from pathlib import Path
 from threading import Lock, get_native_id
+
+from .cgroups import groups
 
 MOST_DECODE_THREADS = 64
 ASIDE = 5  # niceness: a third of what others get where there is not enough for all
@@ -35,17 +37,17 @@ of those who run a model while more waits to be run."""
 
 
 def available(*, root: Path = Path("/")) -> int:
-    """Cores by affinity and, inside a container, by its share of processor time.
+    """Cores by affinity and by the share of processor time that a container or service gets.
 
     Args:
-        root: where `sys` is mounted.
+        root: where `proc` and `sys` are mounted.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:  # macOS, Windows
         cores = os.cpu_count() or 1
-    share = _share(root / "sys/fs/cgroup")
-    return cores if share is None else max(1, min(cores, ceil(share)))
+    share = min((_share(*group) for group in groups("cpu", root=root)), default=math.inf)
+    return cores if share >= cores else max(1, math.ceil(share))
 
 
 def decode_threads() -> int:
@@ -64,14 +66,14 @@ def step_aside() -> None:
         os.setpriority(*this, min(19, os.getpriority(*this) + ASIDE))
 
 
-def _share(cgroup: Path) -> float | None:
-    """Cores' worth of time that the container gets; None where nothing limits it."""
+def _share(version: int, folder: Path) -> float:
+    """Cores' worth of time that a control group gets."""
     try:
-        if (file := cgroup / "cpu.max").exists():
-            quota, period = file.read_text().split()
+        if version == 2:
+            quota, period = (folder / "cpu.max").read_text().split()
         else:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
     except OSError:
-        return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
+        return math.inf
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)

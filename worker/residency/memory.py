@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 import psutil
 
+from ..cgroups import groups
+
 __all__ = ["Bytes", "Memory", "Pressure", "PressureGauge", "next_level"]
 
 NO_LIMIT = 2**60  # cgroup v1 says "no limit" with a number near 2**63
@@ -63,25 +65,9 @@ class Memory:
 
 
 def _cgroup_shares(root: Path) -> list[Bytes]:
-    """Every limit that applies to this process, from its own group up to the root's."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for hierarchy, controllers, path in (line.split(":", 2) for line in lines):
-        if hierarchy == "0" and not controllers:
-            top, files = root / "sys/fs/cgroup", V2
-        elif "memory" in controllers.split(","):
-            top, files = root / "sys/fs/cgroup/memory", V1
-        else:
-            continue
-        # In a container the path is often the host's and not visible: then the mount's top is ours.
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top) and (share := _share(folder, files)) is not None:
-                found.append(share)
-    return found
+    """Every limit that applies to this process."""
+    found = (_share(folder, FILES[version]) for version, folder in groups("memory", root=root))
+    return [share for share in found if share is not None]
 
 
 @dataclass(frozen=True)
@@ -91,8 +77,10 @@ class _Files:
     reclaimable: str  # the line of memory.stat with page cache that goes before anyone is killed
 
 
-V2 = _Files("memory.max", "memory.current", "inactive_file")
-V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+FILES = {  # by version
+    1: _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: _Files("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def _share(group: Path, files: _Files) -> Bytes | None:
