@@ -37,8 +37,7 @@ KINDS: dict[str, type[Request]] = {
 def held(line: Line) -> Talk[list[Evidence]]:
     """Everything in quarantine, the newest first."""
     found = yield lambda r: r.hgetall(line.keys.quarantine)
-    evidence = [Evidence.model_validate_json(text) for text in found.values()]
-    return sorted(evidence, key=lambda it: it.at, reverse=True)
+    return sorted(map(_evidence, found.values()), key=lambda it: it.at, reverse=True)
 
 
 def one(line: Line, id: str) -> Talk[Evidence]:
@@ -49,7 +48,7 @@ def one(line: Line, id: str) -> Talk[Evidence]:
     text = yield lambda r: r.hget(line.keys.quarantine, id)
     if text is None:
         raise BadRequest(f"{id!r} is not in quarantine; see `clipyard quarantine list`")
-    return Evidence.model_validate_json(text)
+    return _evidence(text)
 
 
 def again(line: Line, id: str) -> Talk[Message]:
@@ -87,6 +86,10 @@ def forgotten(line: Line, id: str) -> Talk[None]:
     """
     yield from one(line, id)
     yield lambda r: r.hdel(line.keys.quarantine, id)
+
+
+def _evidence(text: bytes) -> Evidence:
+    return Evidence.model_validate_json(text, extra="ignore")  # a newer worker's may have more
 
 
 def _clean(client: Any, *, keys: Keys, id: str) -> Any:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from api_client import Client, Settings
@@ -41,3 +43,11 @@ def test_what_is_not_there_is_neither_sent_again_nor_dropped(lonely):
     for talk in (talks.again, talks.forgotten, talks.one):
         with pytest.raises(BadRequest, match="clipyard quarantine list"):
             lonely._hold(talk(lonely._desk.line, "r\n\u00e9"))
+
+
+def test_what_a_newer_worker_has_written_is_read(lonely, store, keys):
+    newer = evidence("r", names.LOAD, {"model": "m"}).model_dump() | {"since": "the next version"}
+    newer["crashes"][0]["signal"] = 9
+    store.hset(keys.quarantine, "r", json.dumps(newer))
+    for talk in (talks.held(lonely._desk.line), talks.one(lonely._desk.line, "r")):
+        assert lonely._hold(talk)

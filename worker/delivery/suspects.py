@@ -166,7 +166,7 @@ class Suspects:
                 pipe.hgetall(self._keys.worker(process.partition(" ")[0]))
             seen = dict(zip(found, pipe.execute(), strict=True))
         crashes = [
-            Crash.model_validate_json(note)
+            Crash.model_validate_json(note, extra="ignore")  # a newer worker's may have more
             for process, note in found.items()
             if process.startswith(f"{self._node} ") or not _is_alive(process, seen[process])
         ]

@@ -109,6 +109,12 @@ def test_who_takes_its_process_down_twice_is_condemned(process):
     assert dead
 
 
+def test_a_crash_that_a_newer_worker_noted_is_known(store, keys, process):
+    store.hset(keys.started("r"), "gpu9@b 1.5", '{"worker": "gpu9@b", "at": 1.5, "signal": 9}')
+    with process().begin("r") as start:
+        assert [crash.worker for crash in start.crashes] == ["gpu9@b"]
+
+
 def test_who_was_at_one_crash_is_tried_again_and_forgiven_when_it_ends(process):
     dead = dies_over(process())
     with process().begin("r") as start:
