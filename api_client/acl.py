@@ -38,7 +38,7 @@ class Right:
 
 # Every connection greets, names itself and keeps alive. None of these reads or writes a key.
 _EVERYBODY = (
-    "+ping +hello +auth +select +client|setinfo +client|setname +multi +exec +discard +watch"
+    "+ping +hello +auth +select +client|setinfo +client|setname +multi +exec +discard"
     " +unwatch +time +script|load +script|exists"
 )
 _QUEUES = "embed* control* *.dq2*"
@@ -67,7 +67,8 @@ _LISTEN = (
 _GIVE_BACK = (
     Right("+set +get +del +expire +eval +evalsha", "unacked_mutex"),
     Right(
-        "+hset +hget +hdel +hvals +zadd +zrem +zscore +zrange +zrevrangebyscore +rpush +lpush",
+        "+watch +hset +hget +hdel +hvals +zadd +zrem +zscore +zrange +zrevrangebyscore"
+        " +rpush +lpush",
         f"unacked unacked_index {_QUEUES}",
     ),
 )

@@ -1,5 +1,6 @@
 """Four roles at one Redis: each does its work, none does another's, and none tells secrets."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -92,6 +93,19 @@ def test_the_dashboard_shows_the_worker_and_its_buttons_work(
         asked = {"model": "fake/other", "worker": "cpu0@here"}
         for action in ("load", "unload"):
             assert http.post(f"/models/do/{action}", json=asked).json()["answers"][0]["changed"]
+    assert not denials(installation)
+
+
+@pytest.mark.parametrize("role", [Role.WORKER, Role.DASHBOARD])
+def test_what_a_dead_worker_held_is_given_back(installation: Installation, role: Role) -> None:
+    held, queue = f"{installation.prefix}:unacked", "embed-of-the-dead"
+    app = celery_app(installation.settings(role))
+    with installation.connect(Role.ADMIN) as admin, app.connection_for_read() as connection:
+        admin.hset(held, "tag", json.dumps([{"properties": {"priority": 0}}, "", queue]))
+        connection.default_channel.qos.restore_by_tag("tag")
+        assert not admin.hexists(held, "tag")
+        assert admin.delete(f"{installation.prefix}:{queue}")
+    app.close()
     assert not denials(installation)
 
 
