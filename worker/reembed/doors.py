@@ -61,10 +61,16 @@ class Doors:
 
 
 def _reached(address: str, prefixes: Sequence[str], setting: str) -> str:
-    if ANY in prefixes or f"{address}/".startswith(tuple(prefixes)):
+    if ANY in prefixes or any(_leads_below(address, prefix) for prefix in prefixes):
         return address
     allowed = ", ".join(prefixes) or "none"
     raise JobRefused(f"jobs may not reach {address!r} from this worker ({setting}: {allowed})")
+
+
+def _leads_below(address: str, prefix: str) -> bool:
+    """`http://db` is not `http://db.evil`, and libpq takes another host from behind a `?`."""
+    base = prefix if prefix.endswith("/") else f"{prefix}/"
+    return f"{address}/".startswith(base) and "?" not in f"{address}/".removeprefix(base)
 
 
 def _real(roots: Sequence[Path]) -> tuple[Path, ...]:

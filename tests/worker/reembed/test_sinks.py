@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -268,6 +269,31 @@ def test_qdrant_gets_the_key_of_the_environment(monkeypatch, tmp_path):
             open_sink(Place(kind="qdrant", where=address), SPACE, doors)
         server.shutdown()
     assert set(heard) == {"open sesame"}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "kind", "address"),
+    [
+        ("http://127.0.0.1:{port}", "qdrant", "http://127.0.0.1:{port}@localhost:{port}"),
+        ("http://localhost", "qdrant", "http://localhost:{port}"),
+        ("postgresql://a@b/", "pgvector", "postgresql://a@b/c?host=127.0.0.1&port={port}"),
+    ],
+)
+def test_a_job_reaches_no_server_but_an_allowed_one(allowed, kind, address):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        doors = Doors(WorkerSettings.read(sink_addresses=[allowed.format(port=port)]))
+        with pytest.raises(JobRefused, match="CLIPYARD_SINK_ADDRESSES"):
+            open_sink(Place(kind=kind, where=address.format(port=port)), SPACE, doors)
+        with pytest.raises(BlockingIOError):  # nobody has come, with a password or without
+            server.accept()
+
+
+@pytest.mark.parametrize("address", ["postgresql://a@b/c?sslmode=require", "http://b:6333/c"])
+def test_a_job_reaches_what_is_allowed_as_it_stands(address):
+    doors = Doors(WorkerSettings.read(sink_addresses=[address]))
+    assert doors.reaching(address) == address
 
 
 @pytest.mark.parametrize("kind", ["qdrant", "lancedb", "pgvector"])
