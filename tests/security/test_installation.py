@@ -71,6 +71,8 @@ def test_a_bulk_job_runs_under_these_rights(installation: Installation) -> None:
         job = client.reembed(
             folder, sink=installation.folder / "vectors" / "a", model="fake/vision"
         )
+        assert job.pause().state == "paused"
+        job.resume()
         assert job.wait(timeout=60).done == 5
         assert job.id in [status.id for status in client.jobs()]
     assert not denials(installation)
