@@ -18,7 +18,8 @@ class Doors:
     """What one worker lets jobs open.
 
     Args:
-        settings: `image_roots`, `image_stores`, `sink_roots` and `sink_addresses` count.
+        settings: `image_roots`, `image_stores`, `sink_roots` and `sink_addresses` count, and
+            `max_image_bytes`.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -26,6 +27,7 @@ class Doors:
         self._written = _real(settings.sink_roots)
         self._stores = settings.image_stores
         self._addresses = settings.sink_addresses
+        self.max_image_bytes = settings.max_image_bytes
 
     def reading(self, path: str) -> Path:
         """A file or folder to read, links resolved.

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from pyarrow import parquet
 
-from api_client.wire.errors import ImageForbidden, ImageMissing, JobRefused
+from api_client.wire.errors import ImageForbidden, ImageMissing, ImageTooLarge, JobRefused
 from api_client.wire.jobs import Place
 from api_client.wire.messages import PathRef, UrlRef
 from worker.reembed.doors import Doors
@@ -245,6 +245,16 @@ def test_stores_that_the_settings_do_not_name_are_not_reached(source, tmp_path):
     listed = source("list", tmp_path / "list.txt")
     [item] = listed.walk()
     with pytest.raises(ImageForbidden):
+        listed.fetch(item)
+
+
+def test_no_more_of_an_archive_is_read_than_a_picture_may_have(source, tmp_path):
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.truncate(2**40)
+    (tmp_path / "list.txt").write_text(f"x.tar::a.jpg@0+{2**40}\n")
+    listed = source("list", tmp_path / "list.txt")
+    [item] = listed.walk()
+    with pytest.raises(ImageTooLarge):
         listed.fetch(item)
 
 

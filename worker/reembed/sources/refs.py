@@ -10,13 +10,19 @@ import os
 import re
 from pathlib import Path
 
-from api_client.wire.errors import ImageForbidden, ImageMissing, JobRefused, StoreDown
+from api_client.wire.errors import (
+    ImageForbidden,
+    ImageMissing,
+    ImageTooLarge,
+    JobRefused,
+    StoreDown,
+)
 from api_client.wire.messages import PathRef, UrlRef
 
 from ..doors import Doors
 from . import Content
 
-_MEMBER = re.compile(r"(?P<file>.+)::.+@(?P<begin>\d+)\+(?P<length>\d+)", re.DOTALL)
+_MEMBER = re.compile(r"(?P<file>.+)::.+@(?P<begin>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL)
 
 
 def member(file: Path, name: str, *, begin: int, length: int) -> str:
@@ -29,14 +35,19 @@ def content(ref: str, doors: Doors) -> Content:
 
     Raises:
         ImageMissing, ImageForbidden: no archive is there, or the worker may not open it.
+        ImageTooLarge: the member has more bytes than a picture may have.
         StoreDown: it cannot be read at the moment.
     """
     try:
         if "://" in ref:
             return UrlRef(url=ref)
         if found := _MEMBER.fullmatch(ref):
-            file = doors.reading(found["file"])
-            return _part(file, int(found["begin"]), int(found["length"]))
+            file, length = doors.reading(found["file"]), int(found["length"])
+            if length > doors.max_image_bytes:
+                raise ImageTooLarge(
+                    f"the member of {str(file)!r} has more than {doors.max_image_bytes} bytes"
+                )
+            return _part(file, int(found["begin"]), length)
     except JobRefused as refused:
         raise ImageForbidden(str(refused)) from None
     return PathRef(path=ref)
