@@ -202,6 +202,22 @@ def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path
             list(source("webdataset", tmp_path / name).walk())
 
 
+@pytest.mark.parametrize("fields", ["[" * 50_000, "5", "{"])
+def test_fields_that_are_no_object_are_refused_by_their_name(source, tmp_path, fields):
+    write_tar(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.json", fields.encode())])
+    with pytest.raises(JobRefused, match=r"a\.json is no JSON object"):
+        ids(source("webdataset", tmp_path / "s.tar"))
+
+
+def test_what_lies_outside_the_roots_is_neither_walked_nor_told(source, tmp_path):
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+    outside.mkdir()
+    write_tar(outside / "secret.tar", [])
+    with pytest.raises(JobRefused, match="CLIPYARD_IMAGE_ROOTS") as refusal:
+        source("webdataset", outside / "*.tar")
+    assert "secret" not in str(refusal.value)
+
+
 class Kept(MemoryFileSystem):
     """Keeps its listings, as drivers of object stores do."""
 

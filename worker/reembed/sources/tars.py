@@ -27,7 +27,7 @@ class Tars:
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
-        self._shards = [doors.reading(str(shard)) for shard in _expand(place.where)]
+        self._shards = [doors.reading(str(shard)) for shard in _expand(place.where, doors)]
         self._where = place.where
         self._doors = doors
 
@@ -49,16 +49,16 @@ class Tars:
         return content(item.ref, self._doors)
 
 
-def _expand(where: str) -> list[Path]:
+def _expand(where: str, doors: Doors) -> list[Path]:
     if run := re.search(r"\{(\d+)\.\.(\d+)\}", where):
         first, last = run[1], run[2]
         numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
         return [Path(where[: run.start()] + n + where[run.end() :]) for n in numbers]
     if not MAGIC & set(where):
         return [Path(where)]
-    base, pattern = split(where)
-    meant = matching(pattern)
-    return sorted(p for p in Path(base).rglob("*.tar") if meant(str(p.relative_to(base))))
+    folder, pattern = split(where)
+    base, meant = doors.reading(folder), matching(pattern)
+    return sorted(p for p in base.rglob("*.tar") if meant(str(p.relative_to(base))))
 
 
 def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
@@ -90,7 +90,7 @@ def _sample(
     if fields := members.get(".json"):
         try:
             meta |= json.loads(_small(tar, fields) or b"{}")
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise JobRefused(f"{shard}: {fields.name} is no JSON object") from None
     yield Item(
         id=f"{shard.stem}/{key}",
