@@ -51,7 +51,7 @@ class Pass:
             if unit not in list(Unit) or not number.isdecimal() or not int(number):
                 raise BadSettings(
                     "CLIPYARD_GATEWAY_TOKENS: after a token stand its limits per minute, "
-                    f"as rpm=600 ipm=20000; one says {word!r}"
+                    "as rpm=600 ipm=20000; between two tokens stands a comma or a new line"
                 )
             limits[Unit(unit)] = int(number)
         return cls(token, limits)

@@ -99,7 +99,9 @@ def test_without_redis_a_limited_token_is_told_that_nobody_can_answer():
         assert embed(alone, FREE).status_code == 200
 
 
-@pytest.mark.parametrize("words", ["rpm", "rpm=", "rpm=0", "rpm=-1", "tpm=5", "rpm=1.5", "a b"])
+@pytest.mark.parametrize(
+    "words", ["rpm", "rpm=", "rpm=0", "rpm=-1", "tpm=5", "rpm=1.5", "a b", HURRIED]
+)
 def test_a_limit_that_is_none_is_refused_without_quoting_the_token(words):
     settings = GatewaySettings.read(
         redis_url="redis://127.0.0.1:1/0", gateway_tokens=f"{FREE} {words}"
@@ -107,4 +109,5 @@ def test_a_limit_that_is_none_is_refused_without_quoting_the_token(words):
     with pytest.raises(BadSettings, match="rpm=600 ipm=20000") as refused:
         settings.guarded()
     assert FREE not in str(refused.value)
+    assert HURRIED not in str(refused.value)
     assert FREE not in repr(Pass.parse(FREE))
