@@ -92,17 +92,22 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         path = os.environ.get(_file_variable(field_name), "") if _is_secret(field) else ""
+        if not path:
+            return None, field_name, False
         try:
-            return (Path(path).read_text().strip() if path else None), field_name, False
+            secret = Path(path).read_text().strip()
         except (OSError, ValueError) as error:
             raise BadSettings(
                 f"{_file_variable(field_name)}: cannot read {path}: {error}"
             ) from None
+        if not secret:  # as if there were none, everybody would be let in
+            raise BadSettings(f"{_file_variable(field_name)}: {path} is empty")
+        return secret, field_name, False
 
     def __call__(self) -> dict[str, Any]:
         fields = self.settings_cls.model_fields.items()
         values = {name: self.get_field_value(field, name)[0] for name, field in fields}
-        return {PREFIX + name: value for name, value in values.items() if value}
+        return {PREFIX + name: value for name, value in values.items() if value is not None}
 
 
 def _file_variable(field: str) -> str:

@@ -104,6 +104,15 @@ def test_a_config_file_that_cannot_be_used_is_one_line(monkeypatch, tmp_path, co
         Settings.read()
 
 
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_an_empty_file_is_no_secret_and_lets_nobody_in(monkeypatch, tmp_path, content):
+    file = tmp_path / "signing.key"
+    file.write_text(content)
+    monkeypatch.setenv("CLIPYARD_SIGNING_KEY_FILE", str(file))
+    with pytest.raises(BadSettings, match=r"CLIPYARD_SIGNING_KEY_FILE: .* is empty"):
+        Settings.read()
+
+
 def test_variables_of_other_programs_are_not_taken_for_ours(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     monkeypatch.setenv("SLOTS", "9")
