@@ -16,7 +16,7 @@ from pydantic_settings import NoDecode
 from . import correlation
 from .settings import Settings
 
-__all__ = ["PARTS", "LogSettings", "part_of", "set_up"]
+__all__ = ["ESCAPES", "PARTS", "LogSettings", "part_of", "set_up"]
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -37,6 +37,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "messages": ("celery", "kombu", "worker.delivery"),
 }
 OTHER = "other"
+
+# For str.translate: what others wrote moves no cursor and tells a terminal nothing.
+ESCAPES: Mapping[int, str] = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"
+}
 
 _TEXT = "%(asctime)s %(levelname)s %(part)s: %(message)s%(about)s"
 
@@ -79,7 +84,7 @@ def set_up(settings: LogSettings) -> None:
 
     Handlers that others have added stay.
     """
-    formatter = _JsonLines() if settings.log_format == "json" else logging.Formatter(_TEXT)
+    formatter = _JsonLines() if settings.log_format == "json" else _TextLines(_TEXT)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if settings.log_dir:
         settings.log_dir.mkdir(parents=True, exist_ok=True)
@@ -117,6 +122,13 @@ def _mark(record: logging.LogRecord) -> bool:
     record.part, record.correlation = part_of(record.name), about
     record.about = f" [{about}]" if about else ""
     return True
+
+
+class _TextLines(logging.Formatter):
+    """For people. What goes on after the first line, a traceback too, is indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).translate(ESCAPES).replace("\n", "\n    ")
 
 
 class _JsonLines(logging.Formatter):

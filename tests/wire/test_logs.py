@@ -16,7 +16,7 @@ from api_client.wire import correlation, logs
 logs.set_up(logs.LogSettings.read())
 logging.getLogger("worker.residency.slots").debug("a lease for %s", "clip/a")
 with correlation.about("order-7"):
-    logging.getLogger("worker.datapath.batcher").warning("two\\nlines")
+    logging.getLogger("worker.datapath.batcher").warning("two\\n\\x1b[2Jlines")
     logging.getLogger("worker.residency.sweeping").info("never shown")
 try:
     1 / 0
@@ -42,9 +42,9 @@ def test_lines_are_readable_by_default_and_each_part_has_its_level(said):
     lines = said(CLIPYARD_LOG_LEVELS="slots=debug,sweeps=WARNING")
     assert lines[0].endswith("DEBUG slots: a lease for clip/a")
     assert "WARNING data: two" in lines[1]
-    assert lines[2] == "lines [order-7]"
+    assert lines[2] == r"    \x1b[2Jlines [order-7]"
     assert not any("never shown" in line for line in lines)
-    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert lines[-1] == "    ZeroDivisionError: division by zero"
 
 
 def test_a_level_is_its_parts_own_though_another_ones_loggers_lie_below_it(said):
@@ -57,7 +57,7 @@ def test_on_demand_every_line_is_one_json_object_with_the_callers_id(said):
     batch, sweep, broken = map(json.loads, said(CLIPYARD_LOG_FORMAT="json"))
     assert (batch["part"], batch["message"], batch["correlation"]) == (
         "data",
-        "two\nlines",
+        "two\n\x1b[2Jlines",
         "order-7",
     )
     assert sweep["level"] == "INFO"
