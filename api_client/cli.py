@@ -232,12 +232,13 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Tell why a model is here, why it went, and what goes next."""
+    from . import show
     from .status import why as sentences
 
     with _client() as client:
         ids = {alias: entry.id for entry in client.models() for alias in entry.aliases}
         told = sentences(client.status(), ids.get(model, model))
-    print(json.dumps(told) if as_json else "\n".join(told))
+    show.line(json.dumps(told) if as_json else "\n".join(told))
 
 
 @app.command()
@@ -427,5 +428,7 @@ def _managed(answers: Any, as_json: bool) -> None:
 
 
 def _end(error: Exception, code: int) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    from . import show
+
+    show.line(f"error: {error}", stderr=True)
     sys.exit(code)

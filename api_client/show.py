@@ -11,17 +11,32 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from .doctor import Report
 from .inputs import printable
 from .results import Item
+from .wire.logs import ESCAPES
 
 SHOWN_NUMBERS = 4  # of a vector in a table
 
 
+class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(text.translate(ESCAPES), **options)
+
+
 def console(*, stderr: bool = False) -> Console:
-    """Where what people wrote, as texts, names and errors, is printed as they wrote it."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    """Where what people wrote, as texts, names and errors, is printed as they wrote it.
+
+    But for control characters: the events and jobs of others are shown, on this terminal.
+    """
+    return _Console(stderr=stderr, markup=False, emoji=False)
+
+
+def line(text: str, *, stderr: bool = False) -> None:
+    """Print it as it is, for pipes too, but for control characters."""
+    print(text.translate(ESCAPES), file=sys.stderr if stderr else sys.stdout)
 
 
 def grid(*headers: str, **options: Any) -> Table:
@@ -83,7 +98,7 @@ def failures(names: Sequence[str], items: Sequence[Item]) -> None:
     """A line on standard error for every item that failed."""
     for name, item in zip(names, items, strict=True):
         if item.error:
-            print(f"{name}: {item.error.code}: {item.error}", file=sys.stderr)
+            line(f"{name}: {item.error.code}: {item.error}", stderr=True)
 
 
 def doctor(report: Report, *, as_json: bool) -> None:

@@ -151,15 +151,19 @@ def verify(job: JobArgument, as_json: Json = False) -> None:
 @app.command()
 def switch(job: JobArgument) -> None:
     """Let a migration's name lead to the new collection."""
+    from .. import show
+
     with _client() as client:
-        print(client.job(job).switch().message)
+        show.line(client.job(job).switch().message)
 
 
 @app.command("switch-back")
 def switch_back(job: JobArgument) -> None:
     """Let a migration's name lead to the old collection again."""
+    from .. import show
+
     with _client() as client:
-        print(client.job(job).switch_back().message)
+        show.line(client.job(job).switch_back().message)
 
 
 def _client() -> "Client":

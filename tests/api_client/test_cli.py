@@ -309,3 +309,12 @@ def test_every_command_and_exit_code_is_documented():
     assert {name for name in commands if f"`{name}`" not in page} == set()
     for code in (0, cli.FAILED, cli.USAGE, cli.NOBODY, cli.INTERRUPTED):
         assert f"| {code} |" in page
+
+
+def test_what_others_wrote_tells_the_terminal_nothing(clipyard):
+    title = "\x1b]0;mine\x07"
+    _, shown, _ = clipyard("text", title)
+    _, _, refused = clipyard("load", title)
+    for said in (shown, refused):
+        assert "mine" in said
+        assert not {"\x1b", "\x07"} & set(said)
