@@ -41,9 +41,8 @@ def opened(
     if not keys:
         return plain
     given = payload.get(FIELD)
-    if not isinstance(given, str) or not any(
-        hmac.compare_digest(_mac(key, task, request, plain).encode(), given.encode())
-        for key in keys
+    if not (isinstance(given, str) and given.isascii()) or not any(
+        hmac.compare_digest(_mac(key, task, request, plain), given) for key in keys
     ):
         raise NotSigned(
             "the request is not signed with this installation's key: set CLIPYARD_SIGNING_KEY "

@@ -37,6 +37,7 @@ def test_without_a_key_nothing_is_signed_and_nothing_asked_for() -> None:
         {"signature": None},
         {"signature": ""},
         {"signature": "é"},
+        {"signature": "\ud800"},
         {"signature": ["x"]},
     ],
 )
