@@ -193,6 +193,26 @@ def test_a_message_that_holds_code_is_not_unpacked(installation: Installation) -
     assert not trace.exists()
 
 
+def test_a_message_that_cannot_be_read_ends_no_worker_and_is_not_shown(
+    installation: Installation,
+) -> None:
+    fit: dict[str, object] = {"id": "x", "task": names.EMBED_BATCH}
+    odd: list[dict[str, object]] = [{"task": "none"}, {"task": {}}, {"id": []}, {"timelimit": 5}]
+    dropped = installation.log("worker").count("a message was dropped")
+    app = celery_app(installation.settings())
+    with app.connection_for_write() as connection, installation.client() as client:
+        for headers in [{}, *odd]:
+            connection.Producer(serializer="json").publish(
+                [[], {"texts": [CANARY]}, {}],
+                routing_key=names.EMBED,
+                headers=fit | headers,
+            )
+        assert len(client.embed_texts(["behind them"])) == 1
+    app.close()
+    assert installation.log("worker").count("a message was dropped") == dropped + len(odd)
+    assert CANARY not in installation.log("worker")
+
+
 @pytest.mark.parametrize("role", PROCESSES)
 def test_a_role_does_nothing_else(installation: Installation, role: Role) -> None:
     with installation.connect(role) as connection, connection.client() as one:

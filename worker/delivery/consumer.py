@@ -10,15 +10,16 @@ Private parts in use, checked with celery 5.7.0 and kombu 5.7.0; tests/flow/test
 is what says whether another version still agrees:
 
 - `kombu.transport.virtual.QoS._delivered`: the messages that a channel has handed out.
-- undocumented, though without an underscore: `Consumer.on_connection_error_after_connected` and
-  `Consumer.Blueprint.default_steps` of celery; `QoS.restore_by_tag`, `Channel.do_restore`,
-  `Channel.unacked_index_key`, `Channel.conn_or_acquire` and `Transport.channels` of kombu.
+- undocumented, though without an underscore: `Consumer.on_connection_error_after_connected`,
+  `Consumer.create_task_handler` with what it calls, and `Consumer.Blueprint.default_steps` of
+  celery; `QoS.restore_by_tag`, `Channel.do_restore`, `Channel.unacked_index_key`,
+  `Channel.conn_or_acquire` and `Transport.channels` of kombu.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC
 from typing import Any, Protocol
 
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 LONGEST_RUN_S = 3600.0
 """The longest that one task may run; a task older than this is taken for wedged and let go."""
+
+SHOWN_CHARS = 100
 
 _RETRY_S = 1.0
 """Between attempts while Redis is away: renewals should be back before the sweeps of others."""
@@ -202,6 +205,40 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
     def __init__(self, *args: Any, **options: Any) -> None:
         self._lost_channels: list[Any] = []
         super().__init__(*args, **options)
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
+        """One that cannot be taken apart ends no worker: it would come back, and end the next."""
+        handle = super().create_task_handler(*args, **options)
+
+        def take(message: Any) -> None:
+            try:
+                handle(message)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                self._drop(message, error)
+
+        return take
+
+    # Celery would log what they hold.
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self._drop(message, "it names no task")
+
+    def on_unknown_task(self, body: Any, message: Any, error: Exception) -> None:
+        self._drop(message, "this worker knows no such task")
+
+    def on_invalid_task(self, body: Any, message: Any, error: Exception) -> None:
+        self._drop(message, error)
+
+    def on_decode_error(self, message: Any, error: Exception) -> None:
+        self._drop(message, error)
+
+    def _drop(self, message: Any, why: Exception | str) -> None:
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        shown = [repr(headers.get(name))[:SHOWN_CHARS] for name in ("task", "id")]
+        what = why if isinstance(why, str) else type(why).__name__
+        log.error("a message was dropped (%s): task %s, id %s", what, *shown)
+        if not message.acknowledged:
+            message.reject_log_error(log, self.connection_errors)
 
     def on_connection_error_after_connected(self, error: Exception) -> None:
         """Let the old channels close without giving running messages back to the queue."""

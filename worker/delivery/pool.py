@@ -130,6 +130,9 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
     compares its deadline with the clock when it asks.
     """
 
+    def on_start(self) -> None:
+        self._does_debug = False  # Celery's own line holds what is to be embedded
+
     def on_apply(
         self,
         target: Callable[..., Any],
