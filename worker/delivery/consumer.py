@@ -83,6 +83,10 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
         with self._settling:
             super().reject(requeue=requeue)
 
+    def info(self, safe: bool = False) -> Any:
+        """For Flower and `celery inspect`: what the sender lets be shown, and not what it holds."""
+        return super().info(safe=True)
+
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
         """One that found no memory has failed like any other.
 

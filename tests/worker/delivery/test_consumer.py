@@ -70,3 +70,23 @@ def test_a_message_that_is_settled_by_two_threads_at_once_is_settled_once():
     for thread in threads:
         thread.join()
     assert len(settled) == 1
+
+
+def test_who_looks_at_a_worker_is_shown_no_text():
+    headers = {"id": "1", "task": "t", "argsrepr": "()", "kwargsrepr": "2 texts"}
+    message = SimpleNamespace(
+        headers=headers,
+        body=[[], {"texts": ["canary"]}, {}],
+        properties={},
+        payload=[[], {"texts": ["canary"]}, {}],
+        delivery_info={},
+        content_type=None,
+        content_encoding=None,
+    )
+    request = consumer.Request(
+        message,
+        app=celery_app(Settings.read(redis_url="redis://x")),
+        task=SimpleNamespace(ignore_result=True),
+    )
+    assert "canary" not in str(request.info())
+    assert request.info()["kwargs"] == "2 texts"
