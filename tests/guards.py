@@ -127,7 +127,7 @@ GUARDS = [
     ),
     (WEB, "    _refuse_odd(host)\n", "", "worker/datapath/test_web.py -k odd_url"),
     (WEB, "address in _NAT64", "False", "worker/datapath/test_web.py -k internet_is_public"),
-    (STORES, " or _climbs(url)", "", "worker/datapath/test_stores.py -k nothing_else"),
+    (STORES, " or climbs(url)", "", "worker/datapath/test_stores.py -k nothing_else"),
     (
         STORES,
         "not url.startswith(self._prefixes) or ",

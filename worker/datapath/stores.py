@@ -38,7 +38,7 @@ class Stores:
             ImageMissing, ImageTooLarge, ImageUnreachable: as their names say.
         """
         name = repr(url if len(url) <= 200 else f"{url[:100]}...{url[-97:]}")
-        if not url.startswith(self._prefixes) or _climbs(url):
+        if not url.startswith(self._prefixes) or climbs(url):
             allowed = ", ".join(self._prefixes) or "none; set CLIPYARD_IMAGE_STORES"
             raise ImageForbidden(f"{name} is outside the image stores ({allowed})")
         protocol, _, path = url.partition("://")
@@ -67,7 +67,7 @@ def file_system(protocol: str) -> Any:
     return fsspec.filesystem(protocol, use_listings_cache=False)
 
 
-def _climbs(url: str) -> bool:
+def climbs(url: str) -> bool:
     """Whether some store could read the rest as a way out, or as another file system (`::`)."""
     plain = unquote(url).replace("\\", "/")
     return "::" in plain or "\0" in plain or not {".", ".."}.isdisjoint(plain.split("/"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from api_client.wire.errors import JobRefused
 
+from ..datapath.stores import climbs
 from ..settings import WorkerSettings
 
 ANY = "*"
@@ -51,6 +52,8 @@ class Doors:
         Raises:
             JobRefused: it is not below an image store.
         """
+        if climbs(url):
+            raise JobRefused(f"{url!r} leads out of its folder; name the one that is meant")
         return _reached(url, self._stores, "CLIPYARD_IMAGE_STORES")
 
     def reaching(self, address: str) -> str:

@@ -254,6 +254,13 @@ def test_anything_that_fsspec_opens_is_a_source(source):
     assert ids(source("fsspec", "memory://photos/**/2.*")) == ["a/b/2.jpg"]
 
 
+@pytest.mark.parametrize("where", ["photos/../private", "photos/%2e%2e/private"])
+def test_no_folder_beside_an_allowed_one_is_listed(source, where):
+    fsspec.filesystem("memory").pipe(f"/{where}/1.jpg", b"x")
+    with pytest.raises(JobRefused, match="leads out of its folder"):
+        ids(source("fsspec", f"memory://{where}"))
+
+
 def test_stores_that_the_settings_do_not_name_are_not_reached(source, tmp_path):
     with pytest.raises(JobRefused, match="CLIPYARD_IMAGE_STORES: memory"):
         source("fsspec", "s3://photos")
