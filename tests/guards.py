@@ -31,6 +31,7 @@ GATE, PASSES = "api_client/gateway/guard.py", "api_client/gateway/passes.py"
 BUDGETS, ACL = "api_client/gateway/budgets.py", "api_client/acl.py"
 AT_GATE, AT_BUDGETS = "api_client/gateway/test_guard.py", "api_client/gateway/test_budgets.py"
 WEIGHTS, OPEN_CLIP = "worker/backends/weights.py", "worker/backends/openclip.py"
+LOGS = "api_client/wire/logs.py"
 DOORS, MANIFEST = "worker/reembed/doors.py", "worker/reembed/manifest.py"
 
 # File, what stands there, what stands there without the guard, the test that must notice.
@@ -136,7 +137,7 @@ GUARDS = [
     ),
     (
         SIGNING,
-        "not isinstance(given, str) or not any(",
+        "not (isinstance(given, str) and given.isascii()) or not any(",
         "not any((True,)) and any(",
         "wire/test_signing.py -k changed",
     ),
@@ -497,6 +498,22 @@ GUARDS = [
         "pass",
         "worker/reembed/test_duty.py -k killed_writer",
     ),
+    (
+        DOORS,
+        ' and "?" not in f"{address}/".removeprefix(base)',
+        "",
+        "worker/reembed/test_sinks.py -k no_server_but",
+    ),
+    (DOORS, "if climbs(url):", "if False:", "worker/reembed/test_sources.py -k beside_an_allowed"),
+    (
+        "worker/reembed/sources/refs.py",
+        "if length > doors.max_image_bytes:",
+        "if False:",
+        "worker/reembed/test_sources.py -k than_a_picture",
+    ),
+    (SETTINGS, "if not secret:", "if False:", "wire/test_settings.py -k empty_file"),
+    (CONSUMER, "info(safe=True)", "info(safe=safe)", "worker/delivery/test_consumer.py -k no_text"),
+    (LOGS, ".translate(ESCAPES)", "", "wire/test_logs.py -k readable"),
 ]
 
 
