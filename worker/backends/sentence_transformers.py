@@ -62,6 +62,14 @@ class SentenceTransformers(TorchModel):
         self._alone = Lock()  # Hugging Face's tokenizers refuse a second thread
         return module  # type: ignore[no-any-return]
 
+    def rounded(self, module: nn.Module) -> nn.Module:
+        """As the library did already, but for networks that do not come from transformers.
+
+        It leaves as they are what rounding would spoil: the tables of rotary positions, where the
+        thousandth token of a long text would be off by a radian, and in float16 some layers of T5.
+        """
+        return module if module.dtype == self.dtype else super().rounded(module)
+
     def space(self) -> str:
         """Pooling and context length show in the module's text, the prompt does not."""
         return f"{super().space()}\n{self.module}{self._prompt}"
@@ -114,7 +122,8 @@ class SentenceTransformers(TorchModel):
                 cache_folder=str(cache / "hub") if cache else None,
                 local_files_only=offline,
                 trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},  # a pickle could run code
+                # A pickle could run code.
+                model_kwargs={"use_safetensors": True, "dtype": self.dtype},
             )
         except OSError:
             raise

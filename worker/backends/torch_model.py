@@ -36,8 +36,12 @@ class TorchModel(SimpleModel):
         """The module with its weights, on the CPU."""
         raise NotImplementedError
 
+    def rounded(self, module: nn.Module) -> nn.Module:
+        """What `build` made, in the precision of the placement."""
+        return module.to(self.dtype)
+
     def load(self) -> None:
-        module = self.build().requires_grad_(False).to(self.dtype).eval()
+        module = self.rounded(self.build().requires_grad_(False)).eval()
         self._identity = weights.identity(module.state_dict())
         self.settle(module)
 

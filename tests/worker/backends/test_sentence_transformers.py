@@ -69,6 +69,26 @@ def test_a_default_prompt_makes_another_space_and_counts_for_the_context(
     assert [model.prepare_text(nearly_full).truncated for model in models] == [False, True]
 
 
+def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry, tmp_path):
+    from sentence_transformers.sentence_transformer import modules
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+    from worker.backends.sentence_transformers import SentenceTransformers
+
+    shape = T5Config(vocab_size=99, d_model=32, d_kv=16, num_heads=2, num_layers=2, d_ff=64)
+    T5EncoderModel(shape).save_pretrained(tmp_path / "t5")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "t5")
+    transformer = modules.Transformer(str(tmp_path / "t5"), max_seq_length=16)
+    parts = [transformer, modules.Pooling(32), modules.Dense(32, 8)]
+    sentence_transformers.SentenceTransformer(modules=parts).save(str(tmp_path / "st"))
+    family = SimpleBackend(SentenceTransformers, Placement(offline=True, precision="float16"))
+    model = family.load(replace(entry, checkpoint=tmp_path / "st"))
+    types = {name: str(weights.dtype) for name, weights in model.module.named_parameters()}
+    kept = {name for name, kind in types.items() if kind == "torch.float32"}
+    assert kept == {name for name in types if ".wo." in name} != set()
+    assert set(types.values()) == {"torch.float32", "torch.float16"}
+
+
 def test_a_folder_that_is_none_is_unavailable(family, entry, tmp_path):
     for step in (family.check, family.load):
         with pytest.raises(WeightsUnavailable, match="is no folder of sentence-transformers"):
