@@ -61,10 +61,11 @@ class TorchModel(SimpleModel):
         return dtype
 
     def space(self) -> str:
-        """The content of the weights, whatever file they came from, and the options."""
+        """The class, its version, the content of the weights in whatever file, and the options."""
         entry = self.entry
+        own = f"{type(self).__qualname__} {self.about.version}".rstrip()
         options = (f"{name}={value!r}" for name, value in sorted(entry.options.items()))
-        return "\n".join((type(self).__qualname__, entry.architecture, self._identity, *options))
+        return "\n".join((own, entry.architecture, self._identity, *options))
 
     @torch.inference_mode()
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:

@@ -158,3 +158,12 @@ def test_timms_hub_is_asked_when_it_may_be(tmp_path, monkeypatch):
     with pytest.raises(WeightsUnavailable, match="away"):
         SimpleBackend(Timm, Placement(cache_dir=Path(tmp_path))).load(described)
     assert asked == [hub.constants.ENDPOINT]
+
+
+def test_another_version_of_a_class_answers_in_another_space(entry):
+    class Newer(Timm):
+        about = replace(Timm.about, version="2")
+
+    Newer.__qualname__ = Timm.__qualname__
+    models = [SimpleBackend(kind, Placement(offline=True)).load(entry) for kind in (Timm, Newer)]
+    assert models[0].traits.fingerprint != models[1].traits.fingerprint
