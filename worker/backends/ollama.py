@@ -185,7 +185,7 @@ class Ollama(SimpleModel):
         try:
             yield
         except (ConnectionError, httpx.ConnectError) as error:
-            raise BackendFailed(
+            raise NoAnswer(
                 f"Ollama at {self._url} is away: start it with `ollama serve`, "
                 "or set OLLAMA_HOST on the worker"
             ) from error

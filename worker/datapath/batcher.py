@@ -371,8 +371,8 @@ class Batcher:
         if isinstance(found, DeviceLost):
             self._lose(str(found))
             return [found] * len(batch)
-        if len(batch) == 1:
-            return [found]
+        if found.retryable or len(batch) == 1:  # what will pass is no row's fault
+            return [found] * len(batch)
         with self._to_run:
             self._turns.return_halves(batch)
         return []

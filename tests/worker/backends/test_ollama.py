@@ -169,7 +169,7 @@ def test_ollama_away_is_one_sentence(family):
         here = entry(double)
         model = family.load(here)
     for step in (lambda: family.check(here), lambda: family.load(here), lambda: texts(model, "a")):
-        with pytest.raises(BackendFailed, match=r"Ollama at http://127.* is away: start it"):
+        with pytest.raises(NoAnswer, match=r"Ollama at http://127.* is away: start it"):
             step()
     model.unload()
 

@@ -25,6 +25,7 @@ from api_client.wire.errors import (
     DeviceLost,
     Expired,
     ImageMissing,
+    NoAnswer,
     NonFiniteVector,
     NoWorker,
     OutOfMemory,
@@ -395,6 +396,19 @@ def test_a_typed_error_of_the_back_end_reaches_the_caller_as_it_is(desk: Desk) -
     desk.model.misbehave = refuse
     [outcome] = desk.embed(1).vectors
     assert str(outcome) == "the server of this family said no"
+
+
+def test_a_failure_that_will_pass_is_not_looked_for_in_halves_of_the_batch(desk: Desk) -> None:
+    tried: list[int] = []
+
+    def away(numbers: list[int]) -> None:
+        tried.append(len(numbers))
+        raise NoAnswer("the server of this family is away")
+
+    desk.model.misbehave = away
+    outcomes = desk.embed(1, 2, 3, 4).vectors
+    assert all(isinstance(outcome, NoAnswer) for outcome in outcomes)
+    assert sum(tried) == 4
 
 
 @pytest.mark.parametrize("kind_of_error", [RuntimeError, SystemExit, KeyboardInterrupt])
