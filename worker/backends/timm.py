@@ -17,7 +17,7 @@ from timm.models import model_entrypoint
 from torch import nn
 from torchvision.transforms import Normalize
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed
+from api_client.wire.errors import BadCheckpoint, ImageUnreadable, LoadFailed
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -68,7 +68,9 @@ class Timm(TorchModel):
             self._state(file, module)
         elif self.placement.offline:
             hub.require(f"the weights of {self.entry.id}", "", offline=True)
-        return bytes_of(module) * self.dtype.itemsize // torch.float32.itemsize
+        size = bytes_of(module) * self.dtype.itemsize // torch.float32.itemsize
+        self._refuse_maps(module.to("meta"))
+        return size
 
     def build(self) -> nn.Module:
         module: Any = self._without_weights()
@@ -99,8 +101,13 @@ class Timm(TorchModel):
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that timm's preprocessing would normalise."""
         image = image.convert("RGB")
-        for step in self._to_pixels:
-            image = step(image)
+        try:
+            for step in self._to_pixels:
+                image = step(image)
+        except ValueError as error:  # e.g. nothing is left of a thin strip
+            raise ImageUnreadable(
+                f"a picture of {image.width}x{image.height} cannot be resized: {error}"
+            ) from None
         return np.asarray(image)
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -123,6 +130,23 @@ class Timm(TorchModel):
             if not any(buffer.is_meta for buffer in module.buffers()):
                 return module
         return self._construct()
+
+    def _refuse_maps(self, module: nn.Module) -> None:
+        """Encoders that answer with a vector for each part of a picture.
+
+        Args:
+            module: on the meta device, where a pass computes shapes only.
+        """
+        data: Any = timm.data
+        config = data.resolve_data_config(dict(self.entry.options), model=module)
+        shape: tuple[int, ...] = (1, 0)  # as if of a network that cannot pass there
+        with suppress(Exception), torch.inference_mode():
+            shape = module.eval()(torch.empty(1, *config["input_size"], device="meta")).shape
+        if len(shape) != 2:
+            raise LoadFailed(
+                f"{self._name} answers a picture with {'x'.join(map(str, shape[1:]))} numbers, "
+                "not with one vector: take an architecture that pools"
+            )
 
     def _construct(self) -> nn.Module:
         try:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from skimage import data
 from timm.data import create_transform, resolve_model_data_config
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
+from api_client.wire.errors import BadCheckpoint, ImageUnreadable, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
 from worker.backends import hub
 from worker.backends.base import Placement
@@ -167,3 +167,16 @@ def test_another_version_of_a_class_answers_in_another_space(entry):
     Newer.__qualname__ = Timm.__qualname__
     models = [SimpleBackend(kind, Placement(offline=True)).load(entry) for kind in (Timm, Newer)]
     assert models[0].traits.fingerprint != models[1].traits.fingerprint
+
+
+def test_a_strip_of_which_a_border_leaves_nothing_is_unreadable(entry):
+    options = {**SMALL, "pretrained_cfg_overlay": {"crop_mode": "border"}}
+    model = family().load(replace(entry, options=options))
+    with pytest.raises(ImageUnreadable, match="3000x2 cannot be resized"):
+        model.prepare_image(Image.new("RGB", (3000, 2)))
+
+
+def test_an_encoder_that_answers_with_a_map_is_refused_before_it_is_loaded():
+    model = Timm(Entry("x/y", architecture="qwen3_vit_88m_enc"), Placement(offline=True))
+    with pytest.raises(LoadFailed, match=r"answers a picture with 576x1024 numbers.*that pools"):
+        model._refuse_maps(model._without_weights().to("meta"))
