@@ -179,7 +179,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         batch_size=settings.batch_size,
         decode_threads=settings.decode_threads,
         runners=processors.available() if placement.device == "cpu" else 1,
-        sizes=_sizes(store, keys, placement.device),
+        sizes=_sizes(store, keys, memory.name()),
         on_pass=meter.ran,
     )
 
@@ -297,7 +297,11 @@ def _content_cache(settings: WorkerSettings, keys: Keys) -> ContentCache | None:
 
 
 def _sizes(store: redis.Redis, keys: Keys, device: str) -> Sizes:
-    """Safe batch sizes, kept in Redis so that the next worker starts where this one learned."""
+    """Safe batch sizes, kept in Redis so that the next worker starts where this one learned.
+
+    Args:
+        device: what it is, not where: each machine has a `cuda:0`.
+    """
 
     def get(space: str) -> int | None:
         rows = store.hget(keys.safe_batches(), f"{space} {device}")

@@ -63,6 +63,14 @@ class Memory:
 
         return str(torch.cuda.get_device_properties(self._device).uuid)
 
+    def name(self) -> str:
+        """What the device is, such as `NVIDIA H100 80GB HBM3`, wherever it is counted."""
+        if not self._device.startswith("cuda"):
+            return self._device
+        import torch
+
+        return str(torch.cuda.get_device_name(self._device))
+
 
 def _cgroup_shares(root: Path) -> list[Bytes]:
     """Every limit that applies to this process."""

@@ -123,3 +123,8 @@ def test_the_gauge_follows_the_fullest_memory_and_does_not_flicker():
     assert gauge.read(Bytes(100, 22), Bytes(100, 50)) is Pressure.HIGH
     assert gauge.read(Bytes(100, 24), Bytes(100, 50)) is Pressure.ELEVATED
     assert gauge.read(None) is Pressure.NORMAL
+
+
+def test_a_gpu_is_named_by_what_it_is(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"a card at {device}")
+    assert (Memory("cuda:0").name(), Memory("cpu").name()) == ("a card at cuda:0", "cpu")
