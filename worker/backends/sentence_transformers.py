@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from math import inf
 from threading import Lock
 from typing import Any
 
@@ -56,7 +57,7 @@ class SentenceTransformers(TorchModel):
         self.check()
         module: Any = self._local() or self._fetched()
         self.dimension = int(module.get_embedding_dimension() or 0)
-        self._longest = int(module.max_seq_length or 0)
+        self._longest = float(module.max_seq_length or inf)
         self._prompt = module.prompts.get(module.default_prompt_name) or ""  # before every text
         self._tokenizer: Any = deepcopy(module.tokenizer)  # of its own: `run` uses the other
         self._alone = Lock()  # Hugging Face's tokenizers refuse a second thread
@@ -75,10 +76,12 @@ class SentenceTransformers(TorchModel):
         return f"{super().space()}\n{self.module}{self._prompt}"
 
     def prepare_text(self, text: str) -> PreparedText:
+        if self._longest == inf:  # then its tokenizer may be of any kind
+            return PreparedText(text)
         whole = self._prompt + text
         with self._alone:
             tokens = len(self._tokenizer(whole, truncation=False, verbose=False)["input_ids"])
-        return PreparedText(text, truncated=0 < self._longest < tokens)
+        return PreparedText(text, truncated=self._longest < tokens)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         rows = self.module.encode(

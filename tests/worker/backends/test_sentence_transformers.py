@@ -89,6 +89,20 @@ def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry,
     assert set(types.values()) == {"torch.float32", "torch.float16"}
 
 
+def test_static_embeddings_have_no_context_that_could_cut_a_text(family, entry, tmp_path):
+    from sentence_transformers.sentence_transformer import modules
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    theirs = sentence_transformers.SentenceTransformer(
+        modules=[modules.StaticEmbedding(words, embedding_dim=8)], device="cpu"
+    )
+    theirs.save(str(tmp_path / "static"))
+    model = family.load(replace(entry, checkpoint=tmp_path / "static"))
+    rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in ("a", "b")])
+    assert np.allclose(rows, theirs.encode(["a", "b"]))
+
+
 def test_a_folder_that_is_none_is_unavailable(family, entry, tmp_path):
     for step in (family.check, family.load):
         with pytest.raises(WeightsUnavailable, match="is no folder of sentence-transformers"):
