@@ -68,6 +68,8 @@ def require(what: str, url: str, *, offline: bool) -> None:
     hint = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
     if offline:
         raise WeightsUnavailable(f"{what} are not on this machine and offline is set; {hint}")
+    if not url:
+        raise WeightsUnavailable(f"{what} are not on this machine and no hub has them; {hint}")
     if not _answers(url):
         host = urllib.parse.urlsplit(url).hostname
         raise WeightsUnavailable(f"{what} are not on this machine and {host} is away; {hint}")

@@ -180,3 +180,9 @@ def test_an_encoder_that_answers_with_a_map_is_refused_before_it_is_loaded():
     model = Timm(Entry("x/y", architecture="qwen3_vit_88m_enc"), Placement(offline=True))
     with pytest.raises(LoadFailed, match=r"answers a picture with 576x1024 numbers.*that pools"):
         model._refuse_maps(model._without_weights().to("meta"))
+
+
+def test_an_architecture_without_weights_anywhere_asks_nobody(tmp_path):
+    unknown = Entry("x/y", architecture="test_vit4")
+    with pytest.raises(WeightsUnavailable, match="no hub has them"):
+        SimpleBackend(Timm, Placement(cache_dir=tmp_path)).load(unknown)
