@@ -126,7 +126,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         *_LISTEN,
         *_GIVE_BACK,
         Right("+hgetall +zrevrange +bitcount +zcard", "jobs job:*"),
-        Right("+llen", _QUEUES),
+        Right("+eval +evalsha +type +llen", _QUEUES),  # KEDA comes with this login
         Right("+brpop +rpop +llen +lrange +del", _EVENTS),
     ),
 }

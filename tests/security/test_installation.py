@@ -22,6 +22,7 @@ from api_client.stack.valkey import _free_port
 from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.errors import NotSigned
+from api_client.wire.names import Keys
 from tests.security.installation import Installation, until
 
 CANARY = "canary7f3a"
@@ -108,6 +109,15 @@ def test_what_a_dead_worker_held_is_given_back(installation: Installation, role:
         assert not admin.hexists(held, "tag")
         assert admin.delete(f"{installation.prefix}:{queue}")
     app.close()
+    assert not denials(installation)
+
+
+def test_keda_sees_with_the_login_of_the_dashboard_what_waits(installation: Installation) -> None:
+    length = "return {redis.call('type', KEYS[1]).ok, redis.call('llen', KEYS[1])}"
+    keys, steps = Keys(installation.prefix), (names.INTERACTIVE, names.BULK)
+    queues = [keys.queue(names.EMBED, step) for step in steps]
+    with installation.connect(Role.DASHBOARD) as keda:
+        assert [keda.eval(length, 1, queue) for queue in queues] == [[b"none", 0]] * len(queues)
     assert not denials(installation)
 
 
