@@ -96,6 +96,18 @@ def test_the_image_is_built_as_linters_want_it() -> None:
     assert {f"!{folder}" for folder in [*copied, "api_client"]} <= set(ignored)
 
 
+def test_a_build_does_not_choose_torch_by_the_machine_it_runs_on() -> None:
+    [install] = re.findall(r"^RUN (uv pip .+?[^\\])$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+
+    def said(**given: str) -> str:
+        argv = ("sh", "-c", f"echo {install}")
+        return subprocess.run(argv, env=given, capture_output=True, text=True, check=True).stdout
+
+    assert "\nARG TORCH_BACKEND\n" in DOCKERFILE
+    assert "torch-backend" not in said()
+    assert " --torch-backend=cpu " in said(**SERVICES["worker-cpu"]["build"]["args"])
+
+
 @pytest.mark.skipif(
     subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
     != 0
