@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from api_client.quickstart import run
+import pytest
+from PIL import Image
+
+from api_client.quickstart import run, sheet
 
 
 def test_pictures_that_were_there_are_kept_and_not_searched(tmp_path: Path, monkeypatch) -> None:
@@ -24,3 +27,12 @@ def test_a_worker_is_told_of_the_folder_and_of_where_its_links_lead(tmp_path: Pa
     (elsewhere / "b.png").touch()
     (library / "link.png").symlink_to(elsewhere / "b.png")
     assert run._roots(library, run._own(library)) == (library.resolve(), elsewhere.resolve())
+
+
+def test_a_picture_that_a_worker_took_is_drawn_however_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # twice that is an error of Pillow's
+    drawn = sheet.draw(["a red square"], [[(tmp_path / "a.png", 0.5)]])
+    assert drawn.getpixel((sheet.TILE_PX // 2, sheet.TILE_PX // 2)) == (255, 0, 0)
