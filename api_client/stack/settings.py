@@ -28,7 +28,11 @@ class StackSettings(Settings):
             "CLIPYARD_SINK_ROOTS": _paths(self.sink_roots),
             "CLIPYARD_SINK_ADDRESSES": json.dumps(self.sink_addresses),
         }
-        return env | ({"CLIPYARD_DEFAULT_MODEL": self.default_model} if self.default_model else {})
+        given = {
+            "CLIPYARD_DEFAULT_MODEL": self.default_model,
+            "CUDA_VISIBLE_DEVICES": self.cuda_visible_devices,
+        }
+        return env | {name: value for name, value in given.items() if value}
 
 
 def _paths(roots: tuple[Path, ...]) -> str:

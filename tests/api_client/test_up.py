@@ -19,6 +19,7 @@ from rich.console import Console
 from api_client.stack import up
 from api_client.stack.devices import devices_in
 from api_client.stack.errors import InUse, NoCheckout
+from api_client.stack.settings import StackSettings
 from api_client.stack.supervisor import Patience
 from api_client.stack.up import Extra, Options, find_checkout, node_names, run, temporary_stack
 from api_client.stack.valkey import PrivateValkey
@@ -117,6 +118,11 @@ def test_cuda_numbers_the_gpus_it_shows_from_zero(cuda_visible, devices):
 
 def test_a_device_keeps_its_node_name():
     assert node_names(["cuda:1", "cuda:0", "cpu", "cpu"]) == ["gpu1", "gpu0", "cpu0", "cpu1"]
+
+
+def test_workers_see_the_gpus_that_they_were_counted_among(monkeypatch):
+    monkeypatch.setenv("CLIPYARD_CUDA_VISIBLE_DEVICES", "1")
+    assert StackSettings.read().for_workers()["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_without_a_checkout_the_error_says_where_to_run(tmp_path, monkeypatch):
