@@ -134,13 +134,15 @@ def find_checkout() -> Path:
 def node_names(devices: Sequence[str]) -> list[str]:
     """A stable name per device: the same device's worker finds its own queue again.
 
-    "cuda:1" is gpu1; others are numbered among their kind, so "cpu" is cpu0.
+    "cuda:1" is gpu1, its second worker gpu1-1; others are numbered among their kind: "cpu" is cpu0.
     """
     names: list[str] = []
     for device in devices:
         kind, _, number = device.partition(":")
         kind = "gpu" if kind == "cuda" else kind
-        names.append(kind + (number or str(sum(name.startswith(kind) for name in names))))
+        name = kind + (number or str(sum(name.startswith(kind) for name in names)))
+        before = sum(one.partition("-")[0] == name for one in names)
+        names.append(f"{name}-{before}" if before else name)
     return names
 
 

@@ -120,6 +120,10 @@ def test_a_device_keeps_its_node_name():
     assert node_names(["cuda:1", "cuda:0", "cpu", "cpu"]) == ["gpu1", "gpu0", "cpu0", "cpu1"]
 
 
+def test_two_workers_of_one_device_are_two_nodes():
+    assert node_names(["cuda:1", "cuda:1", "cuda"]) == ["gpu1", "gpu1-1", "gpu2"]
+
+
 def test_workers_see_the_gpus_that_they_were_counted_among(monkeypatch):
     monkeypatch.setenv("CLIPYARD_CUDA_VISIBLE_DEVICES", "1")
     assert StackSettings.read().for_workers()["CUDA_VISIBLE_DEVICES"] == "1"
