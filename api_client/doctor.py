@@ -4,6 +4,7 @@ A Redis that does not answer ends the round: nothing else could be asked.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from .wire.disk import free_bytes
 from .wire.errors import BadSettings, ClipyardError
 from .wire.messages import EventKind, WorkerStatus
 from .wire.names import Keys
-from .wire.settings import Settings
+from .wire.settings import Settings, files
 
 OLDEST_REDIS = 7  # what the project is tested with, and newer
 CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines
@@ -114,7 +115,8 @@ def _worker_rows() -> list[dict[str, str]] | None:
     except StackError:
         return None
     argv = (sys.executable, "-m", "worker.settings")
-    asked = subprocess.run(argv, cwd=checkout, capture_output=True, text=True, check=False)
+    env = {**os.environ, **files()}
+    asked = subprocess.run(argv, cwd=checkout, env=env, capture_output=True, text=True, check=False)
     if asked.returncode:
         raise BadSettings(asked.stderr.strip())
     rows: list[dict[str, str]] = json.loads(asked.stdout)

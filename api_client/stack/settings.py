@@ -17,6 +17,12 @@ class StackSettings(Settings):
     image_roots: tuple[Path, ...] = (Path("/"),)
     sink_roots: tuple[Path, ...] = (Path("/"),)
     sink_addresses: tuple[str, ...] = ("*",)
+    # Workers stand in the checkout: what is relative is meant to be so to where we do.
+    catalogue: Path | None = None
+    models_dir: Path | None = None
+    cache_dir: Path | None = None
+    jobs_dir: Path | None = None
+    log_dir: Path | None = None
     default_model: str | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the first worker
     cuda_visible_devices: str | None = None  # as CUDA itself reads it
@@ -29,6 +35,11 @@ class StackSettings(Settings):
             "CLIPYARD_SINK_ADDRESSES": json.dumps(self.sink_addresses),
         }
         given = {
+            "CLIPYARD_CATALOGUE": _path(self.catalogue),
+            "CLIPYARD_MODELS_DIR": _path(self.models_dir),
+            "CLIPYARD_CACHE_DIR": _path(self.cache_dir),
+            "CLIPYARD_JOBS_DIR": _path(self.jobs_dir),
+            "CLIPYARD_LOG_DIR": _path(self.log_dir),
             "CLIPYARD_DEFAULT_MODEL": self.default_model,
             "CUDA_VISIBLE_DEVICES": self.cuda_visible_devices,
         }
@@ -36,4 +47,8 @@ class StackSettings(Settings):
 
 
 def _paths(roots: tuple[Path, ...]) -> str:
-    return json.dumps([str(root.expanduser().absolute()) for root in roots])
+    return json.dumps([_path(root) for root in roots])
+
+
+def _path(path: Path | None) -> str | None:
+    return str(path.expanduser().absolute()) if path else None

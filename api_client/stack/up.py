@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..wire.address import masked
+from ..wire.settings import files
 from .child import Child
 from .errors import NoCheckout, StackError
 from .home import announce, private_directory, stack_file
@@ -152,6 +153,7 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
     quiet = ("--without-gossip", "--without-mingle")
     worker = (*celery, "worker.app", "worker", "-P", "threads", "-l", "INFO", *quiet)
     beat = (*celery, "beat_schedule", "beat", "--schedule", str(schedule))
+    here = {"CLIPYARD_REDIS_URL": url, **files()}
     workers = [
         Child(
             name=name,
@@ -159,7 +161,7 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
             cwd=checkout,
             env={
                 **options.env,
-                "CLIPYARD_REDIS_URL": url,
+                **here,
                 "CLIPYARD_DEVICE": device,
                 "CLIPYARD_METRICS_PORT": str(options.metrics_port and options.metrics_port + n),
             },
@@ -170,7 +172,6 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
             zip(node_names(options.devices), options.devices, strict=True)
         )
     ]
-    here = {"CLIPYARD_REDIS_URL": url}
     others = [
         Child(name=one.name, argv=one.argv, cwd=checkout, env={**one.env, **here}, ready=one.ready)
         for one in (Extra(name="beat", argv=beat, address=""), *options.extras)

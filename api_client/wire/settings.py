@@ -6,6 +6,7 @@ CLIPYARD_CONFIG, the default. The environment name is CLIPYARD_ and the field's 
 """
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,15 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 def _file_variable(field: str) -> str:
     return f"{PREFIX}{field}_file".upper()
+
+
+def files() -> dict[str, str]:
+    """The variables that name files with settings, for a process that stands in another folder."""
+    return {
+        name: str(Path(path).absolute())
+        for name, path in os.environ.items()
+        if path and (name == CONFIG_VARIABLE or re.fullmatch("CLIPYARD_.+_FILE", name))
+    }
 
 
 @cache

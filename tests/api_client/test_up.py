@@ -129,6 +129,24 @@ def test_workers_see_the_gpus_that_they_were_counted_among(monkeypatch):
     assert StackSettings.read().for_workers()["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_files_and_folders_are_those_of_where_up_was_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text('{"models_dir": "models"}')
+    monkeypatch.setenv("CLIPYARD_CONFIG", "mine.json")
+    monkeypatch.setenv("CLIPYARD_CATALOGUE", "mine.toml")
+    monkeypatch.setenv("CLIPYARD_SIGNING_KEY_FILE", "signing.key")
+    (tmp_path / "signing.key").write_text("k" * 16)
+    env = StackSettings.read().for_workers()
+    worker, beat = up._children(
+        options(tmp_path, env=env), url="redis://127.0.0.1", checkout=REPOSITORY
+    )
+    assert worker.env["CLIPYARD_CATALOGUE"] == f"{tmp_path}/mine.toml"
+    assert worker.env["CLIPYARD_MODELS_DIR"] == f"{tmp_path}/models"
+    for child in (worker, beat):
+        assert child.env["CLIPYARD_CONFIG"] == f"{tmp_path}/mine.json"
+        assert child.env["CLIPYARD_SIGNING_KEY_FILE"] == f"{tmp_path}/signing.key"
+
+
 def test_without_a_checkout_the_error_says_where_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(up, "__file__", str(tmp_path / "site" / "api_client" / "stack" / "up.py"))
