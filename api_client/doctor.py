@@ -20,6 +20,7 @@ import redis
 from .dashboard.settings import DashboardSettings
 from .gateway.settings import GatewaySettings
 from .stack.errors import StackError
+from .stack.settings import StackSettings
 from .stack.up import find_checkout
 from .status import Fleet, read_fleet, sweep_is_missing
 from .wire.address import masked
@@ -101,8 +102,9 @@ def examine() -> Report:
 def _settings() -> tuple[Finding, list[dict[str, str]]]:
     try:
         shared = _worker_rows() or Settings.read().rows()
-        others = GatewaySettings.read().rows() + DashboardSettings.read().rows()
-        rows = list({row["setting"]: row for row in others + shared}.values())
+        others = (StackSettings, GatewaySettings, DashboardSettings)
+        rows = [row for kind in others for row in kind.read().rows()] + shared
+        rows = list({row["setting"]: row for row in rows}.values())
     except BadSettings as error:
         return Finding(Check.SETTINGS, Health.SICK, str(error), "correct or unset them"), []
     return Finding(Check.SETTINGS, Health.OK, f"{len(rows)} settings can be used"), rows

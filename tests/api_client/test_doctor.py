@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -226,7 +227,11 @@ def test_the_exit_code_and_json_are_for_scripts(tmp_path):
     argv = [sys.executable, "-m", "api_client", "doctor", "--json"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert {"redis", "disk"} <= {one["check"] for one in json.loads(done.stdout)["findings"]}
+    said = json.loads(done.stdout)
+    assert {"redis", "disk"} <= {one["check"] for one in said["findings"]}
+    pages = "".join(DOCUMENT.with_name(page).read_text() for page in ("settings.md", "http.md"))
+    documented = set(re.findall(r"^\| `(CLIPYARD_\w+)`", pages, re.MULTILINE))
+    assert {row["setting"] for row in said["settings"]} == documented
 
 
 def test_every_finding_is_documented():
