@@ -35,6 +35,7 @@ DEMO_QUERIES = (
 )
 OWN_QUERIES = ("a person", "an animal", "a building", "food", "a landscape")
 READY_S = 60.0  # importing torch takes most of it on a cold disk
+LOAD_S = 3600.0  # the largest weights of the catalogue, 4 GB, at 10 Mbit/s
 PACKAGES = {"clipyard", "celery", "torch", "open_clip_torch"}
 VECTORS = "vectors.parquet"
 BEST = 5  # pictures shown per query
@@ -86,7 +87,7 @@ def _job(
     client: Client, collection: Collection, model: str, queries: tuple[str, ...], out: Path
 ) -> dict[str, Any]:
     console.print(f"loading {model} ...")
-    client.load(model)
+    client.load(model, timeout=LOAD_S)
     begun = time.perf_counter()
     with show.progress("embedding pictures", len(collection.files)) as advance:
         items = client.embed_images_detailed(collection.files, model=model, progress=advance)

@@ -1,11 +1,15 @@
 """What the quick start does to the folder it is given; the whole of it runs in tests/docs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from api_client.quickstart import run, sheet
+from api_client.testing import FakeClient
+from api_client.wire.errors import NoAnswer
+from api_client.wire.messages import Managed
 
 
 def test_pictures_that_were_there_are_kept_and_not_searched(tmp_path: Path, monkeypatch) -> None:
@@ -36,3 +40,19 @@ def test_a_picture_that_a_worker_took_is_drawn_however_large(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # twice that is an error of Pillow's
     drawn = sheet.draw(["a red square"], [[(tmp_path / "a.png", 0.5)]])
     assert drawn.getpixel((sheet.TILE_PX // 2, sheet.TILE_PX // 2)) == (255, 0, 0)
+
+
+class Downloading(FakeClient):
+    """Its worker fetches weights over a slow line first."""
+
+    def load(self, model: str, *, timeout: float = 120.0, **options: Any) -> list[Managed]:
+        if timeout < 1000:
+            raise NoAnswer("still downloading")
+        return super().load(model, timeout=timeout, **options)
+
+
+def test_a_model_has_the_time_that_its_download_takes(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    collection = run.Collection((tmp_path / "a.png",))
+    summary = run._job(Downloading(), collection, "fake/small", ("a red square",), tmp_path)
+    assert summary["images"] == 1
