@@ -59,7 +59,7 @@ def main() -> NoReturn:
 
 @app.command()
 def embed(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or URLs.")],
     model: Model = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write vectors: .npy, .parquet or .jsonl.")
@@ -100,7 +100,7 @@ def text(
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or URLs.")],
     model: Model = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 5,
     as_json: Json = False,
@@ -383,13 +383,13 @@ def _client() -> "Client":
     return Client(asked_by="cli")
 
 
-def _pictures(places: list[Path]) -> list[Path]:
-    """The files named, and the pictures below the folders named, sorted within each."""
-    found: list[Path] = []
+def _pictures(places: list[str]) -> list[str]:
+    """What is named, and in place of a folder the pictures below it, sorted."""
+    found: list[str] = []
     for place in places:
-        if place.is_dir():
-            inside = (p for p in place.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
-            found += sorted(inside)
+        if "://" not in place and (folder := Path(place)).is_dir():
+            inside = (p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+            found += map(str, sorted(inside))
         else:
             found.append(place)
     return found

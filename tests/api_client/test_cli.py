@@ -50,6 +50,14 @@ def test_pictures_of_a_folder_are_embedded_in_order(clipyard, pictures):
     assert len(rows[0]["vector"]) == 16
 
 
+def test_a_picture_may_be_a_url(clipyard):
+    url = "https://example.org/a.png"
+    client = FakeClient(failing={url: ImageUnreadable("not opened as a file")})
+    _, out, _ = clipyard("embed", url, "--json", client=client)
+    [row] = json.loads(out)
+    assert (row["item"], row["error"]["message"]) == (url, "not opened as a file")
+
+
 @pytest.mark.parametrize("ending", ["npy", "jsonl", "parquet"])
 def test_vectors_are_written_where_they_are_wanted(clipyard, pictures, tmp_path, ending):
     out = tmp_path / "results" / f"vectors.{ending}"
