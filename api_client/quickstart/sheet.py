@@ -14,13 +14,15 @@ def draw(queries: Sequence[str], best: Sequence[Sequence[tuple[Path, float]]]) -
     Image.MAX_IMAGE_PIXELS = None  # what a worker took within its own limit is no bomb
     columns = max(map(len, best), default=1)
     row_px = TILE_PX + 2 * LABEL_PX + GAP_PX
-    size = (columns * (TILE_PX + GAP_PX) + GAP_PX, len(queries) * row_px + GAP_PX)
+    title, small = ImageFont.load_default(17), ImageFont.load_default(13)
+    labels = [f"“{' '.join(query.split())}”" for query in queries]
+    widths = [columns * (TILE_PX + GAP_PX) - GAP_PX, *map(title.getlength, labels)]
+    size = (int(max(widths)) + 2 * GAP_PX, len(labels) * row_px + GAP_PX)
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
-    title, small = ImageFont.load_default(17), ImageFont.load_default(13)
-    for number, (query, row) in enumerate(zip(queries, best, strict=True)):
+    for number, (label, row) in enumerate(zip(labels, best, strict=True)):
         top = GAP_PX + number * row_px
-        pen.text((GAP_PX, top), f"“{query}”", INK, title)
+        pen.text((GAP_PX, top), label, INK, title)
         for column, (file, cosine) in enumerate(row):
             left = GAP_PX + column * (TILE_PX + GAP_PX)
             sheet.paste(_tile(file), (left, top + LABEL_PX))

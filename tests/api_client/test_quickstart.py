@@ -42,6 +42,13 @@ def test_a_picture_that_a_worker_took_is_drawn_however_large(
     assert drawn.getpixel((sheet.TILE_PX // 2, sheet.TILE_PX // 2)) == (255, 0, 0)
 
 
+def test_a_query_is_shown_to_its_end_above_few_pictures(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    drawn = sheet.draw(["a dog that runs\nalong a beach"], [[(tmp_path / "a.png", 0.5)]])
+    margin = drawn.crop((drawn.width - sheet.GAP_PX, 0, *drawn.size))
+    assert margin.getcolors() == [(sheet.GAP_PX * drawn.height, sheet.PAPER)]
+
+
 class Downloading(FakeClient):
     """Its worker fetches weights over a slow line first."""
 
