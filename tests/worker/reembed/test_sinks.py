@@ -2,8 +2,9 @@ import errno
 import hashlib
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -305,6 +306,20 @@ def test_workers_that_opened_it_before_merge_and_see_what_others_wrote(make, kin
     same(one.read(["0/0"]), wanted(shard(0, lost=(1, 2, 3))))
     other.write(shard(1, lost=()))
     assert set(one.read(["0/0", "1/0"])) == {"0/0", "1/0"}
+
+
+@pytest.mark.parametrize("kind", ["lancedb", "pgvector"])
+def test_workers_that_upsert_a_chunk_at_the_same_instant_leave_it_once(make, kind):
+    sinks = [make(kind) for _ in range(4)]
+    start = Barrier(len(sinks))
+
+    def upsert(sink):
+        start.wait()
+        sink.write(shard(0, lost=()))
+
+    with ThreadPoolExecutor(len(sinks)) as workers:
+        list(workers.map(upsert, sinks))
+    assert sorted(item_id for item_id, _ in sinks[0].rows()) == [f"0/{i}" for i in range(4)]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npy", "lancedb"])

@@ -22,6 +22,9 @@ from ..links import lead, leads_to, named
 from . import refuse_another_space
 from .shards import matrix, printable
 
+# Two upserts at once that insert the same id would both go through otherwise, and leave it twice.
+KEY = {"lance-schema:unenforced-primary-key": "true"}
+
 
 class LanceDB:
     """A row an item, upserted by its id. Options: `table`.
@@ -50,7 +53,7 @@ class LanceDB:
                 raise JobRefused(f"there is no table {self._name} in {self._where}") from None
         schema = pa.schema(
             [
-                ("id", pa.string()),
+                pa.field("id", pa.string(), nullable=False, metadata=KEY),
                 ("ref", pa.string()),
                 ("vector", pa.list_(pa.float32(), self._space.dimension)),
                 ("model", pa.string()),
@@ -104,7 +107,6 @@ class LanceDB:
                 .to_arrow()
             )
         vectors = matrix(found["vector"])
-        # Two workers that insert an id at the same instant leave it twice.
         return dict(zip(found["id"].to_pylist(), vectors, strict=True))
 
     @cached_property
