@@ -249,27 +249,65 @@ def test_no_two_ids_are_one_point_of_qdrant(ids):
     assert len({point_id(item_id) for item_id in ids}) == len(ids)
 
 
+@pytest.fixture
+def answering_qdrant():
+    """Opens a sink on a server that has one answer for everything, and hears the keys."""
+
+    def opened(code, headers=(), heard=None):
+        class Answering(BaseHTTPRequestHandler):
+            def do_GET(self):
+                if heard is not None:
+                    heard.add(self.headers["api-key"])
+                self.send_response(code)
+                for header in headers:
+                    self.send_header(*header)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            address = f"http://127.0.0.1:{server.server_port}"
+            try:
+                doors = Doors(WorkerSettings.read(sink_addresses=[address]))
+                open_sink(Place(kind="qdrant", where=address), SPACE, doors)
+            finally:
+                server.shutdown()
+
+    return opened
+
+
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
-def test_qdrant_gets_the_key_of_the_environment(monkeypatch, tmp_path):
-    heard = []
-
-    class Refusing(BaseHTTPRequestHandler):
-        def do_GET(self):
-            heard.append(self.headers["api-key"])
-            self.send_error(401)
-
-        def log_message(self, *_):
-            pass
-
+def test_qdrant_gets_the_key_of_the_environment(monkeypatch, answering_qdrant):
     monkeypatch.setenv("QDRANT_API_KEY", "open sesame")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        doors = Doors(WorkerSettings.read(sink_addresses=[address]))
-        with pytest.raises(JobRefused, match="401"):
-            open_sink(Place(kind="qdrant", where=address), SPACE, doors)
-        server.shutdown()
-    assert set(heard) == {"open sesame"}
+    heard = set()
+    with pytest.raises(JobRefused, match="401"):
+        answering_qdrant(401, heard=heard)
+    assert heard == {"open sesame"}
+
+
+@pytest.mark.parametrize(
+    ("code", "headers"), [(409, ()), (429, ()), (429, [("Retry-After", "3")]), (503, ())]
+)
+def test_a_qdrant_that_has_no_time_is_worth_another_try(answering_qdrant, code, headers):
+    with pytest.raises(StoreDown):
+        answering_qdrant(code, headers)
+
+
+def test_a_chunk_goes_to_qdrant_in_requests_of_a_size_that_it_takes(make, monkeypatch):
+    sink, upserted = make("qdrant"), []
+    upsert = sink._client.upsert
+
+    def noted(name, points, *, wait):
+        upserted.append(len(points))
+        upsert(name, points, wait=wait)
+
+    monkeypatch.setattr(sink._client, "upsert", noted)
+    items = [Item(id=f"{n}.jpg", ref="") for n in range(600)]
+    sink.write(Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * len(items)))
+    assert upserted == [256, 256, 88]
+    assert len(sink.read([item.id for item in items])) == 600
 
 
 @pytest.mark.parametrize(

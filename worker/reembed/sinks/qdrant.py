@@ -11,6 +11,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 import numpy as np
 from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from api_client.wire.errors import JobRefused, StoreDown
@@ -21,6 +22,8 @@ from ..items import Shard, Space, Vector
 from . import refuse_another_space
 
 PAGE = 1024  # points a round trip
+UPSERTED_AT_ONCE = 256  # a server takes 32 MiB, and 4096 numbers are 80 KB
+PASSING = frozenset({408, 409, 429})  # too slow, somebody else is just at it, too often
 OURS = ("id", "model", "fingerprint")  # payload fields beside `ref` and the item's metadata
 
 
@@ -79,9 +82,10 @@ class Qdrant:
             )
             for item, row in shard.embedded()
         ]
-        if points:
+        for begin in range(0, len(points), UPSERTED_AT_ONCE):
             with self._asking(), self._lock:
-                self._client.upsert(self._name, points, wait=True)
+                some = points[begin : begin + UPSERTED_AT_ONCE]
+                self._client.upsert(self._name, some, wait=True)
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         names = {str(point_id(item_id)): item_id for item_id in ids}
@@ -133,10 +137,11 @@ class Qdrant:
     def _asking(self) -> Iterator[None]:
         try:
             yield
-        except (ResponseHandlingException, OSError) as error:
+        except (ResponseHandlingException, ResourceExhaustedResponse, OSError) as error:
             raise StoreDown(f"Qdrant at {self._where}: {error}") from error
         except UnexpectedResponse as error:
-            if error.status_code is not None and error.status_code < 500:
+            status = error.status_code
+            if status is not None and status < 500 and status not in PASSING:
                 raise JobRefused(f"Qdrant at {self._where}: {error}") from error
             raise StoreDown(f"Qdrant at {self._where}: {error}") from error
         except RuntimeError as error:  # local mode: another process has the folder
