@@ -26,7 +26,7 @@ from ..delivery import quarantine
 from ..delivery.pool import canceller
 from ..delivery.suspects import TWICE, Start
 from ..runtime import Runtime
-from .items import Item, Vector
+from .items import Item, Vector, storable
 from .sources import Source
 
 # Between two slices the model is free for others and the task can be stopped. Several chunks are
@@ -163,7 +163,7 @@ def _set_aside(
         id=f"{chunk}#{portion.place[0]}",
         task=names.JOB_CHUNK,
         model=spec.model,
-        items=(quarantine.reference(item.ref),),
+        items=(quarantine.reference(storable(item.ref)),),
         asked_by=spec.asked_by,
         at=time.time(),
         crashes=portion.crashes,

@@ -1,6 +1,7 @@
 """One item of a bulk job, and the line of the manifest that holds it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,37 @@ class Item(NamedTuple):
         if self.meta:
             fields["meta"] = self.meta
         return _encode(fields).encode(errors="surrogatepass") + b"\n"
+
+    def kept(self) -> "Item":
+        """As every sink can keep it: see `storable`. The reference still opens what it opened."""
+        if not self.meta and storable(self.id) is self.id:
+            return self
+        return self._replace(id=storable(self.id), meta=_plain(self.meta))
+
+
+def storable(text: str) -> str:
+    """UTF-8 without null bytes; what is not is escaped, as in file names of another encoding."""
+    if text.isascii() and "\0" not in text:
+        return text
+    try:
+        escaped = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, of JSON that was cut
+        escaped = text.encode(errors="backslashreplace").decode()
+    return escaped.replace("\0", r"\x00")
+
+
+def _plain(value: Any) -> Any:
+    """Metadata as any database takes it for JSON: no NaN, no infinity, `storable` texts."""
+    match value:
+        case str():
+            return storable(value)
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {_plain(name): _plain(below) for name, below in value.items()}
+        case list() | tuple():
+            return [_plain(below) for below in value]
+    return value
 
 
 def parse(lines: bytes) -> list[Item]:

@@ -210,4 +210,4 @@ def _watched(items: Iterator[Item], go_on: Callable[[], None]) -> Iterator[Item]
     for number, item in enumerate(items):
         if number % WALKED_AT_ONCE == 0:
             go_on()
-        yield item
+        yield item.kept()

@@ -1,6 +1,8 @@
 """Jobs from their submission to their report, in one process, with bad luck of every kind."""
 
 import json
+import os
+import tarfile
 import time
 from pathlib import Path
 
@@ -94,6 +96,24 @@ def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert all(row["vector"] for row in rows(sink))
+
+
+def test_pictures_in_files_and_shards_of_another_encoding_are_embedded(
+    desk, post, pictures, sink, tmp_path
+):
+    folder, latin = tmp_path / "pictures", os.fsdecode(b"caf\xe9.png")
+    (folder / "019.png").rename(folder / latin)
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    assert (desk.status().done, desk.status().failed) == (20, 0)
+    assert r"caf\xe9.png" in {row["id"] for row in rows(sink)}
+
+    with tarfile.open(tmp_path / "s.tar", "w", encoding="utf-8") as shard:
+        shard.add(folder / latin, latin)
+    place = Place(kind="webdataset", where=str(tmp_path / "s.tar"))
+    desk.submit(place, sink, id="shards")
+    post.deliver_all()
+    assert r"s/caf\xe9" in {row["id"] for row in rows(sink)}
 
 
 def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures, sink, tmp_path):

@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import json
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,16 @@ def test_what_was_written_is_read_by_its_ids(make, kind):
         sink.read(["0/0", "2/0"]),
         wanted(shard(0, lost=(1, 2, 3))) | wanted(shard(2, lost=(1, 2, 3))),
     )
+
+
+def test_names_and_metadata_that_are_no_text_are_escaped(make, kind):
+    strange = "caf\udce9 \ud83d \0"
+    item = Item(strange, f"/p/{strange}", meta={"caption": strange, "score": float("nan")}).kept()
+    sink = make(kind)
+    sink.write(Shard(Chunk(0, [item]), [np.eye(8, dtype=np.float32)[0]]))
+    assert set(sink.read([item.id], chunk=0)) == {r"caf\udce9 \ud83d \x00"}
+    json.loads(json.dumps(item.meta), parse_constant=pytest.fail)
+    json.dumps(item.meta, ensure_ascii=False).encode()
 
 
 def test_writing_a_chunk_again_replaces_it(make, kind):

@@ -17,10 +17,10 @@ from api_client.wire.errors import ClipyardError, JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
-from ..items import Shard, Space, Vector
+from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from . import refuse_another_space
-from .shards import matrix, printable
+from .shards import matrix
 
 # Two upserts at once that insert the same id would both go through otherwise, and leave it twice.
 KEY = {"lance-schema:unenforced-primary-key": "true"}
@@ -85,7 +85,7 @@ class LanceDB:
         rows = pa.table(
             {
                 "id": [item.id for item, _ in pairs],
-                "ref": [printable(item.ref) for item, _ in pairs],
+                "ref": [storable(item.ref) for item, _ in pairs],
                 "vector": [row for _, row in pairs],
                 "model": [self._space.model] * len(pairs),
                 "fingerprint": [self._space.fingerprint] * len(pairs),

@@ -12,10 +12,10 @@ from pyarrow import parquet
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
-from ..items import Shard, Space, Vector
+from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
-from .shards import claimed, printable
+from .shards import claimed
 
 DIGITS = 8  # the index builder takes the files in the order of their names
 
@@ -40,7 +40,7 @@ class ClipRetrieval:
         meta = pa.table(
             {
                 "id": [item.id for item, _ in pairs],
-                "image_path": [printable(item.ref) for item, _ in pairs],
+                "image_path": [storable(item.ref) for item, _ in pairs],
                 "caption": [_caption(item.text, item.meta) for item, _ in pairs],
                 "metadata": [json.dumps(item.meta) for item, _ in pairs],
                 "model": [self._space.model] * len(pairs),
@@ -89,4 +89,4 @@ class ClipRetrieval:
 
 
 def _caption(text: str | None, meta: Mapping[str, object]) -> str:
-    return text if text is not None else str(meta.get("caption", ""))
+    return storable(text if text is not None else str(meta.get("caption", "")))

@@ -13,7 +13,7 @@ from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
-from ..items import Shard, Space, Vector
+from ..items import Shard, Space, Vector, storable
 from . import refuse_another_space
 
 CONNECT_S = 10
@@ -70,7 +70,7 @@ class PgVector:
         rows = [
             (
                 item.id,
-                item.ref,
+                storable(item.ref),
                 self._space.model,
                 self._space.fingerprint,
                 json.dumps(item.meta),

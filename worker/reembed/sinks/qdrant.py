@@ -18,7 +18,7 @@ from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
-from ..items import Shard, Space, Vector
+from ..items import Shard, Space, Vector, storable
 from . import refuse_another_space
 
 PAGE = 1024  # points a round trip
@@ -78,7 +78,7 @@ class Qdrant:
             models.PointStruct(
                 id=point_id(item.id),
                 vector=row.tolist(),
-                payload={**item.meta, "ref": item.ref, "id": item.id, **ours},
+                payload={**item.meta, "ref": storable(item.ref), "id": item.id, **ours},
             )
             for item, row in shard.embedded()
         ]

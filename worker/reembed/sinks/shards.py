@@ -15,7 +15,7 @@ from api_client.wire.errors import ClipyardError, JobRefused
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
-from ..items import Shard, Space, Vector
+from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
 from . import refuse_another_space
@@ -49,7 +49,7 @@ class Parquet:
         items, rows = shard.chunk.items, shard.rows
         columns = [
             [item.id for item in items],
-            [printable(item.ref) for item in items],
+            [storable(item.ref) for item in items],
             self._vectors(rows),
             [self._space.model] * len(items),
             [self._space.fingerprint] * len(items),
@@ -149,8 +149,3 @@ def matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
     size = column.type.list_size
     parts = [part.flatten().to_numpy(zero_copy_only=False) for part in column.chunks]
     return np.concatenate([np.empty(0, np.float32), *parts]).astype(np.float32).reshape(-1, size)
-
-
-def printable(ref: str) -> str:
-    """A reference as UTF-8, for file names of another encoding as well."""
-    return ref.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -34,6 +34,8 @@ class Source(Protocol):
     def walk(self) -> Iterator[Item]:
         """Every item, in the same order each time, a little of it in memory at once.
 
+        What no sink could keep of ids and metadata is escaped afterwards, see `Item.kept`.
+
         Raises:
             JobRefused: the source is not there, or is not what its kind expects.
             StoreDown: it does not answer at the moment.

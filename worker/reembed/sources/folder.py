@@ -48,7 +48,7 @@ class Folder:
             if is_folder:
                 yield from self._below(folder / name, f"{inside}{name}/")
             elif self._match(inside + name):
-                yield Item(id=utf8(inside + name), ref=f"{folder}/{name}")
+                yield Item(id=inside + name, ref=f"{folder}/{name}")
 
     def fetch(self, item: Item) -> Content:
         return content(item.ref, self._doors)
@@ -81,8 +81,3 @@ def _step(glob: str) -> str:
         known.get(part) or (part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
         for part in parts
     )
-
-
-def utf8(name: str) -> str:
-    """An id that any sink can store, for file names of another encoding as well."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -18,7 +18,6 @@ from api_client.wire.jobs import Place
 from ..doors import Doors
 from ..items import Item
 from . import Content
-from .folder import utf8
 from .refs import content
 
 Reader = Callable[[Path], Iterator[Mapping[str, Any]]]
@@ -44,7 +43,7 @@ class Listing:
         for number, row in _rows(self._file, self._column):
             ref = _name(self._file, number, row, self._column)
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
-            item_id = _name(self._file, number, row, self._id) if self._id else utf8(ref)
+            item_id = _name(self._file, number, row, self._id) if self._id else ref
             if "://" not in ref:  # an absolute path stays what it is
                 ref = os.path.join(folder, ref)
             yield Item(id=item_id, ref=ref, meta=meta)
