@@ -137,7 +137,7 @@ class Job:
         """
         this_round = int(self.ledger.pinned()["round"] or 0)
         before = self.papers.marker(number)
-        if before is not None and (not before.losses or before.round >= this_round):
+        if before is not None and (not before.losses or before.round == this_round):
             return before
         begun = time.monotonic()
         chunk = manifest.chunk(self.papers.manifest, number, index=self.index)

@@ -13,6 +13,7 @@ from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import JobSpec
 
 TEMPORARY = ".tmp-"
+WHAT = {"id", "source", "sink", "model", "chunk_size"}  # what two submissions of a job agree on
 
 
 @contextmanager
@@ -98,11 +99,17 @@ class Papers:
         """Lay the specification down.
 
         Raises:
-            JobRefused: the folder belongs to another job.
+            JobRefused: the folder belongs to another job, if only by what it asked for: the markers
+                say nothing of this one's items.
         """
         file = self.folder / "job.json"
-        if file.exists() and self.spec().id != spec.id:
-            raise JobRefused(f"{self.folder} holds the papers of job {self.spec().id}")
+        if file.exists():
+            held = self.spec()
+            if held.model_dump(include=WHAT) != spec.model_dump(include=WHAT):
+                raise JobRefused(
+                    f"{self.folder} holds the papers of another job {held.id!r}: submit this one "
+                    "under another id"
+                )
         with replacing(file) as out:
             out.write(spec.model_dump_json(indent=2).encode())
 

@@ -80,6 +80,41 @@ def test_a_job_goes_from_its_submission_to_its_report(here, desk, post, pictures
     assert counted == 20
 
 
+def test_a_job_that_is_submitted_again_skips_what_is_done_and_can_be_retried(
+    here, desk, post, pictures, sink, tmp_path
+):
+    whole = (tmp_path / "pictures" / "003.png").read_bytes()
+    (tmp_path / "pictures" / "003.png").write_bytes(b"")
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    desk.do(RETRY_FAILED)
+    desk.tend()
+    post.deliver_all()
+
+    desk.submit(pictures, sink, submitted_at=1.0)  # Redis has lost everything
+    post.deliver_all()
+    embedded = here.meter.registry.get_sample_value(
+        "clipyard_job_items_total", {"model": "fake/a", "code": "ok"}
+    )
+    assert embedded == 20 - 1 + 2 * 7
+    (tmp_path / "pictures" / "003.png").write_bytes(whole)
+    assert desk.do(RETRY_FAILED)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
+@pytest.mark.parametrize(("folder", "size"), [("pictures", 5), ("others", 8)])
+def test_another_job_under_the_id_of_an_earlier_one_is_refused(
+    desk, post, pictures, sink, tmp_path, folder, size
+):
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    desk.submit(folder_of(tmp_path / folder), sink, chunk_size=size, submitted_at=1.0)
+    assert post.deliver_all() == ["refused"]
+    assert "holds the papers of another job 'job'" in desk.status().reason
+
+
 def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
     desk, post, pictures, sink, tmp_path
 ):
