@@ -1,7 +1,7 @@
 """The proof at a job's end: manifest, markers and sink are compared, item by item."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,8 +54,8 @@ def compare(papers: Papers, plan: Manifest, sink: Sink, *, go_on: Callable[[], N
         marker = papers.marker(number)
         lost = {loss.id for loss in marker.losses} if marker else set()
         wanted = [item.id for item in items if item.id not in lost]
-        held = sink.read(wanted, chunk=number) if wanted else {}
-        missing = _missing(wanted, held)
+        held = sound(sink.read(wanted, chunk=number)) if wanted else {}
+        missing = [item_id for item_id in wanted if item_id not in held]
         if marker is None or missing:
             found.unfinished.append(number)
             found.missing += missing[: MISSING_TOLD - len(found.missing)]
@@ -67,10 +67,9 @@ def compare(papers: Papers, plan: Manifest, sink: Sink, *, go_on: Callable[[], N
     return found
 
 
-def _missing(wanted: Sequence[str], held: Mapping[str, Vector]) -> list[str]:
-    """Those that the sink has not, or not as a vector of length one."""
-    there = [item_id for item_id in wanted if item_id in held]
-    rows = np.stack([held[item_id] for item_id in there]) if there else np.empty((0, 1))
+def sound(held: Mapping[str, Vector]) -> dict[str, Vector]:
+    """Those that are vectors of length one."""
+    rows = np.stack(list(held.values())) if held else np.empty((0, 1))
     off = np.abs(np.linalg.norm(rows, axis=1) - 1.0)
-    sound = {item_id for item_id, by in zip(there, off, strict=True) if by < NORM_SLACK}  # not NaN
-    return [item_id for item_id in wanted if item_id not in sound]
+    pairs = zip(held.items(), off, strict=True)
+    return {item_id: row for (item_id, row), by in pairs if by < NORM_SLACK}  # not NaN

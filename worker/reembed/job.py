@@ -13,7 +13,7 @@ from ..datapath.images import ImageReader
 from ..delivery.suspects import Start
 from ..runtime import Runtime
 from . import manifest, report
-from .check import compare
+from .check import compare, sound
 from .doors import Doors
 from .embedding import embed, kind_of, refuse_another
 from .items import Chunk, Item, Shard, Space, Vector
@@ -135,7 +135,8 @@ class Job:
             Unfit: this worker answers in another space.
             ClipyardError: it did not work.
         """
-        this_round = int(self.ledger.pinned()["round"] or 0)
+        pinned = self.ledger.pinned()
+        this_round, repairs = int(pinned["round"] or 0), int(pinned["repairs"] or 0)
         before = self.papers.marker(number)
         if before is not None and (not before.losses or before.round == this_round):
             return before
@@ -147,7 +148,7 @@ class Job:
             self.spec,
             self.source,
             chunk.items,
-            held=self._held(chunk, before),
+            held=self._held(chunk, before) if before or repairs else {},
             fingerprint=self.space.fingerprint,
             is_outage=partial(self.ledger.is_outage, number),
             between=go_on,
@@ -181,11 +182,9 @@ class Job:
 
     def _held(self, chunk: Chunk, before: Marker | None) -> Mapping[str, Vector]:
         """What an earlier round got: its pictures may be gone by now."""
-        if before is None:
-            return {}
-        lost = {loss.row for loss in before.losses}
+        lost = {loss.row for loss in before.losses} if before else set()
         ids = [item.id for row, item in enumerate(chunk.items) if row not in lost]
-        return self.sink.read(ids, chunk=chunk.number)
+        return sound(self.sink.read(ids, chunk=chunk.number))
 
 
 def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:

@@ -23,7 +23,7 @@ from worker import runtime
 from worker.catalogue import Entry
 from worker.reembed import duty
 from worker.reembed.migration import switched
-from worker.reembed.sinks import shards
+from worker.reembed.sinks import qdrant, shards
 
 
 @pytest.fixture
@@ -470,6 +470,23 @@ def test_a_vector_that_went_missing_from_the_sink_is_found_and_made_again(
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert first.exists()
+
+
+def test_a_check_that_finds_one_vector_missing_keeps_the_others_whose_pictures_have_gone(
+    desk, post, pictures, tmp_path
+):
+    place = Place(kind="qdrant", where=str(tmp_path / "q"), options={"collection": "c"})
+    desk.submit(pictures, place)
+    post.deliver_all()
+    for file in (tmp_path / "pictures").glob("*.png"):
+        file.unlink()
+    client, _ = qdrant._connected(place.where)
+    client.delete("c", [qdrant.point_id("003.png")])
+    assert desk.do(VERIFY)
+    desk.tend()
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
 
 
 def test_what_a_killed_writer_left_is_gone_when_the_job_is_over(desk, post, pictures, sink):
