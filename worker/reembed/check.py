@@ -21,9 +21,9 @@ class Findings:
     """What the comparison found.
 
     Attributes:
-        done, failed: items with a vector in the sink, and items recorded as failures, of the
-            chunks that hold together.
-        unfinished: chunks with an item that is neither.
+        done, failed: items with a vector in the sink, and items recorded as failures.
+        unfinished: chunks with an item that is neither, or without a marker.
+        begun: of `done` and `failed`, those in unfinished chunks.
         missing: the ids of such items; the first hundred.
         codes: of the failures.
         pace: for every chunk, when it was finished and how many items it has.
@@ -32,6 +32,7 @@ class Findings:
     done: int = 0
     failed: int = 0
     unfinished: list[int] = field(default_factory=list)
+    begun: tuple[int, int] = (0, 0)
     missing: list[str] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
     pace: list[tuple[float, int]] = field(default_factory=list)
@@ -56,14 +57,15 @@ def compare(papers: Papers, plan: Manifest, sink: Sink, *, go_on: Callable[[], N
         wanted = [item.id for item in items if item.id not in lost]
         held = sound(sink.read(wanted, chunk=number)) if wanted else {}
         missing = [item_id for item_id in wanted if item_id not in held]
+        found.done += len(held)
+        found.failed += len(lost)
+        found.missing += missing[: MISSING_TOLD - len(found.missing)]
+        if marker:
+            found.codes.update(loss.code for loss in marker.losses)
+            found.pace.append((marker.at, marker.items))
         if marker is None or missing:
             found.unfinished.append(number)
-            found.missing += missing[: MISSING_TOLD - len(found.missing)]
-            continue
-        found.done += len(wanted)
-        found.failed += len(lost)
-        found.codes.update(loss.code for loss in marker.losses)
-        found.pace.append((marker.at, marker.items))
+            found.begun = found.begun[0] + len(held), found.begun[1] + len(lost)
     return found
 
 

@@ -113,7 +113,8 @@ class Job:
             for number in found.unfinished:
                 self.papers.forget(number)
             log.warning("job %s: %d chunks are done again", self.spec.id, len(found.unfinished))
-            return self.ledger.reopen(found.unfinished, done=found.done, failed=found.failed)
+            done, failed = found.done - found.begun[0], found.failed - found.begun[1]
+            return self.ledger.reopen(found.unfinished, done=done, failed=failed)
         tidy(self.papers.folder)
         if self.spec.sink.kind in FOLDERS:
             tidy(self.doors.writing(self.spec.sink.where))
@@ -122,7 +123,7 @@ class Job:
         missing = plan.items - found.done - found.failed
         reason = f"{missing} items are neither in the sink nor recorded" if missing else ""
         report.write(self.papers, self.ledger.status(), found, state=state, moved=moved)
-        self.ledger.end(state, reason)
+        self.ledger.end(state, reason, done=found.done, failed=found.failed)
         return []
 
     def finish(self, number: int, go_on: Callable[[], None], start: Start) -> Marker:

@@ -181,7 +181,7 @@ _END = """
 local state, reason, now, kept_s = unpack(ARGV)
 if field('state') == 'cancelled' then return 0 end
 redis.call('DEL', FLIGHT, HELD)
-redis.call('HSET', H, 'ended_at', now)
+redis.call('HSET', H, 'ended_at', now, unpack(ARGV, 5))
 redis.call('HDEL', H, 'trouble', 'trouble_since')
 to(state, reason)
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, kept_s) end
@@ -330,9 +330,13 @@ class JobLedger:
         now = self.now()
         return _texts(self._run(_REOPEN, now, self._sent_s, done, failed, *chunks))
 
-    def end(self, state: JobState, reason: str) -> bool:
-        """The job is over, unless it was cancelled before."""
-        return bool(self._run(_END, state, reason, self.now(), OVER_KEPT_S))
+    def end(self, state: JobState, reason: str, **counts: int) -> bool:
+        """The job is over, unless it was cancelled before.
+
+        Args:
+            counts: `done` and `failed`, as the check found them.
+        """
+        return bool(self._run(_END, state, reason, self.now(), OVER_KEPT_S, *_pairs(counts)))
 
     def unfit(self, worker: str) -> None:
         """This worker answers in another vector space."""

@@ -4,6 +4,7 @@ import json
 import os
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from celery.exceptions import Reject
 from pyarrow import dataset
 
 from api_client.wire import names
-from api_client.wire.errors import SpaceMismatch, UnknownJob
+from api_client.wire.errors import ImageMissing, SpaceMismatch, UnknownJob
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
@@ -511,6 +512,24 @@ def test_a_sink_that_loses_everything_ends_incomplete_and_says_what_is_missing(
     assert status.state is JobState.INCOMPLETE
     assert status.reason == "20 items are neither in the sink nor recorded"
     assert len(report(sink)["missing_ids"]) == 20
+
+
+def test_what_is_there_and_what_is_missing_add_up(desk, post, pictures, sink, monkeypatch):
+    write = shards.Parquet.write
+
+    def without_the_third(self, shard):
+        rows = [
+            ImageMissing("") if item.id == "003.png" else row
+            for item, row in zip(shard.chunk.items, shard.rows, strict=True)
+        ]
+        write(self, replace(shard, rows=rows))
+
+    monkeypatch.setattr(shards.Parquet, "write", without_the_third)
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    told, status = report(sink), desk.status()
+    assert (told["vectors"], told["missing"], told["missing_ids"]) == (19, 1, ["003.png"])
+    assert (status.done, status.reason) == (19, "1 items are neither in the sink nor recorded")
 
 
 def test_a_cancelled_job_is_done_no_further(desk, post, pictures, sink):
