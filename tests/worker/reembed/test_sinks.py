@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Barrier, Thread
 
@@ -237,6 +238,19 @@ def test_a_database_that_is_away_is_worth_another_try(doors):
     place = Place(kind="pgvector", where="postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(StoreDown):
         open_sink(place, SPACE, doors)
+
+
+def test_jobs_that_begin_in_an_empty_database_at_the_same_instant_get_there(make, postgres_url):
+    start = Barrier(4)
+
+    def prepared(_):
+        start.wait()
+        while True:
+            with suppress(StoreDown):
+                return make("pgvector")
+
+    with ThreadPoolExecutor(4) as workers:
+        assert len(list(workers.map(prepared, range(4)))) == 4
 
 
 @pytest.mark.parametrize("item_id", ["7", "12345678-1234-5678-1234-56781234abcd"])

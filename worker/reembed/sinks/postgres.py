@@ -17,6 +17,8 @@ from ..items import Shard, Space, Vector, storable
 from . import refuse_another_space
 
 CONNECT_S = 10
+# By another job that prepares the same table or database at the same instant.
+OVERTAKEN = (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable)
 COLUMNS = ("id", "ref", "model", "fingerprint", "meta", "embedding")
 
 
@@ -134,7 +136,12 @@ class PgVector:
                 register_vector(connection)
                 with connection.cursor() as cursor:
                     yield cursor
-        except (errors.DiskFull, psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except (
+            errors.DiskFull,
+            *OVERTAKEN,
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+        ) as error:
             raise StoreDown(f"PostgreSQL at {self._where}: {error}") from error
         except psycopg.Error as error:
             raise JobRefused(f"PostgreSQL at {self._where}: {error}") from error
