@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Barrier, Thread
 
 import numpy as np
+import psycopg
 import pytest
 from pyarrow import dataset, parquet
 
@@ -154,6 +155,19 @@ def test_a_name_is_switched_and_switched_back(make, places, doors, kind):
     assert new.target("live") != led_to
     old.switch("live")
     assert new.target("live") == led_to
+
+
+def test_who_may_search_a_view_may_do_so_when_it_was_switched(make, postgres_url):
+    make("pgvector", name="old").switch("live")
+    may = "SELECT has_table_privilege('the reader', 'live', 'SELECT')"
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute('CREATE ROLE "the reader"')
+        try:
+            owner.execute('GRANT SELECT ON live TO "the reader"')
+            make("pgvector", Space("b", "f2", 16, "j2"), name="new").switch("live")
+            assert owner.execute(may).fetchone() == (True,)
+        finally:
+            owner.execute('DROP OWNED BY "the reader"; DROP ROLE "the reader"')
 
 
 def test_the_same_chunk_gives_the_same_bytes(make, tmp_path):

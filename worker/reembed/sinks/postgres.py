@@ -21,6 +21,14 @@ CONNECT_S = 10
 OVERTAKEN = (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable)
 COLUMNS = ("id", "ref", "model", "fingerprint", "meta", "embedding")
 
+# A view that is made anew is nobody's to read: statements that give its rights again.
+GRANTS = """
+SELECT format('GRANT %%s ON %%I TO %%s%%s', privilege_type, relname,
+    CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(%s)
+"""
+
 
 class PgVector:
     """A row an item, upserted by its id. Options: `table`; names for searchers are views.
@@ -121,10 +129,13 @@ class PgVector:
             ).fetchone()
             if kind and kind[0] not in ("v", b"v"):
                 raise JobRefused(f"{alias!r} is no view, so it cannot be switched")
+            grants = ask.execute(GRANTS, [f'"{alias}"']).fetchall()
             ask.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(view))
             ask.execute(sql.SQL("CREATE VIEW {} AS SELECT * FROM {}").format(view, self._table))
             note = sql.SQL("COMMENT ON VIEW {} IS {}")
             ask.execute(note.format(view, sql.Literal(self._name)))
+            for (grant,) in grants:
+                ask.execute(grant)
 
     @contextmanager
     def _asking(self) -> Iterator[Any]:
