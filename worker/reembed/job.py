@@ -164,7 +164,7 @@ class Job:
             losses=_losses(shard),
             round=this_round,
             worker=self._here.node,
-            at=time.time(),
+            at=self.ledger.now(),
             stages={
                 "read_s": round(read - begun, 4),
                 "decode_s": round(found.decode_s, 4),

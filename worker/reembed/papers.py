@@ -72,7 +72,7 @@ class Marker:
 
     Attributes:
         round: of retries; 0 for the first try.
-        at: unix seconds.
+        at: unix seconds, by Redis's clock as the job's other times.
     """
 
     chunk: int

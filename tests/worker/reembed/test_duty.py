@@ -514,6 +514,23 @@ def test_a_sink_that_loses_everything_ends_incomplete_and_says_what_is_missing(
     assert len(report(sink)["missing_ids"]) == 20
 
 
+def test_the_rate_does_not_hang_on_the_clocks_of_workers(
+    desk, post, pictures, sink, monkeypatch, here
+):
+    late = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: late)
+    desk.submit(pictures, sink, chunk_size=20)
+    embed = here.batcher.embed
+
+    def slow(*args, **options):
+        time.sleep(0.05)
+        return embed(*args, **options)
+
+    here.batcher.embed = slow
+    post.deliver_all()
+    assert report(sink)["seconds"] >= 0.05
+
+
 def test_what_is_there_and_what_is_missing_add_up(desk, post, pictures, sink, monkeypatch):
     write = shards.Parquet.write
 
