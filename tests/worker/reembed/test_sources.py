@@ -196,6 +196,16 @@ def test_a_row_without_a_text_is_an_item_and_one_without_a_path_ends_the_job(sou
         ids(source("list", file))
 
 
+@pytest.mark.parametrize("end", [1536 + 100, None], ids=["cut", "broken"])
+def test_a_shard_whose_headers_end_early_is_refused(source, tmp_path, end):
+    write_tar(tmp_path / "x.tar", [(f"{n}.png", b"x" * 600) for n in range(3)])
+    body = bytearray((tmp_path / "x.tar").read_bytes())
+    body[1536:1540] = b"\xff" * 4  # the second picture's name
+    (tmp_path / "x.tar").write_bytes(body[:end])
+    with pytest.raises(JobRefused, match="the header at byte 1536 is broken"):
+        ids(source("webdataset", tmp_path / "x.tar"))
+
+
 def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path):
     (tmp_path / "x.tar").write_text("no tar")
     for name in ("x.tar", "y.tar", "none-*.tar"):

@@ -38,10 +38,11 @@ class Tars:
             try:
                 with tarfile.open(shard, "r:") as tar:
                     yield from _samples(shard, tar)
+                    _refuse_rest(tar)
             except FileNotFoundError:
                 raise JobRefused(f"there is no shard {str(shard)!r} on this worker") from None
             except tarfile.TarError as error:
-                raise JobRefused(f"{shard} is no uncompressed tar file: {error}") from None
+                raise JobRefused(f"{shard} is no whole, uncompressed tar file: {error}") from None
             except OSError as error:
                 raise StoreDown(f"{shard}: {error.strerror}") from error
 
@@ -76,6 +77,14 @@ def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
             key, members = found, {}
         members[f".{ending.lower()}"] = file
     yield from _sample(shard, key, members, tar)
+
+
+def _refuse_rest(tar: tarfile.TarFile) -> None:
+    """A header that is broken or cut ends the walk like the end of the file, which is zeros."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
 
 
 def _sample(
