@@ -1,4 +1,5 @@
 import csv
+import gzip
 import io
 import json
 import tarfile
@@ -143,6 +144,20 @@ def test_a_table_has_texts(source, tmp_path, ending):
         (f"t{ending}:2", ""),
     ]
     assert found[0].meta == {"n": "1"}
+
+
+def test_marks_of_byte_order_and_blank_lines_are_no_items(source, tmp_path):
+    (tmp_path / "list.txt").write_text("/a.jpg\n\n", "utf-8-sig")
+    assert ids(source("list", tmp_path / "list.txt")) == ["/a.jpg"]
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n \n', "utf-8-sig")
+    assert ids(source("texts", tmp_path / "t.jsonl")) == ["t.jsonl:1", "t.jsonl:2"]
+
+
+@pytest.mark.parametrize("kind", ["list", "texts"])
+def test_a_compressed_list_is_refused_and_not_taken_for_lines(source, tmp_path, kind):
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"path,text\n/a.jpg,a dog\n"))
+    with pytest.raises(JobRefused, match="compressed, or no text"):
+        ids(source(kind, tmp_path / "x.csv.gz"))
 
 
 def test_a_missing_column_is_refused_with_those_that_are_there(source, tmp_path):

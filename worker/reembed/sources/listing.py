@@ -100,7 +100,7 @@ def _parquet(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
     with file.open("rb") as lines:
-        for line in lines:
+        for line in filter(bytes.strip, lines):
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("a line is no JSON object")
@@ -114,8 +114,10 @@ def _csv(file: Path, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _lines(file: Path, *, column: str) -> Iterator[Mapping[str, Any]]:
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line in lines:
+            if "\0" in line:
+                raise ValueError("it is compressed, or no text of UTF-8")
             if text := line.rstrip("\n"):
                 yield {column: text}
 
