@@ -207,11 +207,12 @@ def test_npy_files_are_laid_out_as_the_index_builder_of_clip_retrieval_reads_the
     ]
 
 
-@pytest.mark.parametrize("at", [8, 200])  # in a page, and in the file's own tables
-def test_a_file_whose_bytes_have_changed_is_as_one_that_is_not_there(make, tmp_path, at):
-    sink = make("parquet")
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+@pytest.mark.parametrize("at", [8, -200])  # in a page, and in the file's own tables
+def test_a_file_whose_bytes_have_changed_is_as_one_that_is_not_there(make, kind, tmp_path, at):
+    sink = make(kind)
     sink.write(shard(0))
-    [file] = (tmp_path / "photos").glob("part-*.parquet")
+    [file] = (tmp_path / "photos").rglob("*.parquet")
     broken = bytearray(file.read_bytes())
     broken[at : at + 40] = b"\xff" * 40
     file.write_bytes(broken)

@@ -66,6 +66,10 @@ class ClipRetrieval:
             names = parquet.read_table(self._metadata(number), columns=["id"])["id"].to_pylist()
         except (FileNotFoundError, ValueError, EOFError, pa.ArrowInvalid):
             return []
+        except OSError as error:
+            if error.errno is None:  # pyarrow's own: a page is broken
+                return []
+            raise
         if vectors.shape != (len(names), self._space.dimension):
             return []
         return list(zip(names, vectors.astype(np.float32), strict=True))
