@@ -8,6 +8,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Barrier, Thread
 
+import lancedb
 import numpy as np
 import psycopg
 import pytest
@@ -141,6 +142,27 @@ def test_a_sink_can_be_walked_as_a_source(make, places, doors, kind):
     found = dict(open_old(places(kind), doors).rows())
     assert found["0/2"] == {"ref": "/p/2.jpg", "n": 2}
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"id": 7, "meta": "hello"}, {"meta": "hello"}),
+        ({"id": 7, "meta": {"n": 1}}, {"n": 1}),
+        ({"id": 7, "meta": None, "n": 1}, {"n": 1}),
+    ],
+)
+def test_a_table_that_no_job_wrote_can_be_walked(tmp_path, doors, row, expected):
+    lancedb.connect(tmp_path).create_table("photos", [{"ref": "/p/7.jpg", **row}])
+    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "photos"})
+    assert list(open_old(place, doors).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
+
+
+def test_a_table_without_ids_is_refused_with_what_it_has(tmp_path, doors):
+    lancedb.connect(tmp_path).create_table("photos", [{"key": "a", "path": "/p/a.jpg"}])
+    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "photos"})
+    with pytest.raises(JobRefused, match="has no column 'id'; it has key, path"):
+        list(open_old(place, doors).rows())
 
 
 def test_a_name_is_switched_and_switched_back(make, places, doors, kind):

@@ -6,10 +6,12 @@ what is not there and refuses what holds another space; made without a space it 
 whatever it holds. One that can do more has methods more: see `Switchable` and `Walkable`.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
-from api_client.wire.errors import SpaceMismatch
+from api_client.wire.errors import JobRefused, SpaceMismatch
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -72,6 +74,22 @@ class Walkable(Protocol):
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Every row's id and its other fields but the vector; `ref` as it was written."""
         ...
+
+
+def walked(where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """A table's row as `Walkable.rows` gives it, also of a table that no job wrote.
+
+    Raises:
+        JobRefused: it has no id.
+    """
+    fields = dict(row)
+    if "id" not in fields:
+        raise JobRefused(f"{where} has no column 'id'; it has {', '.join(sorted(fields))}")
+    item_id, meta = str(fields.pop("id")), fields.pop("meta", None)
+    with suppress(TypeError, ValueError):
+        meta = json.loads(meta)
+    rest = {name: value for name, value in fields.items() if name not in ("model", "fingerprint")}
+    return item_id, rest | (meta if isinstance(meta, dict) else {"meta": meta} if meta else {})
 
 
 def open_old(place: Place, doors: Doors) -> Sink:

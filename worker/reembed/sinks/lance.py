@@ -19,7 +19,7 @@ from api_client.wire.jobs import Place
 from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
-from . import refuse_another_space
+from . import refuse_another_space, walked
 from .shards import matrix
 
 # Two upserts at once that insert the same id would both go through otherwise, and leave it twice.
@@ -121,9 +121,7 @@ class LanceDB:
             names = [name for name in self._table.schema.names if name != "vector"]
             for batch in self._table.search().select(names).to_batches():
                 for row in batch.to_pylist():
-                    meta = json.loads(row.pop("meta", None) or "{}")
-                    ours = ("id", "model", "fingerprint")
-                    yield str(row["id"]), {n: v for n, v in row.items() if n not in ours} | meta
+                    yield walked(f"the table {self._name} in {self._where}", row)
 
     def target(self, alias: str) -> str | None:
         found = leads_to(self._link(alias))

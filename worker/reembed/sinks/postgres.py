@@ -14,7 +14,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
-from . import refuse_another_space
+from . import refuse_another_space, walked
 
 CONNECT_S = 10
 # By another job that prepares the same table or database at the same instant.
@@ -110,9 +110,8 @@ class PgVector:
             names = [column.name for column in walk.description or ()]
             for row in walk:
                 fields = dict(zip(names, row, strict=True))
-                meta = fields.pop("meta", None) or {}
-                ours = ("id", "model", "fingerprint", "embedding")
-                yield str(fields["id"]), {n: v for n, v in fields.items() if n not in ours} | meta
+                fields.pop("embedding", None)
+                yield walked(f"{self._where}, table {self._name}", fields)
 
     def target(self, alias: str) -> str | None:
         with self._asking() as ask:
