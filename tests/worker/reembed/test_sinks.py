@@ -158,6 +158,28 @@ def test_a_table_that_no_job_wrote_can_be_walked(tmp_path, doors, row, expected)
     assert list(open_old(place, doors).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
 
 
+def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make, postgres_url):
+    sink = make("pgvector")
+    for number in range(100):
+        sink.write(shard(number, lost=()))
+    walk = sink.rows()
+    next(walk)
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    with pytest.raises(StoreDown):
+        list(walk)
+
+
+def test_a_broken_file_of_a_folder_that_is_walked_is_named(make, tmp_path):
+    sink = make("parquet")
+    (tmp_path / "photos" / "part-j1-00000000.parquet").write_bytes(b"cut short")
+    with pytest.raises(JobRefused, match=r"part-j1-00000000\.parquet is broken"):
+        list(sink.rows())
+
+
 def test_a_table_without_ids_is_refused_with_what_it_has(tmp_path, doors):
     lancedb.connect(tmp_path).create_table("photos", [{"key": "a", "path": "/p/a.jpg"}])
     place = Place(kind="lancedb", where=str(tmp_path), options={"table": "photos"})

@@ -105,7 +105,11 @@ class PgVector:
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         query = sql.SQL("SELECT * FROM {}").format(self._table)
         # A connection of its own: a walk lasts, and others write meanwhile.
-        with self._connected() as connection, connection.cursor("walk") as walk:
+        with (
+            self._refusals(),
+            self._connected() as connection,
+            connection.cursor("walk") as walk,
+        ):
             walk.execute(query)
             names = [column.name for column in walk.description or ()]
             for row in walk:
@@ -139,13 +143,17 @@ class PgVector:
     @contextmanager
     def _asking(self) -> Iterator[Any]:
         """A cursor in a transaction, on a connection of its own: a chunk takes far longer."""
+        with self._refusals(), self._connected() as connection:
+            if connection.execute("SELECT to_regtype('vector')").fetchone() == (None,):
+                connection.execute("CREATE EXTENSION vector")  # for the owner to allow
+            register_vector(connection)
+            with connection.cursor() as cursor:
+                yield cursor
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
         try:
-            with self._connected() as connection:
-                if connection.execute("SELECT to_regtype('vector')").fetchone() == (None,):
-                    connection.execute("CREATE EXTENSION vector")  # for the owner to allow
-                register_vector(connection)
-                with connection.cursor() as cursor:
-                    yield cursor
+            yield
         except (
             errors.DiskFull,
             *OVERTAKEN,

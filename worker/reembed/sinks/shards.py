@@ -98,7 +98,10 @@ class Parquet:
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with store_errors(self.folder):
             for file in sorted(self.folder.glob("part-*.parquet")):
-                table = parquet.read_table(file, columns=["id", "ref", "meta"])
+                try:
+                    table = parquet.read_table(file, columns=["id", "ref", "meta"])
+                except pa.ArrowInvalid as error:
+                    raise JobRefused(f"{file} is broken: {error}") from None
                 for row in table.to_pylist():
                     yield row["id"], {"ref": row["ref"], **json.loads(row["meta"] or "{}")}
 
