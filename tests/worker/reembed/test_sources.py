@@ -315,6 +315,23 @@ def test_an_archive_that_has_gone_costs_its_members(source, tmp_path):
         listed.fetch(item)
 
 
+@pytest.mark.parametrize("place", ["0+9999999999999", f"{10**30}+5", f"0+{10**30}"])
+def test_a_place_beyond_its_archive_costs_no_memory(source, tmp_path, place):
+    (tmp_path / "x.tar").write_bytes(b"abc")
+    (tmp_path / "list.txt").write_text(f"x.tar::a@{place}\n")
+    listed = source("list", tmp_path / "list.txt")
+    [item] = listed.walk()
+    assert listed.fetch(item) in (b"abc", b"")
+
+
+def test_a_folder_is_no_archive(source, tmp_path):
+    (tmp_path / "list.txt").write_text(".::a@0+5\n")
+    listed = source("list", tmp_path / "list.txt")
+    [item] = listed.walk()
+    with pytest.raises(ImageMissing):
+        listed.fetch(item)
+
+
 def test_a_kind_that_nobody_knows_is_refused_with_those_that_are_known(source):
     with pytest.raises(JobRefused, match=r"no sources of kind 'ftp'; there are collection, folder"):
         source("ftp", "/x")

@@ -56,8 +56,9 @@ def content(ref: str, doors: Doors) -> Content:
 def _part(file: Path, begin: int, length: int) -> bytes:
     try:
         with file.open("rb") as archive:
-            return os.pread(archive.fileno(), length, begin)
-    except FileNotFoundError:
+            there = os.fstat(archive.fileno()).st_size  # memory is taken for all that is asked for
+            return os.pread(archive.fileno(), min(length, there), min(begin, there))
+    except (FileNotFoundError, IsADirectoryError):
         raise ImageMissing(f"there is no archive {str(file)!r}") from None
     except OSError as error:
         raise StoreDown(f"{file}: {error.strerror}") from error
