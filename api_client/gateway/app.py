@@ -49,6 +49,7 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     )
     refusals.install(app)
     app.add_middleware(Guard, settings=settings, budgets=budgets)
+    app.add_middleware(refusals.Unforeseen)
     app.add_middleware(metrics.Counting, meters=meters)
     app.add_middleware(Correlating)
     return app

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..results import ItemsFailed
 from ..wire import errors
@@ -97,12 +98,30 @@ def refusal_of(error: errors.ClipyardError) -> tuple[errors.ClipyardError, Refus
     return error, TABLE[kind]
 
 
+class Unforeseen:
+    """ASGI middleware, within those that count requests and give them their id.
+
+    Starlette's own handler of all exceptions stands outside of them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            await refuse(500, "internal", "internal error")(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
-    """Give every error the one shape."""
+    """Give every error that a route raises the one shape."""
     app.add_exception_handler(errors.ClipyardError, _ours)
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 def answer_to(error: errors.ClipyardError, *, method: str, path: str) -> JSONResponse:
@@ -132,8 +151,3 @@ def _http(_: Request, error: Exception) -> JSONResponse:
     answer = refuse(error.status_code, f"http_{error.status_code}", error.detail)
     answer.headers.update(error.headers or {})
     return answer
-
-
-def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return refuse(500, "internal", "internal error")

@@ -250,6 +250,16 @@ def test_our_own_troubles_are_told_without_their_details(http, fake, error, stat
     assert leaks not in answer.text
 
 
+def test_what_nobody_foresaw_has_its_id_and_is_counted_as_it_was_answered(http, fake):
+    async def fails(*_, **__):
+        raise RuntimeError
+
+    fake.embed_texts = fails
+    answer = http.post("/encode/text?text=a", headers={"X-Request-ID": "order-7"})
+    assert answer.headers["X-Request-ID"] == "order-7"
+    assert '_total{route="/encode/text",status="500"} 1.0' in http.get("/metrics").text
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
