@@ -68,7 +68,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The request cannot be served",
         401: "No or a wrong bearer token",
-        403: "Refused: outside the allowed hosts",
+        403: "Refused: outside the allowed hosts, or by the server of a picture",
         404: "No such model",
         408: "The body did not arrive in time",
         409: "Not in the present state",

@@ -23,8 +23,9 @@
     ├── NoWorker               no worker is alive                                  retryable
     ├── NoAnswer               no answer came in time                              (TimeoutError)
     └── ItemError              one image or text of many; its neighbours are served
-        ├── ImageMissing       there is no such file                       (FileNotFoundError)
-        ├── ImageForbidden     outside the allowed roots or hosts            (PermissionError)
+        ├── ImageMissing       there is no such file, object or page       (FileNotFoundError)
+        ├── ImageForbidden     outside the allowed roots or hosts, or its server refuses it
+        │                                                                  (PermissionError)
         ├── ImageGone          its bytes came with the request and expired   retryable
         ├── ImageUnreachable   its server or store did not deliver           retryable
         ├── ImageUnreadable    empty, truncated, not an image, or hostile
@@ -199,7 +200,7 @@ class ImageMissing(ItemError, FileNotFoundError):
 
 
 class ImageForbidden(ItemError, PermissionError):
-    """The reference lies outside the allowed roots, protocols or hosts."""
+    """It lies outside the allowed roots, protocols or hosts, or its server refuses it."""
 
     code = "image_forbidden"
 

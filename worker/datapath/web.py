@@ -31,6 +31,7 @@ REDIRECTS = 5
 PORTS = {"http": 80, "https": 443}
 _REDIRECTING = {301, 302, 303, 307, 308}
 _GONE = {404, 410}
+_LATER = {408, 425, 429}  # of 4xx; the others mean the request, which would be the same again
 _HEADERS = (
     ("User-Agent", "clipyard"),
     ("Accept", "image/*"),
@@ -126,8 +127,9 @@ class Web:
         """The body.
 
         Raises:
-            ImageForbidden: the URL, or one it redirects to, leads where nobody may go.
-            ImageMissing: the server has no such thing.
+            ImageForbidden: the URL, or one it redirects to, leads where nobody may go, or its
+                server refuses it.
+            ImageMissing: the server has no such thing, or there is no such server.
             ImageTooLarge: it is larger than `max_bytes`.
             ImageUnreachable: nothing came, or not in time.
         """
@@ -144,6 +146,8 @@ class Web:
                     f"{place} did not deliver within {self._timeout_s:g} s"
                 ) from None
             except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as error:
+                if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
+                    raise ImageMissing(f"{place} does not exist (no such host)") from None
                 raise ImageUnreachable(
                     f"{place} cannot be fetched ({type(error).__name__})"
                 ) from None
@@ -171,6 +175,8 @@ class Web:
                 return b"", told[b"location"].decode("latin-1")
             if response.status in _GONE:
                 raise ImageMissing(f"{place} does not exist (status {response.status})")
+            if 400 <= response.status < 500 and response.status not in _LATER:
+                raise ImageForbidden(f"{place} is refused by its server (status {response.status})")
             if response.status != 200:
                 raise ImageUnreachable(f"{place} answers with status {response.status}")
             if told.get(b"content-length", b"").isdigit():

@@ -114,10 +114,14 @@ class Names:
 
 
 def web(server: Server, names: Names | None = None, **options: object) -> Web:
-    names = names or Names(good_test=[[OUTSIDE]], home_test=[[INSIDE]])
-    settings: dict[str, Any] = {"max_bytes": 1000, "timeout_s": 5.0, "ports": (server.port,)}
-    allowed = {"allowed": lambda address: address in (OUTSIDE, ip_address("127.0.0.3"))}
-    return Web(resolve=names, **settings | allowed | options)
+    settings: dict[str, Any] = {
+        "max_bytes": 1000,
+        "timeout_s": 5.0,
+        "ports": (server.port,),
+        "resolve": names or Names(good_test=[[OUTSIDE]], home_test=[[INSIDE]]),
+        "allowed": lambda address: address in (OUTSIDE, ip_address("127.0.0.3")),
+    }
+    return Web(**settings | options)
 
 
 def test_a_public_picture_is_fetched_under_its_own_name(server: Server) -> None:
@@ -231,7 +235,17 @@ def test_a_server_that_only_accepts_is_cut_off(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(404, ImageMissing), (410, ImageMissing), (500, ImageUnreachable)]
+    ("number", "error"),
+    [
+        (404, ImageMissing),
+        (410, ImageMissing),
+        (401, ImageForbidden),
+        (403, ImageForbidden),
+        (451, ImageForbidden),
+        (408, ImageUnreachable),
+        (429, ImageUnreachable),
+        (500, ImageUnreachable),
+    ],
 )
 def test_what_the_server_says_becomes_the_items_error(
     server: Server, number: int, error: type[Exception]
@@ -239,6 +253,19 @@ def test_what_the_server_says_becomes_the_items_error(
     server.answers["/"] = status(number)
     with pytest.raises(error, match=str(number)):
         web(server).fetch(f"http://good.test:{server.port}/")
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(socket.EAI_NONAME, ImageMissing), (socket.EAI_AGAIN, ImageUnreachable)]
+)
+def test_a_name_that_nobody_has_is_not_one_that_cannot_be_looked_up_now(
+    server: Server, number: int, error: type[Exception]
+) -> None:
+    def resolve(host: str, port: int) -> list[IpAddress]:
+        raise socket.gaierror(number, "said by the resolver")
+
+    with pytest.raises(error, match=r"http://typo\.test"):
+        web(server, resolve=resolve).fetch(f"http://typo.test:{server.port}/")
 
 
 def test_only_listed_hosts_are_asked_if_some_are_listed(server: Server) -> None:
