@@ -43,10 +43,12 @@ async def embed(
 
 def guess(item: str) -> Modality:
     """What a string is meant as. A sentence that mentions an address is a text."""
+    item = item.strip()
     start = item[:12].lower()
     if not start.startswith(("data:image/", "http://", "https://")):
         return "text"
-    return "text" if any(map(str.isspace, item)) else "image"
+    name = item.partition(";base64,")[0]  # what follows may be in lines
+    return "text" if any(map(str.isspace, name)) else "image"
 
 
 def picture(item: str) -> str | bytes:
@@ -55,6 +57,7 @@ def picture(item: str) -> str | bytes:
     Raises:
         BadRequest: it is neither.
     """
+    item = item.strip()
     start, _, rest = item.partition(":")
     match start.lower():
         case "http" | "https":
@@ -69,6 +72,6 @@ def _data(uri: str) -> bytes:
     if not comma or not head.lower().endswith(";base64"):
         raise BadRequest("a picture's data URI is data:image/...;base64,...")
     try:
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError):
         raise BadRequest("a picture's data URI holds no base64") from None

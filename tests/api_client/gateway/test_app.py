@@ -69,6 +69,26 @@ def test_openai_embeddings_of_texts_and_pictures_keep_their_order(http):
     assert (answer["model"], answer["object"]) == ("fake/large", "list")
 
 
+@pytest.mark.parametrize("modality", [None, "image"])
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ("https://example.com/cat.jpg\n", "https://example.com/cat.jpg"),
+        (" https://example.com/cat.jpg", "https://example.com/cat.jpg"),
+        ("data:image/png;base64," + base64.encodebytes(bytes(100)).decode(), bytes(100)),
+    ],
+)
+def test_lines_do_not_make_a_text_of_a_picture(http, modality, sent, meant):
+    [row] = http.post("/v1/embeddings", json={"input": sent, "modality": modality}).json()["data"]
+    assert np.allclose(row["embedding"], FakeClient().embed_images([meant])[0])
+
+
+@pytest.mark.parametrize("words", ["https://example.com is a site", "data:image/png, say some"])
+def test_a_sentence_that_begins_with_an_address_is_a_text(http, words):
+    [row] = http.post("/v1/embeddings", json={"input": words}).json()["data"]
+    assert np.allclose(row["embedding"], FakeClient().embed_texts([words])[0])
+
+
 def test_an_address_is_a_text_where_the_caller_says_so(http):
     asked = {"input": "https://example.com/cat.jpg", "modality": "text"}
     [row] = http.post("/v1/embeddings", json=asked).json()["data"]
