@@ -27,10 +27,15 @@ async def embed(
     kinds = [modality or guess(one) for one in inputs]
     texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
     images = [picture(one) for one, kind in zip(inputs, kinds, strict=True) if kind == "image"]
-    found = await asyncio.gather(
-        client.embed_texts_detailed(texts, model=model),
-        client.embed_images_detailed(images, model=model),
-    )
+    asked = [
+        asyncio.ensure_future(client.embed_texts_detailed(texts, model=model)),
+        asyncio.ensure_future(client.embed_images_detailed(images, model=model)),
+    ]
+    try:
+        found = await asyncio.gather(*asked)
+    finally:
+        for one in asked:
+            one.cancel()  # where the other one failed, nobody waits for it
     in_order = {"text": iter(found[0]), "image": iter(found[1])}
     items = [next(in_order[kind]) for kind in kinds]
     if any(item.error for item in items):

@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import re
@@ -6,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from api_client.gateway.inputs import embed
 from api_client.gateway.refusals import refusal_of
 from api_client.testing import FakeClient
 from api_client.wire.errors import (
     BY_CODE,
     BackendFailed,
+    BadRequest,
     ImageForbidden,
     ImageGone,
     ImageTooLarge,
@@ -67,6 +70,30 @@ def test_openai_embeddings_of_texts_and_pictures_keep_their_order(http):
     assert np.allclose(rows, [texts[0], images[0], texts[1], images[1]])
     assert [row["index"] for row in answer["data"]] == [0, 1, 2, 3]
     assert (answer["model"], answer["object"]) == ("fake/large", "list")
+
+
+def test_what_is_refused_is_not_worked_for_any_longer(fake):
+    started, withdrawn = asyncio.Event(), asyncio.Event()
+
+    async def never(*_, **__):
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            withdrawn.set()
+
+    async def refused(*_, **__):
+        await started.wait()
+        raise BadRequest("no such text")
+
+    fake.embed_images_detailed, fake.embed_texts_detailed = never, refused
+
+    async def ask():
+        with pytest.raises(BadRequest):
+            await embed(fake, ["a text", data_uri()], model=None, modality=None)
+        await asyncio.wait_for(withdrawn.wait(), 20)
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("modality", [None, "image"])
