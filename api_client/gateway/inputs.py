@@ -37,7 +37,15 @@ async def embed(
         for one in asked:
             one.cancel()  # where the other one failed, nobody waits for it
     in_order = {"text": iter(found[0]), "image": iter(found[1])}
-    items = [next(in_order[kind]) for kind in kinds]
+    return comparable([next(in_order[kind]) for kind in kinds])
+
+
+def comparable(items: list[Item]) -> list[Item]:
+    """The items, if all have vectors, and of one space.
+
+    Raises:
+        ItemsFailed: an input has no vector. SpaceMismatch: two are of different spaces.
+    """
     if any(item.error for item in items):
         raise ItemsFailed(items)
     space: str | None = None

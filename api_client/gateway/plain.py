@@ -6,9 +6,11 @@ from fastapi import APIRouter, Body, File, Form, Query, UploadFile
 from pydantic import BaseModel, StringConstraints
 
 from ..aio import AsyncClient
+from ..results import matrix
 from ..wire.errors import BadRequest
 from ..wire.messages import MAX_TEXT_CHARS
 from .budgets import Spend
+from .inputs import comparable
 from .refusals import RESPONSES
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS, pattern=r"\S")]
@@ -71,9 +73,10 @@ def router(client: AsyncClient) -> APIRouter:
         """How well a text and a picture fit."""
         asked = _one(text, form_text)
         await spend(2)
-        words = await client.embed_texts([asked], model=model)
-        pixels = await client.embed_images([await file.read()], model=model)
-        return Similarity(similarity=float(client.similarity(words[0], pixels[0])))
+        texts = await client.embed_texts_detailed([asked], model=model)
+        pictures = await client.embed_images_detailed([await file.read()], model=model)
+        words, pixels = matrix(comparable([*texts, *pictures]))
+        return Similarity(similarity=float(client.similarity(words, pixels)))
 
     return routes
 

@@ -5,11 +5,13 @@ import re
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
+from api_client.gateway.app import build
 from api_client.gateway.inputs import embed
 from api_client.gateway.refusals import refusal_of
-from api_client.testing import FakeClient
+from api_client.testing import MODELS, FakeAsyncClient, FakeClient
 from api_client.wire.errors import (
     BY_CODE,
     BackendFailed,
@@ -23,6 +25,7 @@ from api_client.wire.errors import (
     NoBroker,
 )
 
+HERE = "http://127.0.0.1"
 RAG = "/api/rag/embedding"
 
 
@@ -58,6 +61,19 @@ def test_similarity_takes_a_text_and_an_upload(http, where):
     fake = FakeClient()
     wanted = fake.similarity(fake.embed_texts(["red"])[0], fake.embed_images([png()])[0])
     assert answer.json() == {"similarity": pytest.approx(float(wanted), abs=1e-6)}
+
+
+def test_similarity_of_two_spaces_is_refused_also_where_the_model_was_switched_meanwhile(settings):
+    one, other = (MODELS[0].model_copy(update={"id": id}) for id in ("fake/one", "fake/other"))
+
+    class Switched(FakeAsyncClient):
+        async def embed_images_detailed(self, images, **options):
+            await self.switch("fake/other")
+            return await super().embed_images_detailed(images, **options)
+
+    with TestClient(build(Switched(models=(one, other)), settings), base_url=HERE) as http:
+        answer = http.post("/similarity?text=red", files={"file": png()})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "space_mismatch")
 
 
 def test_openai_embeddings_of_texts_and_pictures_keep_their_order(http):
@@ -318,13 +334,8 @@ def test_what_nobody_foresaw_has_its_id_and_is_counted_as_it_was_answered(http, 
     ],
 )
 def test_a_refused_picture_says_why(settings, error, status):
-    from fastapi.testclient import TestClient
-
-    from api_client.gateway.app import build
-    from api_client.testing import FakeAsyncClient
-
     client = FakeAsyncClient(failing={"https://x/a.png": error})
-    with TestClient(build(client, settings), base_url="http://localhost") as http:
+    with TestClient(build(client, settings), base_url=HERE) as http:
         answer = http.post("/v1/embeddings", json={"input": ["words", "https://x/a.png"]})
     assert answer.status_code == status
     assert answer.json() == {"error": {"code": error.code, "message": str(error)}}
