@@ -293,6 +293,13 @@ def test_a_bad_request_gets_a_code_and_a_sentence(http, path, sent, status):
     assert error["message"]
 
 
+def test_the_item_that_is_not_understood_is_named(http):
+    answer = http.post("/v1/embeddings", json={"input": ["a", " ", "b"]})
+    assert ".1: String should match" in answer.json()["error"]["message"]
+    answer = http.post("/v1/embeddings", json={"input": ""})
+    assert "String should have at least 1 character" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "leaks"),
     [
