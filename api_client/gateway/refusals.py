@@ -126,12 +126,20 @@ def install(app: FastAPI) -> None:
 
 def answer_to(error: errors.ClipyardError, *, method: str, path: str) -> JSONResponse:
     """What the caller is told of an error; what is not for callers is logged."""
+    place = _place(error)
     error, refusal = refusal_of(error)
     if refusal.sentence:
         log.warning("%s %s: %s: %s", method, path, error.code, error)
-    sentence = refusal.sentence or str(error)
+    sentence = place + (refusal.sentence or str(error))
     after_s = error.retry_after_s if isinstance(error, OverLimit) else 1
     return refuse(refusal.status, error.code, sentence, retry_after_s=after_s)
+
+
+def _place(error: errors.ClipyardError) -> str:
+    """Of several inputs, which one it is about."""
+    if not isinstance(error, ItemsFailed) or len(error.items) == 1:
+        return ""
+    return f"input {next(i for i, item in enumerate(error.items) if item.error)}: "
 
 
 def _ours(request: Request, error: Exception) -> JSONResponse:

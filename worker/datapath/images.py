@@ -90,9 +90,9 @@ class ImageReader:
                 return self._read(path)
             case BlobRef(blob=number):
                 if (data := blobs.get(number)) is None:
-                    raise ImageGone(f"the bytes of image {number} are gone; send them again")
+                    raise ImageGone("the bytes of this image are gone; send them again")
                 if ref.sha256 and hashlib.sha256(data).hexdigest() != ref.sha256:
-                    raise ImageForbidden(f"the bytes of image {number} are not the ones sent")
+                    raise ImageForbidden("the bytes of this image are not the ones sent")
                 return data
             case UrlRef(url=url):
                 return self._fetched(url)
@@ -176,8 +176,8 @@ def _title(ref: ImageRef) -> str:
     match ref:
         case PathRef(path=path):
             return _name(path)
-        case BlobRef(blob=number):
-            return f"image {number}"
+        case BlobRef():  # its number is one within a message, not within the call
+            return "the image sent"
         case UrlRef():
             return "the picture behind the URL"
 

@@ -336,7 +336,7 @@ def test_what_nobody_foresaw_has_its_id_and_is_counted_as_it_was_answered(http, 
         (ImageUnreadable("not an image"), 400),
         (ImageForbidden("host not allowed"), 403),
         (ImageTooLarge("too many pixels"), 413),
-        (ImageGone("the bytes of image 0 are gone; send them again"), 503),
+        (ImageGone("the bytes of this image are gone; send them again"), 503),
         (ImageUnreachable("the host did not answer in time"), 503),
     ],
 )
@@ -345,7 +345,7 @@ def test_a_refused_picture_says_why(settings, error, status):
     with TestClient(build(client, settings), base_url=HERE) as http:
         answer = http.post("/v1/embeddings", json={"input": ["words", "https://x/a.png"]})
     assert answer.status_code == status
-    assert answer.json() == {"error": {"code": error.code, "message": str(error)}}
+    assert answer.json() == {"error": {"code": error.code, "message": f"input 1: {error}"}}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BY_CODE.values() if kind.retryable])
