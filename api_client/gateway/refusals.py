@@ -28,6 +28,7 @@ class Refusal(NamedTuple):
 TABLE: dict[type[errors.ClipyardError], Refusal] = {
     errors.BadRequest: Refusal(400),
     errors.UnknownModel: Refusal(404),
+    errors.NotSigned: Refusal(500, "the workers do not take what this gateway sends"),
     errors.SpaceMismatch: Refusal(409),
     errors.ItemError: Refusal(400),
     errors.ImageMissing: Refusal(404),

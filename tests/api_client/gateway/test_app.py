@@ -23,6 +23,7 @@ from api_client.wire.errors import (
     ImageUnreadable,
     LoadFailed,
     NoBroker,
+    NotSigned,
 )
 
 HERE = "http://127.0.0.1"
@@ -306,6 +307,7 @@ def test_the_item_that_is_not_understood_is_named(http):
         (NoBroker("cannot reach Redis at redis://10.0.0.7:6379/0"), 503, "10.0.0.7"),
         (LoadFailed("cannot read /srv/models/secret.safetensors"), 500, "/srv"),
         (BackendFailed("internal error on gpu0@inner-host"), 500, "inner-host"),
+        (NotSigned("CLIPYARD_SIGNING_KEY of gpu0@inner-host does not fit"), 500, "inner-host"),
         (RuntimeError("at 0x7f password=hunter2"), 500, "hunter2"),
     ],
 )
