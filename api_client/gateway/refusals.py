@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -114,7 +115,7 @@ class Unforeseen:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            log.error("%s %s failed", scope["method"], quote(scope["path"]), exc_info=error)
             await refuse(500, "internal", "internal error")(scope, receive, send)
 
 
@@ -130,7 +131,7 @@ def answer_to(error: errors.ClipyardError, *, method: str, path: str) -> JSONRes
     place = _place(error)
     error, refusal = refusal_of(error)
     if refusal.sentence:
-        log.warning("%s %s: %s: %s", method, path, error.code, error)
+        log.warning("%s %s: %s: %s", method, quote(path), error.code, error)  # a line is a line
     sentence = place + (refusal.sentence or str(error))
     after_s = error.retry_after_s if isinstance(error, OverLimit) else 1
     return refuse(refusal.status, error.code, sentence, retry_after_s=after_s)

@@ -322,6 +322,17 @@ def test_our_own_troubles_are_told_without_their_details(http, fake, error, stat
     assert leaks not in answer.text
 
 
+@pytest.mark.parametrize("error", [LoadFailed("no such file"), RuntimeError()])
+def test_a_path_cannot_write_lines_of_its_own_into_the_log(http, fake, caplog, error):
+    async def fails(*_, **__):
+        raise error
+
+    fake.load = fails
+    http.post(f"{RAG}/vision/load/x%0Dall is well")
+    [said] = [one.getMessage() for one in caplog.records if "vision/load" in one.getMessage()]
+    assert said.isprintable()
+
+
 def test_what_nobody_foresaw_has_its_id_and_is_counted_as_it_was_answered(http, fake):
     async def fails(*_, **__):
         raise RuntimeError
