@@ -152,6 +152,14 @@ def test_every_metric_has_a_help_text_and_a_unit_or_a_total():
         assert one.name.endswith("_total") == (one.kind is metrics.Kind.COUNTER)
 
 
+def test_what_each_gateway_tells_of_the_whole_fleet_is_not_added_up():
+    panels = json.loads(GRAFANA.read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    fleet = [metrics.WORKERS, metrics.QUEUE, metrics.QUEUE_AGE_S, metrics.JOBS, metrics.JOB_LEFT]
+    for one in fleet:
+        assert [q.partition(" ")[0] for q in queries if f"({one.name})" in q] == ["max"]
+
+
 def test_every_query_of_the_dashboard_and_the_alerts_names_existing_series():
     panels = json.loads(GRAFANA.read_text())["panels"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
