@@ -1,5 +1,6 @@
 """The application: its routes, its door, its one shape of errors."""
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -66,6 +67,8 @@ def serve(settings: GatewaySettings) -> None:
     logs.set_up(settings)
     address = f"{settings.gateway_host}:{settings.gateway_port}"
     spans.set_up(settings, service="clipyard-gateway", instance=address)
+    # uvicorn raises it anew when it has drained: at its default no exit handler would send spans.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         uvicorn.run(
             build(AsyncClient(settings, asked_by="gateway"), settings),

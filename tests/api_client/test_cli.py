@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -268,6 +269,24 @@ def test_a_port_that_is_taken_is_one_sentence_and_exit_code_2(command):
     assert ended.returncode == 2
     assert f"error: cannot listen on 127.0.0.1:{port}" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_gateway_that_is_stopped_sends_its_last_spans():
+    env = {
+        **os.environ,
+        "CLIPYARD_REDIS_URL": "redis://127.0.0.1:1/0",
+        "CLIPYARD_TRACES": "true",
+        "OTEL_TRACES_EXPORTER": "console",
+    }
+    argv = [sys.executable, "-m", "api_client", "gateway", "--port", "0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True) as gateway:
+        [url] = next(filter(None, (re.findall(r"http://[\d.:]+", line) for line in gateway.stderr)))
+        assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+        gateway.terminate()
+        said, _ = gateway.communicate(timeout=60)
+    assert '"name": "GET /healthz"' in said
+    assert gateway.returncode == 0
 
 
 def test_a_gateway_for_others_without_a_token_is_exit_code_2(clipyard, monkeypatch):
