@@ -32,6 +32,7 @@ PORTS = {"http": 80, "https": 443}
 _REDIRECTING = {301, 302, 303, 307, 308}
 _GONE = {404, 410}
 _LATER = {408, 425, 429}  # of 4xx; the others mean the request, which would be the same again
+_ASCII = "".join(map(chr, range(128)))
 _HEADERS = (
     ("User-Agent", "clipyard"),
     ("Accept", "image/*"),
@@ -172,7 +173,7 @@ class Web:
         with pool.stream("GET", place.parts, headers=headers) as response:
             told = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECTING and b"location" in told:
-                return b"", told[b"location"].decode("latin-1")
+                return b"", quote(told[b"location"], safe=_ASCII)  # some servers quote nothing
             if response.status in _GONE:
                 raise ImageMissing(f"{place} does not exist (status {response.status})")
             if 400 <= response.status < 500 and response.status not in _LATER:

@@ -184,6 +184,12 @@ def test_a_redirect_to_the_same_name_asks_the_resolver_again(server: Server) -> 
         web(server, names).fetch(f"http://rebinding.test:{server.port}/")
 
 
+def test_a_redirect_in_utf_8_leads_where_it_says(server: Server) -> None:
+    server.answers["/"] = redirect("/ä b.png".encode().decode("latin-1").replace(" ", "%20"))
+    assert web(server).fetch(f"http://good.test:{server.port}/") == PICTURE
+    assert server.seen[-1][-1] == "/%C3%A4%20b.png"
+
+
 def test_a_redirect_in_the_open_is_followed_but_not_for_ever(server: Server) -> None:
     server.answers["/"] = redirect("/other")
     assert web(server).fetch(f"http://good.test:{server.port}/") == PICTURE
