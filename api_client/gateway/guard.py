@@ -17,6 +17,7 @@ from .refusals import answer_to, refuse
 from .settings import GatewaySettings, is_loopback
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
+ALWAYS = OPEN_PATHS | {"/metrics"}  # however much is at work: then most is to be seen there
 
 
 class Guard:
@@ -36,7 +37,7 @@ class Guard:
         headers = Headers(scope=scope)
         caller = holder(headers, self._passes)
         refusal = self._refusal(scope["path"], headers, caller)
-        if refusal is not None or scope["path"] in OPEN_PATHS:
+        if refusal is not None or scope["path"] in ALWAYS:
             await (refusal or self._app)(scope, receive, send)
             return
         if self._at_work >= self._settings.gateway_concurrency:

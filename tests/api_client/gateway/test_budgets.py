@@ -97,6 +97,7 @@ def test_without_redis_a_limited_token_is_told_that_nobody_can_answer():
     with TestClient(build(FakeAsyncClient(), settings)) as alone:
         assert embed(alone, HURRIED).json()["error"]["code"] == "no_broker"
         assert embed(alone, FREE).status_code == 200
+        assert alone.get("/metrics", headers=bearer(HURRIED)).status_code == 200
 
 
 @pytest.mark.parametrize(

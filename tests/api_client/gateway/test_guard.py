@@ -157,4 +157,5 @@ def test_more_at_once_than_agreed_are_told_to_come_back_and_a_hang_up_makes_room
         busy = httpx.post(f"{url}/encode/text", json=TEXT, timeout=20)
         assert busy.status_code == 429
         assert busy.headers["retry-after"] == "1"
-        assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+        for path in ("/healthz", "/metrics"):
+            assert httpx.get(url + path, timeout=20).status_code == 200
