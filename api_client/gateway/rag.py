@@ -231,7 +231,7 @@ def router(client: AsyncClient) -> APIRouter:
 
 def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry], current: str) -> Status:
     """The fleet in the shape of GET .../status."""
-    loaded = {one.id: holding(fleet, one.id) for worker in fleet.workers for one in worker.held}
+    loaded = {one.id: holding(fleet, one.id) for one in in_memory(fleet)}
     vision = seen(entry_of(entries, current), loaded.get(current, []))
     texts = [entry for entry in entries if not is_vision(entry)]
     tracked = {
@@ -252,7 +252,7 @@ def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry], current: str) -> 
 
 def health_of(fleet: Fleet, *, now: datetime) -> HealthReport:
     """The fleet in the shape of GET .../health; both services run on the same workers."""
-    held = [model for worker in fleet.workers for model in worker.held]
+    held = in_memory(fleet)
     vision = [model for model in held if model.type == "vision"]
     texts = [model for model in held if model.type == "text"]
     ready = sum(worker.state == "ready" for worker in fleet.workers)
@@ -304,8 +304,13 @@ def tracked_of(held: Sequence[ModelStatus]) -> Tracked:
     )
 
 
+def in_memory(fleet: Fleet) -> list[ModelStatus]:
+    """As `Client.loaded_models` has it: what is only on its way there may yet fail."""
+    return [model for worker in fleet.workers for model in worker.held if model.state != "loading"]
+
+
 def holding(fleet: Fleet, model_id: str) -> list[ModelStatus]:
-    return [model for _, model in fleet.holding(model_id)]
+    return [model for model in in_memory(fleet) if model.id == model_id]
 
 
 def memory_of(held: Sequence[ModelStatus]) -> MemoryUsage:

@@ -11,7 +11,8 @@ from PIL import Image
 from api_client.gateway.app import build
 from api_client.gateway.inputs import embed
 from api_client.gateway.refusals import refusal_of
-from api_client.testing import MODELS, FakeAsyncClient, FakeClient
+from api_client.status import Fleet, Worker
+from api_client.testing import MODELS, NODE, FakeAsyncClient, FakeClient
 from api_client.wire.errors import (
     BY_CODE,
     BackendFailed,
@@ -25,6 +26,7 @@ from api_client.wire.errors import (
     NoBroker,
     NotSigned,
 )
+from api_client.wire.messages import ModelStatus
 
 HERE = "http://127.0.0.1"
 RAG = "/api/rag/embedding"
@@ -232,6 +234,22 @@ def test_vision_status_has_the_shape_that_callers_know(http):
         "image_embedding",
         "text_embedding",
     ]
+
+
+def test_a_model_that_is_being_loaded_is_not_loaded_yet(http, fake):
+    loading = ModelStatus(id="fake/small", state="loading")
+    at = {"name": NODE, "device": "memory", "pid": 1, "started_at": 1, "beat_at": 1}
+    fleet = Fleet(workers=(Worker(**at, state="ready", held=(loading,)),), current="fake/small")
+
+    async def status():
+        return fleet
+
+    fake.status = status
+    assert not http.get(f"{RAG}/vision/status").json()["current_model"]["loaded"]
+    assert not http.get(f"{RAG}/status").json()["vision_embeddings"]["loaded"]
+    assert http.get(f"{RAG}/status").json()["tracker_status"] == {}
+    health = http.get(f"{RAG}/health").json()
+    assert not health["services"]["clip_embedding_service"]["model_loaded"]
 
 
 def test_the_process_is_alive_and_a_worker_is_ready(http):
