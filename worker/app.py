@@ -73,7 +73,10 @@ def _log(loglevel: int | None = None, **_: Any) -> None:
     ours = settings
     if loglevel and settings.origin("log_level") == "default":
         ours = settings.model_copy(update={"log_level": logging.getLevelName(loglevel)})
-    logs.set_up(ours)
+    try:
+        logs.set_up(ours)
+    except ClipyardError as error:  # Celery would go on, without any log
+        sys.exit(str(error))
     log.setLevel(logging.INFO)  # whoever waits for "ready." waits whatever the level is
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, field_validator
 from pydantic_settings import NoDecode
 
 from . import correlation
+from .errors import BadSettings
 from .settings import Settings
 
 __all__ = ["ESCAPES", "PARTS", "LogSettings", "part_of", "set_up"]
@@ -83,13 +85,21 @@ def set_up(settings: LogSettings) -> None:
     """Log to standard error, and to a file for each part if a folder is given.
 
     Handlers that others have added stay.
+
+    Raises:
+        BadSettings: nobody can write into the folder.
     """
     formatter = _JsonLines() if settings.log_format == "json" else _TextLines(_TEXT)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if settings.log_dir:
-        settings.log_dir.mkdir(parents=True, exist_ok=True)
+    if folder := settings.log_dir:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadSettings(f"CLIPYARD_LOG_DIR: {folder}: {error.strerror}") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise BadSettings(f"CLIPYARD_LOG_DIR: this process may not write into {folder}")
         for part in (*PARTS, OTHER):
-            file = WatchedFileHandler(settings.log_dir / f"{part}.log", delay=True)
+            file = _File(folder / f"{part}.log", delay=True)
             file.addFilter(lambda record, part=part: part_of(record.name) == part)  # type: ignore[misc]
             handlers.append(file)
     root = logging.getLogger()
@@ -129,6 +139,16 @@ class _TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).translate(ESCAPES).replace("\n", "\n    ")
+
+
+class _File(WatchedFileHandler):
+    """One that cannot be opened costs its lines, not the work that they tell of."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
 
 class _JsonLines(logging.Formatter):

@@ -117,3 +117,15 @@ def test_a_shared_batch_names_a_few_of_its_callers():
     with correlation.about_many(["a", "b", "a", "", "c", "d"]):
         assert correlation.current() == "a,b,c+1"
     assert correlation.current() == ""
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for folder, why in (("file", "File exists"), ("file/below", "Not a directory")):
+        with pytest.raises(BadSettings, match=f"CLIPYARD_LOG_DIR: .*{folder}: {why}"):
+            logs.set_up(LogSettings.read(log_dir=tmp_path / folder))
+
+
+def test_a_file_that_cannot_be_opened_does_not_fail_the_work(said, tmp_path):
+    (tmp_path / "data.log").mkdir()
+    assert "it broke" in "".join(said(CLIPYARD_LOG_DIR=tmp_path))
