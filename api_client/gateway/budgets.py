@@ -32,7 +32,8 @@ local now = time[1] + time[2] / 1000000
 local full = math.max(now, tonumber(redis.call('GET', KEYS[1]) or 0)) + ARGV[1]
 local wait = full - now - ARGV[2]
 if wait > 0 then return tostring(wait) end
-redis.call('SET', KEYS[1], string.format('%.6f', full), 'PX', math.ceil((full - now) * 1000))
+local whole_ms = math.max(1, math.ceil((full - now) * 1000))  -- so little may be lost to rounding
+redis.call('SET', KEYS[1], string.format('%.6f', full), 'PX', whole_ms)
 return '0'
 """
 _SLACK_S = 1e-3  # of the rounding above: the last item of a whole budget must fit

@@ -92,6 +92,14 @@ def test_redis_holds_no_token_and_forgets_a_budget_that_is_whole_again(
     assert not any(token in told for token in (HURRIED, GREEDY, FREE))
 
 
+def test_a_limit_beyond_all_use_lets_everything_in(valkey_url, prefix):
+    settings = GatewaySettings.read(
+        redis_url=valkey_url, key_prefix=prefix, gateway_tokens=f"{FREE} rpm=1000000000"
+    )
+    with TestClient(build(FakeAsyncClient(), settings)) as gateway:
+        assert embed(gateway, FREE).status_code == 200
+
+
 def test_without_redis_a_limited_token_is_told_that_nobody_can_answer():
     settings = GatewaySettings.read(redis_url="redis://127.0.0.1:1/0", gateway_tokens=TOKENS)
     with TestClient(build(FakeAsyncClient(), settings)) as alone:
