@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import _state
 from celery.signals import setup_logging
 
 from api_client.stack.valkey import PrivateValkey, server_binary
@@ -30,6 +31,15 @@ def pytest_collection_finish() -> None:
     """What was imported stays, and no collection needs to look at it: half a second each time."""
     gc.freeze()
     atexit.register(gc.unfreeze)  # else triton takes it for a leak and says so, line by line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_celery_of_others() -> Iterator[None]:
+    """Celery's `start_worker` leaves its app behind as everybody's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "default_app", None)
+        patch.setattr(_state._tls, "current_app", None)
+        yield
 
 
 @setup_logging.connect

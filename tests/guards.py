@@ -200,7 +200,7 @@ GUARDS = [
     ),
     (GATE, "await self._budgets.spend(caller", "await self._budgets.spend(None", AT_BUDGETS),
     (BUDGETS, "if wait > 0 then", "if false then", f"{AT_BUDGETS} -k told_when"),
-    (BUDGETS, "'PX', math.ceil((full - now) * 1000)", "'KEEPTTL'", f"{AT_BUDGETS} -k forgets"),
+    (BUDGETS, "'PX', whole_ms", "'KEEPTTL'", f"{AT_BUDGETS} -k forgets"),
     (
         PASSES,
         "hashlib.sha256(self.token.encode()).hexdigest()[:32]",
