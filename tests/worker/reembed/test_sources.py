@@ -183,6 +183,11 @@ def write_tar(file, members):
             tar.addfile(info, io.BytesIO(body))
 
 
+def test_a_run_of_more_shards_than_anybody_has_is_refused(source, tmp_path):
+    with pytest.raises(JobRefused, match="name fewer"):
+        source("webdataset", tmp_path / "s-{0..9999999999}.tar")
+
+
 def test_shards_are_read_by_the_places_of_their_members(source, tmp_path):
     for shard in range(2):
         samples = [

@@ -17,6 +17,7 @@ from .folder import MAGIC, PICTURES, matching, split
 from .refs import content, member
 
 META_BYTES = 64 * 1024  # of a caption or a JSON file beside a picture
+MOST_SHARDS = 10**6  # of a run; their names are held in memory
 
 
 class Tars:
@@ -53,6 +54,8 @@ class Tars:
 def _expand(where: str, doors: Doors) -> list[Path]:
     if run := re.search(r"\{(\d+)\.\.(\d+)\}", where):
         first, last = run[1], run[2]
+        if int(last) - int(first) >= MOST_SHARDS:
+            raise JobRefused(f"{run[0]} is more than {MOST_SHARDS} shards; name fewer")
         numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
         return [Path(where[: run.start()] + n + where[run.end() :]) for n in numbers]
     if not MAGIC & set(where):
