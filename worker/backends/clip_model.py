@@ -9,13 +9,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from api_client.wire.errors import ImageUnreadable
-
 from ..catalogue import Entry
 from .base import Placement, PreparedText, Traits
 from .blocks import without_detours
 from .recipes import Tokenizer
-from .resize import steps_for
+from .resize import pixels_of, steps_for
 from .texts import TextTower, Tokens
 from .torch_model import Normalised, TorchModel
 
@@ -52,14 +50,7 @@ class ClipModel(TorchModel):
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that open_clip's preprocessing would normalise."""
-        try:
-            for step in self._to_pixels:
-                image = step(image)
-        except ValueError as error:  # e.g. nothing is left of a thin strip
-            raise ImageUnreadable(
-                f"a picture of {image.width}x{image.height} cannot be resized: {error}"
-            ) from None
-        return np.asarray(image)
+        return pixels_of(image, self._to_pixels)
 
     def prepare_text(self, text: str) -> PreparedText:
         return self._tokens.of(text)

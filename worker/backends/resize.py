@@ -5,8 +5,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import InterpolationMode, Resize
+
+from api_client.wire.errors import ImageUnreadable
 
 from ..extent import extent_of
 
@@ -27,6 +30,22 @@ _FILTERS = {
 def steps_for(decode: Literal["fast", "exact"], steps: Sequence[Step]) -> list[Step]:
     """The steps of a transform, for pictures that were decoded so."""
     return [QuickResize(step) if decode == "fast" and _fits(step) else step for step in steps]
+
+
+def pixels_of(image: Image.Image, steps: Sequence[Step]) -> NDArray[np.uint8]:
+    """(height, width, 3), what the steps make of a picture.
+
+    Raises:
+        ImageUnreadable: they can make nothing of it, e.g. nothing is left of a thin strip.
+    """
+    try:
+        for step in steps:
+            image = step(image)
+    except ValueError as error:
+        raise ImageUnreadable(
+            f"a picture of {image.width}x{image.height} cannot be resized: {error}"
+        ) from None
+    return np.asarray(image)
 
 
 def _fits(step: Step) -> bool:

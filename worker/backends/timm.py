@@ -17,7 +17,7 @@ from timm.models import model_entrypoint
 from torch import nn
 from torchvision.transforms import Normalize
 
-from api_client.wire.errors import BadCheckpoint, ImageUnreadable, LoadFailed
+from api_client.wire.errors import BadCheckpoint, LoadFailed
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -25,7 +25,7 @@ from . import hub, weights
 from .base import About
 from .recipes import parameters_on_meta
 from .residence import bytes_of
-from .resize import steps_for
+from .resize import pixels_of, steps_for
 from .torch_model import Normalised, TorchModel
 
 __all__ = ["Timm"]
@@ -100,15 +100,7 @@ class Timm(TorchModel):
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that timm's preprocessing would normalise."""
-        image = image.convert("RGB")
-        try:
-            for step in self._to_pixels:
-                image = step(image)
-        except ValueError as error:  # e.g. nothing is left of a thin strip
-            raise ImageUnreadable(
-                f"a picture of {image.width}x{image.height} cannot be resized: {error}"
-            ) from None
-        return np.asarray(image)
+        return pixels_of(image.convert("RGB"), self._to_pixels)
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = self.module(self._normalised(pixels)).float().cpu().numpy()

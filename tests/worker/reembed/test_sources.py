@@ -292,12 +292,18 @@ def test_no_folder_beside_an_allowed_one_is_listed(source, where):
         ids(source("fsspec", f"memory://{where}"))
 
 
+def listed_item(source, tmp_path, line):
+    """The source of a list of one line, and its item."""
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    listed = source("list", tmp_path / "list.txt")
+    [item] = listed.walk()
+    return listed, item
+
+
 def test_stores_that_the_settings_do_not_name_are_not_reached(source, tmp_path):
     with pytest.raises(JobRefused, match="CLIPYARD_IMAGE_STORES: memory"):
         source("fsspec", "s3://photos")
-    (tmp_path / "list.txt").write_text("/etc/x.tar::a@0+5\n")
-    listed = source("list", tmp_path / "list.txt")
-    [item] = listed.walk()
+    listed, item = listed_item(source, tmp_path, "/etc/x.tar::a@0+5")
     with pytest.raises(ImageForbidden):
         listed.fetch(item)
 
@@ -305,17 +311,13 @@ def test_stores_that_the_settings_do_not_name_are_not_reached(source, tmp_path):
 def test_no_more_of_an_archive_is_read_than_a_picture_may_have(source, tmp_path):
     with (tmp_path / "x.tar").open("wb") as file:
         file.truncate(2**40)
-    (tmp_path / "list.txt").write_text(f"x.tar::a.jpg@0+{2**40}\n")
-    listed = source("list", tmp_path / "list.txt")
-    [item] = listed.walk()
+    listed, item = listed_item(source, tmp_path, f"x.tar::a.jpg@0+{2**40}")
     with pytest.raises(ImageTooLarge):
         listed.fetch(item)
 
 
 def test_an_archive_that_has_gone_costs_its_members(source, tmp_path):
-    (tmp_path / "list.txt").write_text("x.tar::a@0+5\n")
-    listed = source("list", tmp_path / "list.txt")
-    [item] = listed.walk()
+    listed, item = listed_item(source, tmp_path, "x.tar::a@0+5")
     with pytest.raises(ImageMissing):
         listed.fetch(item)
 
@@ -323,24 +325,18 @@ def test_an_archive_that_has_gone_costs_its_members(source, tmp_path):
 @pytest.mark.parametrize("place", [f"{10**17}+5", "2+9999"])
 def test_beyond_its_archive_a_member_ends(source, tmp_path, place):
     (tmp_path / "x.tar").write_bytes(b"abc")
-    (tmp_path / "list.txt").write_text(f"x.tar::a@{place}\n")
-    listed = source("list", tmp_path / "list.txt")
-    [item] = listed.walk()
+    listed, item = listed_item(source, tmp_path, f"x.tar::a@{place}")
     assert listed.fetch(item) in (b"c", b"")
 
 
 @pytest.mark.parametrize("place", [f"{10**30}+5", f"0+{10**30}"])
 def test_a_place_that_no_file_has_is_taken_for_a_name(source, tmp_path, place):
-    (tmp_path / "list.txt").write_text(f"x.tar::a@{place}\n")
-    listed = source("list", tmp_path / "list.txt")
-    [item] = listed.walk()
+    listed, item = listed_item(source, tmp_path, f"x.tar::a@{place}")
     assert listed.fetch(item) == PathRef(path=item.ref)
 
 
 def test_a_folder_is_no_archive(source, tmp_path):
-    (tmp_path / "list.txt").write_text(".::a@0+5\n")
-    listed = source("list", tmp_path / "list.txt")
-    [item] = listed.walk()
+    listed, item = listed_item(source, tmp_path, ".::a@0+5")
     with pytest.raises(ImageMissing):
         listed.fetch(item)
 
