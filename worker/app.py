@@ -96,7 +96,14 @@ def _start(sender: str, **_: Any) -> None:
     # imported make the start a second longer.
     gc.freeze()
     gc.enable()
-    atexit.register(gc.unfreeze)  # else triton takes it for a leak and says so, line by line
+    atexit.register(_thaw)
+
+
+def _thaw() -> None:
+    """Triton takes what is frozen for a leak and says so, line by line. Without it what is frozen
+    goes with the process, and nobody looks at it for a second first."""
+    if "triton" in sys.modules:
+        gc.unfreeze()
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]

@@ -18,6 +18,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
 
@@ -196,13 +197,28 @@ _building = threading.local()
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Parameters that this thread registers inside the block take no memory."""
+    """Parameters that this thread registers in the block take no memory, and no first values."""
     _watch_registrations()
     _building.now = True
     try:
-        yield
+        with _Undrawn():
+            yield
     finally:
         _building.now = False
+
+
+class _Undrawn(TorchFunctionMode):
+    """No draws on the meta device: the first would bring torch's compiler in, see uncompiled.py."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, nn.init.normal_):
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **kwargs)
 
 
 @cache

@@ -19,6 +19,7 @@ from ..catalogue import Entry
 from .base import About, Backend, Model, Placement
 from .guard import Guard, GuardedModel
 from .simple import SimpleBackend, SimpleModel
+from .uncompiled import uncompiled
 
 __all__ = ["BUILT_IN", "GROUP", "Families", "Family", "Maker"]
 
@@ -226,7 +227,7 @@ def _known(allowed: Iterable[str]) -> dict[str, _Source]:
     Raises:
         BadSettings: a name is taken, or nothing of that name is installed.
     """
-    known = {name: _Source("built in", partial(_named, at)) for name, at in BUILT_IN.items()}
+    known = {name: _Source("built in", partial(_ours, at)) for name, at in BUILT_IN.items()}
     for one in allowed:
         name, _, address = one.partition("=")
         if name in known:
@@ -248,6 +249,11 @@ def _installed(name: str) -> _Source:
 
 def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _ours(address: str) -> object:
+    with uncompiled():
+        return _named(address)
 
 
 def _named(address: str) -> object:
