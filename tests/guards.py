@@ -337,6 +337,7 @@ GUARDS = [
         "worker/delivery/test_quarantine.py -k bounded",
     ),
     (TRANSPORT, " or not self.listens", "", "worker/delivery/test_transport.py -k no_more"),
+    (TRANSPORT, " + pool.others()", "", "worker/delivery/test_transport.py -k step_aside"),
     (CONSUMER, "qos.restore_by_tag(", "id(", "worker/delivery/test_consumer.py -k in_hand"),
     (
         WATCHDOG,

@@ -24,6 +24,7 @@ from .datapath.batcher import Batcher
 from .datapath.content_cache import ContentCache, Pictures
 from .datapath.images import ImageReader
 from .datapath.sizes import Sizes
+from .delivery.pool import aside
 from .delivery.suspects import Suspects
 from .delivery.watchdog import Watchdog
 from .health import Health, Verdict
@@ -164,6 +165,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         ledger=ledger,
         unified=memory.device() is None,
         on_event=on_event,
+        aside=aside,
     )
 
     listing = Listing(store, keys, catalogue)

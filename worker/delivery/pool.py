@@ -19,12 +19,13 @@ Checked with celery 5.7.0.
 import logging
 import math
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
 from functools import partial
-from threading import Event
+from threading import Event, Lock
 from typing import Any, NoReturn
 
 from celery.concurrency import thread
@@ -32,9 +33,13 @@ from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-__all__ = ["Reason", "TaskPool", "cancelled", "canceller", "stop_if_cancelled"]
+__all__ = ["Reason", "TaskPool", "aside", "cancelled", "canceller", "others", "stop_if_cancelled"]
 
 log = logging.getLogger(__name__)
+
+# The most tasks that wait beside the pool's own. They could be done by another worker, and each
+# may have a thread and a connection to Redis.
+MOST_ASIDE = 96
 
 
 class Reason(StrEnum):
@@ -79,6 +84,34 @@ def _stop(reason: Reason) -> NoReturn:
             raise Reject(reason, requeue=True)
         case Reason.TIME_LIMIT:
             raise SoftTimeLimitExceeded(reason)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """While the task in this thread waits for long, another may start in its place."""
+    if _current.get() is None:
+        yield
+        return
+    _count_aside(1)
+    try:
+        yield
+    finally:
+        _count_aside(-1)
+
+
+def others() -> int:
+    """How many tasks may be held now beyond the pool's limit, in the place of those aside."""
+    return min(_aside, MOST_ASIDE)
+
+
+_aside = 0
+_counting = Lock()
+
+
+def _count_aside(more: int) -> None:
+    global _aside
+    with _counting:
+        _aside += more
 
 
 class _Run(thread.ApplyResult):  # type: ignore[misc]  # celery has no types
@@ -129,6 +162,10 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
     Soft and hard limit are one here, whichever is shorter, and no timer runs for them: the task
     compares its deadline with the clock when it asks.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.executor = ThreadPoolExecutor(max_workers=self.limit + MOST_ASIDE)
 
     def on_start(self) -> None:
         self._does_debug = False  # Celery's own line holds what is to be embedded

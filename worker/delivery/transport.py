@@ -27,6 +27,7 @@ from redis._parsers.base import BaseParser
 
 from api_client.wire import broker, names
 
+from . import pool
 from .line import Line
 
 BULK_TASKS = 4
@@ -70,6 +71,11 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
     """
 
     _line: Line | None = None
+
+    def can_consume(self) -> bool:
+        """Up to the limit, not counting those that wait and hold nobody up."""
+        held = len(self._delivered) - len(self._dirty)
+        return not self.prefetch_count or held < self.prefetch_count + pool.others()
 
     def append(self, message: Any, delivery_tag: str) -> None:
         info = message.delivery_info

@@ -7,7 +7,7 @@ with `Slot.leave`, under the lock, and then without it.
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from threading import TIMEOUT_MAX, Condition
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ class Room:
 
     Args:
         changed: guards the residents; notified of every change.
+        aside: around every wait while others have a model to work with.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Room:
         ledger: Ledger,
         *,
         clock: Callable[[], float],
+        aside: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._slots = residents
         self._changed = changed
         self._carrier = carrier
         self._ledger = ledger
         self._clock = clock
+        self._aside = aside
 
     def take_seat(self, slot: Slot, size: int, *, deadline: float, asked_by: str) -> None:
         """Wait for a place on the device and take it; others leave for it.
@@ -123,7 +126,8 @@ class Room:
             pinned = [slot.id for slot in self._slots if slot.id in self._slots.limits.pinned]
             told = f"; pinned are {', '.join(pinned)}" if pinned else ""
             raise ModelBusy(f"{sentence}; leased are {', '.join(leased) or 'none'}{told}")
-        self._changed.wait(min(min(deadline, wake_at) - now, TIMEOUT_MAX))
+        with self._aside() if self._slots.in_state(State.DEVICE) else nullcontext():
+            self._changed.wait(min(min(deadline, wake_at) - now, TIMEOUT_MAX))
 
     @contextmanager
     def gate(self, slot: Slot) -> Iterator[None]:

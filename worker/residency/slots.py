@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import Condition
 
@@ -57,6 +57,7 @@ class Slots:
         load: brings a model into host memory.
         unified: there is no accelerator: device and host are one tier.
         on_event: told of every move and refusal, outside any lock; must not raise.
+        aside: around the wait of a lease for its model, while another is ready to work with.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Slots:
         unified: bool,
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[Event], None] = lambda event: None,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._check = check
         self._carrier = Carrier(load, ledger, clock=clock, on_event=on_event)
@@ -80,7 +82,9 @@ class Slots:
         self._lifts: list[Slot] = []  # likewise, one at a time
         self._closed = False
         self._changed = Condition()  # guards the slots, the lines and `_closed`
-        self._room = Room(self._slots, self._changed, self._carrier, ledger, clock=clock)
+        self._room = Room(
+            self._slots, self._changed, self._carrier, ledger, clock=clock, aside=aside
+        )
 
     @contextmanager
     def lease(

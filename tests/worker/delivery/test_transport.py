@@ -21,6 +21,7 @@ from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
+from worker.delivery import pool
 from worker.delivery.transport import Channel, Transport, priorities, use
 
 BULK_TASKS = 2
@@ -224,13 +225,18 @@ def app(url: str, tally: Tally, request: pytest.FixtureRequest) -> Iterator[Cele
             if not self.request.delivery_info.get("redelivered"):
                 raise Reject("not yet", requeue=True)
 
+    @app.task(name="patient", shared=False)
+    def patient(what: Any) -> None:
+        with pool.aside(), tally.bulk(what):
+            pass
+
     @app.task(name="interactive", shared=False)
     def interactive(what: Any) -> None:
         tally.note(what)
 
     with start_worker(
         app,
-        pool="threads",
+        pool="worker.delivery.pool:TaskPool",
         concurrency=THREADS,
         perform_ping_check=False,
         shutdown_timeout=PATIENCE_S,
@@ -241,7 +247,7 @@ def app(url: str, tally: Tally, request: pytest.FixtureRequest) -> Iterator[Cele
 
 
 def send(app: Celery, name: str, what: Any, **options: Any) -> None:
-    priority = names.INTERACTIVE if name == "interactive" else names.BULK
+    priority = names.BULK if name in ("bulk", "stubborn") else names.INTERACTIVE
     app.send_task(name, (what,), priority=priority, **options)
 
 
@@ -258,6 +264,18 @@ def test_interactive_and_control_messages_pass_while_bulk_holds_its_share(
     tally.go_on.set()
     tally.wait_until(lambda: set(tally.done) >= set(range(3 * THREADS)))
     assert tally.peak == BULK_TASKS
+
+
+def test_tasks_that_step_aside_take_nobodys_place(app: Celery, tally: Tally) -> None:
+    tally.go_on.clear()
+    for number in range(2 * THREADS):
+        send(app, "patient", number)
+    tally.wait_until(lambda: tally.running == 2 * THREADS)
+    send(app, "interactive", "text")
+    tally.wait_until(lambda: tally.done == ["text"])
+    tally.go_on.set()
+    tally.wait_until(lambda: len(tally.done) == 2 * THREADS + 1)
+    assert pool.others() == 0
 
 
 def test_requeued_bulk_messages_are_counted_once(app: Celery, tally: Tally) -> None:

@@ -31,6 +31,7 @@ class Bench:
             Placement(device=device), device=self.device, host=self.host, sleep=self.sleep
         )
         self.loads, self.events = [], []
+        self.aside = 0
         unified = device == "cpu"
         self.ledger = Ledger(
             device=lambda: None if unified else Bytes(total, self.device.free),
@@ -48,7 +49,16 @@ class Bench:
             unified=unified,
             clock=lambda: self.now,
             on_event=self.events.append,
+            aside=self.step_aside,
         )
+
+    @contextmanager
+    def step_aside(self):  # under the lock of the slots
+        self.aside += 1
+        try:
+            yield
+        finally:
+            self.aside -= 1
 
     def sleep(self, seconds):
         self.now += seconds
@@ -520,6 +530,20 @@ def test_one_load_serves_everyone_who_waits_for_it():
             each.result(SOON_S)
     assert bench.loads == ["a"]
     assert [(slot.leases, slot.uses) for slot in bench.slots.view()] == [(0, 4)]
+
+
+@pytest.mark.parametrize(("ready", "aside"), [(["b"], 2), ([], 0)])
+def test_those_who_wait_step_aside_while_there_is_a_model_to_work_with(ready, aside):
+    bench, gate = Bench(slots=2), Gate("load")
+    bench.use(*ready)
+    with threads() as pool:
+        waiting = [pool.submit(bench.use, "a", before=gate) for _ in range(3)]
+        until(bench.slots, lambda: _joined(bench, "a") == 3)
+        assert bench.aside == aside  # one brings it
+        gate.open.set()
+        for each in waiting:
+            each.result(SOON_S)
+    assert bench.aside == 0
 
 
 def test_those_who_shared_a_load_do_not_wait_for_the_first_to_finish():
