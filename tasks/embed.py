@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
     else:
         choice = Choice(here.catalogue[request.model or here.tracker.current()], "")
     entry = choice.entry
+    _refuse_another_kind(request, entry.kinds, entry.id)
     begun = time.monotonic()
     keep_alive_s = request.keep_alive_s if here.settings.keep_models else 0.0
     with here.slots.lease(
@@ -38,7 +40,8 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
         asked_by=request.asked_by,
     ) as model:
         loaded = time.monotonic()
-        _refuse_what_does_not_fit(request, model, entry.id)
+        _refuse_another_kind(request, model.traits.kinds, entry.id)  # an entry may say too much
+        _refuse_another_space(request, model.traits.fingerprint, entry.id)
         rows = _embed(call, model, entry.id)
         here.tracker.used(entry, items=len(rows.vectors))
     vectors = [row for row in rows.vectors if not isinstance(row, ClipyardError)]
@@ -103,12 +106,15 @@ def _choose(request: EmbedBatch) -> Choice:
     raise BadRequest(f"no model here can embed {request.kind}s: {'; '.join(refusals[:3])}")
 
 
-def _refuse_what_does_not_fit(request: EmbedBatch, model: Model, model_id: str) -> None:
-    if request.kind not in model.traits.kinds:
+def _refuse_another_kind(request: EmbedBatch, kinds: Collection[Kind], model_id: str) -> None:
+    if request.kind not in kinds:
         raise BadRequest(f"{model_id} does not embed {request.kind}s")
-    if request.fingerprint not in (None, model.traits.fingerprint):
+
+
+def _refuse_another_space(request: EmbedBatch, fingerprint: str, model_id: str) -> None:
+    if request.fingerprint not in (None, fingerprint):
         raise SpaceMismatch(
-            f"{model_id} answers in the space {model.traits.fingerprint} here, "
+            f"{model_id} answers in the space {fingerprint} here, "
             f"{request.fingerprint} was asked for"
         )
 

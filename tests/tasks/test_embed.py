@@ -1,10 +1,17 @@
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from api_client.wire.messages import EmbedBatch
+from api_client.wire.errors import BadRequest
+from api_client.wire.messages import EmbedBatch, Kind
 from tasks import embed
+from worker import runtime
+from worker.catalogue import Catalogue, Entry
+from worker.delivery.answers import Call
+from worker.residency.ledger import Ledger
+from worker.residency.memory import Memory
 
 
 @pytest.mark.parametrize(("left_s", "patience_s"), [(30.0, 29.0), (1.0, 0.5), (-9.0, 0.0)])
@@ -16,3 +23,24 @@ def test_a_model_is_waited_for_as_long_as_its_caller_is_there(monkeypatch, left_
 
 def test_a_caller_without_a_deadline_waits_as_long_as_the_settings_say():
     assert embed._patience_s(EmbedBatch(texts=("a",))) == math.inf
+
+
+@pytest.fixture
+def _here(monkeypatch):
+    """A worker with a model for each kind, no slot to lease, and an unknown current model."""
+    here = SimpleNamespace(
+        catalogue=Catalogue(Entry(f"only/{kind}", kinds=(kind,)) for kind in Kind),
+        tracker=SimpleNamespace(current=lambda: "mistyped"),
+        slots=SimpleNamespace(view=lambda: ()),
+        families=SimpleNamespace(check=lambda entry: 0),
+        memory=Memory("cpu"),
+        ledger=Ledger(),
+    )
+    monkeypatch.setattr(runtime, "here", lambda: here)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_model_that_does_not_embed_the_kind_is_refused_before_it_is_leased():
+    call = Call("id", EmbedBatch(model="only/image", texts=("a",)), 0.0)
+    with pytest.raises(BadRequest, match="only/image does not embed texts"):
+        embed.embed_batch.run.__wrapped__(call)
