@@ -93,10 +93,10 @@ def _choose(request: EmbedBatch) -> Choice:
         for entry in here.catalogue
     ]
     device = here.memory.device() or here.memory.host()
-    current = here.catalogue[here.tracker.current()].id
     wish = Wish.of(request.kind, request.texts)
+    choices = ranked(wish, candidates, current=runtime.current_id(), budget_bytes=device.total)
     refusals = []
-    for choice in ranked(wish, candidates, current=current, budget_bytes=device.total):
+    for choice in choices:
         try:
             if tiers.get(choice.entry.id) is None:
                 here.families.check(choice.entry)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from api_client.wire import names
-from api_client.wire.errors import ModelBusy, UnknownModel
+from api_client.wire.errors import ModelBusy
 from api_client.wire.messages import Load, Managed, Reload, Request, Set, Switch, Unload
 from worker import runtime
 from worker.delivery.answers import Call, answering
@@ -51,7 +51,7 @@ def switch(call: Call[Switch]) -> Managed:
     """The new model first: if it cannot be loaded, the one before it still serves."""
     here, request = runtime.here(), call.request
     entry, begun = here.catalogue[request.model], time.monotonic()
-    before = _current_id()
+    before = runtime.current_id()
     loaded = here.slots.load(entry, asked_by=request.asked_by)
     here.tracker.make_current(entry.id, reach=request.reach)
     if before == entry.id:
@@ -69,7 +69,7 @@ def switch(call: Call[Switch]) -> Managed:
 def unload(call: Call[Unload]) -> Managed:
     here, request, begun = runtime.here(), call.request, time.monotonic()
     if request.scope == "one":
-        entry = here.catalogue[request.model or _current_id()]
+        entry = here.catalogue[request.model or runtime.current_id()]
         changed = here.slots.unload(
             entry.id, reason="asked for", asked_by=request.asked_by, wait_s=_patience_s(request)
         )
@@ -116,15 +116,6 @@ def set_(call: Call[Set]) -> Managed:
     given = knobs.model_dump(exclude_none=True)
     told = ", ".join(f"{name} {getattr(before, name)} -> {given[name]}" for name in given)
     return _managed(None, told or "nothing was to be set", changed=now != before, begun=begun)
-
-
-def _current_id() -> str:
-    """Of the current model; as it stands where no catalogue knows it, so that a switch helps."""
-    here = runtime.here()
-    try:
-        return here.catalogue[here.tracker.current()].id
-    except UnknownModel:
-        return here.tracker.current()
 
 
 def _unload(models: list[str], request: Request, *, reason: str) -> tuple[list[str], list[str]]:

@@ -330,6 +330,16 @@ def here() -> Runtime:
     return _here
 
 
+def current_id() -> str:
+    """Of the current model; as it stands where it cannot be looked up, so that others still serve
+    `auto` and a switch helps."""
+    worker = here()
+    try:
+        return worker.catalogue[worker.tracker.current()].id
+    except ClipyardError:
+        return worker.tracker.current()
+
+
 def use(runtime: Runtime | None) -> None:
     """Make a runtime this process's, or forget it."""
     global _here

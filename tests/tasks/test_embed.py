@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from api_client.wire.errors import BadRequest
-from api_client.wire.messages import EmbedBatch, Kind
+from api_client.wire.messages import AUTO, EmbedBatch, Kind
 from tasks import embed
 from worker import runtime
 from worker.catalogue import Catalogue, Entry
@@ -44,3 +44,8 @@ def test_a_model_that_does_not_embed_the_kind_is_refused_before_it_is_leased():
     call = Call("id", EmbedBatch(model="only/image", texts=("a",)), 0.0)
     with pytest.raises(BadRequest, match="only/image does not embed texts"):
         embed.embed_batch.run.__wrapped__(call)
+
+
+@pytest.mark.usefixtures("_here")
+def test_auto_chooses_among_the_others_where_nobody_knows_the_current_model():
+    assert embed._choose(EmbedBatch(model=AUTO, texts=("a",))).entry.id == "only/text"
