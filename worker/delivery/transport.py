@@ -9,11 +9,12 @@ What is held is read off the channel's own list of unacknowledged messages each 
 that are requeued, restored or carried over to a new connection are counted right.
 
 Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritten below),
-`_brpop_read`, `_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the client's
-`_prefix_args`, `QoS._delivered` and `_dirty`, `Message._raw`; with redis-py 8.1.0: the parser's
-`EXCEPTION_CLASSES`.
+`_brpop_read`, `_receive_one`, `_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the
+client's `_prefix_args`, `QoS._delivered` and `_dirty`, `Message._raw`; with redis-py 8.1.0: the
+parser's `EXCEPTION_CLASSES`.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, time
@@ -30,8 +31,16 @@ from api_client.wire import broker, names
 from . import pool
 from .line import Line
 
+log = logging.getLogger(__name__)
+
 BULK_TASKS = 4
 LISTENS_AGAIN_S = 0.05  # for bulk, after one of the bulk messages at hand was acknowledged
+
+# What kombu and redis-py raise over something that is no envelope of kombu's.
+UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    exceptions.DataError,
+)
 
 
 class TakesNoWrites(exceptions.ConnectionError):
@@ -78,6 +87,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
         return not self.prefetch_count or held < self.prefetch_count + pool.others()
 
     def append(self, message: Any, delivery_tag: str) -> None:
+        _is_bulk(message)  # raises here, where it costs one message, and not with every look
         info = message.delivery_info
         held = dumps([message._raw, info["exchange"], info["routing_key"]])
         self._tell(
@@ -149,9 +159,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            with _dropping():
+                return super()._brpop_read(**options)
         finally:
             self.qos.hear()
+
+    def _receive_one(self, client: Any) -> Any:
+        with _dropping():
+            return super()._receive_one(client)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -172,14 +187,27 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     def _bulk_held(self) -> int:
         # Threads acknowledge by adding to `_dirty`; only this one changes `_delivered`.
         delivered, dirty = self.qos._delivered, self.qos._dirty
-        return sum(
-            (message.properties.get("priority") or names.INTERACTIVE) >= names.BULK
-            and tag not in dirty
-            for tag, message in delivered.items()
-        )
+        return sum(_is_bulk(message) and tag not in dirty for tag, message in delivered.items())
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no types
     """A Redis transport with the channel above."""
 
     Channel = Channel
+
+
+def _is_bulk(message: Any) -> bool:
+    """
+    Raises:
+        TypeError: its priority is no number.
+    """
+    return bool((message.properties.get("priority") or names.INTERACTIVE) >= names.BULK)
+
+
+@contextmanager
+def _dropping() -> Iterator[None]:
+    """Around the reading of one message: what is none has left its queue, and ends no worker."""
+    try:
+        yield
+    except UNREADABLE as error:
+        log.error("a message was dropped (%s): it is no envelope", type(error).__name__)

@@ -1,5 +1,6 @@
 """The gate in front of bulk messages, with a real server and a real worker."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
+from tests.flow.processes import until
 from worker.delivery import pool
 from worker.delivery.transport import Channel, Transport, priorities, use
 
@@ -296,3 +298,41 @@ def test_nothing_is_lost_or_doubled_while_the_gate_opens_and_closes(
     tally.wait_until(lambda: len(tally.done) >= 3000)
     assert sorted(tally.done) == list(range(3000))
     assert tally.peak <= BULK_TASKS
+
+
+PROPERTIES = {
+    "delivery_tag": "t",
+    "delivery_info": {"exchange": "", "routing_key": names.EMBED},
+    "body_encoding": "base64",
+}
+NO_ENVELOPES = [
+    *(b"canary", b"\xff\xfe", b"[]", b"{}", b"5", b"[" * 100_000),
+    b'{"__type__": "decimal", "__value__": "canary"}',
+    *(
+        json.dumps({"properties": properties, "headers": {"task": "canary"}, "body": "e30="})
+        for properties in (
+            *([], {}, {"canary": 1}),
+            PROPERTIES | {"delivery_tag": {}},
+            PROPERTIES | {"delivery_info": None},
+            PROPERTIES | {"body_encoding": "canary"},
+            PROPERTIES | {"priority": "canary"},
+        )
+    ),
+]
+
+
+def test_what_is_no_envelope_ends_no_worker_and_is_not_shown(
+    app: Celery, tally: Tally, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = app.conf.broker_transport_options["global_keyprefix"]
+    with client_of(url) as store:
+        for step in STEPS:
+            queue = Keys(prefix.removesuffix(":")).queue(names.EMBED, step)
+            store.lpush(queue, *NO_ENVELOPES)
+        assert store.publish(f"{prefix}/0.celery.pidbox", "[]") == 1
+    send(app, "interactive", "text")
+    send(app, "bulk", "picture")
+    tally.wait_until(lambda: {"text", "picture"} == set(tally.done))
+    dropped = 2 * len(NO_ENVELOPES) + 1
+    until(lambda: caplog.text.count("a message was dropped") == dropped)
+    assert "canary" not in caplog.text
