@@ -26,10 +26,10 @@ from typing import Any
 from PIL import Image
 
 from api_client.wire.errors import (
-    BackendFailed,
     ImageTooLarge,
     ImageUnreadable,
     ItemError,
+    NoAnswer,
     from_wire,
 )
 
@@ -65,7 +65,7 @@ class Decoders:
         """As `decoding.decode`; ImageUnreadable also if the decoder died of the picture.
 
         Raises:
-            BackendFailed: no decoder can be started; the picture may be a good one.
+            NoAnswer: no decoder can be started now; the picture may be a good one.
         """
         decoder = self._take()
         unharmed = None
@@ -111,16 +111,16 @@ class _Decoder:
     def __init__(self, limits: Limits) -> None:
         """
         Raises:
-            BackendFailed: it cannot be started, or not in time.
+            NoAnswer: it cannot be started, or not in time.
         """
         self._limit_bytes = limits.pixels * _BYTES_PER_PIXEL
         try:
             self._line, self._process = _started(limits)
         except OSError as error:
-            raise BackendFailed(f"no decoding process can be started: {error.strerror}") from error
+            raise NoAnswer(f"no decoding process can be started: {error.strerror}") from error
         if not self._is_ready():
             self.dismiss()
-            raise BackendFailed("no decoding process can be started; see the worker's log")
+            raise NoAnswer("no decoding process can be started; see the worker's log")
 
     @property
     def has_ended(self) -> bool:

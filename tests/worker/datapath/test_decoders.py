@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from api_client.wire.errors import BackendFailed, ImageTooLarge, ImageUnreadable
+from api_client.wire.errors import ImageTooLarge, ImageUnreadable, NoAnswer
 from worker.datapath import decoding
 from worker.datapath.decoders import Decoders
 from worker.datapath.decoding import Limits
@@ -111,13 +111,13 @@ def test_while_no_decoder_can_be_started_no_picture_is_to_blame(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        with pytest.raises(BackendFailed, match="can be started: Too many open files"):
+        with pytest.raises(NoAnswer, match="can be started: Too many open files"):
             decoders.decode(small, name="a", near=None)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with monkeypatch.context() as hurried:
         hurried.setattr("worker.datapath.decoders._START_WITHIN_S", 0.001)
-        with pytest.raises(BackendFailed, match="can be started; see"):
+        with pytest.raises(NoAnswer, match="can be started; see"):
             decoders.decode(small, name="a", near=None)
     assert decoders.decode(small, name="a", near=None).size == PHOTO.size
     decoders.close()
