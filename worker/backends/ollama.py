@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import ollama
+from httpx import codes
 from numpy.typing import NDArray
 
 from api_client.wire.errors import (
@@ -38,6 +39,8 @@ HELD_S = 3600
 GONE_WITHIN_S = 5.0  # Ollama unloads after it has answered
 LOOK_S = 0.05
 LOCAL = {"localhost", "127.0.0.1", "::1"}
+# Of Ollama whose queue is full, and of a proxy in front of one that is away.
+BUSY = {codes.BAD_GATEWAY, codes.SERVICE_UNAVAILABLE, codes.GATEWAY_TIMEOUT}
 
 
 class Ollama(SimpleModel):
@@ -184,7 +187,7 @@ class Ollama(SimpleModel):
         """Whatever a call of Ollama's raises, as one of ours."""
         try:
             yield
-        except (ConnectionError, httpx.ConnectError) as error:
+        except (ConnectionError, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise NoAnswer(
                 f"Ollama at {self._url} is away: start it with `ollama serve`, "
                 "or set OLLAMA_HOST on the worker"
@@ -195,10 +198,12 @@ class Ollama(SimpleModel):
                 f"Ollama at {self._url} did not answer within {seconds:g} s for {self._name}"
             ) from error
         except ollama.ResponseError as error:
-            if error.status_code == httpx.codes.NOT_FOUND:
+            if error.status_code == codes.NOT_FOUND:
                 raise WeightsUnavailable(f"Ollama: {error.error}") from error
             if "memory" in error.error:
                 raise MemoryError(f"Ollama: {error.error}") from error
+            if error.status_code in BUSY:
+                raise NoAnswer(f"Ollama at {self._url} cannot answer now: {error}") from error
             raise BackendFailed(f"Ollama refused {self._name}: {error}") from error
         except (httpx.HTTPError, ValueError) as error:
             raise BackendFailed(f"Ollama at {self._url} answered {error!r}") from error

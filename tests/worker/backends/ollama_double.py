@@ -25,7 +25,7 @@ class OllamaDouble:
         weights: which ones the names stand for; a pull may bring others.
         loaded: names with the `keep_alive` of the last request.
         gate: answers to /api/embed wait for it.
-        fail_with: (status, sentence) for the next calls of /api/embed.
+        fail_with: (status, sentence) for the next calls of /api/embed; status 0 hangs up.
     """
 
     def __init__(self) -> None:
@@ -107,6 +107,8 @@ def ollama_double() -> Iterator[OllamaDouble]:
             self._reply(*double.answer(self.path, json.loads(self.rfile.read(length))))
 
         def _reply(self, status: int, body: dict[str, Any]) -> None:
+            if not status:
+                return
             content = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json; charset=utf-8")

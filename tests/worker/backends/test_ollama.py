@@ -188,7 +188,9 @@ def test_a_slow_answer_is_no_answer(server, family):
     [
         (500, "model requires more system memory (9 GiB) than is available (1 GiB)", MemoryError),
         (400, "the input length exceeds the context length", BackendFailed),
-        (503, "server busy, please try again", BackendFailed),
+        (502, "bad gateway", NoAnswer),
+        (503, "server busy, please try again", NoAnswer),
+        (0, "is away: start it", NoAnswer),
     ],
 )
 def test_what_ollama_refuses_is_typed(server, family, status, sentence, error):
