@@ -3,8 +3,10 @@
 import re
 import shutil
 import subprocess
+from itertools import takewhile
 
 CPU = "cpu"
+NAMES_A_GPU = re.compile(r"\d|GPU-|MIG-")
 
 
 def visible_devices(*, cuda_visible: str | None) -> tuple[str, ...]:
@@ -22,13 +24,11 @@ def visible_devices(*, cuda_visible: str | None) -> tuple[str, ...]:
 def devices_in(listing: str, *, cuda_visible: str | None) -> tuple[str, ...]:
     """The devices in what `nvidia-smi -L` prints.
 
-    CUDA numbers what is visible from zero, and stops reading its variable at a negative number.
+    CUDA numbers what is visible from zero, and stops reading its variable at what names no GPU: a
+    negative number, nothing, any other word.
     """
     gpus = len(re.findall(r"^GPU \d+:", listing, re.MULTILINE))
     if cuda_visible is not None:
-        shown = cuda_visible.split(",") if cuda_visible.strip() else []
-        ends_at = next(
-            (n for n, one in enumerate(shown) if one.strip().startswith("-")), len(shown)
-        )
-        gpus = min(gpus, ends_at)
+        shown = map(str.strip, cuda_visible.split(","))
+        gpus = min(gpus, len(list(takewhile(NAMES_A_GPU.match, shown))))
     return tuple(f"cuda:{n}" for n in range(gpus)) or (CPU,)

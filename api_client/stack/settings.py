@@ -1,6 +1,7 @@
 """What a stack on a person's own machine gives its workers."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,10 @@ class StackSettings(Settings):
     log_dir: Path | None = None
     default_model: str | None = None
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the first worker
-    cuda_visible_devices: str | None = None  # as CUDA itself reads it
+    # As CUDA itself reads it: empty is no GPU, where for other settings it is as good as not set.
+    cuda_visible_devices: str | None = Field(
+        default_factory=lambda: os.environ.get("CUDA_VISIBLE_DEVICES")
+    )
 
     def for_workers(self) -> dict[str, str]:
         """These settings, as the environment of a worker."""

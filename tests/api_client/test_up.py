@@ -110,7 +110,11 @@ def test_every_gpu_that_is_listed_gets_a_worker():
 
 @pytest.mark.parametrize(
     ("cuda_visible", "devices"),
-    [("", ("cpu",)), ("-1", ("cpu",)), ("1", ("cuda:0",)), ("1,0", ("cuda:0", "cuda:1"))],
+    [
+        *(("", ("cpu",)), ("-1", ("cpu",)), ("none", ("cpu",))),
+        *(("1", ("cuda:0",)), ("1,,0", ("cuda:0",))),
+        *(("1, 0", ("cuda:0", "cuda:1")), ("GPU-1a,GPU-2b,-1", ("cuda:0", "cuda:1"))),
+    ],
 )
 def test_cuda_numbers_the_gpus_it_shows_from_zero(cuda_visible, devices):
     assert devices_in(GPUS, cuda_visible=cuda_visible) == devices
@@ -127,6 +131,13 @@ def test_two_workers_of_one_device_are_two_nodes():
 def test_workers_see_the_gpus_that_they_were_counted_among(monkeypatch):
     monkeypatch.setenv("CLIPYARD_CUDA_VISIBLE_DEVICES", "1")
     assert StackSettings.read().for_workers()["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_no_gpu_that_is_visible_is_another_thing_than_nothing_said_of_it(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert StackSettings.read().cuda_visible_devices is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert StackSettings.read().cuda_visible_devices == ""
 
 
 def test_files_and_folders_are_those_of_where_up_was_called(tmp_path, monkeypatch):
