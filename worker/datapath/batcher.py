@@ -348,6 +348,8 @@ class Batcher:
             self._passes.ended(this, outcomes, rows=len(batch), ok=worked)
             if worked:
                 self._pace.note(call, end - this.start)
+                if self._sizes.fitted(call.space, len(batch)):
+                    self._turns.limit_changed(call)
             for row, outcome in zip(batch, outcomes, strict=False):
                 _deliver(row, outcome, this.start, end)
         # Counted last: whoever waited is woken up meanwhile.

@@ -1,14 +1,20 @@
 """How many rows of a forward pass fit, as learned here or by an earlier process."""
 
 import logging
+import time
 from collections.abc import Callable
 from threading import Lock
 
 log = logging.getLogger(__name__)
 
+GROWS_AFTER_S = 600.0  # so long a size has to hold before a larger one is tried
+
 
 class Sizes:
     """Remembers the safe batch size of each space, see `Call.space`.
+
+    What did not fit may have been a neighbour's fault, so a size that has held for a while is
+    doubled. If that is too much, halving leads back to it, and one failed pass is all it cost.
 
     The memory that outlives the process may be slow or away: it is asked and told by `recall` and
     `save` only, which the threads of the callers call, never those that run models.
@@ -16,6 +22,7 @@ class Sizes:
     Args:
         get: the size that an earlier process learned, or None.
         put: keeps one.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -23,9 +30,11 @@ class Sizes:
         *,
         get: Callable[[str], int | None] = lambda _: None,
         put: Callable[[str, int], None] = lambda _space, _rows: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._get, self._put = get, put
+        self._get, self._put, self._clock = get, put, clock
         self._known: dict[str, int] = {}
+        self._since: dict[str, float] = {}
         self._recalled: set[str] = set()
         self._unsaved: dict[str, int] = {}
         self._lock = Lock()
@@ -36,7 +45,18 @@ class Sizes:
     def learn(self, space: str, rows: int) -> None:
         """More than this has just not fitted."""
         with self._lock:
-            self._known[space] = self._unsaved[space] = rows
+            self._unsaved[space] = rows
+            self._know(space, rows)
+
+    def fitted(self, space: str, rows: int) -> bool:
+        """So many have just fitted; gives whether more may be tried from now on."""
+        with self._lock:
+            known = self._known.get(space)
+            if known is None or rows < known or self._clock() - self._since[space] < GROWS_AFTER_S:
+                return False
+            self._unsaved[space] = 2 * known
+            self._know(space, 2 * known)
+            return True
 
     def recall(self, space: str) -> None:
         """Ask the memory, once per space."""
@@ -51,7 +71,7 @@ class Sizes:
             return
         if rows is not None:
             with self._lock:
-                self._known[space] = max(1, self.at_most(space, rows))
+                self._know(space, max(1, self.at_most(space, rows)))
 
     def save(self) -> None:
         """Tell the memory what was learned since."""
@@ -62,3 +82,6 @@ class Sizes:
                 self._put(space, rows)
             except Exception:
                 log.warning("safe batch size of %s not kept", space, exc_info=True)
+
+    def _know(self, space: str, rows: int) -> None:
+        self._known[space], self._since[space] = rows, self._clock()

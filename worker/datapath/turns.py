@@ -255,6 +255,10 @@ class Turns:
         """A batch did not fit: its rows go first again, in batches of what the limit is now."""
         call = batch[0].call
         self._group(call).ready.extendleft(reversed(batch))
+        self.limit_changed(call)
+
+    def limit_changed(self, call: Call) -> None:
+        """For rows like this call's that wait already."""
         for (model, kind, _), group in self._groups.items():
             if (model, kind) == (id(call.model), call.kind):
                 group.limit = self._limit(call)

@@ -35,7 +35,7 @@ from api_client.wire.otel import Recording
 from worker.backends.base import Footprint, Prepared, PreparedText, Traits
 from worker.datapath.batcher import Batcher, Rows
 from worker.datapath.pace import ENOUGH
-from worker.datapath.sizes import Sizes
+from worker.datapath.sizes import GROWS_AFTER_S, Sizes
 from worker.datapath.turns import Turns
 from worker.processors import CLAIMS
 
@@ -356,6 +356,28 @@ def test_the_next_process_starts_at_the_safe_size() -> None:
     with a_desk(sizes=Sizes(get=kept.get, put=kept.__setitem__)) as desk:
         desk.embed(*range(BATCH), priority=Priority.BULK)
         assert [len(run) for run in desk.model.runs] == [4, 4]
+
+
+@pytest.mark.parametrize(("fits", "sizes"), [(BATCH, [BATCH]), (4, [BATCH, 4, 4])])
+def test_a_size_that_has_held_for_long_is_doubled_once(fits: int, sizes: list[int]) -> None:
+    kept: dict[str, int] = {}
+    now = 0.0
+    with a_desk(sizes=Sizes(put=kept.__setitem__, clock=lambda: now)) as desk:
+
+        def ran() -> list[int]:
+            desk.model.runs.clear()
+            desk.embed(*range(BATCH), priority=Priority.BULK)
+            return [len(run) for run in desk.model.runs]
+
+        desk.model.fits = 4
+        assert ran() == [BATCH, 4, 4]
+        desk.model.fits = fits
+        assert ran() == [4, 4]
+        now = GROWS_AFTER_S
+        assert ran() == [4, 4]
+        assert ran() == sizes
+        assert list(kept.values()) == [fits]
+        assert ran() == sizes[-2:]
 
 
 def test_a_memory_of_sizes_that_is_away_stops_nobody() -> None:
