@@ -6,7 +6,7 @@ from contextlib import suppress
 import redis
 from redis.typing import EncodableT, FieldT
 
-from api_client.wire.errors import UnknownModel
+from api_client.wire.errors import ClipyardError
 from api_client.wire.names import Keys
 
 from .catalogue import Catalogue, Entry
@@ -34,7 +34,7 @@ class Listing:
         """
         found = []
         for model_id in in_use:
-            with suppress(UnknownModel):
+            with suppress(ClipyardError):  # unknown, or of a family that cannot be made here
                 found.append(self._catalogue[model_id])
         with self._store.pipeline() as pipe:
             if not self._is_told:

@@ -1,5 +1,6 @@
 import pytest
 
+from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import CatalogueEntry
 from worker.catalogue import Catalogue, Entry
 from worker.listing import Listing
@@ -33,6 +34,11 @@ def test_what_no_live_worker_has_any_more_is_listed_no_longer(worker, listed):
 
 
 def test_a_model_in_use_that_needs_no_entry_is_listed(store, keys, listed):
-    catalogue = Catalogue([Entry("a")], describe=[lambda id: Entry(id) if id == "b" else None])
-    Listing(store, keys, catalogue).renew(["b", "nobody knows it"])
+    def describe(model_id):
+        if model_id == "broken/c":
+            raise BackendFailed("the model family broken cannot be made")
+        return Entry(model_id) if model_id == "b" else None
+
+    catalogue = Catalogue([Entry("a")], describe=[describe])
+    Listing(store, keys, catalogue).renew(["b", "nobody knows it", "broken/c"])
     assert listed() == {"a", "b"}
