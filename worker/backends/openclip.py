@@ -203,6 +203,8 @@ class OpenClip:
             "dimension": recipe.dimension,
             "normalised": "l2",
         }
+        if tokenizer := recipe.own_tokenizer():
+            space["tokenizer"] = tokenizer
         traits = Traits(
             dimension=recipe.dimension,
             kinds=(Kind.IMAGE, Kind.TEXT),

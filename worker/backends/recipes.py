@@ -1,5 +1,6 @@
 """How an open_clip model is built: its architecture, what it makes of pictures, its tokenizer."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,9 @@ from ..catalogue import Entry
 
 # Texts in, rows of token ids out; keyword context_length.
 Tokenizer = Callable[..., Tensor]
+
+# By what Hugging Face's tokenizers call their files, of every kind of them.
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*_tokens*", "*.model")
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,17 @@ class Recipe:
             first = str(error).partition("\n")[0]
             raise WeightsUnavailable(f"no tokenizer for {self.architecture}: {first}") from error
 
+    def own_tokenizer(self) -> str:
+        """SHA-256 of the tokenizer's files beside a JSON config; empty where it is another's."""
+        if not self.model["text_cfg"].get("hf_tokenizer_name") or not self._has_tokenizer_files:
+            return ""
+        folder = Path(self.architecture).parent
+        files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
+        digest = hashlib.sha256()
+        for file in sorted(filter(Path.is_file, files)):
+            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+        return digest.hexdigest()
+
     def _tokenizer(self, cache_dir: str) -> Tokenizer:
         text = self.model["text_cfg"]
         name = text.get("hf_tokenizer_name")
@@ -177,7 +192,8 @@ class Recipe:
 
     @property
     def _has_tokenizer_files(self) -> bool:
-        return Path(self.architecture).with_name("tokenizer_config.json").is_file()
+        beside = Path(self.architecture).with_name("tokenizer_config.json")
+        return self._is_file and beside.is_file()
 
 
 def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:

@@ -139,3 +139,7 @@ def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):
     prepared = [model.prepare_text(text) for text in TEXTS]
     assert lowest_cosine(model.run(Kind.TEXT, prepared), want.numpy()) >= 0.99999
     assert [one.truncated for one in prepared] == [False, False, False, True]
+
+    file = path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"circle"', '"square"'))
+    assert loaded(path, tmp_path / "cache").traits.fingerprint != model.traits.fingerprint
