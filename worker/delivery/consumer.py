@@ -75,6 +75,16 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
     tzlocal = UTC  # as the app's; Celery looks it up in its settings for every message
     _settling = threading.Lock()  # one for all: the locked part only notes and schedules
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """
+        Raises:
+            TypeError: its name or its time limits would fail in the thread that runs it, where
+                nobody settles it: 36 of them, and the worker would be deaf.
+        """
+        super().__init__(*args, **options)
+        hash(self.name)
+        sum(limit for limit in self.time_limits if limit)
+
     def acknowledge(self) -> None:
         with self._settling:
             super().acknowledge()

@@ -2,6 +2,8 @@ import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import pytest
+
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
 from worker.delivery import consumer
@@ -72,10 +74,9 @@ def test_a_message_that_is_settled_by_two_threads_at_once_is_settled_once():
     assert len(settled) == 1
 
 
-def test_who_looks_at_a_worker_is_shown_no_text():
-    headers = {"id": "1", "task": "t", "argsrepr": "()", "kwargsrepr": "2 texts"}
+def request_of(**headers):
     message = SimpleNamespace(
-        headers=headers,
+        headers={"id": "1", "task": "t", **headers},
         body=[[], {"texts": ["canary"]}, {}],
         properties={},
         payload=[[], {"texts": ["canary"]}, {}],
@@ -83,10 +84,22 @@ def test_who_looks_at_a_worker_is_shown_no_text():
         content_type=None,
         content_encoding=None,
     )
-    request = consumer.Request(
+    return consumer.Request(
         message,
         app=celery_app(Settings.read(redis_url="redis://x")),
         task=SimpleNamespace(ignore_result=True),
     )
+
+
+@pytest.mark.parametrize(
+    "odd", [{"timelimit": [None, "a"]}, {"timelimit": [[1], 2]}, {"shadow": [1]}]
+)
+def test_headers_that_would_fail_where_nobody_settles_the_message_are_refused_at_once(odd):
+    with pytest.raises(TypeError):
+        request_of(**odd)
+
+
+def test_who_looks_at_a_worker_is_shown_no_text():
+    request = request_of(argsrepr="()", kwargsrepr="2 texts")
     assert "canary" not in str(request.info())
     assert request.info()["kwargs"] == "2 texts"
