@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
 EXPIRY_S = 30  # a worker that was killed has vanished after this
+SEEN_KEPT = 1024  # models; the refusal of a mistyped one is an event too
 EVENTS_UNSENT = 1000  # kept while Redis is away
 EVENTS_KEPT = 10_000  # in the stream, about
 WILL_KEPT_S = 30 * 24 * 3600
@@ -104,7 +105,10 @@ class Tracker:
         """Something happened to a model; it is written soon."""
         at = event.at or self._clock()
         with self._lock:
+            self._seen_at.pop(event.model, None)
             self._seen_at[event.model] = at
+            if len(self._seen_at) > SEEN_KEPT:
+                del self._seen_at[next(iter(self._seen_at))]
             self._events.append(event.model_copy(update={"worker": self._node, "at": at}))
         self._wake.set()
 

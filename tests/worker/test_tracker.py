@@ -156,6 +156,14 @@ def test_every_move_stands_in_the_stream_with_its_reason_and_who_asked(make, sto
     assert {(event.worker, event.at) for event in newest} == {("gpu0@here", watch.now)}
 
 
+def test_of_many_models_the_ones_seen_last_are_remembered(make, monkeypatch):
+    monkeypatch.setattr(tracker_module, "SEEN_KEPT", 2)
+    tracker = make()
+    for model in ("a", "mistyped", "a", "b"):
+        tracker.on_event(Event(kind=EventKind.REFUSED, model=model, reason="unknown"))
+    assert tracker.been_here(within_s=60) == {"a", "b"}
+
+
 def test_the_stream_is_capped(make, store, keys, monkeypatch):
     monkeypatch.setattr(tracker_module, "EVENTS_KEPT", 100)
     tracker = make()
