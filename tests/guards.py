@@ -415,6 +415,19 @@ GUARDS = [
     ),
     (
         TRANSPORT,
+        "except UNREADABLE as error:",
+        "except ZeroDivisionError as error:",
+        "worker/delivery/test_transport.py -k no_envelope",
+    ),
+    (
+        TRANSPORT,
+        'if (payload.get("headers") or {}).get("compression"):',
+        "if False:",
+        "worker/delivery/test_transport.py -k no_envelope",
+    ),
+    (CONSUMER, "hash(self.name)", "pass", "worker/delivery/test_consumer.py -k refused_at_once"),
+    (
+        TRANSPORT,
         "if self.connection is not None:",
         "if True:",
         "worker/delivery/test_transport.py -k lost_channel",

@@ -308,6 +308,7 @@ PROPERTIES = {
 NO_ENVELOPES = [
     *(b"canary", b"\xff\xfe", b"[]", b"{}", b"5", b"[" * 100_000),
     b'{"__type__": "decimal", "__value__": "canary"}',
+    json.dumps({"properties": PROPERTIES, "headers": {"compression": "zlib"}, "body": "e30="}),
     *(
         json.dumps({"properties": properties, "headers": {"task": "canary"}, "body": "e30="})
         for properties in (
