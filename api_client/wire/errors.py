@@ -214,7 +214,7 @@ class ImageGone(ItemError):
 
 
 class ImageUnreachable(ItemError):
-    """The server or object store of a picture did not deliver it, or not in time."""
+    """The server, object store or file system of a picture did not deliver it, or not in time."""
 
     code = "image_unreachable"
     retryable = True

@@ -1,5 +1,6 @@
 """References to pictures, with limits on where they lie and how large they are."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -15,6 +16,7 @@ from api_client.wire.errors import (
     ImageGone,
     ImageMissing,
     ImageTooLarge,
+    ImageUnreachable,
     ImageUnreadable,
     ItemError,
 )
@@ -28,6 +30,12 @@ from .stores import Stores
 from .web import PORTS, Web
 
 log = logging.getLogger(__name__)
+
+# What says nothing of the file: too many are open here, or its server is in trouble.
+PASSING = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN),
+}
 
 
 class ImageReader:
@@ -79,7 +87,7 @@ class ImageReader:
             near: pixels along one edge of the model's input; None always decodes in full.
 
         Raises:
-            ItemError: the narrow one: missing, forbidden, too large, or unreadable.
+            ItemError: the narrow one: missing, forbidden, unreachable, too large, or unreadable.
         """
         return self.decode(self.read(ref, blobs), ref, near=near)
 
@@ -167,7 +175,8 @@ def _opening(path: str) -> Iterator[None]:
     except PermissionError:
         raise ImageForbidden(f"the worker may not read {name}") from None
     except OSError as error:
-        raise ImageUnreadable(f"{name} cannot be opened: {error.strerror}") from None
+        kind = ImageUnreachable if error.errno in PASSING else ImageUnreadable
+        raise kind(f"{name} cannot be opened: {error.strerror}") from None
     except ValueError:  # a null byte
         raise ImageMissing(f"no file can be named {name}") from None
 

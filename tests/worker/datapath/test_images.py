@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import resource
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from api_client.wire.errors import (
     ImageGone,
     ImageMissing,
     ImageTooLarge,
+    ImageUnreachable,
     ImageUnreadable,
 )
 from api_client.wire.messages import BlobRef, PathRef, UrlRef
@@ -101,6 +103,19 @@ def test_without_roots_every_path_is_refused(root: Path) -> None:
 def test_addresses_are_refused(reader: ImageReader) -> None:
     with pytest.raises(ImageForbidden, match="URLs are off"):
         reader.open(UrlRef(url="http://127.0.0.1/a.png"), {}, near=224)
+
+
+def test_a_worker_with_too_many_files_open_does_not_blame_the_picture(
+    reader: ImageReader, root: Path
+) -> None:
+    PHOTO.save(root / "a.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(ImageUnreachable, match="Too many open files"):
+            path(reader, root / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", ["none.png", "none/none.png", "a\0b.png"])
