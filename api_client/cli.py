@@ -215,6 +215,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show which model is where, and what goes next."""
+    if watch and as_json:
+        raise typer.BadParameter("--watch draws on a terminal; --json shows it once")
     from . import overview
 
     with _client() as client:
@@ -367,12 +369,16 @@ def acl(
 def health(
     worker: Annotated[str | None, typer.Option(help="A node name: is it ready?")] = None,
     url: Annotated[str | None, typer.Option(help="Does this page answer?")] = None,
+    as_json: Json = False,
 ) -> None:
     """Exit with 0 if Redis, the worker or the page is well, with 3 if Redis cannot be asked."""
     from . import pulse
 
     sickness = pulse.sickness(worker=worker, url=url)
-    print(sickness or "healthy")
+    if as_json:
+        print(json.dumps({"healthy": not sickness, "trouble": sickness}))
+    else:
+        print(sickness or "healthy")
     if sickness:
         raise typer.Exit(FAILED)
 

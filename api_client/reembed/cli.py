@@ -7,6 +7,7 @@ import typer
 if TYPE_CHECKING:
     from ..client import Client
     from ..wire.jobs import JobStatus
+    from ..wire.messages import Managed
 
 app = typer.Typer(
     help="Bulk jobs: millions of pictures or texts into vectors, with a proof at the end.",
@@ -85,10 +86,13 @@ def migrate(
 
 
 @app.command()
-def watch(job: JobArgument) -> None:
+def watch(job: JobArgument, as_json: Json = False) -> None:
     """Show how far a job has come until it is over or pauses. Ctrl-C leaves it at work."""
     with _client() as client:
-        _watch(client, job)
+        status = _watched(client, job)
+    if as_json:
+        print(status.model_dump_json())
+    _end_as(status)
 
 
 @app.command("list")
@@ -144,26 +148,21 @@ def verify(job: JobArgument, as_json: Json = False) -> None:
         handle.verify()
         status = handle.wait()
         _show(status, as_json=as_json)
-    if status.state != "complete":
-        raise typer.Exit(FAILED)
+    _end_as(status)
 
 
 @app.command()
-def switch(job: JobArgument) -> None:
+def switch(job: JobArgument, as_json: Json = False) -> None:
     """Let a migration's name lead to the new collection."""
-    from .. import show
-
     with _client() as client:
-        show.line(client.job(job).switch().message)
+        _switched(client.job(job).switch(), as_json=as_json)
 
 
 @app.command("switch-back")
-def switch_back(job: JobArgument) -> None:
+def switch_back(job: JobArgument, as_json: Json = False) -> None:
     """Let a migration's name lead to the old collection again."""
-    from .. import show
-
     with _client() as client:
-        show.line(client.job(job).switch_back().message)
+        _switched(client.job(job).switch_back(), as_json=as_json)
 
 
 def _client() -> "Client":
@@ -177,15 +176,27 @@ def _submitted(client: "Client", job: str, *, watch: bool, as_json: bool) -> Non
 
     print(json.dumps({"id": job}) if as_json else job)
     if watch:
-        _watch(client, job)
+        _end_as(_watched(client, job))
 
 
-def _watch(client: "Client", job: str) -> None:
+def _watched(client: "Client", job: str) -> "JobStatus":
     from .watching import watch
 
-    status = watch(client.job(job))
+    return watch(client.job(job))
+
+
+def _end_as(status: "JobStatus") -> None:
     if status.state != "complete":
         raise typer.Exit(FAILED)
+
+
+def _switched(answer: "Managed", *, as_json: bool) -> None:
+    from .. import show
+
+    if as_json:
+        print(answer.model_dump_json())
+    else:
+        show.line(answer.message)
 
 
 def _settings(given: list[str] | None) -> dict[str, str]:

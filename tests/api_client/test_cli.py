@@ -12,8 +12,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from api_client import cli, show, vectorfile
+from api_client import cli, pulse, show, vectorfile
 from api_client.testing import MODELS, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 
@@ -25,7 +27,8 @@ def clipyard(monkeypatch, capsys):
     """Runs a command line on a client; answers with exit code, output and errors."""
 
     def run(*argv, client=None):
-        monkeypatch.setattr(cli, "_client", lambda: client or FakeClient())
+        for commands in (cli, cli.reembed):
+            monkeypatch.setattr(commands, "_client", lambda: client or FakeClient())
         monkeypatch.setattr(sys, "argv", ["clipyard", *map(str, argv)])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -161,6 +164,42 @@ def test_rows_are_tables_for_people_and_json_for_scripts(clipyard, argv, key):
     assert clipyard(*argv)[0] == 0
 
 
+def test_every_command_that_shows_something_takes_json():
+    shows_nothing = {"up", "gateway", "dashboard", "acl", "drop"}  # acl: a file for Redis
+
+    def without(command):
+        if isinstance(command, TyperGroup):
+            return {name for one in command.commands.values() for name in without(one)}
+        return set() if "--json" in str([one.opts for one in command.params]) else {command.name}
+
+    assert without(get_command(cli.app)) == shows_nothing
+
+
+@pytest.mark.parametrize("sickness", ["", "gpu0@a is not there"])
+def test_health_is_a_line_or_json(clipyard, monkeypatch, sickness):
+    monkeypatch.setattr(pulse, "sickness", lambda **_: sickness)
+    code, out, _ = clipyard("health", "--json")
+    assert json.loads(out) == {"healthy": not sickness, "trouble": sickness}
+    assert code == bool(sickness)
+    assert clipyard("health")[:2] == (code, f"{sickness or 'healthy'}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "value"),
+    [
+        ("watch", "state", "complete"),
+        ("switch", "message", "done, in memory"),
+        ("switch-back", "message", "done, in memory"),
+    ],
+)
+def test_what_came_of_a_job_is_one_json_object(clipyard, command, field, value):
+    client = FakeClient()
+    job = client.reembed("/photos", sink="/vectors").id
+    code, out, _ = clipyard("reembed", command, job, "--json", client=client)
+    assert (code, json.loads(out)[field]) == (0, value)
+    assert clipyard("reembed", command, job, client=client)[0] == 0
+
+
 def test_what_people_wrote_is_shown_as_they_wrote_it(clipyard, tmp_path):
     for words in ("[/b] hi", "a [red]circle", "a :cat:"):
         code, out, _ = clipyard("text", words, "-o", tmp_path / "[b]vectors.jsonl")
@@ -205,6 +244,7 @@ def test_status_is_one_json_object(clipyard):
         ["set", "slots=0"],
         ["set", "no_such=1"],
         ["switch", "no/such"],
+        ["status", "--watch", "--json"],
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(clipyard, argv):
