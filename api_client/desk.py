@@ -24,6 +24,7 @@ from .requests import (
     model_id,
     node_names,
     seconds,
+    settable,
     text_calls,
 )
 from .results import Item, Loaded, MemoryUse, Pressure, matrix
@@ -136,7 +137,7 @@ class Desk:
     def set_knobs(
         self, knobs: Mapping[str, Any], workers: Workers, timeout: float | None
     ) -> Talk[list[Managed]]:
-        request = self._about(Set, timeout, knobs=knobs)
+        request = self._about(Set, timeout, knobs=settable(knobs))
         return (yield from self._ask_all(names.SET, request, workers))
 
     def _about(self, kind: type[Request], timeout: float | None, **fields: Any) -> Request:

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypedDict, TypeVar
@@ -14,7 +15,7 @@ from .inputs import Picture
 from .talks import Call
 from .wire import names
 from .wire.errors import BadRequest
-from .wire.messages import MAX_ITEMS, EmbedBatch, Priority, Request
+from .wire.messages import MAX_ITEMS, EmbedBatch, Knobs, Priority, Request
 from .wire.settings import LONGEST_S, Settings
 
 _T = TypeVar("_T")
@@ -80,6 +81,21 @@ def managing(kind: type[Request], **fields: Any) -> Request:
         mistake = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, mistake["loc"])) or kind.__name__.lower()
         raise BadRequest(f"{field}: {mistake['msg']}") from None
+
+
+def settable(knobs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings a call changes; their values are looked at with the request.
+
+    Raises:
+        BadRequest: one is none that can be changed while a worker runs.
+    """
+    known = Knobs.model_fields
+    for name in map(str, knobs if isinstance(knobs, Mapping) else ()):
+        if name not in known:
+            near = get_close_matches(name, known)
+            hint = f"nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"
+            raise BadRequest(f"no setting {name!r:.100} can be changed while a worker runs; {hint}")
+    return knobs
 
 
 def model_id(model: Any) -> str:
