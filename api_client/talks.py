@@ -180,8 +180,8 @@ class Line:
                 return _open(frame)
             if left_s <= block_s:
                 raise NoAnswer(
-                    f"no answer to {request_id} in time; look at `clipyard status`, or allow more "
-                    "than this timeout"
+                    f"no answer to {request_id} in time; look at `clipyard status`, or allow it "
+                    "more: by CLIPYARD_ANSWER_TIMEOUT_S, or the call's own timeout"
                 )
             is_lost = yield from vigil.look(request_id, queue=queue)
             if call and is_lost:

@@ -12,12 +12,11 @@ from pydantic import ValidationError
 from ..steps import Blocking, Talk
 from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer
-from ..wire.jobs import JobSpec, JobState, JobStatus, Migration, Place, SwitchAlias
+from ..wire.jobs import JobSpec, JobState, JobStatus, Migration, Place
 from ..wire.messages import Managed, Priority
 from . import places, talks
 
 LOOK_S = 0.5  # between two looks at a job
-SWITCH_S = 60.0
 
 Hold = Callable[[Talk[Any]], Any]
 
@@ -148,12 +147,12 @@ class Job:
 
     def switch(self) -> Managed:
         """Let the name of a migration lead to the new collection."""
-        managed: Managed = self._hold(talks.switch(self._line, switching(self.id, "new")))
+        managed: Managed = self._hold(talks.switch(self._line, self.id, "new"))
         return managed
 
     def switch_back(self) -> Managed:
         """Let the name of a migration lead to the old collection again."""
-        managed: Managed = self._hold(talks.switch(self._line, switching(self.id, "old")))
+        managed: Managed = self._hold(talks.switch(self._line, self.id, "old"))
         return managed
 
     def _told(self, talk: Talk[JobStatus]) -> JobStatus:
@@ -190,11 +189,11 @@ class AsyncJob:
         return await self._told(talks.change(self._line, self.id, "verify", reason=""))
 
     async def switch(self) -> Managed:
-        managed: Managed = await self._hold(talks.switch(self._line, switching(self.id, "new")))
+        managed: Managed = await self._hold(talks.switch(self._line, self.id, "new"))
         return managed
 
     async def switch_back(self) -> Managed:
-        managed: Managed = await self._hold(talks.switch(self._line, switching(self.id, "old")))
+        managed: Managed = await self._hold(talks.switch(self._line, self.id, "old"))
         return managed
 
     async def _told(self, talk: Talk[JobStatus]) -> JobStatus:
@@ -212,10 +211,6 @@ def awaited(line: Line, job: str, timeout: float | None) -> Talk[JobStatus]:
         if give_up_at is not None and time.monotonic() >= give_up_at:
             raise NoAnswer(f"job {job} is still {status.state} after {timeout:g} s")
         yield Blocking(_pause)
-
-
-def switching(job: str, to: Literal["new", "old"]) -> SwitchAlias:
-    return SwitchAlias(job=job, to=to, deadline=time.time() + SWITCH_S)
 
 
 def _pause() -> None:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from ..steps import Step, Talk
 from ..talks import Call, Line
@@ -111,9 +111,10 @@ def change(line: Line, job: str, what: str, *, reason: str) -> Talk[JobStatus]:
     return (yield from status(line, job))
 
 
-def switch(line: Line, request: SwitchAlias) -> Talk[Managed]:
+def switch(line: Line, job: str, to: Literal["new", "old"]) -> Talk[Managed]:
     """Let a migrated name lead to the job's sink or back; waits for a worker to do it."""
-    call = Call(names.JOB_SWITCH, request)
+    deadline = time.time() + line.settings.answer_timeout_s
+    call = Call(names.JOB_SWITCH, SwitchAlias(job=job, to=to, deadline=deadline))
     answer: Any = (yield from line.ask(call)).message
     assert isinstance(answer, Managed)
     return answer

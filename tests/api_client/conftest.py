@@ -11,6 +11,7 @@ from celery.contrib.testing.worker import start_worker
 
 from api_client.aio import AsyncClient, AsyncHandle
 from api_client.client import Client
+from api_client.reembed.job import AsyncJob
 from api_client.testing import MODELS, NODE, FakeWorker
 from api_client.wire import names
 from api_client.wire.broker import celery_app
@@ -164,7 +165,8 @@ class Driven:
             if hasattr(made, "__aiter__"):
                 return self._iterate(made)
             made = self._runner.run(made) if asyncio.iscoroutine(made) else made
-            return Driven(made, self._runner) if isinstance(made, AsyncHandle) else made
+            handles = AsyncHandle | AsyncJob
+            return Driven(made, self._runner) if isinstance(made, handles) else made
 
         return call if callable(found) else found
 

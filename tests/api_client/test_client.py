@@ -312,6 +312,20 @@ def test_a_message_that_waits_its_turn_is_not_sent_again(stage, connect, quick):
     assert stage.store.llen(stage.keys.queue(names.EMBED, names.INTERACTIVE)) == 1
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.embed_texts(["a"]),
+        lambda c: c.load("a/b", workers=[NODE]),
+        lambda c: c.job("j").switch(),
+    ],
+)
+def test_a_call_waits_as_long_as_the_setting_says_and_names_it(stage, connect, call):
+    client = connect(stage.settings.model_copy(update={"answer_timeout_s": 0.05}))
+    with pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"):
+        call(client)
+
+
 def test_what_is_past_its_deadline_is_not_withdrawn_as_well(stage, connect, quick, monkeypatch):
     stage.show_worker()
     revoked = []
