@@ -197,10 +197,6 @@ class AsyncClient:
 
     async def _hold(self, talk: Talk[_T]) -> _T:
         async with self._seats:
-            return await self._held(talk)
-
-    async def _held(self, talk: Talk[_T]) -> _T:
-        with self._desk.line.reaching():
             following: Callable[[], Step] = partial(next, talk)
             while True:
                 try:
@@ -209,7 +205,8 @@ class AsyncClient:
                     result: _T = end.value
                     return result
                 try:
-                    said = await self._take(step)
+                    with self._desk.line.reaching():
+                        said = await self._take(step)
                 except BaseException as error:
                     following = partial(talk.throw, error)
                 else:

@@ -259,7 +259,7 @@ class Client:
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))
 
     def _hold(self, talk: Talk[_T]) -> _T:
-        with self._seats, self._desk.line.reaching():
+        with self._seats:
             following: Callable[[], Step] = partial(next, talk)
             while True:
                 try:
@@ -268,7 +268,8 @@ class Client:
                     result: _T = end.value
                     return result
                 try:
-                    said = step(self._redis)
+                    with self._desk.line.reaching():
+                        said = step(self._redis)
                 except BaseException as error:
                     following = partial(talk.throw, error)
                 else:

@@ -33,7 +33,7 @@ from .steps import Talk
 from .talks import Call, Line
 from .wire import names
 from .wire.codec import Vectors
-from .wire.errors import ClipyardError, NoWorker, UnknownModel
+from .wire.errors import ClipyardError, NoBroker, NoWorker, UnknownModel
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import (
     AUTO,
@@ -162,6 +162,8 @@ class Desk:
             while waiting:
                 try:
                     answer = (yield from self.line.wait(waiting[0])).message
+                except NoBroker:
+                    raise
                 except ClipyardError as error:
                     refusals.append(error)
                 else:

@@ -144,6 +144,8 @@ class Line:
         """
         try:
             answer = yield from self.fetch(call.id, until=call.until, call=call, unsent=unsent)
+        except NoBroker:  # with whom the bytes are, until they expire
+            raise
         except ClipyardError:
             yield from self._pick_up(call)
             raise
@@ -207,7 +209,7 @@ class Line:
         now = time.time()
         if ids := [call.id for call in calls if call.until > now]:
             # Where Redis is away, the deadline stops them.
-            with suppress(redis.RedisError, OperationalError):
+            with suppress(redis.RedisError, NoBroker):
                 yield from self.withdraw(ids)
 
     def revoke(self, ids: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import redis
+from kombu.exceptions import OperationalError
 
 from api_client import talks
 from api_client.results import ItemsFailed, matrix
@@ -106,6 +108,20 @@ def test_a_stream_reads_its_source_a_window_ahead(stage, connect):
         window = stage.settings.in_flight * stage.settings.chunk_size
         assert len(read) <= window + stage.settings.chunk_size
         stream.close()
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError("theirs"), OperationalError("theirs")])
+@pytest.mark.parametrize(
+    "call", [lambda c, them: c.embed_images(them), lambda c, them: list(c.stream_images(them))]
+)
+def test_what_the_callers_own_source_raises_comes_out_as_it_is(stage, connect, call, error):
+    def source():
+        yield "a.jpg"
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        call(connect(stage.settings), source())
+    assert raised.value is error
 
 
 def test_an_impossible_stream_is_refused_before_it_is_read(stage, connect):
