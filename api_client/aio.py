@@ -37,6 +37,8 @@ class AsyncClient:
         self._redis: Any = async_redis_client(settings, patience_s=PATIENCE_S)
         self._seats = asyncio.Semaphore(self._redis.connection_pool.max_connections)
         self._desk = Desk(Line(settings), asked_by=asked_by)
+        self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
+        self._ending = asyncio.Lock()
 
     async def embed_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
@@ -172,6 +174,9 @@ class AsyncClient:
         return await self._hold(self._desk.jobs())
 
     async def close(self) -> None:
+        # One that is broken off ends when it is collected, which may be after this.
+        for stream in tuple(self._resting):
+            await self._end(stream)
         await asyncio.to_thread(self._desk.line.close)
         await self._redis.aclose()
 
@@ -187,10 +192,17 @@ class AsyncClient:
     async def _stream(self, embedding: Embedding) -> AsyncIterator[Item]:
         try:
             while items := await self._hold(embedding.more()):
+                self._resting.add(embedding)
                 for item in items:
                     yield item
+                self._resting.discard(embedding)
         finally:
-            await self._hold(embedding.end())
+            await self._end(embedding)
+
+    async def _end(self, stream: Embedding) -> None:
+        async with self._ending:  # `close` waits for one that ends meanwhile
+            await self._hold(stream.end())
+        self._resting.discard(stream)
 
     async def _submit(self, embedding: Embedding) -> "AsyncHandle":
         return AsyncHandle(self._desk, self._hold, await self._hold(embedding.submit()))

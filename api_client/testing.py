@@ -93,6 +93,7 @@ class FakeAsyncClient(AsyncClient):
         self._redis = _Awaited(worker.store)
         self._seats = asyncio.Semaphore(SEATS)
         self._desk = Desk(_FakeLine(worker), asked_by="fake")
+        self._resting, self._ending = set(), asyncio.Lock()
 
 
 class FakeWorker:
