@@ -78,6 +78,7 @@ def serve(settings: GatewaySettings) -> None:
             timeout_graceful_shutdown=DRAIN_S,
             server_header=False,
             access_log=False,  # a query may hold a text, and texts are nobody else's business
+            ws="none",  # of what asks for a WebSocket it would log the query all the same
             log_config=None,
         )
     except SystemExit:  # uvicorn's own, once it has logged why

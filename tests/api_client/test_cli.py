@@ -20,6 +20,12 @@ from api_client.testing import MODELS, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 
 ROOT = Path(__file__).parents[2]
+WEBSOCKET = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version": "13",
+}
 
 
 @pytest.fixture
@@ -311,7 +317,9 @@ def test_a_port_that_is_taken_is_one_sentence_and_exit_code_2(command):
     assert "Traceback" not in ended.stderr
 
 
-def test_a_gateway_that_is_stopped_sends_its_last_spans():
+@pytest.fixture(scope="module")
+def gateway_that_ended():
+    """Asked for its health and for a WebSocket; its exit code, output and errors."""
     env = {
         **os.environ,
         "CLIPYARD_REDIS_URL": "redis://127.0.0.1:1/0",
@@ -323,10 +331,20 @@ def test_a_gateway_that_is_stopped_sends_its_last_spans():
     with subprocess.Popen(argv, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True) as gateway:
         [url] = next(filter(None, (re.findall(r"http://[\d.:]+", line) for line in gateway.stderr)))
         assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+        httpx.get(f"{url}/encode/text?text=geheim", headers=WEBSOCKET, timeout=20)
         gateway.terminate()
-        said, _ = gateway.communicate(timeout=60)
-    assert '"name": "GET /healthz"' in said
-    assert gateway.returncode == 0
+        said = gateway.communicate(timeout=60)
+    return gateway.returncode, *said
+
+
+def test_a_gateway_that_is_stopped_sends_its_last_spans(gateway_that_ended):
+    code, out, _ = gateway_that_ended
+    assert code == 0
+    assert '"name": "GET /healthz"' in out
+
+
+def test_a_gateway_logs_no_query(gateway_that_ended):
+    assert "geheim" not in str(gateway_that_ended)
 
 
 def test_a_gateway_for_others_without_a_token_is_exit_code_2(clipyard, monkeypatch):
