@@ -94,10 +94,12 @@ class ModelsAction(_Handler):
             raise web.HTTPError(403, "the dashboard is read-only")
         try:
             asked = json.loads(self.request.body or b"{}")
+            if not isinstance(asked, dict):
+                raise TypeError("it is no JSON object")
             answers = await asyncio.to_thread(ACTIONS[name], self.client, asked)
         except ClipyardError as error:
             self._refuse(400 if isinstance(error, BadRequest) else 502, error)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             self._refuse(400, BadRequest(f"{name}: cannot use this: {error}"))
         else:
             self.write({"answers": [one.model_dump(mode="json") for one in answers]})

@@ -173,6 +173,10 @@ def test_what_cannot_be_done_is_told_in_a_sentence(http):
     assert http.post("/models/do/load", json={}).status_code == 400
     assert http.post("/models/do/set", json={"name": "slots", "value": "x"}).status_code == 400
     assert http.post("/models/do/shutdown", json={}).status_code == 404
+    for name in ("load", "switch", "unload", "set", "sweep"):
+        for body in (b"[]", b"null", b"{", b"\xff", b"[" * 100_000):
+            reply = http.post(f"/models/do/{name}", content=body)
+            assert (reply.status_code, reply.json()["code"]) == (400, "bad_request")
 
 
 def test_flowers_own_pages_work_and_lead_to_ours(http):
