@@ -20,7 +20,7 @@ from tornado.httputil import HTTPServerRequest
 
 from ..client import Client
 from ..wire.broker import celery_app
-from ..wire.errors import BadSettings
+from ..wire.settings import cannot_listen
 from .pages import Models, ModelsAction, ModelsNow
 from .settings import DashboardSettings
 
@@ -82,11 +82,8 @@ def serve(settings: DashboardSettings) -> None:
         try:
             port = app.start_http_server()
         except OSError as error:
-            raise BadSettings(
-                f"cannot listen on {settings.dashboard_host}:{settings.dashboard_port}: "
-                f"{error.strerror}; choose another CLIPYARD_DASHBOARD_HOST or "
-                "CLIPYARD_DASHBOARD_PORT"
-            ) from None
+            address = f"{settings.dashboard_host}:{settings.dashboard_port}"
+            raise cannot_listen("dashboard", address, error.strerror) from None
         print(f"the dashboard is ready. http://{settings.dashboard_host}:{port}/models", flush=True)
         try:
             app.start()

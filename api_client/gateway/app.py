@@ -10,8 +10,8 @@ from fastapi.security import HTTPBearer
 
 from ..aio import AsyncClient
 from ..wire import logs, spans
-from ..wire.errors import BadSettings
 from ..wire.metrics import Meters, Side
+from ..wire.settings import cannot_listen
 from . import health, metrics, openai, plain, rag, refusals
 from .budgets import Budgets
 from .correlating import Correlating
@@ -82,7 +82,4 @@ def serve(settings: GatewaySettings) -> None:
             log_config=None,
         )
     except SystemExit:  # uvicorn's own, once it has logged why
-        raise BadSettings(
-            f"cannot listen on {address}; choose another CLIPYARD_GATEWAY_HOST or "
-            "CLIPYARD_GATEWAY_PORT"
-        ) from None
+        raise cannot_listen("gateway", address) from None

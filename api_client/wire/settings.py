@@ -210,6 +210,13 @@ class SettingsBase(BaseSettings):
         return "given" if field in self.model_fields_set else "default"
 
 
+def cannot_listen(part: str, address: str, why: str | None = None) -> BadSettings:
+    """What a server raises that can have no port: its part's settings say where to listen."""
+    told = f"{address}: {why}" if why else address
+    host, port = (f"{PREFIX}{part}_{setting}".upper() for setting in ("host", "port"))
+    return BadSettings(f"cannot listen on {told}; choose another {host} or {port}")
+
+
 def _is_secret(field: FieldInfo) -> bool:
     return SecretStr.__name__ in repr(field.annotation)
 

@@ -314,6 +314,7 @@ def test_a_port_that_is_taken_is_one_sentence_and_exit_code_2(command):
         ended = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert f"error: cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert f"CLIPYARD_{command.upper()}_HOST or CLIPYARD_{command.upper()}_PORT" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
