@@ -235,11 +235,12 @@ def why(
 ) -> None:
     """Tell why a model is here, why it went, and what goes next."""
     from . import show
+    from .desk import entry_of
     from .status import why as sentences
 
     with _client() as client:
-        ids = {alias: entry.id for entry in client.models() for alias in entry.aliases}
-        told = sentences(client.status(), ids.get(model, model))
+        entry = entry_of(client.models(), model)
+        told = sentences(client.status(), entry.id if entry else model)
     show.line(json.dumps(told) if as_json else "\n".join(told))
 
 

@@ -209,10 +209,8 @@ class Desk:
         return [loaded for loaded in (yield from self.loaded()) if loaded.id in alike]
 
     def _aliases(self, model: str) -> Talk[set[str]]:
-        for entry in (yield from self.models()):
-            if model in (entry.id, *entry.aliases):
-                return {entry.id, *entry.aliases}
-        return {model}
+        entry = entry_of((yield from self.models()), model)
+        return {entry.id, *entry.aliases} if entry else {model}
 
     def current_model(self) -> Talk[str]:
         fleet = yield from self.status()
@@ -258,9 +256,8 @@ class Desk:
 
     def model_info(self, model: str | None) -> Talk[CatalogueEntry]:
         wanted = (yield from self.current_model()) if model is None else model_id(model)
-        for entry in (yield from self.models()):
-            if wanted in (entry.id, *entry.aliases):
-                return entry
+        if entry := entry_of((yield from self.models()), wanted):
+            return entry
         raise UnknownModel(f"no worker lists a model {wanted!r}; see `clipyard models`")
 
     def dimension(self, model: str | None) -> Talk[int]:
@@ -269,6 +266,11 @@ class Desk:
             if loaded.dimension:  # a model that no catalogue lists tells it when it is loaded
                 return loaded.dimension
         return (yield from self.model_info(wanted)).dimension
+
+
+def entry_of(entries: Iterable[CatalogueEntry], model: str) -> CatalogueEntry | None:
+    """The one that an id or an alias means."""
+    return next((entry for entry in entries if model in (entry.id, *entry.aliases)), None)
 
 
 def _nobody() -> NoWorker:

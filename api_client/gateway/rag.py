@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, StringConstraints
 
 from ..aio import AsyncClient
-from ..desk import PRESSURES
+from ..desk import PRESSURES, entry_of
 from ..results import Pressure
 from ..status import Fleet
 from ..wire.errors import BadRequest, UnknownModel
@@ -232,7 +232,9 @@ def router(client: AsyncClient) -> APIRouter:
 def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry], current: str) -> Status:
     """The fleet in the shape of GET .../status."""
     loaded = {one.id: holding(fleet, one.id) for one in in_memory(fleet)}
-    vision = seen(entry_of(entries, current), loaded.get(current, []))
+    if (entry := entry_of(entries, current)) is None:
+        raise UnknownModel(f"no worker lists the current model {current!r}")
+    vision = seen(entry, loaded.get(current, []))
     texts = [entry for entry in entries if not is_vision(entry)]
     tracked = {
         CURRENT if model_id == current else model_id: tracked_of(held)
@@ -330,13 +332,6 @@ def pressure_of(fleet: Fleet) -> Pressure:
 
 def is_vision(entry: CatalogueEntry) -> bool:
     return Kind.IMAGE in entry.kinds
-
-
-def entry_of(entries: Sequence[CatalogueEntry], model_id: str) -> CatalogueEntry:
-    for entry in entries:
-        if model_id in (entry.id, *entry.aliases):
-            return entry
-    raise UnknownModel(f"no worker lists the current model {model_id!r}")
 
 
 def available(entry: CatalogueEntry) -> AvailableModel:
