@@ -1,11 +1,12 @@
 """The paths of OpenAI's embeddings, for pictures too."""
 
 import base64
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, StringConstraints, Tag
+from pydantic_core import PydanticCustomError
 
 from ..aio import AsyncClient
 from ..results import Item
@@ -15,15 +16,31 @@ from .budgets import Spend
 from .inputs import Modality, embed
 from .refusals import RESPONSES
 
+
+def _no_number(given: Any) -> Any:
+    if isinstance(given, int | list):
+        raise PydanticCustomError(
+            "token_numbers",
+            "Input should be a text, not token numbers of another model's vocabulary "
+            "(langchain-openai: check_embedding_ctx_length=False)",
+        )
+    return given
+
+
 # A picture as a data URI may be as long as the body; the client looks at the length of texts.
-Input = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Input = Annotated[str, StringConstraints(min_length=1, pattern=r"\S"), BeforeValidator(_no_number)]
+Inputs = Annotated[list[Input], Field(min_length=1)]
 Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class EmbeddingsRequest(BaseModel):
     """As OpenAI's, and `modality` for inputs that could be taken for something else."""
 
-    input: Input | Annotated[list[Input], Field(min_length=1)] = Field(
+    # Told apart beforehand, so that what is wrong is said of what was sent.
+    input: Annotated[
+        Annotated[Input, Tag("one")] | Annotated[Inputs, Tag("several")],
+        Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
+    ] = Field(
         description=f"Texts of up to {MAX_TEXT_CHARS} characters; pictures as data:image/... "
         "URIs or http(s) addresses"
     )

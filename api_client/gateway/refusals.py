@@ -151,8 +151,7 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
 
 def _not_understood(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # Of a list that may also be one string, what is wrong with an item says more than "no string".
-    mistake = max(error.errors(), key=lambda one: len(one["loc"]))
+    mistake = error.errors()[0]
     place = ".".join(str(step) for step in mistake["loc"])
     return refuse(422, "not_understood", f"{place}: {mistake['msg']}")
 

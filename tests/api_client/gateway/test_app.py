@@ -312,11 +312,21 @@ def test_a_bad_request_gets_a_code_and_a_sentence(http, path, sent, status):
     assert error["message"]
 
 
-def test_the_item_that_is_not_understood_is_named(http):
-    answer = http.post("/v1/embeddings", json={"input": ["a", " ", "b"]})
-    assert ".1: String should match" in answer.json()["error"]["message"]
-    answer = http.post("/v1/embeddings", json={"input": ""})
-    assert "String should have at least 1 character" in answer.json()["error"]["message"]
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (["a", " ", "b"], r"1: String should match"),
+        ("", "String should have at least 1 character"),
+        ([], "List should have at least 1 item"),
+        ([[1, 2]], "0: .* check_embedding_ctx_length=False"),
+        ([1, 2], "0: .* check_embedding_ctx_length=False"),
+        (None, "Input should be a valid string"),
+    ],
+)
+def test_what_is_not_understood_is_said_of_what_was_sent(http, sent, told):
+    answer = http.post("/v1/embeddings", json={"input": sent})
+    assert answer.status_code == 422
+    assert re.search(told, answer.json()["error"]["message"])
 
 
 @pytest.mark.parametrize(
