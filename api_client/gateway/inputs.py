@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +12,8 @@ from ..results import Item, ItemsFailed, same_space
 from ..wire.errors import BadRequest
 
 Modality = Literal["text", "image"]
+
+_ADDRESS = re.compile(r"data:image/|[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 
 
 async def embed(
@@ -55,10 +58,12 @@ def comparable(items: list[Item]) -> list[Item]:
 
 
 def guess(item: str) -> Modality:
-    """What a string is meant as. A sentence that mentions an address is a text."""
+    """What a string is meant as. A sentence that mentions an address is a text.
+
+    One of a kind that nobody here can fetch (file:, s3:) is a picture too, to be refused as such.
+    """
     item = item.strip()
-    start = item[:12].lower()
-    if not start.startswith(("data:image/", "http://", "https://")):
+    if not _ADDRESS.match(item):
         return "text"
     name = item.partition(";base64,")[0]  # what follows may be in lines
     return "text" if any(map(str.isspace, name)) else "image"
@@ -77,7 +82,10 @@ def picture(item: str) -> str | bytes:
             return item
         case "data":
             return _data(rest)
-    raise BadRequest("a picture is sent as data:image/...;base64,... or as an http(s) address")
+    raise BadRequest(
+        "a picture is sent as data:image/...;base64,... or as an http(s) address; a text that "
+        "looks like another address, with modality=text"
+    )
 
 
 def _data(uri: str) -> bytes:
