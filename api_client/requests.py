@@ -52,8 +52,9 @@ def checked(options: EmbedOptions) -> EmbedOptions:
     Raises:
         BadRequest: one has a value that cannot be used. TypeError: there is no such option.
     """
-    if unknown := options.keys() - EmbedOptions.__annotations__.keys():
-        raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
+    known = EmbedOptions.__annotations__
+    if unknown := options.keys() - known.keys():
+        raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     size = options.get("batch_size", 1)
     if not isinstance(size, int) or not 1 <= size <= MAX_ITEMS:
         raise BadRequest(f"batch_size is {size!r}; use 1 to {MAX_ITEMS}")

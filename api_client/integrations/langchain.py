@@ -8,7 +8,7 @@ from langchain_core.embeddings import Embeddings
 from ..aio import AsyncClient
 from ..client import Client
 from ..inputs import Picture
-from ..requests import EmbedOptions
+from ..requests import EmbedOptions, checked
 from ..wire.codec import Vectors
 
 
@@ -18,7 +18,11 @@ class ClipyardEmbeddings(Embeddings):
     Args:
         client: made from the environment unless given.
         async_client: for the awaited calls; without it they wait for `client` in a thread.
-        options: of every call, e.g. `model`; see `EmbedOptions`.
+        options: of every call, see `EmbedOptions`. Name the `model` that an index was made with:
+            the current one may be switched, and vectors of two models cannot be compared.
+
+    Raises:
+        BadRequest: an option has a value that cannot be used. TypeError: there is no such option.
     """
 
     def __init__(
@@ -28,9 +32,9 @@ class ClipyardEmbeddings(Embeddings):
         async_client: AsyncClient | None = None,
         **options: Unpack[EmbedOptions],
     ) -> None:
+        self._options = checked(options)
         self._client = client or Client(asked_by="langchain")
         self._async_client = async_client
-        self._options = options
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return _rows(self._client.embed_texts(texts, **self._options))

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self, Unpack
+from io import BytesIO
+from typing import Self, Unpack
 
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -11,7 +12,8 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import ImageType
 
 from ..client import Client
-from ..requests import EmbedOptions
+from ..inputs import Picture
+from ..requests import EmbedOptions, checked
 from ..wire.codec import Vectors
 
 
@@ -21,7 +23,11 @@ class ClipyardEmbedding(MultiModalEmbedding):
     Args:
         client: made from the environment unless given.
         embed_batch_size: items that LlamaIndex collects for one call.
-        options: of every call, e.g. `model`; see `EmbedOptions`.
+        options: of every call, see `EmbedOptions`. Name the `model` that an index was made with:
+            the current one may be switched, and vectors of two models cannot be compared.
+
+    Raises:
+        BadRequest: an option has a value that cannot be used. TypeError: there is no such option.
     """
 
     _client: Client = PrivateAttr()
@@ -36,7 +42,8 @@ class ClipyardEmbedding(MultiModalEmbedding):
         **options: Unpack[EmbedOptions],
     ) -> None:
         super().__init__(
-            model_name=options.get("model") or "clipyard", embed_batch_size=embed_batch_size
+            model_name=checked(options).get("model") or "clipyard",
+            embed_batch_size=embed_batch_size,
         )
         self._client = client or Client(asked_by="llamaindex")
         self._is_given = client is not None
@@ -65,7 +72,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
         return self._get_text_embedding(query)
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        pictures: list[Any] = [_picture(one) for one in img_file_paths]
+        pictures = [_picture(one) for one in img_file_paths]
         return _rows(self._client.embed_images(pictures, **self._options))
 
     def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
@@ -87,8 +94,8 @@ class ClipyardEmbedding(MultiModalEmbedding):
         return (await self._aget_image_embeddings([img_file_path]))[0]
 
 
-def _picture(one: ImageType) -> Any:
-    return one if isinstance(one, str) else one.getvalue()  # a path, or what was read from one
+def _picture(one: ImageType | Picture) -> Picture:
+    return one.getvalue() if isinstance(one, BytesIO) else one
 
 
 def _rows(vectors: Vectors) -> list[Embedding]:

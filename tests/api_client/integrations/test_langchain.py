@@ -3,6 +3,7 @@
 import asyncio
 
 import numpy as np
+import pytest
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
@@ -35,6 +36,11 @@ def test_pictures_share_the_space_of_the_texts():
     wanted = FakeClient().embed_images([b"picture"], model="fake/large")
     assert np.allclose(embeddings.embed_image([b"picture"]), wanted)
     assert len(embeddings.embed_query("a")) == len(wanted[0])
+
+
+def test_an_option_that_is_none_of_ours_is_refused_at_once():
+    with pytest.raises(TypeError, match="no option model_name; there are model,"):
+        ClipyardEmbeddings(FakeClient(), model_name="fake/large")
 
 
 def test_without_an_async_client_the_awaited_calls_give_the_same():

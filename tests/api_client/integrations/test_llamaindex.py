@@ -1,6 +1,7 @@
 import asyncio
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +20,15 @@ def test_texts_and_queries_are_embedded_one_by_one_and_in_batches():
 
 def test_pictures_are_embedded_from_paths_and_from_memory():
     model, fake = ClipyardEmbedding(FakeClient()), FakeClient()
-    wanted = fake.embed_images(["a.jpg", b"bytes"])
-    assert np.allclose(model.get_image_embedding_batch(["a.jpg", io.BytesIO(b"bytes")]), wanted)
+    wanted = fake.embed_images(["a.jpg", b"bytes", b"bytes", "a.jpg"])
+    pictures = ["a.jpg", io.BytesIO(b"bytes"), b"bytes", Path("a.jpg")]
+    assert np.allclose(model.get_image_embedding_batch(pictures), wanted)
     assert np.allclose(model.get_image_embedding("a.jpg"), wanted[0])
+
+
+def test_an_option_that_is_none_of_ours_is_refused_at_once():
+    with pytest.raises(TypeError, match="no option model_name; there are model,"):
+        ClipyardEmbedding(FakeClient(), model_name="fake/large")
 
 
 def test_the_awaited_calls_give_the_same():
