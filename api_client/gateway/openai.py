@@ -57,6 +57,7 @@ class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
+    truncated: bool = Field(description="Whether a text was longer than the model reads: it is cut")
 
 
 class Usage(BaseModel):
@@ -101,7 +102,11 @@ def router(client: AsyncClient, *, most_items: int) -> APIRouter:
         items = await embed(client, inputs, model=asked.model, modality=asked.modality)
         return EmbeddingsResponse(
             data=[
-                Embedding(index=i, embedding=encoded(item, asked.encoding_format))
+                Embedding(
+                    index=i,
+                    embedding=encoded(item, asked.encoding_format),
+                    truncated=item.truncated,
+                )
                 for i, item in enumerate(items)
             ],
             model=items[0].model,

@@ -9,7 +9,7 @@ from ..aio import AsyncClient
 from ..client import Client
 from ..inputs import Picture
 from ..requests import EmbedOptions, checked
-from ..wire.codec import Vectors
+from .rows import rows
 
 
 class ClipyardEmbeddings(Embeddings):
@@ -37,24 +37,19 @@ class ClipyardEmbeddings(Embeddings):
         self._async_client = async_client
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        return _rows(self._client.embed_texts(texts, **self._options))
+        return rows(self._client.embed_texts_detailed(texts, **self._options))
 
     def embed_query(self, text: str) -> list[float]:
         return self.embed_documents([text])[0]
 
     def embed_image(self, uris: Sequence[Picture]) -> list[list[float]]:
         """One vector per picture: paths, URLs, bytes, Pillow images or arrays."""
-        return _rows(self._client.embed_images(uris, **self._options))
+        return rows(self._client.embed_images_detailed(uris, **self._options))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         if self._async_client is None:
             return await super().aembed_documents(texts)
-        return _rows(await self._async_client.embed_texts(texts, **self._options))
+        return rows(await self._async_client.embed_texts_detailed(texts, **self._options))
 
     async def aembed_query(self, text: str) -> list[float]:
         return (await self.aembed_documents([text]))[0]
-
-
-def _rows(vectors: Vectors) -> list[list[float]]:
-    rows: list[list[float]] = vectors.tolist()
-    return rows

@@ -14,7 +14,7 @@ from llama_index.core.schema import ImageType
 from ..client import Client
 from ..inputs import Picture
 from ..requests import EmbedOptions, checked
-from ..wire.codec import Vectors
+from .rows import rows
 
 
 class ClipyardEmbedding(MultiModalEmbedding):
@@ -63,7 +63,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
         return "ClipyardEmbedding"
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return _rows(self._client.embed_texts(texts, **self._options))
+        return rows(self._client.embed_texts_detailed(texts, **self._options))
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
@@ -73,7 +73,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
 
     def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         pictures = [_picture(one) for one in img_file_paths]
-        return _rows(self._client.embed_images(pictures, **self._options))
+        return rows(self._client.embed_images_detailed(pictures, **self._options))
 
     def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
         return self._get_image_embeddings([img_file_path])[0]
@@ -96,8 +96,3 @@ class ClipyardEmbedding(MultiModalEmbedding):
 
 def _picture(one: ImageType | Picture) -> Picture:
     return one.getvalue() if isinstance(one, BytesIO) else one
-
-
-def _rows(vectors: Vectors) -> list[Embedding]:
-    rows: list[Embedding] = vectors.tolist()
-    return rows

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,18 @@ def test_openai_embeddings_of_texts_and_pictures_keep_their_order(http):
     assert np.allclose(rows, [texts[0], images[0], texts[1], images[1]])
     assert [row["index"] for row in answer["data"]] == [0, 1, 2, 3]
     assert (answer["model"], answer["object"]) == ("fake/large", "list")
+
+
+def test_a_text_that_was_cut_is_told(http, fake):
+    whole = fake.embed_texts_detailed
+
+    async def second_is_cut(*args, **options):
+        first, second = await whole(*args, **options)
+        return [first, replace(second, truncated=True)]
+
+    fake.embed_texts_detailed = second_is_cut
+    rows = http.post("/v1/embeddings", json={"input": ["a", "b"]}).json()["data"]
+    assert [row["truncated"] for row in rows] == [False, True]
 
 
 def test_what_is_refused_is_not_worked_for_any_longer(fake):

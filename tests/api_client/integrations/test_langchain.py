@@ -1,6 +1,7 @@
 """LangChain's own test kit, and what it does not ask."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,17 @@ def test_pictures_share_the_space_of_the_texts():
     wanted = FakeClient().embed_images([b"picture"], model="fake/large")
     assert np.allclose(embeddings.embed_image([b"picture"]), wanted)
     assert len(embeddings.embed_query("a")) == len(wanted[0])
+
+
+class Cutting(FakeClient):
+    def embed_texts_detailed(self, texts, **options):
+        whole = super().embed_texts_detailed(texts, **options)
+        return [replace(item, truncated=True) for item in whole]
+
+
+def test_a_text_that_was_cut_is_warned_of():
+    with pytest.warns(UserWarning, match="split texts into shorter ones"):
+        ClipyardEmbeddings(Cutting()).embed_documents(["long"])
 
 
 def test_an_option_that_is_none_of_ours_is_refused_at_once():
