@@ -130,6 +130,12 @@ def test_a_sink_of_another_space_is_refused_with_the_way_out(make, kind, other):
         make(kind, other)
 
 
+def test_a_sink_without_vectors_is_of_the_space_that_it_was_made_for(make, kind):
+    make(kind)
+    with pytest.raises(SpaceMismatch, match=r"vectors of fake/vision \(8 long, f1\)"):
+        make(kind, Space(model="fake/other", fingerprint="f2", dimension=8, job="j2"))
+
+
 def test_a_sink_that_is_not_there_cannot_be_read(places, doors, kind):
     with pytest.raises(JobRefused):
         open_old(places(kind, "nowhere"), doors)

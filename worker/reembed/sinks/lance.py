@@ -59,7 +59,8 @@ class LanceDB:
                 ("model", pa.string()),
                 ("fingerprint", pa.string()),
                 ("meta", pa.string()),
-            ]
+            ],
+            metadata={"model": self._space.model, "fingerprint": self._space.fingerprint},
         )
         try:
             table = store.open_table(self._name)
@@ -68,9 +69,11 @@ class LanceDB:
         if set(table.schema.names) != set(schema.names):
             raise JobRefused(f"the table {self._name} in {self._where} is not one of a job's")
         first = table.search().select(["model", "fingerprint"]).limit(1).to_list()
+        made_for = {n.decode(): v.decode() for n, v in (table.schema.metadata or {}).items()}
+        told = first[0] if first else made_for
         held = Space(
-            model=first[0]["model"] if first else "an unknown model",
-            fingerprint=first[0]["fingerprint"] if first else self._space.fingerprint,
+            model=told.get("model", "an unknown model"),
+            fingerprint=told.get("fingerprint", self._space.fingerprint),
             dimension=table.schema.field("vector").type.list_size,
             job="",
         )

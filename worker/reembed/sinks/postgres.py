@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -53,11 +53,14 @@ class PgVector:
                 raise JobRefused(f"there is no {place}")
             ask.execute(
                 sql.SQL(
-                    "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, ref text NOT NULL, "
+                    "CREATE TABLE {} (id text PRIMARY KEY, ref text NOT NULL, "
                     "model text NOT NULL, fingerprint text NOT NULL, meta jsonb NOT NULL, "
                     "embedding vector({}) NOT NULL)"
                 ).format(self._table, sql.Literal(self._space.dimension))
             )
+            made_for = json.dumps([self._space.model, self._space.fingerprint])
+            note = sql.SQL("COMMENT ON TABLE {} IS {}")
+            ask.execute(note.format(self._table, sql.Literal(made_for)))
         if self._space is None:
             return
         # The type's modifier is the dimension.
@@ -71,9 +74,19 @@ class PgVector:
         row = ask.execute(
             sql.SQL("SELECT model, fingerprint FROM {} LIMIT 1").format(self._table)
         ).fetchone()
-        model, fingerprint = row or ("an unknown model", self._space.fingerprint)
+        unknown = "an unknown model", self._space.fingerprint
+        model, fingerprint = row or self._made_for(ask) or unknown
         held = Space(model, fingerprint, dict(columns)["embedding"], job="")
         refuse_another_space(place, held=held, wanted=self._space)
+
+    def _made_for(self, ask: Any) -> tuple[str, str] | None:
+        """Model and fingerprint, by the comment on a table that a job made."""
+        found = "SELECT obj_description(%s::regclass, 'pg_class')"
+        [comment] = ask.execute(found, [f'"{self._name}"']).fetchone()
+        with suppress(TypeError, ValueError):  # there is none, or one of the owner's
+            model, fingerprint = json.loads(comment)
+            return model, fingerprint
+        return None
 
     def write(self, shard: Shard) -> None:
         assert self._space is not None

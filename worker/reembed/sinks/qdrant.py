@@ -53,19 +53,22 @@ class Qdrant:
                 raise JobRefused(f"there is no Qdrant collection at {self._where}")
             size = self._space.dimension
             self._client.create_collection(
-                self._name, models.VectorParams(size=size, distance=models.Distance.COSINE)
+                self._name,
+                models.VectorParams(size=size, distance=models.Distance.COSINE),
+                metadata={"model": self._space.model, "fingerprint": self._space.fingerprint},
             )
         if self._space is None:
             return
-        vectors = self._client.get_collection(self._name).config.params.vectors
+        config = self._client.get_collection(self._name).config
+        vectors = config.params.vectors
         if not isinstance(vectors, models.VectorParams):
             raise JobRefused(f"{self._where} has named vectors; name a new collection")
         points, _ = self._client.scroll(self._name, limit=1, with_payload=True)
-        payload = (points[0].payload or {}) if points else {}
+        told = (points[0].payload if points else config.metadata) or {}
         default = "" if points else self._space.fingerprint
         held = Space(
-            model=str(payload.get("model", "an unknown model")),
-            fingerprint=str(payload.get("fingerprint", default)),
+            model=str(told.get("model", "an unknown model")),
+            fingerprint=str(told.get("fingerprint", default)),
             dimension=vectors.size,
             job="",
         )
