@@ -90,9 +90,10 @@ class Job:
         refuse_another(self.spec, traits, traits.kinds[0], self.spec.fingerprint)
         open_sink(self.spec.sink, space, self.doors)
         self.papers.begin(self.spec)
-        walk = _watched(self.source.walk(), go_on)
-        for planned in manifest.write(self.papers.manifest, walk, chunk_size=self.spec.chunk_size):
-            log.info("job %s: %d items planned", self.spec.id, planned)
+        # Submitted again after Redis was lost, a job has the items that it began with: its markers
+        # and files are of their chunks, and the source may have changed.
+        if not manifest.is_whole(self.papers.manifest):
+            self._walk(go_on)
         found = manifest.read(self.papers.manifest)
         first = manifest.chunk(self.papers.manifest, 0, index=found.index).items[0]
         refuse_another(self.spec, traits, kind_of(first), None)
@@ -102,6 +103,11 @@ class Job:
             dimension=space.dimension,
             papers=str(self.papers.folder),
         )
+
+    def _walk(self, go_on: Callable[[], None]) -> None:
+        walk = _watched(self.source.walk(), go_on)
+        for planned in manifest.write(self.papers.manifest, walk, chunk_size=self.spec.chunk_size):
+            log.info("job %s: %d items planned", self.spec.id, planned)
 
     def check(self, go_on: Callable[[], None]) -> list[str]:
         """Compare manifest, markers and sink; end the job with a report, or give what to redo."""

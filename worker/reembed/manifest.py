@@ -29,6 +29,7 @@ from .papers import replacing, store_errors
 PART_CHUNKS = 64
 IDS_AT_ONCE = 2**20  # looked at together in the search for duplicates, 8 bytes each
 DUPLICATES_TOLD = 3
+WHOLE = "manifest.json"
 
 _RECORD = struct.Struct("<QQ16s")
 
@@ -82,8 +83,13 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
         chunk_size=chunk_size,
         index=hashlib.sha256(index).hexdigest(),
     )
-    with replacing(folder / "manifest.json") as out:
+    with replacing(folder / WHOLE) as out:
         out.write(json.dumps(asdict(manifest)).encode())
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a planner has finished here."""
+    return (folder / WHOLE).exists()
 
 
 def read(folder: Path) -> Manifest:
@@ -92,7 +98,7 @@ def read(folder: Path) -> Manifest:
     Raises:
         JobRefused: it is no manifest any more.
     """
-    file = folder / "manifest.json"
+    file = folder / WHOLE
     try:
         with store_errors(folder):
             return Manifest(**json.loads(file.read_bytes()))
@@ -130,7 +136,7 @@ def _index(folder: Path, digest: str) -> bytes:
 
 
 def _changed(file: Path) -> JobRefused:
-    return JobRefused(f"{file} was changed after the job started; submit the job again")
+    return JobRefused(f"{file} was changed after the job started; submit it anew, under another id")
 
 
 def _refuse_duplicates(folder: Path, ids: Path, total: int) -> None:

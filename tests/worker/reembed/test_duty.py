@@ -105,6 +105,19 @@ def test_a_job_that_is_submitted_again_skips_what_is_done_and_can_be_retried(
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
+def test_a_job_that_is_submitted_again_has_the_items_that_it_began_with(
+    desk, post, pictures, sink, tmp_path
+):
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    (tmp_path / "pictures" / "000.png").unlink()
+    post.sent.clear()
+    desk.submit(pictures, sink, submitted_at=1.0)  # Redis has lost everything
+    post.deliver_all()
+    assert [row["id"] for row in rows(sink)] == [f"{n:03}.png" for n in range(20)]
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
 @pytest.mark.parametrize(("folder", "size"), [("pictures", 5), ("others", 8)])
 def test_another_job_under_the_id_of_an_earlier_one_is_refused(
     desk, post, pictures, sink, tmp_path, folder, size
