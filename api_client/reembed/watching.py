@@ -21,6 +21,8 @@ def watch(job: Job) -> JobStatus:
     seen: deque[JobStatus] = deque(maxlen=RATE_OVER)
     with Live(console=Console(stderr=True), refresh_per_second=4) as live:
         for status in _looks(job):
+            if seen and finished(status) < finished(seen[-1]):  # chunks are done again
+                seen.clear()
             seen.append(status)
             live.update(Group(*drawn(status, rate=rate(seen))))
     return status
@@ -36,16 +38,15 @@ def _looks(job: Job) -> Iterator[JobStatus]:
 
 def drawn(status: JobStatus, *, rate: float) -> list[ProgressBar | Text]:
     """A bar, and below it what people ask for."""
-    finished = status.done + status.failed
     lines = [
-        f"{status.state}  {finished}/{status.items}  failed {status.failed}  {rate:.0f}/s  "
-        f"{_eta(status.items - finished, rate)}",
+        f"{status.state}  {finished(status)}/{status.items}  failed {status.failed}  {rate:.0f}/s  "
+        f"{_eta(status.items - finished(status), rate)}",
         f"stages  {stages(status)}",
         f"workers  {', '.join(f'{name} {items}' for name, items in status.workers.items())}",
     ]
     if told := status.reason or status.trouble:
         lines.append(told)
-    bar = ProgressBar(total=status.items or 1, completed=finished, width=60)
+    bar = ProgressBar(total=status.items or 1, completed=finished(status), width=60)
     return [bar, *map(Text, lines)]
 
 
@@ -53,8 +54,12 @@ def rate(seen: "deque[JobStatus]") -> float:
     """Items per second between the first and the last look."""
     first, last = seen[0], seen[-1]
     seconds = last.seen_at - first.seen_at
-    items = last.done + last.failed - first.done - first.failed
-    return items / seconds if seconds > 0 else 0.0
+    return (finished(last) - finished(first)) / seconds if seconds > 0 else 0.0
+
+
+def finished(status: JobStatus) -> int:
+    """Items that are done or failed; fewer than before when chunks are to be done again."""
+    return status.done + status.failed
 
 
 def stages(status: JobStatus) -> str:

@@ -68,7 +68,8 @@ for chunk = 0, chunks - 1 do
 end
 if not first then return 0 end
 redis.call('DEL', KEYS[3])
-redis.call('HINCRBY', KEYS[1], 'done', failed - reopened)
+-- What an incomplete job lacks was not counted, so there may be less to take out.
+redis.call('HSET', KEYS[1], 'done', math.max(0, number('done') + failed - reopened))
 redis.call('HINCRBY', KEYS[1], 'round', 1)
 redis.call('HSET', KEYS[1], 'failed', 0, 'cursor', first, 'state', 'running', 'reason', '')
 redis.call('HDEL', KEYS[1], 'ended_at')

@@ -2,6 +2,7 @@
 
 import os
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 
@@ -146,6 +147,15 @@ def test_rate_and_time_left_come_from_what_was_seen():
     assert "20/s" in told
     assert "about 0:00:35 left" in told
     assert "read 25%" in told
+
+
+def test_when_chunks_are_done_again_the_rate_begins_anew(monkeypatch):
+    looks = [status(1.0, 900), status(2.0, 100), status(3.0, 150, state=JobState.COMPLETE)]
+    job, rates = SimpleNamespace(status=lambda: looks.pop(0)), []
+    monkeypatch.setattr(watching.time, "sleep", lambda _: None)
+    monkeypatch.setattr(watching, "drawn", lambda _, *, rate: rates.append(rate) or [])
+    watching.watch(job)
+    assert rates == [0.0, 0.0, 50.0]
 
 
 def test_what_keeps_a_job_from_going_on_is_told():

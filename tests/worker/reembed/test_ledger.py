@@ -256,13 +256,13 @@ def test_one_success_ends_the_trouble(store, keys):
     assert book.status().state is RUNNING
 
 
-def complete(book, *, lost):
+def complete(book, *, lost, state=JobState.COMPLETE, **counts):
     todo = book.planned()
     while todo != [CHECK]:
         book.claim(chunk := todo.pop(0))
         todo += book.finish(chunk, lost=lost.get(int(chunk), 0))
     book.claim(CHECK, state=JobState.CHECKING)
-    book.ledger.end(JobState.COMPLETE, "")
+    book.ledger.end(state, "", **counts)
 
 
 def test_only_chunks_with_failures_are_retried(book):
@@ -275,6 +275,12 @@ def test_only_chunks_with_failures_are_retried(book):
     book.finish("4")
     assert book.finish("9") == [CHECK]
     assert book.status().done == 95
+
+
+def test_no_less_than_nothing_is_done_when_an_incomplete_job_is_retried(book):
+    complete(book, lost={4: 1}, state=JobState.INCOMPLETE, done=2, failed=1)
+    assert book.do(RETRY_FAILED)
+    assert (book.status().done, book.status().failed) == (0, 0)
 
 
 def test_there_is_nothing_to_retry_without_failures(book):
