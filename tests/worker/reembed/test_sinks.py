@@ -19,7 +19,7 @@ from api_client.wire.jobs import Place
 from worker.reembed import papers
 from worker.reembed.doors import Doors
 from worker.reembed.items import Chunk, Item, Shard, Space
-from worker.reembed.sinks import open_old, open_sink
+from worker.reembed.sinks import lance, open_old, open_sink
 from worker.reembed.sinks.qdrant import point_id
 from worker.settings import WorkerSettings
 
@@ -448,6 +448,15 @@ def test_workers_that_upsert_a_chunk_at_the_same_instant_leave_it_once(make, kin
     with ThreadPoolExecutor(len(sinks)) as workers:
         list(workers.map(upsert, sinks))
     assert sorted(item_id for item_id, _ in sinks[0].rows()) == [f"0/{i}" for i in range(4)]
+
+
+def test_a_table_of_many_chunks_is_compacted_as_it_grows(make, monkeypatch):
+    monkeypatch.setattr(lance, "COMPACTED_EVERY", 4)
+    sink = make("lancedb")
+    for number in range(9):
+        sink.write(shard(number))
+    assert sink._table.stats()["fragment_stats"]["num_fragments"] == 1
+    assert sum(1 for _ in sink.rows()) == 27
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npy", "lancedb"])

@@ -24,6 +24,9 @@ from .shards import matrix
 
 # Two upserts at once that insert the same id would both go through otherwise, and leave it twice.
 KEY = {"lance-schema:unenforced-primary-key": "true"}
+# Each write makes a file and a version that lists all files: uncompacted, a hundred thousand chunks
+# would be ever slower, and their versions larger than their vectors.
+COMPACTED_EVERY = 256  # chunks
 
 
 class LanceDB:
@@ -99,6 +102,8 @@ class LanceDB:
         with self._asking():
             upsert = self._table.merge_insert("id")
             upsert.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            if shard.chunk.number % COMPACTED_EVERY == 0:
+                self._table.optimize()  # others may write meanwhile
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         quoted = ", ".join("'" + item_id.replace("'", "''") + "'" for item_id in ids)
