@@ -9,6 +9,7 @@ from functools import partial
 from api_client.wire import names
 from api_client.wire.errors import (
     ClipyardError,
+    ImageForbidden,
     ItemError,
     JobRefused,
     Quarantined,
@@ -108,8 +109,8 @@ def embed(
 
     Raises:
         Unfit: this worker answers in another space.
-        ClipyardError: all of it failed; nothing is known of the items. If it is retryable, the
-            same may well succeed later.
+        ClipyardError: all of it failed; nothing is known of the items, and the same may well
+            succeed later.
     """
     entry, found = here.catalogue[spec.model], Embedded(dict(held))
     for portion in portions(len(items), start.crashes):
@@ -176,19 +177,22 @@ def _set_aside(
 
 
 def _raise_outages(rows: Sequence[Vector | ClipyardError], is_outage: Callable[[], bool]) -> None:
-    """A picture that cannot be reached is recorded; when not one can be, its store may be away.
+    """A picture that cannot be reached is recorded; when not one can be, its store may be away, or
+    the worker's key to it have expired.
 
     A model that has come to answer in another space is no item's fault either.
     """
     passing = [row for row in rows if isinstance(row, ClipyardError) and row.retryable]
+    refused = [row for row in rows if isinstance(row, ImageForbidden)]
     for row in rows:
         if isinstance(row, SpaceMismatch):
             raise row
     for row in passing:
         if not isinstance(row, ItemError):
             raise row
-    if len(passing) == len(rows) >= OUTAGE and is_outage():
-        raise passing[0]
+    away = [*passing, *refused]
+    if len(away) == len(rows) >= OUTAGE and is_outage():
+        raise away[0]
 
 
 def kind_of(item: Item) -> Kind:
