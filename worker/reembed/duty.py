@@ -37,7 +37,6 @@ from api_client.wire.errors import (
     DeviceLost,
     JobRefused,
     SpaceMismatch,
-    StoreDown,
     UnknownJob,
 )
 from api_client.wire.jobs import JobSpec, JobState
@@ -130,10 +129,11 @@ def readable(ledger: JobLedger) -> JobSpec | None:
     try:
         return ledger.spec(runtime.here().settings)
     except BadRequest as error:
+        sentence = f"{runtime.here().node}: {error}"
         if ledger.state() is JobState.PLANNING:
-            ledger.end(JobState.FAILED, str(error))
+            ledger.end(JobState.FAILED, sentence)
         else:  # it was in order once: this worker's key or version may be the odd one
-            ledger.pause(str(error))
+            ledger.pause(sentence)
         return None
 
 
@@ -179,23 +179,22 @@ def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, s
 
 def _met(app: Celery, job: Job, claim: Claim, state: JobState, error: Exception) -> str:
     """What a failure means for the job."""
-    ledger, spec, what = job.ledger, job.spec, claim.what
-    if isinstance(error, StoreDown):
-        _open.pop(_key(runtime.here(), spec), None)  # its connections may be what is broken
+    here, ledger, spec, what = runtime.here(), job.ledger, job.spec, claim.what
+    _open.pop(_key(here, spec), None)  # what it holds open may be what is broken, or gone
+    sentence = f"{here.node}: {error}"
     if isinstance(error, Unfit):
-        ledger.unfit(runtime.here().node)
+        ledger.unfit(here.node)
         if _pass_on(app, ledger, spec, what, ledger.unfit_workers()):
             ledger.give_back(claim)
             return "passed on"
     if isinstance(error, ClipyardError):
-        sentence = str(error)
         if state is JobState.PLANNING and not error.retryable:
             log.warning("job %s cannot begin: %s", spec.id, sentence)
             ledger.end(JobState.FAILED, sentence)
             return "refused"
     else:
         log.exception("job %s, %s failed", spec.id, what)
-        sentence = f"internal error on {runtime.here().node}: {type(error).__name__}, see its log"
+        sentence = f"{here.node}: internal error {type(error).__name__}, see its log"
     ledger.trouble(claim, sentence)
     if isinstance(error, JobRefused | SpaceMismatch) and not isinstance(error, Unfit):
         ledger.pause(sentence)

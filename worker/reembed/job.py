@@ -148,6 +148,7 @@ class Job:
         if before is not None and (not before.losses or before.round == this_round):
             return before
         begun = time.monotonic()
+        sink = self.sink  # if it is away, that is found out before anything is embedded for it
         chunk = manifest.chunk(self.papers.manifest, number, index=self.index)
         read = time.monotonic()
         found = embed(
@@ -163,7 +164,7 @@ class Job:
         )
         embedded = time.monotonic()
         shard = Shard(chunk, [found.rows[item.id] for item in chunk.items])
-        self.sink.write(shard)
+        sink.write(shard)
         marker = Marker(
             chunk=number,
             items=len(chunk.items),

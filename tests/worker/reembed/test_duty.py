@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 from pyarrow import dataset
 
 from api_client.wire import names
-from api_client.wire.errors import ImageMissing, SpaceMismatch, UnknownJob
+from api_client.wire.errors import ImageMissing, SpaceMismatch, StoreDown, UnknownJob
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
@@ -404,6 +404,34 @@ def test_a_full_disk_is_tried_again_and_then_pauses_the_job_with_the_reason(
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
+def test_for_a_sink_that_is_away_nothing_is_embedded_and_the_worker_is_named(
+    desk, post, pictures, sink, monkeypatch, here
+):
+    desk.submit(pictures, sink)
+    post.deliver()
+
+    def away(*_):
+        raise StoreDown("it does not answer")
+
+    monkeypatch.setattr("worker.reembed.job.open_sink", away)
+    monkeypatch.setattr(here.batcher, "embed", pytest.fail)
+    assert post.deliver() == "trouble"
+    assert desk.status().trouble == "w@here: it does not answer"
+
+
+def test_a_collection_that_was_deleted_is_made_again(desk, post, pictures, tmp_path):
+    place = Place(kind="qdrant", where=str(tmp_path / "q"), options={"collection": "c"})
+    desk.submit(pictures, place, patience_s=0)
+    assert [post.deliver(), post.deliver()] == ["done", "done"]
+    client, _ = qdrant._connected(place.where)
+    client.delete_collection("c")
+    assert post.deliver() == "trouble"
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
 def test_a_job_file_of_an_older_version_is_refused(desk, post, pictures, sink, store, keys):
     desk.submit(pictures, sink)
     spec = json.loads(store.hget(keys.job("job"), "spec"))
@@ -455,6 +483,7 @@ def test_a_worker_in_another_space_passes_the_chunk_on(
     desk.submit(pictures, sink)
     post.deliver()
     store.hset(keys.job("job"), "fingerprint", "another")
+    Path(sink.where, "_space.json").unlink()  # the sink is of the job's space
     for node in ("w@here", "fit@there"):
         store.sadd(keys.workers, node)
         store.hset(keys.worker(node), "name", node)
