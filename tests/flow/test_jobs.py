@@ -239,7 +239,7 @@ def test_the_shapes_collection_moves_to_another_model_and_back_under_the_name_it
     assert clipyard("switch-back", moved.id)[0] == 0
     assert fingerprints() == {first.status().fingerprint}
     code, said = clipyard("switch", moved.id)
-    assert (code, said.strip()) == (0, f"shapes leads to {store} demo now")
+    assert (code, said.strip()) == (0, f"shapes leads to {store} demo now, before to seeded")
     assert fingerprints() == {status.fingerprint}
     assert "red-heart" in best("a red heart", "shapes/demo")
     assert clipyard("switch-back", moved.id)[0] == 0

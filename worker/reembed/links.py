@@ -27,8 +27,7 @@ def lead(link: Path, target: Path) -> None:
     Raises:
         JobRefused: there is a file or folder of that name.
     """
-    if link.exists() and not link.is_symlink():
-        raise JobRefused(f"{link} is no symbolic link, so it cannot be switched: move it aside")
+    leads_to(link)
     temporary = link.with_name(f"{TEMPORARY}{link.name}.{uuid4().hex[:12]}")
     with store_errors(link.parent):
         temporary.symlink_to(os.path.relpath(target, link.parent))
@@ -36,5 +35,13 @@ def lead(link: Path, target: Path) -> None:
 
 
 def leads_to(link: Path) -> str | None:
-    """Where it leads, or None if there is no such link."""
-    return os.path.realpath(link) if link.is_symlink() else None
+    """Where it leads, or None if there is no such link.
+
+    Raises:
+        JobRefused: there is a file or folder of that name.
+    """
+    if link.is_symlink():
+        return os.path.realpath(link)
+    if link.exists():
+        raise JobRefused(f"{link} is no symbolic link, so it cannot be switched: move it aside")
+    return None

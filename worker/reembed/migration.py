@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from api_client.wire.errors import ItemError, JobRefused
-from api_client.wire.jobs import JobState
+from api_client.wire.jobs import JobState, Place
 from api_client.wire.messages import BlobRef
 
 from ..datapath.images import ImageReader
 from . import manifest
 from .items import Item, Vector
 from .manifest import Manifest
-from .sinks import Switchable, open_old
+from .sinks import Sink, Switchable, open_old
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -79,19 +79,39 @@ def switched(job: "Job", to: Literal["new", "old"]) -> tuple[bool, str]:
     Raises:
         JobRefused: the job is no migration, not complete, or its sink knows no names.
     """
-    migration, state = job.spec.migration, job.ledger.status().state
+    migration, status = job.spec.migration, job.ledger.status()
     if migration is None:
         raise JobRefused(f"job {job.spec.id} is no migration: there is no name to switch")
-    if to == "new" and state is not JobState.COMPLETE:
-        raise JobRefused(f"job {job.spec.id} is {state}: switch when it is complete")
+    if to == "new" and status.state is not JobState.COMPLETE:
+        raise JobRefused(f"job {job.spec.id} is {status.state}: switch when it is complete")
     place = job.spec.sink if to == "new" else migration.old
-    sink = job.sink if to == "new" else open_old(place, job.doors)
-    if not isinstance(sink, Switchable):
-        raise JobRefused(f"a sink of kind {place.kind!r} has no names that can be switched")
+    sink = _switchable(job.sink if to == "new" else open_old(place, job.doors), place)
     before = sink.target(migration.alias)
     sink.switch(migration.alias)
-    name = " ".join([place.where, *place.options.values()])
-    return before != sink.target(migration.alias), f"{migration.alias} leads to {name} now"
+    now = sink.target(migration.alias)
+    told = f"{migration.alias} leads to {' '.join([place.where, *place.options.values()])} now"
+    if before not in (None, now):
+        told += f", before to {before}"
+    if to == "new" and status.failed:
+        told += f"; {status.failed} of {status.items} items failed and are not there"
+    return before != now, told
+
+
+def refuse_unready(job: "Job") -> None:
+    """What the comparison and the switch will need is looked for before the first item.
+
+    Raises:
+        JobRefused: the old collection is not there, or the name cannot be switched to one.
+    """
+    if job.spec.migration is not None:
+        alias, place = job.spec.migration.alias, job.spec.migration.old
+        _switchable(open_old(place, job.doors), place).target(alias)
+
+
+def _switchable(sink: Sink, place: Place) -> Switchable:
+    if not isinstance(sink, Switchable):
+        raise JobRefused(f"a sink of kind {place.kind!r} has no names that can be switched")
+    return sink
 
 
 def compared(old: Matrix, new: Matrix) -> tuple[NDArray[np.float64], Ranks, Ranks]:

@@ -653,11 +653,30 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
     assert 0.0 <= moved["overlap_at_10"] <= 1.0
     assert (tmp_path / "new" / "_job-job" / "moved.png").exists()
     live = tmp_path / "live"
+    told = []
     for to in ("old", "new", "old"):
-        changed, _ = switched(duty.opened(runtime.here(), "job"), to)
+        changed, sentence = switched(duty.opened(runtime.here(), "job"), to)
         assert changed
         assert live.resolve() == tmp_path / to
+        told.append(sentence)
+    assert told[1] == f"live leads to {tmp_path}/new now, before to {tmp_path}/old"
     assert np.isfinite([row["vector"] for row in rows(new)]).all()
+
+
+@pytest.mark.parametrize(
+    ("old", "reason"), [("nowhere", "is no folder that a job wrote"), ("old", "move it aside")]
+)
+def test_what_a_switch_will_lack_ends_a_migration_before_it_begins(
+    desk, post, pictures, tmp_path, old, reason
+):
+    desk.submit(pictures, Place(kind="parquet", where=str(tmp_path / "old")), id="first")
+    post.deliver_all()
+    new = Place(kind="parquet", where=str(tmp_path / "new"))
+    place = {"kind": "parquet", "where": str(tmp_path / old)}
+    desk.submit(pictures, new, migration={"alias": "old", "old": place})
+    assert post.deliver_all() == ["refused"]
+    assert reason in desk.status().reason
+    assert not (tmp_path / "new").exists()
 
 
 def killing(colour):

@@ -207,6 +207,13 @@ def test_a_name_is_switched_and_switched_back(make, places, doors, kind):
     assert new.target("live") == led_to
 
 
+def test_a_name_that_something_else_has_is_refused(make, kind):
+    sink = make(kind, name="photos")
+    make(kind, name="live")
+    with pytest.raises(JobRefused, match=r"cannot (be )?switch"):
+        sink.target("live")
+
+
 def test_who_may_search_a_view_may_do_so_when_it_was_switched(make, postgres_url):
     make("pgvector", name="old").switch("live")
     may = "SELECT has_table_privilege('the reader', 'live', 'SELECT')"

@@ -56,14 +56,18 @@ class Switchable(Protocol):
     """A sink that a name can lead to: an alias, a symbolic link, a view."""
 
     def target(self, alias: str) -> str | None:
-        """What the name leads to now, as `where` of a `Place`; None if there is no such name."""
+        """What the name leads to now, in the store's own words; None if there is no such name.
+
+        Raises:
+            JobRefused: something that is no alias has that name.
+        """
         ...
 
     def switch(self, alias: str) -> None:
         """Let the name lead here, in one step.
 
         Raises:
-            JobRefused: something that is no alias has that name.
+            JobRefused: as `target` does.
         """
         ...
 

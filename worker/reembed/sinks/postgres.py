@@ -133,18 +133,22 @@ class PgVector:
     def target(self, alias: str) -> str | None:
         with self._asking() as ask:
             found = ask.execute(
-                "SELECT obj_description(to_regclass(%s)::oid)", [f'"{alias}"']
+                "SELECT relkind::text, obj_description(oid, 'pg_class') FROM pg_class "
+                "WHERE oid = to_regclass(%s)",
+                [f'"{alias}"'],
             ).fetchone()
-        return found[0] if found else None
+        if found is None:
+            return None
+        kind, comment = found
+        if kind != "v":
+            raise JobRefused(f"{alias!r} is no view, so it cannot be switched")
+        table: str | None = comment
+        return table
 
     def switch(self, alias: str) -> None:
         view = sql.Identifier(alias)
+        self.target(alias)
         with self._asking() as ask:  # one transaction: one step for searchers
-            kind = ask.execute(
-                "SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)", [f'"{alias}"']
-            ).fetchone()
-            if kind and kind[0] not in ("v", b"v"):
-                raise JobRefused(f"{alias!r} is no view, so it cannot be switched")
             grants = ask.execute(GRANTS, [f'"{alias}"']).fetchall()
             ask.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(view))
             ask.execute(sql.SQL("CREATE VIEW {} AS SELECT * FROM {}").format(view, self._table))

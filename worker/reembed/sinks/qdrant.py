@@ -123,12 +123,13 @@ class Qdrant:
     def target(self, alias: str) -> str | None:
         with self._asking(), self._lock:
             aliases = self._client.get_aliases().aliases
-        return next((a.collection_name for a in aliases if a.alias_name == alias), None)
+            found = next((a.collection_name for a in aliases if a.alias_name == alias), None)
+            if found is None and self._client.collection_exists(alias):
+                raise JobRefused(f"{alias!r} is a collection, not an alias, so it cannot switch")
+        return found
 
     def switch(self, alias: str) -> None:
         with self._asking(), self._lock:
-            if self.target(alias) is None and self._client.collection_exists(alias):
-                raise JobRefused(f"{alias!r} is a collection, not an alias, so it cannot switch")
             lead = models.CreateAlias(collection_name=self._name, alias_name=alias)
             drop = models.DeleteAlias(alias_name=alias)
             operations: list[Any] = [models.CreateAliasOperation(create_alias=lead)]
