@@ -19,7 +19,7 @@ from api_client.wire.jobs import Place
 from worker.reembed import papers
 from worker.reembed.doors import Doors
 from worker.reembed.items import Chunk, Item, Shard, Space
-from worker.reembed.sinks import lance, open_old, open_sink
+from worker.reembed.sinks import lance, open_old, open_sink, qdrant
 from worker.reembed.sinks.qdrant import point_id
 from worker.settings import WorkerSettings
 
@@ -382,6 +382,11 @@ def test_qdrant_gets_the_key_of_the_environment(monkeypatch, answering_qdrant):
     with pytest.raises(JobRefused, match="401"):
         answering_qdrant(401, heard=heard)
     assert heard == {"open sesame"}
+
+
+def test_a_qdrant_that_builds_its_index_has_time_to_answer():
+    client, _ = qdrant._connected("http://127.0.0.1:1")
+    assert client.init_options["timeout"] == qdrant.ANSWER_S
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from . import refuse_another_space
 
 PAGE = 1024  # points a round trip
 UPSERTED_AT_ONCE = 256  # a server takes 32 MiB, and 4096 numbers are 80 KB
+ANSWER_S = 60  # its client waits for 5; a server that builds its index takes longer
 PASSING = frozenset({408, 409, 429})  # too slow, somebody else is just at it, too often
 OURS = ("id", "model", "fingerprint")  # payload fields beside `ref` and the item's metadata
 
@@ -172,7 +173,8 @@ def _connected(where: str) -> tuple[QdrantClient, Any]:
     if "://" in where:
         key = os.environ.get("QDRANT_API_KEY")
         # Its look at the server's version warns in a thread of its own, where nobody hears it.
-        return QdrantClient(url=where, api_key=key, check_compatibility=False), RLock()
+        client = QdrantClient(url=where, api_key=key, timeout=ANSWER_S, check_compatibility=False)
+        return client, RLock()
     client = QdrantClient(path=where, force_disable_check_same_thread=True)
     atexit.register(client.close)  # it complains when the interpreter has gone before it
     return client, RLock()
