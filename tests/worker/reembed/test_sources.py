@@ -11,7 +11,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from pyarrow import parquet
 
-from api_client.wire.errors import ImageForbidden, ImageMissing, ImageTooLarge, JobRefused
+from api_client.wire.errors import (
+    ImageForbidden,
+    ImageMissing,
+    ImageTooLarge,
+    JobRefused,
+    StoreDown,
+)
 from api_client.wire.jobs import Place
 from api_client.wire.messages import PathRef, UrlRef
 from worker.reembed.doors import Doors
@@ -283,6 +289,24 @@ def test_anything_that_fsspec_opens_is_a_source(source):
     *_, last = remote.walk()
     assert remote.fetch(last) == UrlRef(url="memory://photos/a/b/2.jpg")
     assert ids(source("fsspec", "memory://photos/**/2.*")) == ["a/b/2.jpg"]
+
+
+class NoCredentialsError(Exception):
+    """As clients of stores have their own, which know no other base."""
+
+
+@pytest.mark.parametrize("error", [NoCredentialsError("no key"), PermissionError("expired")])
+def test_a_store_that_cannot_be_listed_is_worth_another_try_and_says_why(
+    source, monkeypatch, error
+):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "exists", lambda *_: True)
+    told = f"memory:///photos: {type(error).__name__}: {error}"
+    with pytest.raises(StoreDown, match=told):
+        ids(source("fsspec", "memory://photos"))
 
 
 @pytest.mark.parametrize("where", ["photos/../private", "photos/%2e%2e/private"])

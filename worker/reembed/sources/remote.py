@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.errors import ClipyardError, JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
 from ...datapath.stores import file_system
@@ -37,8 +37,11 @@ class Remote:
             if not self._files.exists(self._base):
                 raise JobRefused(f"there is nothing at {self._protocol}://{self._base}")
             yield from self._below(self._base)
-        except (OSError, TimeoutError) as error:
-            raise StoreDown(f"{self._protocol}://{self._base}: {error}") from error
+        except ClipyardError:
+            raise
+        except Exception as error:  # every store has a client of its own
+            place = f"{self._protocol}://{self._base}"
+            raise StoreDown(f"{place}: {type(error).__name__}: {error}") from error
 
     def _below(self, folder: str) -> Iterator[Item]:
         for entry in sorted(self._files.ls(folder, detail=True), key=lambda e: str(e["name"])):
