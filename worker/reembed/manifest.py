@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from api_client.wire.errors import JobRefused
+from api_client.wire.errors import JobRefused, StoreDown
 
 from .items import Chunk, Item, parse
 from .papers import replacing, store_errors
@@ -129,7 +129,13 @@ def chunk(folder: Path, number: int, *, index: str) -> Chunk:
 @lru_cache(maxsize=8)
 def _index(folder: Path, digest: str) -> bytes:
     with store_errors(folder):
-        index = (folder / "index.bin").read_bytes()
+        try:
+            index = (folder / "index.bin").read_bytes()
+        except FileNotFoundError:
+            raise StoreDown(
+                f"{folder} is not here: all workers of a job must share the folder of its papers, "
+                "see CLIPYARD_JOBS_DIR"
+            ) from None
     if hashlib.sha256(index).hexdigest() != digest:
         raise _changed(folder / "index.bin")
     return index

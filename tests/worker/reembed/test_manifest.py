@@ -71,6 +71,12 @@ def test_a_line_that_was_changed_after_the_start_is_noticed(tmp_path):
         manifest.chunk(tmp_path, 1, index=plan.index)
 
 
+def test_a_worker_that_does_not_share_the_papers_says_so(tmp_path):
+    plan, _ = written(tmp_path / "theirs", items(10))
+    with pytest.raises(StoreDown, match="must share the folder of its papers"):
+        manifest.chunk(tmp_path / "ours", 0, index=plan.index)
+
+
 def test_a_manifest_that_was_replaced_after_the_start_is_noticed(tmp_path):
     plan, _ = written(tmp_path, items(10))
     written(tmp_path, items(11))
