@@ -107,8 +107,8 @@ class Job:
 
     def _walk(self, go_on: Callable[[], None]) -> None:
         walk = _watched(self.source.walk(), go_on)
-        for planned in manifest.write(self.papers.manifest, walk, chunk_size=self.spec.chunk_size):
-            log.info("job %s: %d items planned", self.spec.id, planned)
+        for items in manifest.write(self.papers.manifest, walk, chunk_size=self.spec.chunk_size):
+            self.ledger.walked(items)
 
     def check(self, go_on: Callable[[], None]) -> list[str]:
         """Compare manifest, markers and sink; end the job with a report, or give what to redo."""

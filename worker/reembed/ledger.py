@@ -96,6 +96,10 @@ redis.call('ZADD', FLIGHT, 'XX', due, what)
 return 1
 """
 
+_WALKED = """
+if field('state') == 'planning' then redis.call('HSET', H, 'items', ARGV[1]) end
+"""
+
 _PLANNED = """
 local now, sent_s = tonumber(ARGV[1]), tonumber(ARGV[2])
 if field('state') ~= 'planning' then return {} end
@@ -280,6 +284,10 @@ class JobLedger:
     def give_back(self, claim: Claim) -> None:
         """Leave it to whoever comes next."""
         self._run(_GIVE_BACK, claim.what, claim.token, self.now())
+
+    def walked(self, items: int) -> None:
+        """So many were found up to now: a large store is listed for hours."""
+        self._run(_WALKED, items)
 
     def planned(
         self, manifest: Manifest, *, fingerprint: str, dimension: int, papers: str

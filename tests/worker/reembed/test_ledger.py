@@ -90,6 +90,14 @@ def test_a_submitted_job_is_planned_by_whoever_tends_first(book):
     assert book.status().state is RUNNING
 
 
+def test_while_a_job_is_planned_it_is_told_how_many_items_were_found(book):
+    book.ledger.walked(65536)
+    assert book.status().items == 65536
+    book.planned()
+    book.ledger.walked(65536)  # by a planner that was overtaken
+    assert book.status().items == 95
+
+
 def test_each_finished_chunk_starts_the_next_one_and_the_last_the_check(book):
     todo = book.planned()
     done = []
