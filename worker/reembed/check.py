@@ -9,11 +9,11 @@ import numpy as np
 from . import manifest
 from .items import Vector
 from .manifest import Manifest
-from .papers import Papers
+from .papers import Loss, Papers
 from .sinks import Sink
 
 NORM_SLACK = 0.01  # sinks may keep half precision
-MISSING_TOLD = 100
+TOLD = 100  # of the missing, and of the failed
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Findings:
         unfinished: chunks with an item that is neither, or without a marker.
         begun: of `done` and `failed`, those in unfinished chunks.
         missing: the ids of such items; the first hundred.
-        codes: of the failures.
+        losses: of the failures, the first hundred; and `codes` of all.
         pace: for every chunk, when it was finished and how many items it has.
     """
 
@@ -34,6 +34,7 @@ class Findings:
     unfinished: list[int] = field(default_factory=list)
     begun: tuple[int, int] = (0, 0)
     missing: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
     pace: list[tuple[float, int]] = field(default_factory=list)
 
@@ -59,8 +60,9 @@ def compare(papers: Papers, plan: Manifest, sink: Sink, *, go_on: Callable[[], N
         missing = [item_id for item_id in wanted if item_id not in held]
         found.done += len(held)
         found.failed += len(lost)
-        found.missing += missing[: MISSING_TOLD - len(found.missing)]
+        found.missing += missing[: TOLD - len(found.missing)]
         if marker:
+            found.losses += marker.losses[: TOLD - len(found.losses)]
             found.codes.update(loss.code for loss in marker.losses)
             found.pace.append((marker.at, marker.items))
         if marker is None or missing:

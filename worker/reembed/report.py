@@ -44,6 +44,9 @@ def summary(
         "vectors": found.done,
         "failures": found.failed,
         "failure_codes": dict(found.codes.most_common()),
+        "failed_items": [
+            {"id": loss.id, "code": loss.code, "message": loss.message} for loss in found.losses
+        ],
         "missing": status.items - found.done - found.failed,
         "missing_ids": found.missing,
         "seconds": round(seconds, 3),

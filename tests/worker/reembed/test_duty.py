@@ -138,6 +138,8 @@ def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
     post.deliver_all()
     assert (desk.status().done, desk.status().failed) == (19, 1)
     assert report(sink)["failure_codes"] == {"image_unreadable": 1}
+    [failed] = report(sink)["failed_items"]
+    assert (failed["id"], failed["code"]) == ("003.png", "image_unreadable")
 
     (tmp_path / "pictures" / "003.png").write_bytes(whole)
     assert desk.do(RETRY_FAILED)
