@@ -1,7 +1,9 @@
 import csv
+import errno
 import gzip
 import io
 import json
+import os
 import tarfile
 
 import fsspec
@@ -92,6 +94,27 @@ def test_a_file_name_that_is_no_utf8_has_an_id_that_is(source, tmp_path):
 def test_a_missing_folder_is_refused(source, tmp_path):
     with pytest.raises(JobRefused, match="there is no folder"):
         list(source("folder", tmp_path / "nowhere").walk())
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EACCES, JobRefused), (errno.ESTALE, StoreDown), (errno.ENOENT, StoreDown)],
+)
+def test_a_folder_that_goes_away_while_it_is_walked_is_worth_another_try(
+    source, tmp_path, monkeypatch, number, kind
+):
+    tree(tmp_path, "a.png", "b/1.jpg")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if folder.name == "b":
+            raise OSError(number, os.strerror(number))
+        return scandir(folder)
+
+    walk = source("folder", tmp_path).walk()
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(kind, match="b' cannot be read"):
+        list(walk)
 
 
 @pytest.mark.parametrize("where", ["/etc", "relative", "{}/../.."])

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from api_client.wire.errors import JobRefused
+from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -41,7 +41,10 @@ class Folder:
             with os.scandir(folder) as found:
                 entries = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in found)
         except OSError as error:
-            raise JobRefused(f"{str(folder)!r} cannot be read: {error.strerror}") from None
+            sentence = f"{str(folder)!r} cannot be read: {error.strerror}"
+            if isinstance(error, PermissionError):
+                raise JobRefused(sentence) from None
+            raise StoreDown(sentence) from None  # its server is away, or it was removed just now
         for name, is_folder in entries:
             if name.startswith("."):
                 continue
