@@ -179,6 +179,15 @@ def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make,
         list(walk)
 
 
+def test_a_database_that_another_server_takes_over_is_worth_another_try(make, postgres_url):
+    sink = make("pgvector")
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        name = owner.info.dbname
+        owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+    with pytest.raises(StoreDown, match="read-only"):
+        sink.write(shard(0))
+
+
 def test_a_broken_file_of_a_folder_that_is_walked_is_named(make, tmp_path):
     sink = make("parquet")
     (tmp_path / "photos" / "part-j1-00000000.parquet").write_bytes(b"cut short")

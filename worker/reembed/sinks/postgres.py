@@ -173,6 +173,7 @@ class PgVector:
             yield
         except (
             errors.DiskFull,
+            errors.ReadOnlySqlTransaction,  # another server takes over just now
             *OVERTAKEN,
             psycopg.OperationalError,
             psycopg.InterfaceError,
