@@ -13,7 +13,7 @@ from ..wire.jobs import JobState, JobStatus
 from .job import Job
 
 LOOK_S = 0.5
-RATE_OVER = 60  # looks
+RATE_OVER = 600  # looks, five minutes: a chunk of large pictures takes a good part of one
 
 
 def watch(job: Job) -> JobStatus:

@@ -149,13 +149,30 @@ def test_rate_and_time_left_come_from_what_was_seen():
     assert "read 25%" in told
 
 
-def test_when_chunks_are_done_again_the_rate_begins_anew(monkeypatch):
+@pytest.fixture
+def watched(monkeypatch):
+    """Watches a job that looks like this, one after the other; gives the rates that are shown."""
+
+    def rates(looks):
+        found, job = [], SimpleNamespace(status=iter(looks).__next__)
+        monkeypatch.setattr(watching.time, "sleep", lambda _: None)
+        monkeypatch.setattr(watching, "drawn", lambda _, *, rate: found.append(rate) or [])
+        watching.watch(job)
+        return found
+
+    return rates
+
+
+def test_when_chunks_are_done_again_the_rate_begins_anew(watched):
     looks = [status(1.0, 900), status(2.0, 100), status(3.0, 150, state=JobState.COMPLETE)]
-    job, rates = SimpleNamespace(status=lambda: looks.pop(0)), []
-    monkeypatch.setattr(watching.time, "sleep", lambda _: None)
-    monkeypatch.setattr(watching, "drawn", lambda _, *, rate: rates.append(rate) or [])
-    watching.watch(job)
-    assert rates == [0.0, 0.0, 50.0]
+    assert watched(looks) == [0.0, 0.0, 50.0]
+
+
+def test_the_rate_of_a_job_of_weeks_is_steady(watched):
+    """A chunk of 1024 every 20 seconds."""
+    looks = [status(at / 2, at // 40 * 1024) for at in range(1200)]
+    looks.append(status(600.0, 30 * 1024, state=JobState.COMPLETE))
+    assert all(45 < rate < 55 for rate in watched(looks)[600:])
 
 
 def test_what_keeps_a_job_from_going_on_is_told():
