@@ -19,8 +19,9 @@ Checked with celery 5.7.0.
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
@@ -89,10 +90,12 @@ def _stop(reason: Reason) -> NoReturn:
 @contextmanager
 def aside() -> Iterator[None]:
     """While the task in this thread waits for long, another may start in its place."""
-    if _current.get() is None:
+    run = _current.get()
+    if run is None:
         yield
         return
     _count_aside(1)
+    run.pool.start_more()
     try:
         yield
     finally:
@@ -114,22 +117,22 @@ def _count_aside(more: int) -> None:
         _aside += more
 
 
-class _Run(thread.ApplyResult):  # type: ignore[misc]  # celery has no types
+class _Run:
     """One task: what the executor calls, and what Celery terminates.
 
-    Celery keeps a weak reference only; the executor's, to the bound `__call__`, is the one that
-    holds it while the task waits and runs.
+    Celery keeps a weak reference only; the pool's and then the executor's are those that hold it
+    while the task waits and runs.
     """
 
-    def __init__(self, work: Callable[[], None], *, task_id: str | None, limit_s: float) -> None:
+    def __init__(
+        self, pool: "TaskPool", work: Callable[[], None], *, task_id: str | None, limit_s: float
+    ) -> None:
+        self.pool = pool
         self._work = work
         self._task_id = task_id
         self._limit_s = limit_s
         self._deadline = math.inf  # on the monotonic clock, from the start of the run
         self._terminated = Event()
-
-    def follow(self, future: "Future[None]") -> None:
-        super().__init__(future)
 
     def __call__(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
@@ -141,6 +144,7 @@ class _Run(thread.ApplyResult):  # type: ignore[misc]  # celery has no types
             raise
         finally:
             _current.reset(token)
+            self.pool.ended()
 
     def terminate(self, signal: int | None = None) -> None:
         """Called by Celery for `revoke(terminate=True)` and at the end of a soft shutdown."""
@@ -166,6 +170,9 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.executor = ThreadPoolExecutor(max_workers=self.limit + MOST_ASIDE)
+        self._waiting: deque[_Run] = deque()
+        self._running = 0
+        self._starting = Lock()
 
     def on_start(self) -> None:
         self._does_debug = False  # Celery's own line holds what is to be embedded
@@ -188,14 +195,28 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
             timeout or self.options.get("timeout"),
         )
         run = _Run(
+            self,
             partial(apply_target, target, args, kwargs, callback, accept_callback),
             task_id=correlation_id,
             limit_s=min(filter(None, limits_s), default=math.inf),
         )
-        run.follow(self.executor.submit(run))
+        self._waiting.append(run)
+        self.start_more()
         return run
 
+    def start_more(self) -> None:
+        with self._starting:
+            while self._waiting and self._running < self.limit + others():
+                self._running += 1
+                self.executor.submit(self._waiting.popleft())
+
+    def ended(self) -> None:
+        with self._starting:
+            self._running -= 1
+        self.start_more()
+
     def on_stop(self) -> None:
+        self._waiting.clear()
         self.executor.shutdown(wait=False, cancel_futures=True)
         log.info("no more tasks are started; waiting for those that run")
         super().on_stop()
