@@ -4,13 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# What one process compiles the next one finds: else each start of a worker takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test check audit bench clean
 
 quickstart: $(READY)
 	$(BIN)/python -m api_client quickstart $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)") $(if $(QUERIES),--queries "$(QUERIES)") $(if $(OUT),--out "$(OUT)")
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from celery.signals import setup_logging
 
 from api_client.stack.valkey import PrivateValkey, server_binary
 from api_client.wire.names import Keys
+from worker.backends.uncompiled import uncompiled
 
 pytest_plugins = ["tests.stack", "tests.fleet"]
 
@@ -25,6 +26,39 @@ os.environ["PYTHONPATH"] = str(Path(__file__).with_name("light"))
 # As worker/app.py has it. Tests run side by side, and cores that share an operation would wait for
 # one that another test has: a sixth of the CPU time of those that run models.
 os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT="5000")
+
+
+STACKS = ("fleet", "running")  # fixtures that are expensive to start, and to keep
+
+
+def group_of(item: pytest.Item) -> str:
+    used = getattr(item, "fixturenames", ())
+    return next((stack for stack in STACKS if stack in used), item.location[0])
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist deals them out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that share a stack follow one another in one process; others go by file."""
+    groups = list(dict.fromkeys(map(group_of, items)))
+    items.sort(key=lambda item: groups.index(group_of(item)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """A stack ends with the last test that uses it: two workers at rest take a tenth of a core."""
+    group = group_of(item)
+    if group in STACKS and nextitem is not None and group_of(nextitem) != group:
+        assert isinstance(item, pytest.Function)
+        item._fixtureinfo.name2fixturedefs[group][-1].finish(item._request)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Test modules import what workers do, and as they do."""
+    with uncompiled():
+        return (yield)
 
 
 def pytest_collection_finish() -> None:

@@ -112,7 +112,7 @@ def caller(fleet):
         yield caller
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
     with browser(log=tmp_path_factory.mktemp("browser") / "driver.log") as window:
         yield window

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import numpy as np
 import pytest
 from PIL import Image
@@ -207,6 +206,8 @@ def clipyard(running: Stack, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
 def test_the_shapes_collection_moves_to_another_model_and_back_under_the_name_it_is_used_by(
     client: Client, shapes_folder: Path, clipyard: Callable[..., Any], tmp_path: Path
 ) -> None:
+    import lancedb  # takes seconds
+
     store, size = tmp_path / "lance", {"chunk_size": 32}
     first = client.reembed(
         shapes_folder, sink=f"lancedb:{store}#seeded", model="shapes/seeded", **size

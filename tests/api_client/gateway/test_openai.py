@@ -5,7 +5,6 @@ import base64
 import numpy as np
 import openai
 import pytest
-from langchain_openai import OpenAIEmbeddings
 
 from api_client.gateway.app import build
 from api_client.gateway.settings import GatewaySettings
@@ -74,6 +73,8 @@ def test_a_wrong_key_is_an_authentication_error(url):
 
 def test_langchain_openai_embeds(url):
     # It would send token numbers of OpenAI's own vocabulary otherwise.
+    from langchain_openai import OpenAIEmbeddings  # takes seconds
+
     embeddings = OpenAIEmbeddings(
         model="fake/large", base_url=url, api_key=TOKEN, check_embedding_ctx_length=False
     )

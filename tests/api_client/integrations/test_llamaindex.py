@@ -6,12 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from api_client.integrations.llamaindex import ClipyardEmbedding
 from api_client.testing import FakeClient
 
 
+def embedding(*args, **options):
+    from api_client.integrations.llamaindex import ClipyardEmbedding  # takes seconds
+
+    return ClipyardEmbedding(*args, **options)
+
+
 def test_texts_and_queries_are_embedded_one_by_one_and_in_batches():
-    model, fake = ClipyardEmbedding(FakeClient(), model="fake/large"), FakeClient()
+    model, fake = embedding(FakeClient(), model="fake/large"), FakeClient()
     wanted = fake.embed_texts(["a", "b"], model="fake/large")
     assert np.allclose(model.get_text_embedding_batch(["a", "b"]), wanted)
     assert np.allclose(model.get_text_embedding("a"), wanted[0])
@@ -19,7 +24,7 @@ def test_texts_and_queries_are_embedded_one_by_one_and_in_batches():
 
 
 def test_pictures_are_embedded_from_paths_and_from_memory():
-    model, fake = ClipyardEmbedding(FakeClient()), FakeClient()
+    model, fake = embedding(FakeClient()), FakeClient()
     wanted = fake.embed_images(["a.jpg", b"bytes", b"bytes", "a.jpg"])
     pictures = ["a.jpg", io.BytesIO(b"bytes"), b"bytes", Path("a.jpg")]
     assert np.allclose(model.get_image_embedding_batch(pictures), wanted)
@@ -28,11 +33,11 @@ def test_pictures_are_embedded_from_paths_and_from_memory():
 
 def test_an_option_that_is_none_of_ours_is_refused_at_once():
     with pytest.raises(TypeError, match="no option model_name; there are model,"):
-        ClipyardEmbedding(FakeClient(), model_name="fake/large")
+        embedding(FakeClient(), model_name="fake/large")
 
 
 def test_the_awaited_calls_give_the_same():
-    model = ClipyardEmbedding(FakeClient())
+    model = embedding(FakeClient())
 
     async def story():
         return (
@@ -50,7 +55,7 @@ def test_the_awaited_calls_give_the_same():
 
 def test_a_pipeline_of_several_processes_has_the_same_model_in_each(monkeypatch):
     monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://127.0.0.1:1")
-    model = ClipyardEmbedding(model="fake/large", embed_batch_size=7, timeout=5)
+    model = embedding(model="fake/large", embed_batch_size=7, timeout=5)
     again = pickle.loads(pickle.dumps(model))
     assert again.to_dict() == model.to_dict()
     assert again._options == {"model": "fake/large", "timeout": 5}
@@ -58,4 +63,4 @@ def test_a_pipeline_of_several_processes_has_the_same_model_in_each(monkeypatch)
 
 def test_a_client_that_was_given_stays_in_its_process():
     with pytest.raises(TypeError, match="CLIPYARD_REDIS_URL"):
-        pickle.dumps(ClipyardEmbedding(FakeClient()))
+        pickle.dumps(embedding(FakeClient()))

@@ -1,4 +1,7 @@
-"""The library itself is the yardstick: the same folder, the same texts, the same vectors."""
+"""The library itself is the yardstick: the same folder, the same texts, the same vectors.
+
+It is imported where it is used: seven seconds that a process without these tests does without.
+"""
 
 import json
 import shutil
@@ -6,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import sentence_transformers
 
 from api_client.wire.errors import WeightsUnavailable
 from api_client.wire.messages import Kind
@@ -38,7 +40,9 @@ def entry(folder):
 
 
 def test_it_answers_as_the_library_does(family, entry, folder):
-    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(folder), device="cpu")
     want = theirs.encode(TEXTS, normalize_embeddings=True)
     model = family.load(entry)
     rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in TEXTS])
@@ -70,6 +74,7 @@ def test_a_default_prompt_makes_another_space_and_counts_for_the_context(
 
 
 def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry, tmp_path):
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
@@ -80,7 +85,7 @@ def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry,
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "t5")
     transformer = modules.Transformer(str(tmp_path / "t5"), max_seq_length=16)
     parts = [transformer, modules.Pooling(32), modules.Dense(32, 8)]
-    sentence_transformers.SentenceTransformer(modules=parts).save(str(tmp_path / "st"))
+    SentenceTransformer(modules=parts).save(str(tmp_path / "st"))
     family = SimpleBackend(SentenceTransformers, Placement(offline=True, precision="float16"))
     model = family.load(replace(entry, checkpoint=tmp_path / "st"))
     types = {name: str(weights.dtype) for name, weights in model.module.named_parameters()}
@@ -90,11 +95,12 @@ def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry,
 
 
 def test_static_embeddings_have_no_context_that_could_cut_a_text(family, entry, tmp_path):
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
     from tokenizers import Tokenizer, models
 
     words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
-    theirs = sentence_transformers.SentenceTransformer(
+    theirs = SentenceTransformer(
         modules=[modules.StaticEmbedding(words, embedding_dim=8)], device="cpu"
     )
     theirs.save(str(tmp_path / "static"))
