@@ -1,5 +1,6 @@
 """How one request travels: what is said to Redis and the workers, free of waiting."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from .wire.settings import Settings
 from .wire.signing import signed
 
 SLICE_S = 1.0  # how long one look at an answer blocks
+LARGE_BYTES = 2**16  # of vectors, from which a round trip more is worth Redis's memory
 
 # Fields of a request that Flower does not show, and those whose items are only counted.
 UNTOLD = {"wire", "deadline"}
@@ -149,13 +151,22 @@ class Line:
         except ClipyardError:
             yield from self._pick_up(call)
             raise
-        yield from self._pick_up(call)
+        yield from self._pick_up(call, answer)
         return answer
 
-    def _pick_up(self, call: Call) -> Talk[None]:
-        """The bytes that were laid down."""
+    def _pick_up(self, call: Call, answer: Answer | None = None) -> Talk[None]:
+        """The bytes that were laid down, and what is large of an answer that its caller has.
+
+        It stays until the deadline: till then the message could be delivered once more.
+        """
+        parts: list[Part] = []
         if call.blobs:
-            yield lambda r: r.delete(self.keys.blobs(call.id))
+            parts.append(lambda pipe: pipe.delete(self.keys.blobs(call.id)))
+        if answer and answer.vectors is not None and answer.vectors.nbytes >= LARGE_BYTES:
+            kept_s = min(math.ceil(_seconds_left(call.until)) + 1, self.settings.answer_ttl_s)
+            parts.append(lambda pipe: pipe.expire(self.keys.answer(call.id), max(1, kept_s)))
+        if parts:
+            yield partial(_together, parts=parts)
 
     def fetch(
         self,

@@ -217,6 +217,19 @@ def test_what_was_submitted_is_fetched_by_id_and_more_than_once(stage, connect):
         assert np.array_equal(connect(stage.settings).embed_texts(TEXTS), first)
 
 
+@pytest.mark.parametrize(("large_bytes", "kept_s"), [(1, 21), (2**20, 60)])
+def test_a_large_answer_that_was_taken_stays_until_its_deadline_only(
+    stage, connect, monkeypatch, large_bytes, kept_s
+):
+    answers = f"{stage.settings.key_prefix}:answer:*"
+    before = set(stage.store.scan_iter(answers))
+    monkeypatch.setattr(talks, "LARGE_BYTES", large_bytes)
+    with stage.worker():
+        connect(stage.settings).embed_texts(TEXTS, timeout=20)
+    kept = {stage.store.ttl(answer) for answer in {*stage.store.scan_iter(answers)} - before}
+    assert kept_s - 10 < min(kept) <= kept_s
+
+
 def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, connect):
     stage.show_worker()
     handle = connect(stage.settings).submit_images([b"one", b"two", b"three"])
