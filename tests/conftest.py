@@ -9,11 +9,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from celery import _state
 from celery.signals import setup_logging
+from xdist.scheduler import LoadGroupScheduling
 
 from api_client.stack.valkey import PrivateValkey, server_binary
 from api_client.wire.names import Keys
@@ -42,7 +44,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = list(dict.fromkeys(map(group_of, items)))
     items.sort(key=lambda item: groups.index(group_of(item)))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if group_of(item) in STACKS:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+class Scheduling(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    def _split_scope(self, nodeid: str) -> str:
+        group = super()._split_scope(nodeid)
+        return nodeid.partition("::")[0] if group == nodeid else str(group)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)

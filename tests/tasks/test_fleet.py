@@ -94,61 +94,61 @@ def until(condition):
 
 
 @pytest.fixture(scope="module")
-def fleet(valkey_url, tmp_path_factory):
+def crew(valkey_url, tmp_path_factory):
     with ExitStack() as stack:
-        fleet = Fleet(valkey_url, tmp_path_factory.mktemp("fleet"), stack)
-        until(lambda: fleet.alive() == set(NODES))
-        yield fleet
+        crew = Fleet(valkey_url, tmp_path_factory.mktemp("fleet"), stack)
+        until(lambda: crew.alive() == set(NODES))
+        yield crew
 
 
 @pytest.fixture(autouse=True)
-def _fresh_events(fleet):
-    fleet.store.delete(fleet.keys.events)
+def _fresh_events(crew):
+    crew.store.delete(crew.keys.events)
 
 
 @pytest.mark.timeout(180)
-def test_a_model_goes_down_and_out_by_itself_on_every_worker(fleet):
+def test_a_model_goes_down_and_out_by_itself_on_every_worker(crew):
     for node in NODES:
-        assert fleet.load(node, "clip/a").changed
+        assert crew.load(node, "clip/a").changed
     for node in NODES:
         # Once each, though two beats ask for it.
-        assert fleet.story(node, until="unloaded") == ["loaded", "lifted", "lowered", "unloaded"]
-    for worker in read_fleet(fleet.store, fleet.keys).workers:
+        assert crew.story(node, until="unloaded") == ["loaded", "lifted", "lowered", "unloaded"]
+    for worker in read_fleet(crew.store, crew.keys).workers:
         assert worker.held == ()
         assert worker.last_sweep_at > 0
 
 
-def test_a_sweep_that_a_worker_missed_is_made_up_by_the_next(fleet):
+def test_a_sweep_that_a_worker_missed_is_made_up_by_the_next(crew):
     node = NODES[1]
-    fleet.load(node, "clip/b")
-    pid = fleet.workers[node].pid
+    crew.load(node, "clip/b")
+    pid = crew.workers[node].pid
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(lambda: fleet.alive() == {NODES[0]})  # nobody sends it sweeps any more
+        until(lambda: crew.alive() == {NODES[0]})  # nobody sends it sweeps any more
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert fleet.story(node, until="unloaded")[-1] == "unloaded"
-    until(lambda: fleet.alive() == set(NODES))
+    assert crew.story(node, until="unloaded")[-1] == "unloaded"
+    until(lambda: crew.alive() == set(NODES))
 
 
-def test_the_beats_leave_no_files_behind(fleet):
-    left = {path.name for path in fleet.directory.iterdir()}
+def test_the_beats_leave_no_files_behind(crew):
+    left = {path.name for path in crew.directory.iterdir()}
     assert left == {f"{name}.log" for name in (*NODES, "beat0", "beat1")}
 
 
-def test_a_worker_that_was_killed_vanishes_with_its_models(fleet):
+def test_a_worker_that_was_killed_vanishes_with_its_models(crew):
     node = NODES[1]
-    fleet.load(node, "clip/b")
-    os.kill(fleet.workers[node].pid, signal.SIGKILL)
-    until(lambda: fleet.alive() == {NODES[0]})
-    until(lambda: not fleet.store.exists(fleet.keys.model(node, "clip/b")))
-    until(lambda: fleet.store.smembers(fleet.keys.workers) == {NODES[0].encode()})
+    crew.load(node, "clip/b")
+    os.kill(crew.workers[node].pid, signal.SIGKILL)
+    until(lambda: crew.alive() == {NODES[0]})
+    until(lambda: not crew.store.exists(crew.keys.model(node, "clip/b")))
+    until(lambda: crew.store.smembers(crew.keys.workers) == {NODES[0].encode()})
 
 
-def test_a_worker_told_to_stop_takes_itself_off_the_list_at_once(fleet):
+def test_a_worker_told_to_stop_takes_itself_off_the_list_at_once(crew):
     node = NODES[0]
-    fleet.load(node, "clip/a")
-    fleet.workers[node].end()
-    assert fleet.store.smembers(fleet.keys.workers) == set()
-    assert fleet.story(node, until="unloaded")[-1] == "unloaded"
-    assert not fleet.store.exists(fleet.keys.worker(node), fleet.keys.model(node, "clip/a"))
+    crew.load(node, "clip/a")
+    crew.workers[node].end()
+    assert crew.store.smembers(crew.keys.workers) == set()
+    assert crew.story(node, until="unloaded")[-1] == "unloaded"
+    assert not crew.store.exists(crew.keys.worker(node), crew.keys.model(node, "clip/a"))
