@@ -129,8 +129,10 @@ class Stage:
                 request = kind.model_validate(fields)
                 blobs = stage.store.hgetall(stage.keys.blobs(self.request.id))
                 frame = answers.frame(request, {int(i): blob for i, blob in blobs.items()})
-                stage.store.rpush(stage.keys.answer(self.request.id), frame)
-                stage.store.expire(stage.keys.answer(self.request.id), 60)
+                with stage.store.pipeline() as pipe:
+                    pipe.rpush(stage.keys.answer(self.request.id), frame)
+                    pipe.expire(stage.keys.answer(self.request.id), 60)
+                    pipe.execute()
 
         stage = self
         for task_name, kind in TASKS.items():

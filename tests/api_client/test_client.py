@@ -227,7 +227,8 @@ def test_a_large_answer_that_was_taken_stays_until_its_deadline_only(
     with stage.worker():
         connect(stage.settings).embed_texts(TEXTS, timeout=20)
     kept = {stage.store.ttl(answer) for answer in {*stage.store.scan_iter(answers)} - before}
-    assert kept_s - 10 < min(kept) <= kept_s
+    assert kept
+    assert kept_s - 10 < min(kept) <= max(kept) <= kept_s
 
 
 def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, connect):

@@ -17,7 +17,7 @@ REPORT = json.loads((train_shapes.DIRECTORY / "report.json").read_text())
 def trained(directory: Path, *, steps: int) -> list[float]:
     clip = train_shapes.build(directory, seed=1)
     batches = shape_examples.batches(
-        clip.preprocess, clip.tokenize, seed=1, count=steps, size=32, processes=0
+        clip.preprocess, clip.tokenize, seed=1, count=steps, size=16, processes=0
     )
     return list(train_shapes.train(clip.model, batches, steps=steps))
 
