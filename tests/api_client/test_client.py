@@ -376,7 +376,9 @@ def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
         assert connect(stage.settings).embed_texts(["a"]).shape == (1, 16)
 
 
-def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, connect):
+def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, connect, monkeypatch):
+    for module in ("client", "aio"):
+        monkeypatch.setattr(f"api_client.{module}.PATIENCE_S", 0.3)
     client = connect(Settings.read(redis_url=valkey_of_my_own.url, answer_timeout_s=20))
     assert client.models() == []
     valkey_of_my_own.stop()
