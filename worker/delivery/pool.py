@@ -1,4 +1,4 @@
-"""Celery's threads pool, with tasks that can be asked to stop.
+"""Celery's threads pool, with tasks that can be asked to stop, and that can step aside.
 
 A thread cannot be killed, so stock `-P threads` ignores time limits and answers
 `revoke(terminate=True)` and a soft shutdown with NotImplementedError. Here all three set a reason
@@ -7,6 +7,8 @@ that the running task reads between two steps of its work:
     for chunk in chunks:
         stop_if_cancelled()
         embed(chunk)
+
+One that waits for long does so `with aside():`, and takes nobody's place meanwhile.
 
 `-P threads` means this pool once
 `celery.concurrency.ALIASES["threads"] = "worker.delivery.pool:TaskPool"` has been said: Celery
