@@ -96,27 +96,17 @@ def aside() -> Iterator[None]:
     if run is None:
         yield
         return
-    _count_aside(1)
+    _aside.add(run)
     run.pool.start_more()
     try:
         yield
     finally:
-        _count_aside(-1)
+        _aside.discard(run)
 
 
 def others() -> int:
     """How many tasks may be held now beyond the pool's limit, in the place of those aside."""
-    return min(_aside, MOST_ASIDE)
-
-
-_aside = 0
-_counting = Lock()
-
-
-def _count_aside(more: int) -> None:
-    global _aside
-    with _counting:
-        _aside += more
+    return min(len(_aside), MOST_ASIDE)
 
 
 class _Run:
@@ -159,6 +149,7 @@ class _Run:
 
 
 _current: ContextVar[_Run | None] = ContextVar("clipyard_current_run", default=None)
+_aside: set[_Run] = set()
 
 
 class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
