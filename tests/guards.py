@@ -338,6 +338,13 @@ GUARDS = [
     ),
     (TRANSPORT, " or not self.listens", "", "worker/delivery/test_transport.py -k no_more"),
     (TRANSPORT, " + pool.others()", "", "worker/delivery/test_transport.py -k step_aside"),
+    (TRANSPORT, "!= names.EMBED", "", "worker/delivery/test_transport.py -k stands_back"),
+    (
+        "worker/app.py",
+        "transport.Channel.stands_back = runtime.here().stands_back",
+        "pass",
+        "flow/test_healing.py -k first_model",
+    ),
     (CONSUMER, "qos.restore_by_tag(", "id(", "worker/delivery/test_consumer.py -k in_hand"),
     (
         WATCHDOG,

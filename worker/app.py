@@ -86,6 +86,7 @@ def _start(sender: str, **_: Any) -> None:
     try:
         spans.set_up(settings, service="clipyard-worker", instance=sender)
         runtime.use(runtime.build(settings, node=sender))
+        transport.Channel.stands_back = runtime.here().stands_back
     except ClipyardError as error:
         sys.exit(str(error))
     except Exception:  # Celery would log it and go on without a runtime

@@ -79,6 +79,10 @@ class Runtime:
             on_look=partial(self.meter.looked_up, model_id),
         )
 
+    def stands_back(self) -> bool:
+        """What this worker took now would wait here for its first model, while another is ready."""
+        return self.tracker.has_company and self.slots.brings_its_first
+
     def warm_up(self) -> None:
         """Bring the models that the settings ask for; whatever came of it, then be ready."""
         wanted = [*self.settings.preload, *self.families.auto_started()]

@@ -22,6 +22,7 @@ from api_client.wire.codec import pack_record, text
 from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerStatus
 from api_client.wire.names import Keys
 
+from .backends.base import Tier
 from .catalogue import Entry
 from .residency import usage
 from .residency.ledger import Ledger
@@ -94,6 +95,7 @@ class Tracker:
         self._hours: Counter[tuple[str, int]] = Counter()
         self._events: deque[Event] = deque(maxlen=EVENTS_UNSENT)
         self._shown: set[str] = set()  # models with a hash of this process's
+        self._has_company = False
         self._gauge = PressureGauge()
         self._redis_away = False
         self._wake, self._stop = threading.Event(), threading.Event()
@@ -148,6 +150,11 @@ class Tracker:
     def swept_at(self) -> float:
         """When the last sweep came, in unix seconds; before the first, when this worker started."""
         return self._swept_at or self._started_at
+
+    @property
+    def has_company(self) -> bool:
+        """Whether another worker was ready, when this one last had no model that was."""
+        return self._has_company
 
     def swept(self) -> float:
         """A sweep has just looked at this worker; gives how long after the one before, in s."""
@@ -328,6 +335,8 @@ class Tracker:
                 self._leave(pipe, {"fleet": told})
             self._fleet = told
         view = self._slots.view()
+        if not any(slot.tier is Tier.DEVICE for slot in view):
+            self._has_company = b'"ready"' in self._states_of_others()
         settings = self.settings
         for slot in view:
             key = self._keys.model(self._node, slot.model_id)
@@ -348,14 +357,21 @@ class Tracker:
         pipe.expire(self._keys.current, self._expiry_s)
 
     def _put_farewell(self, pipe: "redis.client.Pipeline") -> None:
-        others = set(map(text, self._store.smembers(self._keys.workers))) - {self._node}
-        is_last = not any(self._store.exists(self._keys.worker(name)) for name in others)
+        is_last = not any(self._states_of_others())
         pipe.srem(self._keys.workers, self._node)
         pipe.delete(
             self._keys.worker(self._node),
             *(self._keys.model(self._node, model_id) for model_id in self._shown),
             *([self._keys.current] if is_last else []),
         )
+
+    def _states_of_others(self) -> list[bytes | None]:
+        """None of those who are gone."""
+        others = set(map(text, self._store.smembers(self._keys.workers))) - {self._node}
+        with self._store.pipeline(transaction=False) as pipe:
+            for name in others:
+                pipe.hget(self._keys.worker(name), "state")
+            return pipe.execute()
 
     def _model(self, slot: SlotView) -> ModelStatus:
         now, ticks, timeouts = self._clock(), self._ticks(), self.timeouts(slot)

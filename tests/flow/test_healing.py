@@ -1,12 +1,15 @@
-"""A worker that cannot go on gives its work back and comes again; who kills it is set aside.
+"""A worker that cannot go on gives its work back and comes again; who kills it is set aside. One
+that cannot begin yet leaves the work to others.
 
 The worker is a real process under the supervisor, with models that can be told to end it.
 """
 
 import json
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,53 +29,84 @@ from tests.flow.processes import until
 from worker.delivery.watchdog import EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
-NODE = "cpu0@healing"
+NODE, NEWCOMER = "cpu0@healing", "cpu1@healing"
 CODE = f"exited with code {EXIT_CODE}"
 BRISK = Patience(deaths=99, first_delay_s=0.01, longest_delay_s=0.1)
 CATALOGUE = """
 ["fake/words"]
 backend = "fake"
 kinds = ["text"]
-options = { die_on = "die", hang_on = "hang", lose_on = "lose" }
+options = { die_on = "die", hang_on = "hang", lose_on = "lose", load_s = LOAD_S }
 """
+FOR_EVER_S = 3600
 
 
 class Healing:
     """One worker, one client, and what the supervisor has said."""
 
-    def __init__(self, client, said):
+    def __init__(self, client, said, folder, env):
         self.client, self.said = client, said
+        self._folder, self._env = folder, env
         self.store, self.keys = redis_client(client._desk.line.settings), Keys("healing")
 
     def embed(self, *texts):
         return self.client.embed_texts(texts, model="fake/words", timeout=60)
 
+    def status(self, node):
+        fields = self.store.hgetall(self.keys.worker(node))
+        return unpack_record(WorkerStatus, fields) if fields else None
+
     def trouble(self):
-        fields = self.store.hgetall(self.keys.worker(NODE))
-        status = unpack_record(WorkerStatus, fields) if fields else None
+        status = self.status(NODE)
         return "" if status is None or status.state == "ready" else status.trouble
+
+    @contextmanager
+    def newcomer(self):
+        """A second worker, which loads its model for ever."""
+        env = self._env | {
+            "CLIPYARD_CATALOGUE": str(catalogue(self._folder, load_s=FOR_EVER_S)),
+            "CLIPYARD_PRELOAD": '["fake/words"]',
+        }
+        with (self._folder / "newcomer.log").open("w") as log:
+            process = subprocess.Popen(
+                argv(NEWCOMER), env=os.environ | env, cwd=ROOT, stdout=log, stderr=log
+            )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
     def evidence(self):
         return self.client._hold(talks.held(self.client._desk.line))
 
 
+def argv(node):
+    rest = f"-m celery -A tests.light_app worker -P threads -n {node} -l INFO --without-gossip"
+    return sys.executable, *rest.split()
+
+
+def catalogue(folder, *, load_s):
+    file = folder / f"catalogue-{load_s}.toml"
+    file.write_text(CATALOGUE.replace("LOAD_S", str(load_s)))
+    return file
+
+
 @pytest.fixture(scope="module")
 def healing(valkey_url, tmp_path_factory):
     folder = tmp_path_factory.mktemp("healing")
-    (folder / "catalogue.toml").write_text(CATALOGUE)
     env = {
         "CLIPYARD_REDIS_URL": valkey_url,
         "CLIPYARD_KEY_PREFIX": "healing",
-        "CLIPYARD_CATALOGUE": str(folder / "catalogue.toml"),
+        "CLIPYARD_CATALOGUE": str(catalogue(folder, load_s=0)),
         "CLIPYARD_DEFAULT_MODEL": "fake/words",
         "CLIPYARD_DEVICE": "cpu",
         "CLIPYARD_WEDGED_AFTER_S": "1.5",
         "PYTHONPATH": str(ROOT),
     }
-    argv = f"-m celery -A tests.light_app worker -P threads -n {NODE} -l INFO --without-gossip"
     child = Child(
         name="worker",
-        argv=(sys.executable, *argv.split()),
+        argv=argv(NODE),
         cwd=ROOT,
         env=env,
         ready=lambda said: " ready." in said,
@@ -83,7 +117,7 @@ def healing(valkey_url, tmp_path_factory):
         Client(Settings.read(redis_url=valkey_url, key_prefix="healing"), asked_by="t") as client,
     ):
         supervisor.wait_ready(within_s=60)
-        yield Healing(client, said)
+        yield Healing(client, said, folder, env)
 
 
 @pytest.fixture
@@ -137,3 +171,11 @@ def test_a_worker_with_a_lost_device_gives_its_work_back_and_comes_again(healing
         culprit.cancel()  # once is enough
         assert [mate.result().shape for mate in mates] == [(1, 8)] * 4
     assert healing.embed("afterwards").shape == (1, 8)
+
+
+def test_a_worker_that_brings_its_first_model_leaves_requests_to_one_that_is_ready(healing):
+    until(lambda: healing.status(NODE).state == "ready")
+    with healing.newcomer(), ThreadPoolExecutor() as threads:
+        until(lambda: (status := healing.status(NEWCOMER)) and status.models)
+        asked = [threads.submit(healing.embed, f"text {n}") for n in range(100)]
+        assert [one.result().shape for one in asked] == [(1, 8)] * 100

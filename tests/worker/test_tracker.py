@@ -396,6 +396,23 @@ def test_an_event_is_written_at_once_and_not_with_the_next_beat(make, store, key
     tracker.close()
 
 
+def test_a_worker_without_a_model_knows_whether_another_is_ready(make, store, keys):
+    here, there = make("gpu0@here"), make("gpu0@there")
+    here.say("ready")
+    here.beat()
+    assert not here.has_company  # it is not its own
+    there.beat()
+    here.beat()
+    assert not here.has_company  # the other one is starting
+    there.say("ready")
+    there.beat()
+    here.beat()
+    assert here.has_company
+    store.delete(keys.worker("gpu0@there"))  # as it expires
+    here.beat()
+    assert not here.has_company
+
+
 def test_beats_renew_what_the_process_has_reserved(make):
     renewed = threading.Event()
     tracker = make(beat_s=3600)

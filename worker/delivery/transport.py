@@ -3,7 +3,8 @@
 With Redis a worker takes a message whenever it has a thread to spare. Under saturating bulk load
 bulk would hold all of them, and an interactive message would wait in Redis for a chunk to end. So
 a worker that holds `bulk_tasks` bulk messages listens for interactive ones only; one that holds
-none takes a bulk message before it takes more interactive ones, so that neither starves.
+none takes a bulk message before it takes more interactive ones, so that neither starves. One that
+has no model yet leaves both to those who have.
 
 What is held is read off the channel's own list of unacknowledged messages each time, so messages
 that are requeued, restored or carried over to a new connection are counted right.
@@ -15,7 +16,7 @@ parser's `EXCEPTION_CLASSES`.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, time
 from typing import Any
@@ -34,7 +35,7 @@ from .line import Line
 log = logging.getLogger(__name__)
 
 BULK_TASKS = 4
-LISTENS_AGAIN_S = 0.05  # for bulk, after one of the bulk messages at hand was acknowledged
+LISTENS_AGAIN_S = 0.05  # for what it leaves to others now
 
 # What kombu and redis-py raise over something that is no envelope of kombu's.
 UNREADABLE = (
@@ -134,12 +135,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     Attributes:
         bulk_tasks: the most bulk messages held at once.
         listens: whether this process asks for messages; false once it is about to end.
+        stands_back: whether it leaves what is to be embedded to other workers now.
     """
 
     Message, QoS = Message, QoS
     _kept: Any = None
     bulk_tasks = BULK_TASKS
     listens = True
+    stands_back: Callable[[], bool] = staticmethod(lambda: False)
     from_transport_options = (*kombu_redis.Channel.from_transport_options, "bulk_tasks")
 
     @contextmanager
@@ -187,7 +190,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
             return
         held = self._bulk_held()
         steps = priorities(self.priority_steps, bulk_held=held, bulk_tasks=self.bulk_tasks)
-        if held >= self.bulk_tasks:
+        if stands_back := self.stands_back():
+            queues = [queue for queue in queues if queue != names.EMBED]
+        if stands_back or held >= self.bulk_tasks:
             timeout = LISTENS_AGAIN_S
         keys = [self._q_for_pri(queue, step) for step in steps for queue in queues]
         command = ["BRPOP", *keys, timeout or self.brpop_timeout]

@@ -203,6 +203,13 @@ class Slots:
             return self._slots.view()
 
     @property
+    def brings_its_first(self) -> bool:
+        """Models are on their way, and none is ready."""
+        with self._changed:
+            coming = any(slot.flight is not None for slot in self._slots)
+            return coming and not self._slots.in_state(State.DEVICE)
+
+    @property
     def limits(self) -> Limits:
         return self._slots.limits
 

@@ -280,6 +280,22 @@ def test_tasks_that_step_aside_take_nobodys_place(app: Celery, tally: Tally) -> 
     assert pool.others() == 0
 
 
+def test_a_worker_that_stands_back_leaves_the_shared_queue_to_others(
+    app: Celery, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Channel, "stands_back", staticmethod(lambda: True))
+    send(app, "interactive", "the poll under way may end with it", queue=names.CONTROL)
+    tally.wait_until(lambda: len(tally.done) == 1)
+    send(app, "interactive", "text")
+    send(app, "bulk", "picture")
+    send(app, "interactive", "switch", queue=names.CONTROL)
+    tally.wait_until(lambda: len(tally.done) == 2)
+    send(app, "interactive", "unload", queue=names.direct_queue("here@test"))
+    tally.wait_until(lambda: tally.done[1:] == ["switch", "unload"])
+    monkeypatch.undo()
+    tally.wait_until(lambda: {"text", "picture"} == set(tally.done[3:]))
+
+
 def test_requeued_bulk_messages_are_counted_once(app: Celery, tally: Tally) -> None:
     for number in range(50):
         send(app, "stubborn", number)

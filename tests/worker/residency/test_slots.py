@@ -546,6 +546,22 @@ def test_those_who_wait_step_aside_while_there_is_a_model_to_work_with(ready, as
     assert bench.aside == 0
 
 
+def test_only_the_first_model_is_brought_while_there_is_none_to_work_with():
+    bench, first, second = Bench(), Gate("load"), Gate("load")
+    assert not bench.slots.brings_its_first
+    with threads() as pool:
+        use = pool.submit(bench.use, "a", before=first)
+        assert first.reached.wait(SOON_S)
+        assert bench.slots.brings_its_first
+        first.open.set()
+        use.result(SOON_S)
+        use = pool.submit(bench.use, "b", before=second)
+        assert second.reached.wait(SOON_S)
+        assert not bench.slots.brings_its_first
+        second.open.set()
+        use.result(SOON_S)
+
+
 def test_those_who_shared_a_load_do_not_wait_for_the_first_to_finish():
     bench, gate, done = Bench(), Gate("load"), Event()
 
