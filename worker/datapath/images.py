@@ -31,10 +31,11 @@ from .web import PORTS, Web
 
 log = logging.getLogger(__name__)
 
-# What says nothing of the file: too many are open here, or its server is in trouble.
+# What says nothing of the file: too many are open here, or its disk or server is in trouble.
 PASSING = {
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN),
+    *(errno.EIO, errno.ENOTCONN),  # of a FUSE mount: its server is away, or its own process
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
 }
 
 

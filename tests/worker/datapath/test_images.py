@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import os
@@ -6,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +120,19 @@ def test_a_worker_with_too_many_files_open_does_not_blame_the_picture(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.parametrize("trouble", [errno.EIO, errno.ENOTCONN])
+def test_a_mount_that_has_lost_its_server_does_not_blame_the_picture(
+    reader: ImageReader, root: Path, monkeypatch: pytest.MonkeyPatch, trouble: int
+) -> None:
+    def break_off(*_: Any, **__: Any) -> None:
+        raise OSError(trouble, os.strerror(trouble))
+
+    PHOTO.save(root / "a.png")
+    monkeypatch.setattr(os, "open", break_off)
+    with pytest.raises(ImageUnreachable, match=os.strerror(trouble)):
+        path(reader, root / "a.png")
+
+
 @pytest.mark.parametrize("name", ["none.png", "none/none.png", "a\0b.png"])
 def test_a_name_without_a_file_is_missing(reader: ImageReader, root: Path, name: str) -> None:
     with pytest.raises(ImageMissing):
@@ -152,7 +167,8 @@ def test_devices_and_windows_into_the_kernel_are_refused() -> None:
     with pytest.raises(ImageUnreadable, match="not a regular file"):
         path(reader, "/dev/zero")
     for inside in ("/proc/self/environ", "/proc/self/mem"):
-        with pytest.raises(ImageUnreadable):  # a mistaken root still shows pictures only
+        # A mistaken root still shows pictures only.
+        with pytest.raises((ImageUnreadable, ImageUnreachable)):
             path(reader, inside)
 
 
