@@ -31,6 +31,7 @@ from .results import Item, Loaded, MemoryUse, Pressure, matrix
 from .status import Fleet, Worker, fleet_talk
 from .steps import Talk
 from .talks import Call, Line
+from .vigil import NOBODY
 from .wire import names
 from .wire.codec import Vectors
 from .wire.errors import ClipyardError, NoBroker, NoWorker, UnknownModel
@@ -147,7 +148,7 @@ class Desk:
     def _ask_all(self, task: str, request: Request, workers: Workers) -> Talk[list[Managed]]:
         chosen = node_names(workers)
         if chosen is None and not (chosen := (yield from self.line.live_workers())):
-            raise _nobody()
+            raise NoWorker(NOBODY)
         return (yield from self._ask(task, request, chosen))
 
     def _ask(self, task: str, request: Request, workers: Sequence[str]) -> Talk[list[Managed]]:
@@ -180,7 +181,7 @@ class Desk:
         """The live worker that holds a model already, or has the most slots to spare."""
         fleet = yield from self.status()
         if not fleet.workers:
-            raise _nobody()
+            raise NoWorker(NOBODY)
         alike = yield from self._aliases(model)
 
         def rank(worker: Worker) -> tuple[bool, int, str]:
@@ -217,7 +218,7 @@ class Desk:
         if fleet.current:
             return fleet.current
         if not fleet.workers:
-            raise _nobody()
+            raise NoWorker(NOBODY)
         return fleet.workers[0].current or fleet.workers[0].default
 
     def reembed(
@@ -271,7 +272,3 @@ class Desk:
 def entry_of(entries: Iterable[CatalogueEntry], model: str) -> CatalogueEntry | None:
     """The one that an id or an alias means."""
     return next((entry for entry in entries if model in (entry.id, *entry.aliases)), None)
-
-
-def _nobody() -> NoWorker:
-    return NoWorker("no worker is alive; start one with `clipyard up`")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .show import console, grid
 from .status import Fleet, Worker, step_down
+from .vigil import NOBODY
 from .wire import names
 from .wire.messages import ModelStatus
 
@@ -36,7 +37,7 @@ def watch(look: Callable[[], Fleet]) -> None:
 def drawn(fleet: Fleet) -> RenderableType:
     """Workers, their models in LRU order, and the newest events."""
     if not fleet.workers:
-        return Text("no worker is alive; start one with `clipyard up`", style="red")
+        return Text(NOBODY, style="red")
     return Group(_workers(fleet), _models(fleet), _events(fleet))
 
 

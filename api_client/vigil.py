@@ -13,7 +13,9 @@ from .steps import Talk
 from .wire.errors import NoWorker
 from .wire.names import Keys
 
-__all__ = ["Vigil", "alive"]
+__all__ = ["NOBODY", "Vigil", "alive"]
+
+NOBODY = "no worker is alive; start one with `clipyard up`"
 
 ALONE_SLICES = 2  # so many slices without a live worker, and we say so
 SEARCH_EVERY = 5  # slices without an answer between two searches for the message
@@ -67,7 +69,7 @@ class Vigil:
         self._slices += 1
         self._alone = 0 if crew else self._alone + 1
         if self._alone >= ALONE_SLICES:
-            raise NoWorker("no worker is alive; start one with `clipyard up`")
+            raise NoWorker(NOBODY)
         if queue and self._slices % SEARCH_EVERY == 0:
             # Twice in a row: a worker that takes a message holds it nowhere for a moment.
             is_missed = not (yield partial(_find, id=request_id, queue=queue, keys=self._keys))

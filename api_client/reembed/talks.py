@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..steps import Step, Talk
 from ..talks import Call, Line
+from ..vigil import NOBODY
 from ..wire import names
 from ..wire.errors import BadRequest
 from ..wire.jobs import JobSpec, JobState, JobStatus, SwitchAlias, Tend, sealed
@@ -78,7 +79,10 @@ def status(line: Line, job: str) -> Talk[JobStatus]:
     """
     fields, done, flight, seen = yield partial(_look, keys=line.keys, job=job)
     seen_at = float(seen[0]) + float(seen[1]) / 1e6
-    return JobStatus.of(job, fields, chunks_done=done, in_flight=flight, seen_at=seen_at)
+    found = JobStatus.of(job, fields, chunks_done=done, in_flight=flight, seen_at=seen_at)
+    if found.state.is_final or found.state is JobState.PAUSED or (yield from line.live_workers()):
+        return found
+    return found.model_copy(update={"trouble": NOBODY})
 
 
 def listing(line: Line) -> Talk[list[JobStatus]]:

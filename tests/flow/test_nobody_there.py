@@ -9,7 +9,9 @@ import redis
 from PIL import Image
 
 from api_client import Client, Settings
+from api_client.wire.broker import redis_client
 from api_client.wire.errors import NoBroker, NoWorker
+from api_client.wire.names import Keys
 
 
 def test_no_redis_is_one_sentence_with_no_password_in_it():
@@ -39,6 +41,18 @@ def test_no_worker_is_one_sentence(valkey_url):
         pytest.raises(NoWorker, match="clipyard up"),
     ):
         client.embed_texts(["a"], model="fake/vision")
+
+
+def test_a_job_says_that_there_is_no_worker_until_there_is_one(valkey_url, prefix, tmp_path):
+    settings = Settings.read(redis_url=valkey_url, key_prefix=prefix)
+    with Client(settings) as client, redis_client(settings) as store:
+        job = client.reembed(tmp_path, sink=tmp_path / "out", model="fake/vision")
+        assert "clipyard up" in job.status().trouble
+        store.sadd(Keys(prefix).workers, "gpu0@here")
+        store.hset(Keys(prefix).worker("gpu0@here"), "started_at", "1.0")
+        assert not job.status().trouble
+        store.delete(Keys(prefix).worker("gpu0@here"))
+        assert not job.pause().trouble  # nobody has to do anything
 
 
 @pytest.mark.parametrize("command", [["models"], ["text", "a"], ["load", "x/y"], ["unload"]])
