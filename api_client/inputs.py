@@ -4,6 +4,8 @@ Everything impossible is refused here, before anything is sent. A picture that c
 costs one item, as one that the worker cannot open.
 """
 
+import base64
+import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from .wire.messages import MAX_TEXT_CHARS, BlobRef, Failure, ImageRef, PathRef, 
 
 _Ref = TypeVar("_Ref", PathRef, UrlRef)
 Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillow loads only if used
+
+DATA_URI = "data:image/"
 
 # Pillow's modes: those that PNG holds, where TIFF holds the rest, and what neither does.
 _IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
@@ -52,10 +56,10 @@ class Pictures:
 def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
     """References for one message.
 
-    A string is a URL if it has a scheme, else a path on the worker's machine; relative paths are
-    taken from here. A file whose name is not UTF-8 cannot be named in a message: it is read here.
-    Bytes are an image file's content. Pillow images and uint8 arrays (height, width[, channels])
-    travel losslessly as PNG, or as TIFF where PNG has no such mode.
+    A string is a picture's data URI, a URL if it has a scheme, else a path on the worker's machine;
+    relative paths are taken from here. A file whose name is not UTF-8 cannot be named in a message:
+    it is read here. Bytes are an image file's content. Pillow images and uint8 arrays (height,
+    width[, channels]) travel losslessly as PNG, or as TIFF where PNG has no such mode.
 
     Args:
         first: position of items[0] in the caller's list, for the error's sentence.
@@ -70,6 +74,8 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
         ref: ImageRef = BlobRef(blob=position)
         try:
             match item:
+                case str() if item[: len(DATA_URI)].lower() == DATA_URI:
+                    blobs[position] = of_data_uri(item)
                 case str() if "://" in item:
                     ref = _named(UrlRef, url=item)
                 case str() | Path() if str(item) and _is_utf8(file := Path(item).absolute()):
@@ -80,6 +86,21 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
             blobs[position], failures[position] = b"", Failure.of(error)
         refs.append(ref)
     return Pictures(tuple(refs), blobs, failures)
+
+
+def of_data_uri(uri: str) -> bytes:
+    """What a picture's data URI holds.
+
+    Raises:
+        ImageUnreadable: nothing in base64.
+    """
+    head, comma, body = uri.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise ImageUnreadable("a picture's data URI is data:image/...;base64,...")
+    try:
+        return base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageUnreadable("a picture's data URI holds no base64") from None
 
 
 def several(images: Iterable[Picture]) -> Iterable[Picture]:

@@ -1,13 +1,12 @@
 """What callers send: texts, and pictures as data URIs or web addresses; never a path."""
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 from ..aio import AsyncClient
+from ..inputs import of_data_uri
 from ..results import Item, ItemsFailed, same_space
 from ..wire.errors import BadRequest
 
@@ -73,26 +72,15 @@ def picture(item: str) -> str | bytes:
     """The address, or the bytes of a data URI.
 
     Raises:
-        BadRequest: it is neither.
+        BadRequest: it is neither. ImageUnreadable: the URI holds no base64.
     """
     item = item.strip()
-    start, _, rest = item.partition(":")
-    match start.lower():
+    match item.partition(":")[0].lower():
         case "http" | "https":
             return item
         case "data":
-            return _data(rest)
+            return of_data_uri(item)
     raise BadRequest(
         "a picture is sent as data:image/...;base64,... or as an http(s) address; a text that "
         "looks like another address, with modality=text"
     )
-
-
-def _data(uri: str) -> bytes:
-    head, comma, body = uri.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise BadRequest("a picture's data URI is data:image/...;base64,...")
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise BadRequest("a picture's data URI holds no base64") from None

@@ -29,6 +29,13 @@ def test_every_way_to_name_a_picture_becomes_a_reference(tmp_path):
     assert made.blobs[4].startswith(b"\x89PNG")
 
 
+def test_a_data_uri_is_its_bytes_and_a_broken_one_fails_alone():
+    broken = ["data:image/png;base64,!!", "data:image/png,plain"]
+    made = pictures(["data:image/png;base64,aGVsbG8=", "DATA:image/png;BASE64,aGVs\nbG8=", *broken])
+    assert made.blobs == {0: b"hello", 1: b"hello", 2: b"", 3: b""}
+    assert {made.failures[n].code for n in (2, 3)} == {"image_unreadable"}
+
+
 @pytest.mark.parametrize("bad", [None, 7, "", np.zeros((2, 2, 3)), np.zeros(3, np.uint8)])
 def test_what_is_no_picture_is_refused_with_its_position(bad):
     with pytest.raises(BadRequest, match=r"images\[6\]"):
