@@ -193,7 +193,7 @@ class Job:
         """What an earlier round got: its pictures may be gone by now."""
         lost = {loss.row for loss in before.losses} if before else set()
         ids = [item.id for row, item in enumerate(chunk.items) if row not in lost]
-        return sound(self.sink.read(ids, chunk=chunk.number))
+        return sound(self.sink.read(ids, chunk=chunk.number)) if ids else {}
 
 
 def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:

@@ -167,6 +167,25 @@ def test_pictures_in_files_and_shards_of_another_encoding_are_embedded(
     assert r"s/caf\xe9" in {row["id"] for row in rows(sink)}
 
 
+def test_a_chunk_of_which_nothing_was_kept_can_be_retried_in_a_database(
+    desk, post, pictures, tmp_path
+):
+    chunk = sorted((tmp_path / "pictures").iterdir())[:8]
+    whole = [file.read_bytes() for file in chunk]
+    for file in chunk:
+        file.write_bytes(b"")
+    desk.submit(pictures, Place(kind="lancedb", where=str(tmp_path / "lance")))
+    post.deliver_all()
+    assert (desk.status().done, desk.status().failed) == (12, 8)
+
+    for file, content in zip(chunk, whole, strict=True):
+        file.write_bytes(content)
+    assert desk.do(RETRY_FAILED)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
 def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures, sink, tmp_path):
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
     desk.submit(pictures, sink)
