@@ -111,6 +111,7 @@ return fill(now, sent_s)
 """
 
 _OUTAGE = """
+if not field('state') then return 1 end  -- it is forgotten, and its id free to be submitted again
 local name, reached = 'outage:' .. ARGV[1], number('reached')
 -- The others that are held may have been through before it began: one more must come through.
 if redis.call('HSETNX', H, name, reached + redis.call('HLEN', HELD) - 1) == 1 then return 1 end
