@@ -200,9 +200,9 @@ def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures
     assert {row["id"]: row["vector"] for row in rows(sink)} == before
 
 
-@pytest.fixture(params=["image_unreachable", "image_forbidden"])
+@pytest.fixture(params=["image_unreachable", "image_forbidden", "image_missing"])
 def code(request):
-    """Why a store gives nothing: it is away, or the worker may not open it."""
+    """Why a store gives nothing: it is away, the worker may not open it, or it is not mounted."""
     return request.param
 
 
@@ -210,7 +210,9 @@ def code(request):
 def half_dead(tmp_path, pictures, store, keys, code):
     """A list whose first chunk can never be reached, and a worker that tries."""
     good = [str(file) for file in sorted((tmp_path / "pictures").iterdir())[:8]]
-    (tmp_path / "list.txt").write_text("\n".join([*(f"dead://x/{n}.jpg" for n in range(8)), *good]))
+    (mount := tmp_path / "mount").mkdir()
+    dead = mount / "x" if code == "image_missing" else "dead://x"
+    (tmp_path / "list.txt").write_text("\n".join([*(f"{dead}/{n}.jpg" for n in range(8)), *good]))
     stores = ["dead://x/"] if code == "image_unreachable" else []
     with at_work(store, keys, tmp_path, image_stores=stores):
         yield Place(kind="list", where=str(tmp_path / "list.txt"))
@@ -243,6 +245,40 @@ def test_a_job_that_was_resumed_records_what_is_still_out_of_reach(
     post.deliver_all()
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_a_file_system_that_is_not_mounted_is_waited_for(
+    desk, post, pictures, sink, tmp_path, kind
+):
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    if kind == "webdataset":
+        with tarfile.open(tmp_path / "0.tar", "w") as shard:
+            shard.add(folder, "")
+        for file in folder.iterdir():
+            file.unlink()
+        (tmp_path / "0.tar").rename(folder / "0.tar")
+        pictures = Place(kind=kind, where=str(folder / "0.tar"))
+    desk.submit(pictures, sink, patience_s=0)
+    post.deliver()
+    folder.rename(elsewhere)
+    folder.mkdir()
+    assert post.deliver() == "trouble"
+    assert desk.status().reason == f"w@here: {str(folder)!r} is empty: is its file system mounted?"
+    folder.rmdir()
+    elsewhere.rename(folder)
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 20, 0)
+
+
+def test_names_that_are_stale_hold_nobody_up(desk, post, pictures, sink, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(f"pictures/gone/{n}.png\n" for n in range(20)))
+    desk.submit(Place(kind="list", where=str(tmp_path / "list.txt")), sink)
+    assert set(post.deliver_all()) == {"done"}
+    assert (desk.status().state, desk.status().failed) == (JobState.COMPLETE, 20)
 
 
 @pytest.fixture
