@@ -36,6 +36,26 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+def lay(path: Path, content: bytes) -> None:
+    """Lay a file down, whole, unless somebody else was first.
+
+    Raises:
+        StoreDown: the folder is away, not writable, or full.
+    """
+    with store_errors(path.parent):
+        temporary = path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
+        try:
+            temporary.write_bytes(content)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def tidy(folder: Path) -> None:
     """Remove what writers who were killed have left behind.
 
