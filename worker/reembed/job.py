@@ -18,7 +18,7 @@ from .doors import Doors
 from .embedding import embed, kind_of, refuse_another
 from .items import Chunk, Item, Shard, Space, Vector
 from .ledger import JobLedger
-from .migration import neighbours, refuse_unready
+from .migration import neighbours, refuse_taken, refuse_unready
 from .papers import Loss, Marker, Papers, tidy
 from .sinks import FOLDERS, Sink, open_sink
 from .sources import Source, open_source
@@ -89,7 +89,7 @@ class Job:
         space = Space(self.spec.model, traits.fingerprint, traits.dimension, self.spec.id)
         refuse_another(self.spec, traits, traits.kinds[0], self.spec.fingerprint)
         refuse_unready(self)
-        open_sink(self.spec.sink, space, self.doors)
+        refuse_taken(self, open_sink(self.spec.sink, space, self.doors))
         self.papers.begin(self.spec)
         # Submitted again after Redis was lost, a job has the items that it began with: its markers
         # and files are of their chunks, and the source may have changed.

@@ -736,6 +736,22 @@ def test_what_a_switch_will_lack_ends_a_migration_before_it_begins(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "where", "options"),
+    [("parquet", "live", {}), ("qdrant", "q", {"collection": "live"})],
+)
+def test_a_sink_that_takes_the_name_of_its_migration_ends_it_before_it_begins(
+    desk, post, pictures, tmp_path, kind, where, options
+):
+    new = Place(kind=kind, where=str(tmp_path / where), options=options)
+    old = {"kind": "parquet", "where": str(tmp_path / "old")}
+    desk.submit(pictures, Place(**old), id="first")
+    post.deliver_all()
+    desk.submit(pictures, new, migration={"alias": "live", "old": old})
+    assert post.deliver_all() == ["refused"]
+    assert "the sink needs a name of its own" in desk.status().reason
+
+
 def killing(colour):
     """A model that takes its process down over one picture."""
     return Entry("fake/killing", backend="fake", options={"lose_on": colour})
