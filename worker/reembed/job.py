@@ -19,7 +19,7 @@ from .embedding import embed, kind_of, refuse_another
 from .items import Chunk, Item, Shard, Space, Vector
 from .ledger import JobLedger
 from .migration import neighbours, refuse_taken, refuse_unready
-from .papers import Loss, Marker, Papers, tidy
+from .papers import BESIDE, Loss, Marker, Papers, tidy
 from .sinks import FOLDERS, Sink, open_sink
 from .sources import Source, open_source
 
@@ -202,7 +202,7 @@ def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:
         return doors.writing(spec.papers)
     if spec.sink.kind in FOLDERS:
         # Readers of Parquet folders and clip-retrieval's index builder leave it alone.
-        return doors.writing(spec.sink.where) / f"_job-{spec.id}"
+        return doors.writing(spec.sink.where) / f"{BESIDE}{spec.id}"
     return jobs_dir.expanduser() / spec.id
 
 

@@ -22,7 +22,8 @@ from api_client.wire.quarantine import Crash, Evidence
 from tests.worker.reembed.fleet import Desk, Post, at_work, folder_of
 from worker import runtime
 from worker.catalogue import Entry
-from worker.reembed import duty
+from worker.reembed import duty, manifest
+from worker.reembed.items import Item
 from worker.reembed.migration import switched
 from worker.reembed.sinks import qdrant, shards
 
@@ -606,6 +607,19 @@ def test_what_a_killed_writer_left_is_gone_when_the_job_is_over(desk, post, pict
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
     assert not any(file.exists() for file in left)
+
+
+def test_a_job_that_ends_leaves_alone_what_another_one_plans_beside_it(desk, post, pictures, sink):
+    def walk():
+        yield from found[:9]
+        assert set(post.deliver_all()) == {"done"}
+        yield from found[9:]
+
+    found = [Item(id=f"{n}", ref=f"/{n}.png") for n in range(20)]
+    beside = Path(sink.where, "_job-other", "manifest")
+    desk.submit(pictures, sink)
+    assert list(manifest.write(beside, walk(), chunk_size=8)) == [20]
+    assert desk.status().state is JobState.COMPLETE
 
 
 def test_a_sink_that_loses_everything_ends_incomplete_and_says_what_is_missing(
