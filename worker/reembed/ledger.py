@@ -248,10 +248,10 @@ class JobLedger:
         text, signature = found
         return unsealed(self.job, text, signature, settings) if text else None
 
-    def state(self) -> JobState:
-        """Of a job that is known, also where its specification cannot be read."""
+    def state(self) -> JobState | None:
+        """Also where the specification cannot be read; None if nobody knows the job any more."""
         found: Any = self._store.hget(self._hash, "state")
-        return JobState(found.decode())
+        return JobState(found.decode()) if found else None
 
     def status(self) -> JobStatus:
         """How far the job has come."""

@@ -26,6 +26,7 @@ from worker.reembed import duty, manifest
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
 from worker.reembed.sinks import qdrant, shards
+from worker.reembed.sources.folder import Folder
 
 
 @pytest.fixture
@@ -342,6 +343,45 @@ def test_a_step_that_never_ends_keeps_its_claim_no_longer_than_any_may_run(
     brief.batcher.embed = wedged
     post.deliver()
     assert [fields["what"] for _, fields, _ in post.sent][:1] == ["0"]
+
+
+def test_a_planner_that_took_longer_than_any_may_leaves_a_job_alone_that_runs(
+    brief, store, keys, post, pictures, sink, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
+    desk, walk = Desk(store, keys, post), Folder.walk
+    desk.submit(pictures, sink)
+
+    def overtaken(self):
+        monkeypatch.setattr(Folder, "walk", walk)
+        time.sleep(0.3)
+        job = duty.opened(brief, "job")
+        duty.send(post, job.ledger, job.spec, job.plan(lambda: None))  # by another worker
+        (tmp_path / "pictures" / "000a.png").touch()
+        return walk(self)
+
+    monkeypatch.setattr(Folder, "walk", overtaken)
+    assert post.deliver() == "dropped"
+    assert set(post.deliver_all()) == {"done"}
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_planner_that_took_longer_than_any_may_goes_on_while_the_job_waits_for_it(
+    brief, store, keys, post, pictures, sink, monkeypatch, is_lost
+):
+    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
+    desk, walk = Desk(store, keys, post), Folder.walk
+    desk.submit(pictures, sink)
+
+    def slow(self):
+        time.sleep(0.3)
+        if is_lost:
+            store.delete(keys.job("job"))
+        return walk(self)
+
+    monkeypatch.setattr(Folder, "walk", slow)
+    assert post.deliver() == ("dropped" if is_lost else "done")
 
 
 def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tmp_path):
