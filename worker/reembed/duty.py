@@ -161,7 +161,7 @@ def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, s
         start.end()
         return "paused"
     try:
-        with _renewed(ledger, claim) as go_on:
+        with _renewed(ledger, claim, state) as go_on:
             following = work(job, go_on, start)
         start.end()
     except _Dropped:
@@ -214,18 +214,22 @@ def _pass_on(
 
 
 @contextmanager
-def _renewed(ledger: JobLedger, claim: Claim) -> Iterator[Callable[[], None]]:
+def _renewed(ledger: JobLedger, claim: Claim, state: JobState) -> Iterator[Callable[[], None]]:
     """Renews the claim in time while the block lasts; gives what work calls between two steps.
 
     That raises when the work is to stop. From a thread, for a step may take longer than the lease:
     a slice of large pictures on a slow CPU, a listing of a million files. One that takes longer
-    than any may is taken for wedged, and its claim runs out.
+    than any may is taken for wedged, and its claim runs out; if it ends after all, it goes on as
+    long as the job is where it was: else nobody would ever list a folder that takes so long.
     """
-    over, dropped = threading.Event(), threading.Event()
+    over, dropped, wedged = threading.Event(), threading.Event(), threading.Event()
     seen = time.monotonic()
 
     def renew() -> None:
-        while not over.wait(claim.lease_s / RENEWALS) and time.monotonic() < seen + LONGEST_RUN_S:
+        while not over.wait(claim.lease_s / RENEWALS):
+            if time.monotonic() >= seen + LONGEST_RUN_S:
+                wedged.set()
+                return
             try:
                 if ledger.renew(claim) in (None, JobState.CANCELLED):
                     dropped.set()
@@ -236,7 +240,7 @@ def _renewed(ledger: JobLedger, claim: Claim) -> Iterator[Callable[[], None]]:
     def go_on() -> None:
         nonlocal seen
         stop_if_cancelled()
-        if dropped.is_set():
+        if dropped.is_set() or (wedged.is_set() and ledger.state() is not state):
             raise _Dropped
         seen = time.monotonic()
 

@@ -10,10 +10,12 @@ from api_client.wire import names
 from api_client.wire.errors import (
     ClipyardError,
     ImageForbidden,
+    ImageMissing,
     ItemError,
     JobRefused,
     Quarantined,
     SpaceMismatch,
+    StoreDown,
     TextInvalid,
 )
 from api_client.wire.jobs import JobSpec
@@ -29,6 +31,7 @@ from ..delivery.suspects import TWICE, Start
 from ..runtime import Runtime
 from .items import Item, Vector, storable
 from .sources import Source
+from .sources.refs import stranded
 
 # Between two slices the model is free for others and the task can be stopped. Several chunks are
 # at work at once, so the device does not wait for a slice to begin.
@@ -139,7 +142,7 @@ def embed(
             )
             pictures.keep(rows.vectors)
         here.tracker.used(entry, items=len(part))
-        _raise_outages(rows.vectors, is_outage)
+        _raise_outages(part, rows.vectors, is_outage)
         found.rows.update(zip((item.id for item in part), rows.vectors, strict=True))
         found.decode_s += rows.decode_s
         found.forward_s += rows.forward_s
@@ -176,23 +179,36 @@ def _set_aside(
     )
 
 
-def _raise_outages(rows: Sequence[Vector | ClipyardError], is_outage: Callable[[], bool]) -> None:
-    """A picture that cannot be reached is recorded; when not one can be, its store may be away, or
-    the worker's key to it have expired.
+def _raise_outages(
+    items: Sequence[Item],
+    rows: Sequence[Vector | ClipyardError],
+    is_outage: Callable[[], bool],
+) -> None:
+    """A picture that cannot be reached is recorded; when not one can be, its store may be away.
 
     A model that has come to answer in another space is no item's fault either.
     """
-    passing = [row for row in rows if isinstance(row, ClipyardError) and row.retryable]
-    refused = [row for row in rows if isinstance(row, ImageForbidden)]
     for row in rows:
         if isinstance(row, SpaceMismatch):
             raise row
-    for row in passing:
-        if not isinstance(row, ItemError):
+    for row in rows:
+        if isinstance(row, ClipyardError) and row.retryable and not isinstance(row, ItemError):
             raise row
-    away = [*passing, *refused]
-    if len(away) == len(rows) >= OUTAGE and is_outage():
-        raise away[0]
+    away = map(_away, items, rows)  # none is looked at behind one that is not
+    if len(rows) >= OUTAGE and (first := next(away)) and all(away) and is_outage():
+        raise first
+
+
+def _away(item: Item, row: Vector | ClipyardError) -> ClipyardError | None:
+    """What may be wrong with the store of an item that has no vector, if it may be its store."""
+    match row:
+        case ImageMissing() if folder := stranded(item.ref):
+            return StoreDown(f"{str(folder)!r} is empty: is its file system mounted?")
+        case ImageForbidden():  # the worker's key to it may have expired
+            return row
+        case ClipyardError() if row.retryable:
+            return row
+    return None
 
 
 def kind_of(item: Item) -> Kind:

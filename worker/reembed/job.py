@@ -18,8 +18,8 @@ from .doors import Doors
 from .embedding import embed, kind_of, refuse_another
 from .items import Chunk, Item, Shard, Space, Vector
 from .ledger import JobLedger
-from .migration import neighbours, refuse_unready
-from .papers import Loss, Marker, Papers, tidy
+from .migration import neighbours, refuse_taken, refuse_unready
+from .papers import BESIDE, Loss, Marker, Papers, tidy
 from .sinks import FOLDERS, Sink, open_sink
 from .sources import Source, open_source
 
@@ -89,7 +89,7 @@ class Job:
         space = Space(self.spec.model, traits.fingerprint, traits.dimension, self.spec.id)
         refuse_another(self.spec, traits, traits.kinds[0], self.spec.fingerprint)
         refuse_unready(self)
-        open_sink(self.spec.sink, space, self.doors)
+        refuse_taken(self, open_sink(self.spec.sink, space, self.doors))
         self.papers.begin(self.spec)
         # Submitted again after Redis was lost, a job has the items that it began with: its markers
         # and files are of their chunks, and the source may have changed.
@@ -193,7 +193,7 @@ class Job:
         """What an earlier round got: its pictures may be gone by now."""
         lost = {loss.row for loss in before.losses} if before else set()
         ids = [item.id for row, item in enumerate(chunk.items) if row not in lost]
-        return sound(self.sink.read(ids, chunk=chunk.number))
+        return sound(self.sink.read(ids, chunk=chunk.number)) if ids else {}
 
 
 def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:
@@ -202,7 +202,7 @@ def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:
         return doors.writing(spec.papers)
     if spec.sink.kind in FOLDERS:
         # Readers of Parquet folders and clip-retrieval's index builder leave it alone.
-        return doors.writing(spec.sink.where) / f"_job-{spec.id}"
+        return doors.writing(spec.sink.where) / f"{BESIDE}{spec.id}"
     return jobs_dir.expanduser() / spec.id
 
 

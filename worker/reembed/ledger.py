@@ -111,6 +111,7 @@ return fill(now, sent_s)
 """
 
 _OUTAGE = """
+if not field('state') then return 1 end  -- it is forgotten, and its id free to be submitted again
 local name, reached = 'outage:' .. ARGV[1], number('reached')
 -- The others that are held may have been through before it began: one more must come through.
 if redis.call('HSETNX', H, name, reached + redis.call('HLEN', HELD) - 1) == 1 then return 1 end
@@ -247,10 +248,10 @@ class JobLedger:
         text, signature = found
         return unsealed(self.job, text, signature, settings) if text else None
 
-    def state(self) -> JobState:
-        """Of a job that is known, also where its specification cannot be read."""
+    def state(self) -> JobState | None:
+        """Also where the specification cannot be read; None if nobody knows the job any more."""
         found: Any = self._store.hget(self._hash, "state")
-        return JobState(found.decode())
+        return JobState(found.decode()) if found else None
 
     def status(self) -> JobStatus:
         """How far the job has come."""

@@ -108,6 +108,21 @@ def refuse_unready(job: "Job") -> None:
         _switchable(open_old(place, job.doors), place).target(alias)
 
 
+def refuse_taken(job: "Job", sink: Sink) -> None:
+    """The new collection, now that it is there, must not bear the name that is to lead to it.
+
+    Raises:
+        JobRefused: it does, or something else that is no alias.
+    """
+    if job.spec.migration is not None:
+        try:
+            _switchable(sink, job.spec.sink).target(job.spec.migration.alias)
+        except JobRefused as refused:
+            raise JobRefused(
+                f"{refused}; the sink needs a name of its own, beside the one that people search by"
+            ) from None
+
+
 def _switchable(sink: Sink, place: Place) -> Switchable:
     if not isinstance(sink, Switchable):
         raise JobRefused(f"a sink of kind {place.kind!r} has no names that can be switched")

@@ -13,6 +13,7 @@ from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import JobSpec
 
 TEMPORARY = ".tmp-"
+BESIDE = "_job-"  # before a job's id: its papers, where they lie in its sink
 WHAT = {"id", "source", "sink", "model", "chunk_size"}  # what two submissions of a job agree on
 
 
@@ -36,14 +37,36 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+def lay(path: Path, content: bytes) -> None:
+    """Lay a file down, whole, unless somebody else was first.
+
+    Raises:
+        StoreDown: the folder is away, not writable, or full.
+    """
+    with store_errors(path.parent):
+        temporary = path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
+        try:
+            temporary.write_bytes(content)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def tidy(folder: Path) -> None:
     """Remove what writers who were killed have left behind.
 
-    One who is just at it finds the store down, which is worth another try.
+    One who is just at it finds the store down, which is worth another try; the papers of jobs that
+    lie within are left alone, as a planner is at it for hours.
     """
     with store_errors(folder):
         for left in folder.rglob(f"{TEMPORARY}*"):
-            left.unlink(missing_ok=True)
+            if not any(step.startswith(BESIDE) for step in left.relative_to(folder).parts):
+                left.unlink(missing_ok=True)
 
 
 @contextmanager

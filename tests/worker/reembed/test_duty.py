@@ -22,9 +22,11 @@ from api_client.wire.quarantine import Crash, Evidence
 from tests.worker.reembed.fleet import Desk, Post, at_work, folder_of
 from worker import runtime
 from worker.catalogue import Entry
-from worker.reembed import duty
+from worker.reembed import duty, manifest
+from worker.reembed.items import Item
 from worker.reembed.migration import switched
 from worker.reembed.sinks import qdrant, shards
+from worker.reembed.sources.folder import Folder
 
 
 @pytest.fixture
@@ -167,6 +169,25 @@ def test_pictures_in_files_and_shards_of_another_encoding_are_embedded(
     assert r"s/caf\xe9" in {row["id"] for row in rows(sink)}
 
 
+def test_a_chunk_of_which_nothing_was_kept_can_be_retried_in_a_database(
+    desk, post, pictures, tmp_path
+):
+    chunk = sorted((tmp_path / "pictures").iterdir())[:8]
+    whole = [file.read_bytes() for file in chunk]
+    for file in chunk:
+        file.write_bytes(b"")
+    desk.submit(pictures, Place(kind="lancedb", where=str(tmp_path / "lance")))
+    post.deliver_all()
+    assert (desk.status().done, desk.status().failed) == (12, 8)
+
+    for file, content in zip(chunk, whole, strict=True):
+        file.write_bytes(content)
+    assert desk.do(RETRY_FAILED)
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
 def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures, sink, tmp_path):
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
     desk.submit(pictures, sink)
@@ -181,9 +202,9 @@ def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures
     assert {row["id"]: row["vector"] for row in rows(sink)} == before
 
 
-@pytest.fixture(params=["image_unreachable", "image_forbidden"])
+@pytest.fixture(params=["image_unreachable", "image_forbidden", "image_missing"])
 def code(request):
-    """Why a store gives nothing: it is away, or the worker may not open it."""
+    """Why a store gives nothing: it is away, the worker may not open it, or it is not mounted."""
     return request.param
 
 
@@ -191,7 +212,9 @@ def code(request):
 def half_dead(tmp_path, pictures, store, keys, code):
     """A list whose first chunk can never be reached, and a worker that tries."""
     good = [str(file) for file in sorted((tmp_path / "pictures").iterdir())[:8]]
-    (tmp_path / "list.txt").write_text("\n".join([*(f"dead://x/{n}.jpg" for n in range(8)), *good]))
+    (mount := tmp_path / "mount").mkdir()
+    dead = mount / "x" if code == "image_missing" else "dead://x"
+    (tmp_path / "list.txt").write_text("\n".join([*(f"{dead}/{n}.jpg" for n in range(8)), *good]))
     stores = ["dead://x/"] if code == "image_unreachable" else []
     with at_work(store, keys, tmp_path, image_stores=stores):
         yield Place(kind="list", where=str(tmp_path / "list.txt"))
@@ -224,6 +247,40 @@ def test_a_job_that_was_resumed_records_what_is_still_out_of_reach(
     post.deliver_all()
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_a_file_system_that_is_not_mounted_is_waited_for(
+    desk, post, pictures, sink, tmp_path, kind
+):
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    if kind == "webdataset":
+        with tarfile.open(tmp_path / "0.tar", "w") as shard:
+            shard.add(folder, "")
+        for file in folder.iterdir():
+            file.unlink()
+        (tmp_path / "0.tar").rename(folder / "0.tar")
+        pictures = Place(kind=kind, where=str(folder / "0.tar"))
+    desk.submit(pictures, sink, patience_s=0)
+    post.deliver()
+    folder.rename(elsewhere)
+    folder.mkdir()
+    assert post.deliver() == "trouble"
+    assert desk.status().reason == f"w@here: {str(folder)!r} is empty: is its file system mounted?"
+    folder.rmdir()
+    elsewhere.rename(folder)
+    desk.do(RESUME)
+    desk.tend()
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 20, 0)
+
+
+def test_names_that_are_stale_hold_nobody_up(desk, post, pictures, sink, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(f"pictures/gone/{n}.png\n" for n in range(20)))
+    desk.submit(Place(kind="list", where=str(tmp_path / "list.txt")), sink)
+    assert set(post.deliver_all()) == {"done"}
+    assert (desk.status().state, desk.status().failed) == (JobState.COMPLETE, 20)
 
 
 @pytest.fixture
@@ -286,6 +343,45 @@ def test_a_step_that_never_ends_keeps_its_claim_no_longer_than_any_may_run(
     brief.batcher.embed = wedged
     post.deliver()
     assert [fields["what"] for _, fields, _ in post.sent][:1] == ["0"]
+
+
+def test_a_planner_that_took_longer_than_any_may_leaves_a_job_alone_that_runs(
+    brief, store, keys, post, pictures, sink, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
+    desk, walk = Desk(store, keys, post), Folder.walk
+    desk.submit(pictures, sink)
+
+    def overtaken(self):
+        monkeypatch.setattr(Folder, "walk", walk)
+        time.sleep(0.3)
+        job = duty.opened(brief, "job")
+        duty.send(post, job.ledger, job.spec, job.plan(lambda: None))  # by another worker
+        (tmp_path / "pictures" / "000a.png").touch()
+        return walk(self)
+
+    monkeypatch.setattr(Folder, "walk", overtaken)
+    assert post.deliver() == "dropped"
+    assert set(post.deliver_all()) == {"done"}
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_planner_that_took_longer_than_any_may_goes_on_while_the_job_waits_for_it(
+    brief, store, keys, post, pictures, sink, monkeypatch, is_lost
+):
+    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
+    desk, walk = Desk(store, keys, post), Folder.walk
+    desk.submit(pictures, sink)
+
+    def slow(self):
+        time.sleep(0.3)
+        if is_lost:
+            store.delete(keys.job("job"))
+        return walk(self)
+
+    monkeypatch.setattr(Folder, "walk", slow)
+    assert post.deliver() == ("dropped" if is_lost else "done")
 
 
 def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tmp_path):
@@ -553,6 +649,19 @@ def test_what_a_killed_writer_left_is_gone_when_the_job_is_over(desk, post, pict
     assert not any(file.exists() for file in left)
 
 
+def test_a_job_that_ends_leaves_alone_what_another_one_plans_beside_it(desk, post, pictures, sink):
+    def walk():
+        yield from found[:9]
+        assert set(post.deliver_all()) == {"done"}
+        yield from found[9:]
+
+    found = [Item(id=f"{n}", ref=f"/{n}.png") for n in range(20)]
+    beside = Path(sink.where, "_job-other", "manifest")
+    desk.submit(pictures, sink)
+    assert list(manifest.write(beside, walk(), chunk_size=8)) == [20]
+    assert desk.status().state is JobState.COMPLETE
+
+
 def test_a_sink_that_loses_everything_ends_incomplete_and_says_what_is_missing(
     desk, post, pictures, sink, monkeypatch
 ):
@@ -679,6 +788,22 @@ def test_what_a_switch_will_lack_ends_a_migration_before_it_begins(
     assert post.deliver_all() == ["refused"]
     assert reason in desk.status().reason
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "options"),
+    [("parquet", "live", {}), ("qdrant", "q", {"collection": "live"})],
+)
+def test_a_sink_that_takes_the_name_of_its_migration_ends_it_before_it_begins(
+    desk, post, pictures, tmp_path, kind, where, options
+):
+    new = Place(kind=kind, where=str(tmp_path / where), options=options)
+    old = {"kind": "parquet", "where": str(tmp_path / "old")}
+    desk.submit(pictures, Place(**old), id="first")
+    post.deliver_all()
+    desk.submit(pictures, new, migration={"alias": "live", "old": old})
+    assert post.deliver_all() == ["refused"]
+    assert "the sink needs a name of its own" in desk.status().reason
 
 
 def killing(colour):

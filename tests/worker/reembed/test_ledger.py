@@ -142,6 +142,13 @@ def test_a_slice_out_of_reach_is_an_outage_until_one_that_began_later_came_throu
     assert not book.ledger.is_outage(0)
 
 
+def test_an_outage_of_a_job_that_redis_has_lost_leaves_its_id_free(book):
+    book.store.delete(*job_keys(book.keys, "job"))
+    assert book.ledger.is_outage(0)
+    submitted(book.store, book.keys, book.spec)
+    assert book.status().state is JobState.PLANNING
+
+
 def test_after_a_resume_what_is_still_out_of_reach_is_no_outage(book):
     book.planned()
     book.claim("0")

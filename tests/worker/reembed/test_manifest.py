@@ -62,6 +62,18 @@ def test_a_second_walk_writes_the_same_bytes(tmp_path):
     assert same[0] == same[1]
 
 
+def test_a_planner_that_was_overtaken_takes_nothing_from_the_next_one(tmp_path):
+    whole, _ = written(tmp_path / "whole", items(2000), chunk_size=10)
+    overtaken = manifest.write(tmp_path, items(2000), chunk_size=10)
+    following = manifest.write(tmp_path, items(2000), chunk_size=10)
+    next(overtaken)
+    next(following)
+    overtaken.close()
+    assert list(following)[-1] == 2000
+    assert manifest.read(tmp_path) == whole
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
 def test_a_line_that_was_changed_after_the_start_is_noticed(tmp_path):
     plan, _ = written(tmp_path, items(10))
     part = tmp_path / "part-00000.jsonl"

@@ -6,6 +6,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Barrier, Thread
 
 import lancedb
@@ -289,6 +290,30 @@ def test_two_jobs_do_not_share_a_folder_of_npy_files(make):
     make("npy")
     with pytest.raises(JobRefused, match="holds job j1"):
         make("npy", Space("fake/vision", "f1", 8, "j2"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_of_two_jobs_that_come_to_an_empty_folder_at_once_one_is_refused(make, kind, monkeypatch):
+    iterdir = Path.iterdir
+
+    def overtaken(folder):
+        monkeypatch.setattr(Path, "iterdir", iterdir)
+        make(kind)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", overtaken)
+    with pytest.raises(SpaceMismatch, match=r"vectors of fake/vision \(8 long, f1\)"):
+        make(kind, Space(model="fake/other", fingerprint="f2", dimension=8, job="j2"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_a_file_system_without_hard_links_can_be_a_sink(make, kind, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    make(kind)
+    assert [file.name for file in (tmp_path / "photos").iterdir()] == ["_space.json"]
 
 
 def test_a_folder_of_something_else_is_left_alone(make, tmp_path):

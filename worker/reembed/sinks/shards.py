@@ -17,7 +17,7 @@ from api_client.wire.jobs import Place
 from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
-from ..papers import replacing, store_errors
+from ..papers import lay, replacing, store_errors
 from . import refuse_another_space
 
 SPACE = "_space.json"  # readers of Parquet folders leave names with an underscore alone
@@ -138,8 +138,7 @@ def claimed(folder: Path, space: Space | None, *, alone: str = "") -> Space:
                 raise JobRefused(
                     f"{folder} holds files of somebody else: name an empty folder for the sink"
                 )
-            with replacing(file) as out:
-                out.write(json.dumps(asdict(space)).encode())
+            lay(file, json.dumps(asdict(space)).encode())
         held = Space(**json.loads(file.read_bytes()))
     refuse_another_space(str(folder), held=held, wanted=space)
     if alone and held.job != space.job:

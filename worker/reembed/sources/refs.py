@@ -53,6 +53,21 @@ def content(ref: str, doors: Doors) -> Content:
     return PathRef.model_construct(path=ref)  # a file's name need not be fit for a message
 
 
+def stranded(ref: str) -> Path | None:
+    """The folder in which the way to a missing file ends, if it is empty: as a mount point is while
+    its file system is away."""
+    if "://" in ref:
+        return None
+    found = _MEMBER.fullmatch(ref)
+    try:
+        way = Path(os.path.realpath(found["file"] if found else ref))
+        end = next(folder for folder in (way, *way.parents) if folder.is_dir())
+        with os.scandir(end) as entries:
+            return None if any(entries) else end
+    except (OSError, ValueError):  # it cannot be looked into, or named
+        return None
+
+
 def _part(file: Path, begin: int, length: int) -> bytes:
     try:
         with file.open("rb") as archive:
