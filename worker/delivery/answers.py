@@ -245,6 +245,8 @@ def _worked(body: Callable[[Call[R]], Answer], call: Call[R], start: Start) -> A
 
 def _try_again_later(task: Task, deadline: float | None, busy: ModelBusy) -> None:
     """Raises Celery's Retry; returns if there is no try, or no time, left."""
+    if not isinstance(task.request.retries, int):  # a sender's own header
+        return
     pause_s = busy_pause_s(task.request.retries, random.uniform(0.5, 1.0))
     if pause_s is None or (deadline is not None and time.time() + pause_s >= deadline):
         return

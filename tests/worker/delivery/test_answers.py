@@ -252,6 +252,12 @@ def test_a_model_that_stays_busy_is_refused_after_the_last_try(ask):
     assert desk.asked == BUSY_TRIES
 
 
+@pytest.mark.parametrize("retries", ["many", None, [1], {"a": 1}])
+def test_who_sent_an_odd_number_of_tries_hears_that_the_model_is_busy(ask, retries):
+    answer, _ = ask("test.load", ModelBusy("leased"), model="m", headers={"retries": retries})
+    assert answer.failure.code == "model_busy"
+
+
 def test_a_busy_model_is_not_tried_beyond_the_deadline(ask, monkeypatch):
     monkeypatch.setattr(answers, "BUSY_PAUSE_S", 100.0)
     monkeypatch.setattr(answers, "BUSY_PAUSE_MAX_S", 100.0)
