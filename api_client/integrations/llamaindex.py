@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -57,6 +57,12 @@ class ClipyardEmbedding(MultiModalEmbedding):
                 "set CLIPYARD_REDIS_URL and give it none"
             )
         return partial(type(self), embed_batch_size=self.embed_batch_size, **self._options), ()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """As of any other model, but that both have one client: threads may share it."""
+        memo = {} if memo is None else memo
+        memo[id(self._client)] = self._client
+        return super().__deepcopy__(memo)
 
     @classmethod
     def class_name(cls) -> str:

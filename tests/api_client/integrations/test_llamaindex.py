@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import io
 import pickle
 from pathlib import Path
@@ -64,3 +65,13 @@ def test_a_pipeline_of_several_processes_has_the_same_model_in_each(monkeypatch)
 def test_a_client_that_was_given_stays_in_its_process():
     with pytest.raises(TypeError, match="CLIPYARD_REDIS_URL"):
         pickle.dumps(embedding(FakeClient()))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: model.model_copy(deep=True)])
+def test_a_deep_copy_asks_the_same_client(copied):
+    model = embedding(FakeClient(), model="fake/large", embed_batch_size=7)
+    again = copied(model)
+    assert again is not model
+    assert again.to_dict() == model.to_dict()
+    assert again.get_text_embedding("a") == model.get_text_embedding("a")
+    assert again._client is model._client
