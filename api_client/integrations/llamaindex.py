@@ -14,6 +14,7 @@ from llama_index.core.schema import ImageType
 from ..client import Client
 from ..inputs import Picture
 from ..requests import EmbedOptions, checked
+from .clients import client_of
 from .rows import rows
 
 
@@ -27,7 +28,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
             the current one may be switched, and vectors of two models cannot be compared.
 
     Raises:
-        BadRequest: an option has a value that cannot be used. TypeError: there is no such option.
+        BadRequest: an argument has a value that cannot be used. TypeError: there is no such option.
     """
 
     _client: Client = PrivateAttr()
@@ -45,7 +46,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
             model_name=checked(options).get("model") or "clipyard",
             embed_batch_size=embed_batch_size,
         )
-        self._client = client or Client(asked_by="llamaindex")
+        self._client = client_of(client, asked_by="llamaindex")
         self._is_given = client is not None
         self._options = options
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from api_client.testing import FakeClient
+from api_client.wire.errors import BadRequest
 
 
 def embedding(*args, **options):
@@ -35,6 +36,11 @@ def test_pictures_are_embedded_from_paths_and_from_memory():
 def test_an_option_that_is_none_of_ours_is_refused_at_once():
     with pytest.raises(TypeError, match="no option model_name; there are model,"):
         embedding(FakeClient(), model_name="fake/large")
+
+
+def test_a_model_that_is_given_in_place_of_the_client_is_refused_at_once():
+    with pytest.raises(BadRequest, match=r"client is 'fake/large'; .* model=\.\.\."):
+        embedding("fake/large")
 
 
 def test_the_awaited_calls_give_the_same():
