@@ -396,3 +396,17 @@ def test_a_wrong_password_is_no_broker(valkey_url, connect):
     with pytest.raises(NoBroker) as refused:
         connect(Settings.read(redis_url=url)).models()
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda c: c.models(), lambda c: c.status(), lambda c: c.embed_texts(["a secret"], model="m")],
+)
+def test_a_login_that_may_not_do_it_is_told_so(store, valkey_url, prefix, connect, call):
+    store.acl_setuser(prefix, enabled=True, passwords=["+pw"], keys=["other:*"], commands=["+@all"])
+    url = f"redis://{prefix}:pw@{valkey_url.rpartition('@')[2]}"
+    with pytest.raises(NoBroker, match=r"login .*permissions.* CLIPYARD_KEY_PREFIX") as refused:
+        call(connect(Settings.read(redis_url=url, key_prefix=prefix)))
+    store.acl_deluser(prefix)
+    assert "secret" not in str(refused.value)
+    assert ":pw@" not in str(refused.value)
