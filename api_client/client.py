@@ -50,7 +50,7 @@ class Client:
         """One row per picture, in the order given: float32 (n, dimension), L2-normalised.
 
         Args:
-            images: paths, URLs, bytes of image files, Pillow images or uint8 arrays.
+            images: paths, URLs, data URIs, bytes of image files, Pillow images or uint8 arrays.
 
         Raises:
             ItemsFailed: at least one picture has no vector; `embed_images_detailed` answers item

@@ -44,7 +44,7 @@ class ClipyardEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
     def embed_image(self, uris: Sequence[Picture]) -> list[list[float]]:
-        """One vector per picture: paths, URLs, bytes, Pillow images or arrays."""
+        """One vector per picture: paths, URLs, data URIs, bytes, Pillow images or arrays."""
         return rows(self._client.embed_images_detailed(uris, **self._options))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
