@@ -376,6 +376,31 @@ def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
         assert connect(stage.settings).embed_texts(["a"]).shape == (1, 16)
 
 
+def test_a_stream_that_is_broken_off_leaves_no_connection_open(stage, connect):
+    prefix = stage.settings.key_prefix
+    named = Settings.read(
+        redis_url=f"{stage.settings.url()}?client_name={prefix}", key_prefix=prefix, chunk_size=1
+    )
+    client = connect(named)
+    with stage.worker():
+        stream = client.stream_images(f"{i}.jpg" for i in range(100))
+        next(stream)
+        client.close()
+        stream.close()  # as when it is collected
+        assert [one for one in stage.store.client_list() if one["name"] == prefix] == []
+
+
+def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, connect):
+    client = connect(stage.settings)
+    with stage.worker():
+        stream = client.stream_images(f"{i}.jpg" for i in range(100))
+        next(stream)
+        client.close()
+        next(stream)  # of the same message
+        with pytest.raises(Cancelled, match="closed"):
+            next(stream)
+
+
 def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, connect, monkeypatch):
     for module in ("client", "aio"):
         monkeypatch.setattr(f"api_client.{module}.PATIENCE_S", 0.3)
