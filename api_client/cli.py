@@ -5,6 +5,7 @@ worker, no answer), 130 interrupted.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
@@ -35,6 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="A model id; the current model if not given.")
 ]
+Images = Annotated[list[str], typer.Argument(help="Pictures, folders of them, URLs, or data URIs.")]
 Workers = Annotated[
     list[str] | None, typer.Option("--worker", "-w", help="A worker's node name; repeatable.")
 ]
@@ -59,7 +61,7 @@ def main() -> NoReturn:
 
 @app.command()
 def embed(
-    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or URLs.")],
+    images: Images,
     model: Model = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write vectors: .npy, .parquet or .jsonl.")
@@ -100,7 +102,7 @@ def text(
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
-    images: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or URLs.")],
+    images: Images,
     model: Model = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 5,
     as_json: Json = False,
@@ -394,8 +396,9 @@ def _pictures(places: list[str]) -> list[str]:
     """What is named, and in place of a folder the pictures below it, sorted."""
     found: list[str] = []
     for place in places:
-        if "://" not in place and (folder := Path(place)).is_dir():
-            inside = (p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+        if "://" not in place and os.path.isdir(place):  # a name that cannot be one is none
+            below = Path(place).rglob("*")
+            inside = (p for p in below if p.suffix.lower() in PICTURES and p.is_file())
             found += map(str, sorted(inside))
         else:
             found.append(place)

@@ -45,12 +45,13 @@ class Client:
         self._redis: Any = redis_client(settings, patience_s=PATIENCE_S)
         self._seats = threading.Semaphore(self._redis.connection_pool.max_connections)
         self._desk = Desk(Line(settings), asked_by=asked_by)
+        self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
 
     def embed_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> Vectors:
         """One row per picture, in the order given: float32 (n, dimension), L2-normalised.
 
         Args:
-            images: paths, URLs, bytes of image files, Pillow images or uint8 arrays.
+            images: paths, URLs, data URIs, bytes of image files, Pillow images or uint8 arrays.
 
         Raises:
             ItemsFailed: at least one picture has no vector; `embed_images_detailed` answers item
@@ -235,7 +236,10 @@ class Client:
         return self._hold(self._desk.jobs())
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back. A stream that is read on afterwards ends in Cancelled."""
+        # One that is broken off ends when it is collected, which may be after this.
+        for stream in tuple(self._resting):
+            self._end(stream)
         self._desk.line.close()
         self._redis.close()
 
@@ -251,9 +255,15 @@ class Client:
     def _stream(self, embedding: Embedding) -> Iterator[Item]:
         try:
             while items := self._hold(embedding.more()):
+                self._resting.add(embedding)
                 yield from items
+                self._resting.discard(embedding)
         finally:
-            self._hold(embedding.end())
+            self._end(embedding)
+
+    def _end(self, stream: Embedding) -> None:
+        self._hold(stream.end())
+        self._resting.discard(stream)
 
     def _submit(self, embedding: Embedding) -> "Handle":
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))

@@ -11,7 +11,7 @@ from .requests import EmbedOptions, MakeCall, seconds
 from .results import Item, items_of, same_space
 from .steps import Blocking, Talk
 from .talks import Answer, Call, Line
-from .wire.errors import BadRequest, ClipyardError, NoAnswer, NoBroker, NoWorker
+from .wire.errors import BadRequest, Cancelled, ClipyardError, NoAnswer, NoBroker, NoWorker
 from .wire.messages import AUTO, Embedded
 
 _ID = re.compile(r"(?P<trunk>[0-9a-f-]{36})\.(?P<size>[1-9]\d{0,5})")
@@ -35,9 +35,16 @@ class Embedding:
         self._space: str | None = None
         self._chosen = ""  # the model that answered first
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
+        self._is_over = False
 
     def more(self) -> Talk[list[Item]]:
-        """The items of the next message; none when all have come."""
+        """The items of the next message; none when all have come.
+
+        Raises:
+            Cancelled: it was ended, with messages on the way.
+        """
+        if self._is_over:
+            raise Cancelled("no more items of this call: its client was closed meanwhile")
         unsent: Call | None = None
         while len(self._pending) < self._at_once() and (make := (yield from self._next())):
             if unsent:
@@ -75,6 +82,7 @@ class Embedding:
         """Withdraw what nobody waits for any more."""
         pending = list(self._pending)
         self._pending.clear()
+        self._is_over = True
         yield from self._line.let_go(pending)
 
     def submit(self) -> Talk["Submitted"]:

@@ -174,7 +174,7 @@ def _file_bytes(item: Picture, position: int) -> bytes:
             raise ImageUnreadable(f"a Pillow image that cannot be sent: {error}") from error
     raise BadRequest(
         f"images[{position}] is {type(item).__name__ if item != '' else 'an empty string'}; "
-        "pass a path, a URL, bytes of an image file, a Pillow image or a uint8 array"
+        "pass a path, a URL, a data URI, bytes of an image file, a Pillow image or a uint8 array"
     )
 
 

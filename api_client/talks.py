@@ -84,6 +84,12 @@ class Line:
                     f"Redis at {masked(self.settings.url())} takes no writes; "
                     "is its disk or its memory full, or is it a replica?"
                 ) from None
+            if isinstance(error, redis.exceptions.NoPermissionError):
+                why = str(error).rpartition("caused error: ")[2]  # without a pipeline's command
+                raise NoBroker(
+                    f"Redis at {masked(self.settings.url())} does not let this login do so ({why});"
+                    " is it that of the right role, and CLIPYARD_KEY_PREFIX that of its ACL file?"
+                ) from None
             if isinstance(error, redis.ResponseError) and not isinstance(
                 error, redis.AuthenticationError
             ):

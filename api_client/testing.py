@@ -78,6 +78,7 @@ class FakeClient(Client):
         self._redis = worker.store
         self._seats = threading.Semaphore(SEATS)
         self._desk = Desk(_FakeLine(worker), asked_by="fake")
+        self._resting = set()
 
 
 class FakeAsyncClient(AsyncClient):

@@ -17,29 +17,16 @@ from .settings import DashboardSettings
 
 __all__ = ["Models", "ModelsAction", "ModelsNow"]
 
-ACTION_S = 300.0  # a load from a slow disk
-
 Action = Callable[[Client, dict[str, Any]], list[Managed]]
 
-
-def _sweep(client: Client, asked: dict[str, Any]) -> list[Managed]:
-    return client.unload(scope="timeout", workers=_workers(asked), timeout=ACTION_S)
-
-
 ACTIONS: dict[str, Action] = {
-    "load": lambda client, asked: client.load(
-        asked["model"], workers=_workers(asked), timeout=ACTION_S
-    ),
-    "switch": lambda client, asked: client.switch(
-        asked["model"], workers=_workers(asked), timeout=ACTION_S
-    ),
-    "unload": lambda client, asked: client.unload(
-        asked["model"], workers=_workers(asked), timeout=ACTION_S
-    ),
+    "load": lambda client, asked: client.load(asked["model"], workers=_workers(asked)),
+    "switch": lambda client, asked: client.switch(asked["model"], workers=_workers(asked)),
+    "unload": lambda client, asked: client.unload(asked["model"], workers=_workers(asked)),
     "set": lambda client, asked: client.set_knobs(
-        {asked["name"]: asked["value"]}, workers=_workers(asked), timeout=ACTION_S
+        {asked["name"]: asked["value"]}, workers=_workers(asked)
     ),
-    "sweep": _sweep,
+    "sweep": lambda client, asked: client.unload(scope="timeout", workers=_workers(asked)),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from ..aio import AsyncClient
 from ..inputs import of_data_uri
 from ..results import Item, ItemsFailed, same_space
-from ..wire.errors import BadRequest
+from ..wire.errors import BadRequest, ClipyardError
 
 Modality = Literal["text", "image"]
 
@@ -28,7 +28,7 @@ async def embed(
     """
     kinds = [modality or guess(one) for one in inputs]
     texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
-    images = [picture(one) for one, kind in zip(inputs, kinds, strict=True) if kind == "image"]
+    images = pictures(inputs, kinds)
     asked = [
         asyncio.ensure_future(client.embed_texts_detailed(texts, model=model)),
         asyncio.ensure_future(client.embed_images_detailed(images, model=model)),
@@ -66,6 +66,19 @@ def guess(item: str) -> Modality:
         return "text"
     name = item.partition(";base64,")[0]  # what follows may be in lines
     return "text" if any(map(str.isspace, name)) else "image"
+
+
+def pictures(inputs: Sequence[str], kinds: Sequence[Modality]) -> list[str | bytes]:
+    """Those that are meant as such; an error says of several inputs which one it is about."""
+    found = []
+    for position, (item, kind) in enumerate(zip(inputs, kinds, strict=True)):
+        if kind == "image":
+            try:
+                found.append(picture(item))
+            except ClipyardError as error:
+                place = f"input {position}: " if len(inputs) > 1 else ""
+                raise type(error)(f"{place}{error}") from None
+    return found
 
 
 def picture(item: str) -> str | bytes:

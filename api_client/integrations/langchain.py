@@ -9,6 +9,7 @@ from ..aio import AsyncClient
 from ..client import Client
 from ..inputs import Picture
 from ..requests import EmbedOptions, checked
+from .clients import client_of
 from .rows import rows
 
 
@@ -22,7 +23,7 @@ class ClipyardEmbeddings(Embeddings):
             the current one may be switched, and vectors of two models cannot be compared.
 
     Raises:
-        BadRequest: an option has a value that cannot be used. TypeError: there is no such option.
+        BadRequest: an argument has a value that cannot be used. TypeError: there is no such option.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class ClipyardEmbeddings(Embeddings):
         **options: Unpack[EmbedOptions],
     ) -> None:
         self._options = checked(options)
-        self._client = client or Client(asked_by="langchain")
+        self._client = client_of(client, asked_by="langchain")
         self._async_client = async_client
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -43,7 +44,7 @@ class ClipyardEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
     def embed_image(self, uris: Sequence[Picture]) -> list[list[float]]:
-        """One vector per picture: paths, URLs, bytes, Pillow images or arrays."""
+        """One vector per picture: paths, URLs, data URIs, bytes, Pillow images or arrays."""
         return rows(self._client.embed_images_detailed(uris, **self._options))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:

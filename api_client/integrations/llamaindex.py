@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -14,6 +14,7 @@ from llama_index.core.schema import ImageType
 from ..client import Client
 from ..inputs import Picture
 from ..requests import EmbedOptions, checked
+from .clients import client_of
 from .rows import rows
 
 
@@ -27,7 +28,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
             the current one may be switched, and vectors of two models cannot be compared.
 
     Raises:
-        BadRequest: an option has a value that cannot be used. TypeError: there is no such option.
+        BadRequest: an argument has a value that cannot be used. TypeError: there is no such option.
     """
 
     _client: Client = PrivateAttr()
@@ -45,7 +46,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
             model_name=checked(options).get("model") or "clipyard",
             embed_batch_size=embed_batch_size,
         )
-        self._client = client or Client(asked_by="llamaindex")
+        self._client = client_of(client, asked_by="llamaindex")
         self._is_given = client is not None
         self._options = options
 
@@ -57,6 +58,12 @@ class ClipyardEmbedding(MultiModalEmbedding):
                 "set CLIPYARD_REDIS_URL and give it none"
             )
         return partial(type(self), embed_batch_size=self.embed_batch_size, **self._options), ()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """As of any other model, but that both have one client: threads may share it."""
+        memo = {} if memo is None else memo
+        memo[id(self._client)] = self._client
+        return super().__deepcopy__(memo)
 
     @classmethod
     def class_name(cls) -> str:

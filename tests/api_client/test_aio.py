@@ -52,23 +52,6 @@ def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage):
         pass
 
 
-def test_a_stream_that_is_broken_off_leaves_no_connection_open(stage):
-    prefix = stage.settings.key_prefix
-    named = Settings.read(
-        redis_url=f"{stage.settings.url()}?client_name={prefix}", key_prefix=prefix, chunk_size=1
-    )
-
-    async def story():
-        async with AsyncClient(named) as client:
-            stream = client.stream_images(f"{i}.jpg" for i in range(100))
-            await anext(stream)
-        await stream.aclose()  # as when it is collected
-        return [one for one in stage.store.client_list() if one["name"] == prefix]
-
-    with stage.worker():
-        assert asyncio.run(story()) == []
-
-
 def test_a_switch_that_is_cancelled_is_withdrawn_from_every_worker(stage):
     stage.show_worker()
     queues = [stage.keys.queue(names.direct_queue(node), names.INTERACTIVE) for node in ("a", "b")]

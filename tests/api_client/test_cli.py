@@ -68,6 +68,13 @@ def test_a_picture_may_be_a_url(clipyard):
     assert (row["item"], row["error"]["message"]) == (url, "not opened as a file")
 
 
+@pytest.mark.parametrize("name", ["data:image/png;base64," + "aGVs" * 2000, "a" * 300 + ".png"])
+def test_what_is_no_name_of_a_file_here_is_a_picture_all_the_same(clipyard, name):
+    code, out, _ = clipyard("embed", name, "b.png", "--json")
+    assert code == 0
+    assert [row["item"] for row in json.loads(out)] == [name, "b.png"]
+
+
 @pytest.mark.parametrize("ending", ["npy", "jsonl", "parquet"])
 def test_vectors_are_written_where_they_are_wanted(clipyard, pictures, tmp_path, ending):
     out = tmp_path / "results" / f"vectors.{ending}"

@@ -376,6 +376,31 @@ def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
         assert connect(stage.settings).embed_texts(["a"]).shape == (1, 16)
 
 
+def test_a_stream_that_is_broken_off_leaves_no_connection_open(stage, connect):
+    prefix = stage.settings.key_prefix
+    named = Settings.read(
+        redis_url=f"{stage.settings.url()}?client_name={prefix}", key_prefix=prefix, chunk_size=1
+    )
+    client = connect(named)
+    with stage.worker():
+        stream = client.stream_images(f"{i}.jpg" for i in range(100))
+        next(stream)
+        client.close()
+        stream.close()  # as when it is collected
+        assert [one for one in stage.store.client_list() if one["name"] == prefix] == []
+
+
+def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, connect):
+    client = connect(stage.settings)
+    with stage.worker():
+        stream = client.stream_images(f"{i}.jpg" for i in range(100))
+        next(stream)
+        client.close()
+        next(stream)  # of the same message
+        with pytest.raises(Cancelled, match="closed"):
+            next(stream)
+
+
 def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, connect, monkeypatch):
     for module in ("client", "aio"):
         monkeypatch.setattr(f"api_client.{module}.PATIENCE_S", 0.3)
@@ -396,3 +421,17 @@ def test_a_wrong_password_is_no_broker(valkey_url, connect):
     with pytest.raises(NoBroker) as refused:
         connect(Settings.read(redis_url=url)).models()
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda c: c.models(), lambda c: c.status(), lambda c: c.embed_texts(["a secret"], model="m")],
+)
+def test_a_login_that_may_not_do_it_is_told_so(store, valkey_url, prefix, connect, call):
+    store.acl_setuser(prefix, enabled=True, passwords=["+pw"], keys=["other:*"], commands=["+@all"])
+    url = f"redis://{prefix}:pw@{valkey_url.rpartition('@')[2]}"
+    with pytest.raises(NoBroker, match=r"login .*permissions.* CLIPYARD_KEY_PREFIX") as refused:
+        call(connect(Settings.read(redis_url=url, key_prefix=prefix)))
+    store.acl_deluser(prefix)
+    assert "secret" not in str(refused.value)
+    assert ":pw@" not in str(refused.value)

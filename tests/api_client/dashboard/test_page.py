@@ -7,8 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api_client.client import Client
+from api_client.dashboard.pages import ACTIONS
 from api_client.reembed.talks import submission
 from api_client.wire.codec import pack_record
+from api_client.wire.errors import NoAnswer
 from api_client.wire.jobs import JobSpec, Place
 from api_client.wire.messages import WorkerStatus
 from api_client.wire.settings import Settings
@@ -177,6 +180,19 @@ def test_what_cannot_be_done_is_told_in_a_sentence(http):
         for body in (b"[]", b"null", b"{", b"\xff", b"[" * 100_000):
             reply = http.post(f"/models/do/{name}", content=body)
             assert (reply.status_code, reply.json()["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("name", sorted(ACTIONS))
+def test_a_button_waits_as_long_as_the_setting_says(store, keys, valkey_url, prefix, name):
+    store.sadd(keys.workers, "gpu0@a")
+    store.hset(keys.worker("gpu0@a"), "started_at", "1")
+    asked = {"model": "a/b", "name": "slots", "value": 2, "worker": "gpu0@a"}
+    settings = Settings.read(redis_url=valkey_url, key_prefix=prefix, answer_timeout_s=0.1)
+    with (
+        Client(settings) as client,
+        pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"),
+    ):
+        ACTIONS[name](client, asked)
 
 
 def test_flowers_own_pages_work_and_lead_to_ours(http):

@@ -403,6 +403,14 @@ def test_a_refused_picture_says_why(settings, error, status):
     assert answer.json() == {"error": {"code": error.code, "message": f"input 1: {error}"}}
 
 
+@pytest.mark.parametrize("picture", ["data:image/png;base64,!!", "file:///a.png"])
+def test_of_several_inputs_the_first_that_is_no_picture_is_named(http, picture):
+    for inputs, place in (([picture], ""), (["words", picture, picture], "input 1: ")):
+        answer = http.post("/v1/embeddings", json={"input": inputs})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith(f"{place}a picture")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in BY_CODE.values() if kind.retryable])
 def test_what_may_succeed_later_is_not_called_the_callers_fault(kind):
     assert refusal_of(kind("later"))[1].status >= 500

@@ -10,6 +10,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from api_client.integrations.langchain import ClipyardEmbeddings
 from api_client.testing import FakeAsyncClient, FakeClient
+from api_client.wire.errors import BadRequest
 
 
 class TestUnit(EmbeddingsUnitTests):
@@ -53,6 +54,12 @@ def test_a_text_that_was_cut_is_warned_of():
 def test_an_option_that_is_none_of_ours_is_refused_at_once():
     with pytest.raises(TypeError, match="no option model_name; there are model,"):
         ClipyardEmbeddings(FakeClient(), model_name="fake/large")
+
+
+@pytest.mark.parametrize("given", ["fake/large", FakeAsyncClient()])
+def test_what_is_given_in_place_of_the_client_is_refused_at_once(given):
+    with pytest.raises(BadRequest, match=r"client is .*; pass a Client, and a model as model="):
+        ClipyardEmbeddings(given)
 
 
 def test_without_an_async_client_the_awaited_calls_give_the_same():

@@ -1,4 +1,5 @@
 import asyncio
+import copy
 import io
 import pickle
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from api_client.testing import FakeClient
+from api_client.wire.errors import BadRequest
 
 
 def embedding(*args, **options):
@@ -34,6 +36,11 @@ def test_pictures_are_embedded_from_paths_and_from_memory():
 def test_an_option_that_is_none_of_ours_is_refused_at_once():
     with pytest.raises(TypeError, match="no option model_name; there are model,"):
         embedding(FakeClient(), model_name="fake/large")
+
+
+def test_a_model_that_is_given_in_place_of_the_client_is_refused_at_once():
+    with pytest.raises(BadRequest, match=r"client is 'fake/large'; .* model=\.\.\."):
+        embedding("fake/large")
 
 
 def test_the_awaited_calls_give_the_same():
@@ -64,3 +71,13 @@ def test_a_pipeline_of_several_processes_has_the_same_model_in_each(monkeypatch)
 def test_a_client_that_was_given_stays_in_its_process():
     with pytest.raises(TypeError, match="CLIPYARD_REDIS_URL"):
         pickle.dumps(embedding(FakeClient()))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: model.model_copy(deep=True)])
+def test_a_deep_copy_asks_the_same_client(copied):
+    model = embedding(FakeClient(), model="fake/large", embed_batch_size=7)
+    again = copied(model)
+    assert again is not model
+    assert again.to_dict() == model.to_dict()
+    assert again.get_text_embedding("a") == model.get_text_embedding("a")
+    assert again._client is model._client
