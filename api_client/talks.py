@@ -163,7 +163,8 @@ class Line:
     def _pick_up(self, call: Call, answer: Answer | None = None) -> Talk[None]:
         """The bytes that were laid down, and what is large of an answer that its caller has.
 
-        It stays until the deadline: till then the message could be delivered once more.
+        It stays until the deadline: till then the message could be delivered once more. Where Redis
+        is away by now, its expiry does the same later.
         """
         parts: list[Part] = []
         if call.blobs:
@@ -172,7 +173,8 @@ class Line:
             kept_s = min(math.ceil(_seconds_left(call.until)) + 1, self.settings.answer_ttl_s)
             parts.append(lambda pipe: pipe.expire(self.keys.answer(call.id), max(1, kept_s)))
         if parts:
-            yield partial(_together, parts=parts)
+            with suppress(NoBroker):
+                yield partial(_together, parts=parts)
 
     def fetch(
         self,

@@ -231,6 +231,21 @@ def test_a_large_answer_that_was_taken_stays_until_its_deadline_only(
     assert kept_s - 10 < min(kept) <= max(kept) <= kept_s
 
 
+def test_an_answer_in_hand_is_given_though_redis_is_lost_just_then(stage, connect, monkeypatch):
+    lost, together = [], talks._together
+
+    def lose(client, *, parts):
+        if "_pick_up" in getattr(parts[0], "__qualname__", ""):
+            lost.append(parts)
+            raise redis.ConnectionError("cut")
+        return together(client, parts=parts)
+
+    monkeypatch.setattr(talks, "_together", lose)
+    with stage.worker():
+        assert connect(stage.settings).embed_images([b"bytes"]).shape == (1, 16)
+    assert lost
+
+
 def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, connect):
     stage.show_worker()
     handle = connect(stage.settings).submit_images([b"one", b"two", b"three"])
