@@ -97,8 +97,8 @@ def aside() -> Iterator[None]:
         yield
         return
     _aside.add(run)
-    run.pool.start_more()
     try:
+        run.pool.start_more()
         yield
     finally:
         _aside.discard(run)
@@ -209,7 +209,8 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         self.start_more()
 
     def on_stop(self) -> None:
-        self._waiting.clear()
+        with self._starting:  # who is starting one now would find it gone, or nobody to run it
+            self._waiting.clear()
         self.executor.shutdown(wait=False, cancel_futures=True)
         log.info("no more tasks are started; waiting for those that run")
         super().on_stop()

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -8,7 +9,15 @@ import pytest
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-from worker.delivery.pool import Reason, TaskPool, cancelled, canceller, stop_if_cancelled
+from worker.delivery.pool import (
+    Reason,
+    TaskPool,
+    aside,
+    cancelled,
+    canceller,
+    others,
+    stop_if_cancelled,
+)
 
 PAST_AT_ONCE_S = 1e-9
 
@@ -135,3 +144,29 @@ def test_a_task_that_a_shutdown_interrupts_goes_back_to_the_queue(tasks: Tasks) 
     error = outcome_after_terminate(tasks, "another task", stop)
     assert isinstance(error, Reject)
     assert error.requeue
+
+
+def test_who_steps_aside_while_the_pool_stops_does_not_hear_of_it(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, go_on, starting = tasks.pool.executor, Event(), Event()
+    submit = executor.submit
+
+    def step_aside() -> object:
+        go_on.wait(10)
+        with aside():
+            return "done"
+
+    def slowly(run: Callable[[], None]) -> object:
+        starting.set()
+        time.sleep(0.1)  # the pool stops meanwhile, unless it waits
+        return submit(run)
+
+    tasks.submit(step_aside)
+    tasks.pool.apply_async(bool, callback=bool)  # would take its place
+    monkeypatch.setattr(executor, "submit", slowly)
+    go_on.set()
+    starting.wait(10)
+    tasks.pool.stop()
+    assert tasks.outcome() == "done"
+    assert others() == 0
