@@ -99,6 +99,7 @@ def aside() -> Iterator[None]:
     _aside.add(run)
     try:
         run.pool.start_more()
+        run.pool.ask_for_more()
         yield
     finally:
         _aside.discard(run)
@@ -166,9 +167,13 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         self._waiting: deque[_Run] = deque()
         self._running = 0
         self._starting = Lock()
+        self._wake: Callable[[], object] = lambda: None
 
     def on_start(self) -> None:
         self._does_debug = False  # Celery's own line holds what is to be embedded
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        self._wake = partial(hub.call_soon, bool)  # anything
 
     def on_apply(
         self,
@@ -202,6 +207,12 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
             while self._waiting and self._running < self.limit + others():
                 self._running += 1
                 self.executor.submit(self._waiting.popleft())
+
+    def ask_for_more(self) -> None:
+        """The event loop asks for no message while all places are taken, and sleeps for a second
+        then; only what ends wakes it up."""
+        if self._running + len(self._waiting) >= self.limit + others() - 1:
+            self._wake()
 
     def ended(self) -> None:
         with self._starting:

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,3 +171,22 @@ def test_who_steps_aside_while_the_pool_stops_does_not_hear_of_it(
     tasks.pool.stop()
     assert tasks.outcome() == "done"
     assert others() == 0
+
+
+@pytest.mark.parametrize(("places", "times"), [(1, 1), (2, 0)])
+def test_the_event_loop_is_woken_up_when_who_took_the_last_place_steps_aside(
+    places: int, times: int
+) -> None:
+    woken: list[object] = []
+    pool = TaskPool(places)
+    pool.register_with_event_loop(SimpleNamespace(call_soon=woken.append))
+    tasks = Tasks(pool)
+
+    def step_aside() -> None:
+        with aside():
+            pass
+
+    tasks.submit(step_aside)
+    tasks.outcome()
+    assert len(woken) == times
+    pool.stop()
