@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import redis
+from pydantic_core import from_json
 from redis.typing import EncodableT, FieldT
 
 from api_client.wire.codec import pack_record, text
@@ -153,7 +154,7 @@ class Tracker:
 
     @property
     def has_company(self) -> bool:
-        """Whether another worker was ready, when this one last had no model that was."""
+        """Whether another worker was of use, when this one last had no model that was ready."""
         return self._has_company
 
     def swept(self) -> float:
@@ -336,7 +337,7 @@ class Tracker:
             self._fleet = told
         view = self._slots.view()
         if not any(slot.tier is Tier.DEVICE for slot in view):
-            self._has_company = b'"ready"' in self._states_of_others()
+            self._has_company = any(map(self._is_company, self._others()))
         settings = self.settings
         for slot in view:
             key = self._keys.model(self._node, slot.model_id)
@@ -357,7 +358,7 @@ class Tracker:
         pipe.expire(self._keys.current, self._expiry_s)
 
     def _put_farewell(self, pipe: "redis.client.Pipeline") -> None:
-        is_last = not any(self._states_of_others())
+        is_last = not any(self._store.exists(self._keys.worker(name)) for name in self._others())
         pipe.srem(self._keys.workers, self._node)
         pipe.delete(
             self._keys.worker(self._node),
@@ -365,13 +366,19 @@ class Tracker:
             *([self._keys.current] if is_last else []),
         )
 
-    def _states_of_others(self) -> list[bytes | None]:
-        """None of those who are gone."""
-        others = set(map(text, self._store.smembers(self._keys.workers))) - {self._node}
-        with self._store.pipeline(transaction=False) as pipe:
-            for name in others:
-                pipe.hget(self._keys.worker(name), "state")
-            return pipe.execute()
+    def _others(self) -> set[str]:
+        """Those who are gone as well, until somebody tidies up."""
+        return set(map(text, self._store.smembers(self._keys.workers))) - {self._node}
+
+    def _is_company(self, name: str) -> bool:
+        """It is ready, and does not bring its first model either: then each would leave all that
+        comes to the other, for as long as both load."""
+        state, models = self._store.hmget(self._keys.worker(name), "state", "models")
+        if state != b'"ready"':
+            return False
+        keys = [self._keys.model(name, one) for one in from_json(models or "[]")]
+        held = [self._store.hget(key, "state") for key in keys]
+        return b'"device"' in held or b'"loading"' not in held
 
     def _model(self, slot: SlotView) -> ModelStatus:
         now, ticks, timeouts = self._clock(), self._ticks(), self.timeouts(slot)

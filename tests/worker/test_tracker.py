@@ -413,6 +413,25 @@ def test_a_worker_without_a_model_knows_whether_another_is_ready(make, store, ke
     assert not here.has_company
 
 
+def test_a_worker_that_brings_its_first_model_too_is_no_company(make):
+    here, there = make("gpu0@here"), make("gpu0@there")
+    there.say("ready")
+
+    def while_there_loads(step):
+        if step == "load":
+            there.beat()
+            here.beat()
+
+    options = {"before": while_there_loads}
+    there.slots.load(Entry("clip/first", backend="fake", options=options))
+    assert not here.has_company
+    there.beat()
+    here.beat()
+    assert here.has_company
+    there.slots.load(Entry("clip/second", backend="fake", options=options))
+    assert here.has_company
+
+
 def test_beats_renew_what_the_process_has_reserved(make):
     renewed = threading.Event()
     tracker = make(beat_s=3600)

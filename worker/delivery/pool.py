@@ -32,7 +32,7 @@ from threading import Event, Lock
 from typing import Any, NoReturn
 
 from celery.concurrency import thread
-from celery.concurrency.base import apply_target
+from celery.concurrency.base import ExceptionInfo, apply_target
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 # The most tasks that wait beside the pool's own. They could be done by another worker, and each
 # may have a thread and a connection to Redis.
 MOST_ASIDE = 96
+
+# What Celery raises over a body that it cannot take apart, before there is a task to fail.
+MALFORMED = AttributeError, LookupError, TypeError, ValueError
 
 
 class Reason(StrEnum):
@@ -97,8 +100,9 @@ def aside() -> Iterator[None]:
         yield
         return
     _aside.add(run)
-    run.pool.start_more()
     try:
+        run.pool.start_more()
+        run.pool.ask_for_more()
         yield
     finally:
         _aside.discard(run)
@@ -117,10 +121,16 @@ class _Run:
     """
 
     def __init__(
-        self, pool: "TaskPool", work: Callable[[], None], *, task_id: str | None, limit_s: float
+        self,
+        pool: "TaskPool",
+        work: Callable[[], None],
+        failed: Callable[[ExceptionInfo], object],
+        *,
+        task_id: str | None,
+        limit_s: float,
     ) -> None:
         self.pool = pool
-        self._work = work
+        self._work, self._failed = work, failed
         self._task_id = task_id
         self._limit_s = limit_s
         self._deadline = math.inf  # on the monotonic clock, from the start of the run
@@ -131,8 +141,10 @@ class _Run:
         token = _current.set(self)
         try:
             self._work()
-        except BaseException:
+        except BaseException as error:
             log.exception("the outcome of task %s could not be recorded", self._task_id)
+            if isinstance(error, MALFORMED):  # its message would be held, and come back
+                self._failed(ExceptionInfo())
             raise
         finally:
             _current.reset(token)
@@ -166,9 +178,13 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         self._waiting: deque[_Run] = deque()
         self._running = 0
         self._starting = Lock()
+        self._wake: Callable[[], object] = lambda: None
 
     def on_start(self) -> None:
         self._does_debug = False  # Celery's own line holds what is to be embedded
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        self._wake = partial(hub.call_soon, bool)  # anything
 
     def on_apply(
         self,
@@ -178,6 +194,7 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         callback: Callable[..., Any] | None = None,
         accept_callback: Callable[..., Any] | None = None,
         *,
+        error_callback: Callable[[ExceptionInfo], object] = lambda error: None,
         correlation_id: str | None = None,
         soft_timeout: float | None = None,
         timeout: float | None = None,
@@ -190,6 +207,7 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         run = _Run(
             self,
             partial(apply_target, target, args, kwargs, callback, accept_callback),
+            error_callback,
             task_id=correlation_id,
             limit_s=min(filter(None, limits_s), default=math.inf),
         )
@@ -203,13 +221,20 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
                 self._running += 1
                 self.executor.submit(self._waiting.popleft())
 
+    def ask_for_more(self) -> None:
+        """The event loop asks for no message while all places are taken, and sleeps for a second
+        then; only what ends wakes it up."""
+        if self._running + len(self._waiting) >= self.limit + others() - 1:
+            self._wake()
+
     def ended(self) -> None:
         with self._starting:
             self._running -= 1
         self.start_more()
 
     def on_stop(self) -> None:
-        self._waiting.clear()
+        with self._starting:  # who is starting one now would find it gone, or nobody to run it
+            self._waiting.clear()
         self.executor.shutdown(wait=False, cancel_futures=True)
         log.info("no more tasks are started; waiting for those that run")
         super().on_stop()

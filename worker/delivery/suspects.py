@@ -25,7 +25,7 @@ from api_client.wire.settings import LONGEST_S
 
 from .consumer import LONGEST_RUN_S
 from .line import Lines
-from .pool import stop_if_cancelled
+from .pool import aside, stop_if_cancelled
 
 __all__ = ["Start", "Suspects"]
 
@@ -210,8 +210,10 @@ class Start:
             DeviceLost: somebody else's fault; this process ends.
         """
         suspects, is_suspect = self._suspects, bool(self.crashes)
-        while is_suspect and not suspects._seat.acquire(timeout=LOOK_S):
-            stop_if_cancelled()
+        if is_suspect:
+            with aside():
+                while not suspects._seat.acquire(timeout=LOOK_S):
+                    stop_if_cancelled()
         try:
             if suspects._device_lost:
                 raise DeviceLost(suspects._device_lost)

@@ -1,14 +1,24 @@
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-from worker.delivery.pool import Reason, TaskPool, cancelled, canceller, stop_if_cancelled
+from worker.delivery.pool import (
+    Reason,
+    TaskPool,
+    aside,
+    cancelled,
+    canceller,
+    others,
+    stop_if_cancelled,
+)
 
 PAST_AT_ONCE_S = 1e-9
 
@@ -135,3 +145,48 @@ def test_a_task_that_a_shutdown_interrupts_goes_back_to_the_queue(tasks: Tasks) 
     error = outcome_after_terminate(tasks, "another task", stop)
     assert isinstance(error, Reject)
     assert error.requeue
+
+
+def test_who_steps_aside_while_the_pool_stops_does_not_hear_of_it(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, go_on, starting = tasks.pool.executor, Event(), Event()
+    submit = executor.submit
+
+    def step_aside() -> object:
+        go_on.wait(10)
+        with aside():
+            return "done"
+
+    def slowly(run: Callable[[], None]) -> object:
+        starting.set()
+        time.sleep(0.1)  # the pool stops meanwhile, unless it waits
+        return submit(run)
+
+    tasks.submit(step_aside)
+    tasks.pool.apply_async(bool, callback=bool)  # would take its place
+    monkeypatch.setattr(executor, "submit", slowly)
+    go_on.set()
+    starting.wait(10)
+    tasks.pool.stop()
+    assert tasks.outcome() == "done"
+    assert others() == 0
+
+
+@pytest.mark.parametrize(("places", "times"), [(1, 1), (2, 0)])
+def test_the_event_loop_is_woken_up_when_who_took_the_last_place_steps_aside(
+    places: int, times: int
+) -> None:
+    woken: list[object] = []
+    pool = TaskPool(places)
+    pool.register_with_event_loop(SimpleNamespace(call_soon=woken.append))
+    tasks = Tasks(pool)
+
+    def step_aside() -> None:
+        with aside():
+            pass
+
+    tasks.submit(step_aside)
+    tasks.outcome()
+    assert len(woken) == times
+    pool.stop()

@@ -1,6 +1,7 @@
 import math
 import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 import redis
@@ -9,8 +10,10 @@ from celery.exceptions import Reject
 from api_client.wire.errors import DeviceLost
 from worker.delivery import suspects
 from worker.delivery.line import Line
-from worker.delivery.pool import stop_if_cancelled
+from worker.delivery.pool import TaskPool, stop_if_cancelled
 from worker.delivery.suspects import NOTE_KEPT_S, Suspects
+
+WITHIN_S = 10
 
 
 @pytest.fixture
@@ -183,6 +186,23 @@ def test_a_process_runs_one_suspect_at_a_time_and_others_beside_it(process):
         order.append("a ends")
     other.join()
     assert order == ["c", "a ends", "b"]
+    assert dead
+
+
+def test_who_is_no_suspect_has_the_thread_of_one_that_waits(process):
+    dead = [dies_over(process(), id) for id in ("a", "b")]
+    here, ended, pool = process(), SimpleQueue(), TaskPool(1)
+
+    def run(id):
+        with here.begin(id) as start, start.on_trial():
+            return id
+
+    with here.begin("a") as first, first.on_trial():
+        for id in ("b", "c"):
+            pool.apply_async(run, (id,), callback=ended.put)
+        assert ended.get(timeout=WITHIN_S) == "c"
+    assert ended.get(timeout=WITHIN_S) == "b"
+    pool.stop()
     assert dead
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -352,4 +353,22 @@ def test_what_is_no_envelope_ends_no_worker_and_is_not_shown(
     tally.wait_until(lambda: {"text", "picture"} == set(tally.done))
     dropped = 2 * len(NO_ENVELOPES) + 1
     until(lambda: caplog.text.count("a message was dropped") == dropped)
+    assert "canary" not in caplog.text
+
+
+def test_a_body_that_cannot_be_taken_apart_is_not_held(
+    app: Celery, tally: Tally, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = app.conf.broker_transport_options["global_keyprefix"]
+    keys = Keys(prefix.removesuffix(":"))
+    headers = {"task": "interactive", "id": "odd", "lang": "py"}
+    body = b64encode(b'[["canary"], {}, 5]').decode()
+    kind = {"content-type": "application/json", "content-encoding": "utf-8"}
+    odd = {"properties": PROPERTIES, "headers": headers, "body": body, **kind}
+    with client_of(url) as store:
+        store.lpush(keys.queue(names.EMBED, names.INTERACTIVE), json.dumps(odd))
+        send(app, "interactive", "text")
+        tally.wait_until(lambda: tally.done == ["text"])
+        until(lambda: "odd could not be recorded" in caplog.text)
+        until(lambda: not store.exists(keys.held()), within_s=5)
     assert "canary" not in caplog.text
