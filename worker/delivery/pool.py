@@ -121,16 +121,10 @@ class _Run:
     """
 
     def __init__(
-        self,
-        pool: "TaskPool",
-        work: Callable[[], None],
-        failed: Callable[[ExceptionInfo], object],
-        *,
-        task_id: str | None,
-        limit_s: float,
+        self, pool: "TaskPool", work: Callable[[], None], *, task_id: str | None, limit_s: float
     ) -> None:
         self.pool = pool
-        self._work, self._failed = work, failed
+        self._work = work
         self._task_id = task_id
         self._limit_s = limit_s
         self._deadline = math.inf  # on the monotonic clock, from the start of the run
@@ -141,10 +135,8 @@ class _Run:
         token = _current.set(self)
         try:
             self._work()
-        except BaseException as error:
+        except BaseException:
             log.exception("the outcome of task %s could not be recorded", self._task_id)
-            if isinstance(error, MALFORMED):  # its message would be held, and come back
-                self._failed(ExceptionInfo())
             raise
         finally:
             _current.reset(token)
@@ -204,10 +196,17 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
             soft_timeout or self.options.get("soft_timeout"),
             timeout or self.options.get("timeout"),
         )
+
+        def settled(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return target(*args, **kwargs)
+            except MALFORMED:  # its message would be held, and come back
+                error_callback(ExceptionInfo())
+                raise
+
         run = _Run(
             self,
-            partial(apply_target, target, args, kwargs, callback, accept_callback),
-            error_callback,
+            partial(apply_target, settled, args, kwargs, callback, accept_callback),
             task_id=correlation_id,
             limit_s=min(filter(None, limits_s), default=math.inf),
         )
