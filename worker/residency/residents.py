@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from threading import Condition
 
 from api_client.wire.errors import ClipyardError, OutOfMemory
 
@@ -64,10 +65,13 @@ class Flight:
     """A model's way up, shared by all who wait for it.
 
     Attributes:
+        landed: under the slots' lock; those who joined wait here, so that no lease of another model
+            wakes them up.
         joined: how many want a lease when it lands.
         leased: it has landed on the device, and all of them have theirs.
     """
 
+    landed: Condition
     joined: int = 0
     done: bool = False
     leased: bool = False

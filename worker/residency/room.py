@@ -118,8 +118,15 @@ class Room:
             self._changed.notify_all()
         self._carrier.tell(gone, slot.id, reason, asked_by, size=size, since=started)
 
-    def wait(self, deadline: float, sentence: str, *, wake_at: float = math.inf) -> None:
-        """Until something changes; ModelBusy once it is too late."""
+    def wait(
+        self,
+        deadline: float,
+        sentence: str,
+        *,
+        wake_at: float = math.inf,
+        on: Condition | None = None,
+    ) -> None:
+        """Until something changes, or what is waited for does; ModelBusy once it is too late."""
         now = self._clock()
         if now >= deadline:
             leased = [slot.id for slot in self._slots if slot.leases]
@@ -127,7 +134,7 @@ class Room:
             told = f"; pinned are {', '.join(pinned)}" if pinned else ""
             raise ModelBusy(f"{sentence}; leased are {', '.join(leased) or 'none'}{told}")
         with self._aside() if self._slots.in_state(State.DEVICE) else nullcontext():
-            self._changed.wait(min(min(deadline, wake_at) - now, TIMEOUT_MAX))
+            (on or self._changed).wait(min(min(deadline, wake_at) - now, TIMEOUT_MAX))
 
     @contextmanager
     def gate(self, slot: Slot) -> Iterator[None]:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from threading import Condition
+from threading import Condition, RLock
 
 from api_client.wire import spans
 from api_client.wire.errors import (
@@ -81,7 +81,8 @@ class Slots:
         self._loads: list[Slot] = []  # first come, first served; `limits.slots` at a time
         self._lifts: list[Slot] = []  # likewise, one at a time
         self._closed = False
-        self._changed = Condition()  # guards the slots, the lines and `_closed`
+        self._lock = RLock()  # guards the slots, the lines and `_closed`
+        self._changed = Condition(self._lock)
         self._room = Room(
             self._slots, self._changed, self._carrier, ledger, clock=clock, aside=aside
         )
@@ -183,7 +184,7 @@ class Slots:
             if self._closed or self._loads or self._lifts or (slot and not slot.is_idle):
                 return False
             slot = slot or self._slots.add(Slot(entry, self._clock()))
-            slot.flight = flight = Flight()
+            slot.flight = flight = Flight(Condition(self._lock))
         is_warm = False
         try:
             is_warm = self._warm(slot, to, reason, asked_by)
@@ -269,7 +270,8 @@ class Slots:
                 flight.joined += 1
                 try:
                     while not flight.done:
-                        self._room.wait(gone_at, f"{entry.id} is still on its way")
+                        sentence = f"{entry.id} is still on its way"
+                        self._room.wait(gone_at, sentence, on=flight.landed)
                 except ModelBusy:
                     flight.joined -= 1
                     raise
@@ -280,7 +282,7 @@ class Slots:
                 return slot, None
             else:
                 break
-        slot.flight = Flight(joined=1)
+        slot.flight = Flight(Condition(self._lock), joined=1)
         return slot, slot.flight
 
     def _bring(self, slot: Slot, flight: Flight, deadline: float, asked_by: str) -> None:
@@ -320,6 +322,11 @@ class Slots:
             else:
                 slot.state, slot.held = State.HOST, Footprint(host_bytes=slot.held.host_bytes)
             self._changed.notify_all()
+            flight.landed.notify_all()
+            if flight.leased:  # who waits for another may step aside now
+                for other in self._slots:
+                    if other.flight is not None:
+                        other.flight.landed.notify_all()
         self._room.trim()
 
     def _load(

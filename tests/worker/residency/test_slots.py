@@ -31,7 +31,7 @@ class Bench:
             Placement(device=device), device=self.device, host=self.host, sleep=self.sleep
         )
         self.loads, self.events = [], []
-        self.aside = 0
+        self.aside = self.stepped = 0
         unified = device == "cpu"
         self.ledger = Ledger(
             device=lambda: None if unified else Bytes(total, self.device.free),
@@ -55,6 +55,7 @@ class Bench:
     @contextmanager
     def step_aside(self):  # under the lock of the slots
         self.aside += 1
+        self.stepped += 1
         try:
             yield
         finally:
@@ -544,6 +545,33 @@ def test_those_who_wait_step_aside_while_there_is_a_model_to_work_with(ready, as
         for each in waiting:
             each.result(SOON_S)
     assert bench.aside == 0
+
+
+def test_those_who_wait_for_a_model_are_not_woken_by_leases_of_another():
+    bench, gate = Bench(slots=2), Gate("load")
+    bench.use("b")
+    with threads() as pool:
+        waiting = [pool.submit(bench.use, "a", before=gate) for _ in range(3)]
+        until(bench.slots, lambda: _joined(bench, "a") == 3)
+        for _ in range(50):
+            bench.use("b")
+        gate.open.set()
+        for each in waiting:
+            each.result(SOON_S)
+    assert bench.stepped == 2  # one brings it
+
+
+def test_those_who_wait_step_aside_as_soon_as_another_model_is_ready():
+    bench, gate = Bench(slots=2), Gate("load")
+    with threads() as pool:
+        waiting = [pool.submit(bench.use, "a", before=gate) for _ in range(3)]
+        until(bench.slots, lambda: _joined(bench, "a") == 3)
+        assert bench.aside == 0
+        bench.use("b")
+        until(bench.slots, lambda: bench.aside == 2)
+        gate.open.set()
+        for each in waiting:
+            each.result(SOON_S)
 
 
 def test_only_the_first_model_is_brought_while_there_is_none_to_work_with():
