@@ -3,7 +3,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
 from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
@@ -553,8 +553,9 @@ def test_those_who_wait_for_a_model_are_not_woken_by_leases_of_another():
     with threads() as pool:
         waiting = [pool.submit(bench.use, "a", before=gate) for _ in range(3)]
         until(bench.slots, lambda: _joined(bench, "a") == 3)
-        for _ in range(50):
+        for _ in range(20):
             bench.use("b")
+            sleep(0.005)  # for whoever is woken
         gate.open.set()
         for each in waiting:
             each.result(SOON_S)
