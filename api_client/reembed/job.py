@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ..steps import Blocking, Talk
 from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer
-from ..wire.jobs import JobSpec, JobState, JobStatus, Migration, Place
+from ..wire.jobs import JobSpec, JobStatus, Migration, Place
 from ..wire.messages import Managed, Priority
 from . import places, talks
 
@@ -206,7 +206,7 @@ def awaited(line: Line, job: str, timeout: float | None) -> Talk[JobStatus]:
     give_up_at = None if timeout is None else time.monotonic() + timeout
     while True:
         status = yield from talks.status(line, job)
-        if status.state.is_final or status.state is JobState.PAUSED:
+        if status.state.is_at_rest:
             return status
         if give_up_at is not None and time.monotonic() >= give_up_at:
             raise NoAnswer(f"job {job} is still {status.state} after {timeout:g} s")

@@ -77,12 +77,23 @@ def status(line: Line, job: str) -> Talk[JobStatus]:
     Raises:
         UnknownJob: there is none of that id.
     """
+    [found] = yield from _attended(line, [(yield from _books(line, job))])
+    return found
+
+
+def _books(line: Line, job: str) -> Talk[JobStatus]:
+    """How far it has come by its books, whoever is there."""
     fields, done, flight, seen = yield partial(_look, keys=line.keys, job=job)
     seen_at = float(seen[0]) + float(seen[1]) / 1e6
-    found = JobStatus.of(job, fields, chunks_done=done, in_flight=flight, seen_at=seen_at)
-    if found.state.is_final or found.state is JobState.PAUSED or (yield from line.live_workers()):
-        return found
-    return found.model_copy(update={"trouble": NOBODY})
+    return JobStatus.of(job, fields, chunks_done=done, in_flight=flight, seen_at=seen_at)
+
+
+def _attended(line: Line, jobs: list[JobStatus]) -> Talk[list[JobStatus]]:
+    """The jobs; those that wait for a worker say so where there is none."""
+    if all(job.state.is_at_rest for job in jobs) or (yield from line.live_workers()):
+        return jobs
+    trouble = {"trouble": NOBODY}
+    return [job if job.state.is_at_rest else job.model_copy(update=trouble) for job in jobs]
 
 
 def listing(line: Line) -> Talk[list[JobStatus]]:
@@ -91,10 +102,10 @@ def listing(line: Line) -> Talk[list[JobStatus]]:
     found = []
     for job in ids:
         try:
-            found.append((yield from status(line, job.decode())))
+            found.append((yield from _books(line, job.decode())))
         except BadRequest:
             continue  # its books have expired, or are of another version
-    return found
+    return (yield from _attended(line, found))
 
 
 def change(line: Line, job: str, what: str, *, reason: str) -> Talk[JobStatus]:
@@ -104,7 +115,7 @@ def change(line: Line, job: str, what: str, *, reason: str) -> Talk[JobStatus]:
         UnknownJob: there is none of that id.
         BadRequest: its state does not allow it.
     """
-    before = yield from status(line, job)
+    before = yield from _books(line, job)
     keys = job_keys(line.keys, job)
     wanted = CHANGES[what]
     arguments = (reason, before.seen_at)

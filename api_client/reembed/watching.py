@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from ..wire.jobs import JobState, JobStatus
+from ..wire.jobs import JobStatus
 from .job import Job
 
 LOOK_S = 0.5
@@ -31,7 +31,7 @@ def watch(job: Job) -> JobStatus:
 def _looks(job: Job) -> Iterator[JobStatus]:
     while True:
         yield (status := job.status())
-        if status.state.is_final or status.state is JobState.PAUSED:
+        if status.state.is_at_rest:
             return
         time.sleep(LOOK_S)
 

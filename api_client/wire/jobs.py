@@ -144,6 +144,11 @@ class JobState(StrEnum):
     def is_final(self) -> bool:
         return self in (self.COMPLETE, self.INCOMPLETE, self.CANCELLED, self.FAILED)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing is done for it before somebody says so."""
+        return self.is_final or self is self.PAUSED
+
 
 class JobStatus(Message):
     """How far a job has come. Times of day are unix seconds.

@@ -31,6 +31,8 @@ from kombu.transport import virtual
 from api_client.wire.broker import queue
 from api_client.wire.names import direct_queue
 
+from .pool import MALFORMED
+
 __all__ = ["LONGEST_RUN_S", "Address", "Consumer", "Lease", "Request", "renewable"]
 
 log = logging.getLogger(__name__)
@@ -227,7 +229,7 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
         def take(message: Any) -> None:
             try:
                 handle(message)
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
+            except MALFORMED as error:
                 self._drop(message, error)
 
         return take

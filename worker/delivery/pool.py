@@ -36,7 +36,16 @@ from celery.concurrency.base import ExceptionInfo, apply_target
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-__all__ = ["Reason", "TaskPool", "aside", "cancelled", "canceller", "others", "stop_if_cancelled"]
+__all__ = [
+    "MALFORMED",
+    "Reason",
+    "TaskPool",
+    "aside",
+    "cancelled",
+    "canceller",
+    "others",
+    "stop_if_cancelled",
+]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +53,7 @@ log = logging.getLogger(__name__)
 # may have a thread and a connection to Redis.
 MOST_ASIDE = 96
 
-# What Celery raises over a body that it cannot take apart, before there is a task to fail.
+# What Celery raises over a message that it cannot take apart, before there is a task to fail.
 MALFORMED = AttributeError, LookupError, TypeError, ValueError
 
 

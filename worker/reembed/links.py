@@ -2,12 +2,11 @@
 
 import os
 from pathlib import Path
-from uuid import uuid4
 
 from api_client.wire.errors import JobRefused
 
 from .doors import Doors
-from .papers import TEMPORARY, store_errors
+from .papers import store_errors, temporary_for
 
 
 def named(folder: Path, alias: str, doors: Doors, *, ending: str = "") -> Path:
@@ -28,7 +27,7 @@ def lead(link: Path, target: Path) -> None:
         JobRefused: there is a file or folder of that name.
     """
     leads_to(link)
-    temporary = link.with_name(f"{TEMPORARY}{link.name}.{uuid4().hex[:12]}")
+    temporary = temporary_for(link)
     with store_errors(link.parent):
         temporary.symlink_to(os.path.relpath(target, link.parent))
         os.replace(temporary, link)

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, count, islice
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from api_client.wire.errors import JobRefused, StoreDown
 
 from .items import Chunk, Item, parse
-from .papers import TEMPORARY, replacing, store_errors
+from .papers import replacing, store_errors, temporary_for
 
 PART_CHUNKS = 64
 IDS_AT_ONCE = 2**20  # looked at together in the search for duplicates, 8 bytes each
@@ -56,7 +55,7 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
     """
     chunks = _batched(items, chunk_size)
     index, total = bytearray(), 0
-    ids = folder / f"{TEMPORARY}ids.{uuid4().hex[:12]}"  # another planner may be at it still
+    ids = temporary_for(folder / "ids")  # another planner may be at it still
     with store_errors(folder), ExitStack() as files:
         folder.mkdir(parents=True, exist_ok=True)
         files.callback(ids.unlink, missing_ok=True)

@@ -17,6 +17,11 @@ BESIDE = "_job-"  # before a job's id: its papers, where they lie in its sink
 WHAT = {"id", "source", "sink", "model", "chunk_size"}  # what two submissions of a job agree on
 
 
+def temporary_for(path: Path) -> Path:
+    """A name of this writer's own beside it; what is left under it is for `tidy`."""
+    return path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name, whole, at the end of the block, or not at all.
@@ -24,7 +29,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         StoreDown: the folder is away, not writable, or full.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
+    temporary = temporary_for(path)
     with store_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -44,7 +49,7 @@ def lay(path: Path, content: bytes) -> None:
         StoreDown: the folder is away, not writable, or full.
     """
     with store_errors(path.parent):
-        temporary = path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
+        temporary = temporary_for(path)
         try:
             temporary.write_bytes(content)
             try:

@@ -345,43 +345,50 @@ def test_a_step_that_never_ends_keeps_its_claim_no_longer_than_any_may_run(
     assert [fields["what"] for _, fields, _ in post.sent][:1] == ["0"]
 
 
-def test_a_planner_that_took_longer_than_any_may_leaves_a_job_alone_that_runs(
-    brief, store, keys, post, pictures, sink, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
-    desk, walk = Desk(store, keys, post), Folder.walk
-    desk.submit(pictures, sink)
+@pytest.fixture
+def plan_for_long(brief, store, keys, post, pictures, sink, monkeypatch):
+    """Plans a job for longer than any step may take; gives what comes of it.
 
-    def overtaken(self):
-        monkeypatch.setattr(Folder, "walk", walk)
-        time.sleep(0.3)
+    Its argument is what happens meanwhile.
+    """
+    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
+    walk = Folder.walk
+    Desk(store, keys, post).submit(pictures, sink)
+
+    def plan(meanwhile):
+        def slowly(source):
+            monkeypatch.setattr(Folder, "walk", walk)
+            time.sleep(0.3)
+            meanwhile()
+            return walk(source)
+
+        monkeypatch.setattr(Folder, "walk", slowly)
+        return post.deliver()
+
+    return plan
+
+
+def test_a_planner_that_took_longer_than_any_may_leaves_a_job_alone_that_runs(
+    plan_for_long, brief, store, keys, post, tmp_path
+):
+    desk = Desk(store, keys, post)
+
+    def overtake():
         job = duty.opened(brief, "job")
         duty.send(post, job.ledger, job.spec, job.plan(lambda: None))  # by another worker
         (tmp_path / "pictures" / "000a.png").touch()
-        return walk(self)
 
-    monkeypatch.setattr(Folder, "walk", overtaken)
-    assert post.deliver() == "dropped"
+    assert plan_for_long(overtake) == "dropped"
     assert set(post.deliver_all()) == {"done"}
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_planner_that_took_longer_than_any_may_goes_on_while_the_job_waits_for_it(
-    brief, store, keys, post, pictures, sink, monkeypatch, is_lost
+    plan_for_long, store, keys, is_lost
 ):
-    monkeypatch.setattr(duty, "LONGEST_RUN_S", 0.1)
-    desk, walk = Desk(store, keys, post), Folder.walk
-    desk.submit(pictures, sink)
-
-    def slow(self):
-        time.sleep(0.3)
-        if is_lost:
-            store.delete(keys.job("job"))
-        return walk(self)
-
-    monkeypatch.setattr(Folder, "walk", slow)
-    assert post.deliver() == ("dropped" if is_lost else "done")
+    outcome = plan_for_long(lambda: is_lost and store.delete(keys.job("job")))
+    assert outcome == ("dropped" if is_lost else "done")
 
 
 def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tmp_path):
