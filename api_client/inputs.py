@@ -7,6 +7,7 @@ costs one item, as one that the worker cannot open.
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,7 +24,8 @@ from .wire.messages import MAX_TEXT_CHARS, BlobRef, Failure, ImageRef, PathRef, 
 _Ref = TypeVar("_Ref", PathRef, UrlRef)
 Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillow loads only if used
 
-DATA_URI = "data:image/"
+# In base64 of any type, for a program may not know which; without, if it calls itself a picture.
+_DATA_URI = re.compile(r"\s*data:(image/|[^,\s]*;base64,)", re.IGNORECASE)
 
 # Pillow's modes: those that PNG holds, where TIFF holds the rest, and what neither does.
 _IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
@@ -56,10 +58,11 @@ class Pictures:
 def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
     """References for one message.
 
-    A string is a picture's data URI, a URL if it has a scheme, else a path on the worker's machine;
-    relative paths are taken from here. A file whose name is not UTF-8 cannot be named in a message:
-    it is read here. Bytes are an image file's content. Pillow images and uint8 arrays (height,
-    width[, channels]) travel losslessly as PNG, or as TIFF where PNG has no such mode.
+    A string is a data URI, a URL if it has a scheme, whatever space is around either, else a path
+    on the worker's machine; relative paths are taken from here. A file whose name is not UTF-8
+    cannot be named in a message: it is read here. Bytes are an image file's content. Pillow images
+    and uint8 arrays (height, width[, channels]) travel losslessly as PNG, or as TIFF where PNG has
+    no such mode.
 
     Args:
         first: position of items[0] in the caller's list, for the error's sentence.
@@ -74,10 +77,10 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
         ref: ImageRef = BlobRef(blob=position)
         try:
             match item:
-                case str() if item[: len(DATA_URI)].lower() == DATA_URI:
+                case str() if is_data_uri(item):
                     blobs[position] = of_data_uri(item)
                 case str() if "://" in item:
-                    ref = _named(UrlRef, url=item)
+                    ref = _named(UrlRef, url=item.strip())
                 case str() | Path() if str(item) and _is_utf8(file := Path(item).absolute()):
                     ref = _named(PathRef, path=str(file))
                 case _:
@@ -86,6 +89,11 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
             blobs[position], failures[position] = b"", Failure.of(error)
         refs.append(ref)
     return Pictures(tuple(refs), blobs, failures)
+
+
+def is_data_uri(item: str) -> bool:
+    """Whether a string holds a picture, or is meant to."""
+    return _DATA_URI.match(item) is not None
 
 
 def of_data_uri(uri: str) -> bytes:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..aio import AsyncClient
-from ..inputs import of_data_uri
+from ..inputs import is_data_uri, of_data_uri
 from ..results import Item, ItemsFailed, same_space
 from ..wire.errors import BadRequest, ClipyardError
 
 Modality = Literal["text", "image"]
 
-_ADDRESS = re.compile(r"data:image/|[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 
 
 async def embed(
@@ -62,9 +62,9 @@ def guess(item: str) -> Modality:
     One of a kind that nobody here can fetch (file:, s3:) is a picture too, to be refused as such.
     """
     item = item.strip()
-    if not _ADDRESS.match(item):
+    if not (is_data_uri(item) or _ADDRESS.match(item)):
         return "text"
-    name = item.partition(";base64,")[0]  # what follows may be in lines
+    name = re.split(";base64,", item, maxsplit=1, flags=re.IGNORECASE)[0]  # then come lines
     return "text" if any(map(str.isspace, name)) else "image"
 
 

@@ -31,9 +31,26 @@ def test_every_way_to_name_a_picture_becomes_a_reference(tmp_path):
 
 def test_a_data_uri_is_its_bytes_and_a_broken_one_fails_alone():
     broken = ["data:image/png;base64,!!", "data:image/png,plain"]
-    made = pictures(["data:image/png;base64,aGVsbG8=", "DATA:image/png;BASE64,aGVs\nbG8=", *broken])
-    assert made.blobs == {0: b"hello", 1: b"hello", 2: b"", 3: b""}
-    assert {made.failures[n].code for n in (2, 3)} == {"image_unreadable"}
+    uris = [
+        "data:image/png;base64,aGVsbG8=",
+        "DATA:image/png;BASE64,aGVs\nbG8=",
+        "\n data:;base64,aGVsbG8=",
+        "data:application/octet-stream;name=a.png;base64,aGVsbG8=",
+    ]
+    made = pictures([*uris, *broken])
+    assert made.blobs == {**dict.fromkeys(range(4), b"hello"), 4: b"", 5: b""}
+    assert {made.failures[n].code for n in (4, 5)} == {"image_unreadable"}
+
+
+def test_space_around_a_url_is_none_of_it_and_around_a_path_it_is():
+    url, path = pictures(["\n https://x/c.jpg ", " a.jpg"]).refs
+    assert url.url == "https://x/c.jpg"
+    assert path.path.endswith("/ a.jpg")
+
+
+def test_a_path_may_look_like_the_beginning_of_a_data_uri():
+    kinds = {type(ref) for ref in pictures(["data:cat.jpg", "data:, ;base64,"]).refs}
+    assert kinds == {PathRef}
 
 
 @pytest.mark.parametrize("bad", [None, 7, "", np.zeros((2, 2, 3)), np.zeros(3, np.uint8)])

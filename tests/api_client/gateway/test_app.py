@@ -135,6 +135,7 @@ def test_what_is_refused_is_not_worked_for_any_longer(fake):
         ("https://example.com/cat.jpg\n", "https://example.com/cat.jpg"),
         (" https://example.com/cat.jpg", "https://example.com/cat.jpg"),
         ("data:image/png;base64," + base64.encodebytes(bytes(100)).decode(), bytes(100)),
+        (" DATA:;BASE64," + base64.encodebytes(bytes(100)).decode(), bytes(100)),
     ],
 )
 def test_lines_do_not_make_a_text_of_a_picture(http, modality, sent, meant):
