@@ -14,7 +14,7 @@ from ..wire.errors import BadRequest
 from ..wire.messages import MAX_TEXT_CHARS, CatalogueEntry
 from .budgets import Spend
 from .inputs import Modality, embed
-from .refusals import RESPONSES
+from .refusals import ONE, RESPONSES, SEVERAL
 
 
 def _no_number(given: Any) -> Any:
@@ -38,8 +38,8 @@ class EmbeddingsRequest(BaseModel):
 
     # Told apart beforehand, so that what is wrong is said of what was sent.
     input: Annotated[
-        Annotated[Input, Tag("one")] | Annotated[Inputs, Tag("several")],
-        Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
+        Annotated[Input, Tag(ONE)] | Annotated[Inputs, Tag(SEVERAL)],
+        Discriminator(lambda given: SEVERAL if isinstance(given, list) else ONE),
     ] = Field(
         description=f"Texts of up to {MAX_TEXT_CHARS} characters; pictures as data:image/... "
         "URIs or http(s) addresses"

@@ -1,6 +1,7 @@
 """What goes wrong, as HTTP: one table from our errors to status codes, one shape for all."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -16,6 +17,9 @@ from ..wire import errors
 from .budgets import OverLimit
 
 log = logging.getLogger(__name__)
+
+# What Pydantic calls the forms that one field may have; callers have never seen them.
+ONE, SEVERAL = "one", "several"
 
 
 class Refusal(NamedTuple):
@@ -151,9 +155,23 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
 
 def _not_understood(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    mistake = error.errors()[0]
-    place = ".".join(str(step) for step in mistake["loc"])
-    return refuse(422, "not_understood", f"{place}: {mistake['msg']}")
+    match mistake := error.errors()[0]:
+        case {"type": "json_invalid", "loc": (_, position), "ctx": {"error": why}}:
+            sentence = f"the body is no JSON: {why} at character {position}"
+        case {"loc": ("body",), "input": bytes()}:
+            sentence = "send the body as JSON, with Content-Type: application/json"
+        case {"type": "string_pattern_mismatch"}:  # of the one pattern there is, a visible letter
+            sentence = f"{_named(mistake['loc'])} is blank; send at least one word"
+        case _:
+            sentence = f"{_named(mistake['loc'])}: {mistake['msg']}"
+    return refuse(422, "not_understood", sentence)
+
+
+def _named(steps: Sequence[str | int]) -> str:
+    """A place in a request as its caller wrote it, such as input[0]."""
+    part, *rest = (step for step in steps if step not in (ONE, SEVERAL))
+    name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in rest)
+    return name.removeprefix(".") or str(part)
 
 
 def _http(_: Request, error: Exception) -> JSONResponse:

@@ -330,18 +330,47 @@ def test_a_bad_request_gets_a_code_and_a_sentence(http, path, sent, status):
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
-        (["a", " ", "b"], r"1: String should match"),
-        ("", "String should have at least 1 character"),
-        ([], "List should have at least 1 item"),
-        ([[1, 2]], "0: .* check_embedding_ctx_length=False"),
-        ([1, 2], "0: .* check_embedding_ctx_length=False"),
-        (None, "Input should be a valid string"),
+        (["a", " ", "b"], r"input\[1\] is blank; send at least one word"),
+        ("", "input: String should have at least 1 character"),
+        ([], "input: List should have at least 1 item"),
+        ([[1, 2]], r"input\[0\]: .* check_embedding_ctx_length=False"),
+        ([1, 2], r"input\[0\]: .* check_embedding_ctx_length=False"),
+        (None, "input: Input should be a valid string"),
     ],
 )
 def test_what_is_not_understood_is_said_of_what_was_sent(http, sent, told):
     answer = http.post("/v1/embeddings", json={"input": sent})
     assert answer.status_code == 422
-    assert re.search(told, answer.json()["error"]["message"])
+    assert re.match(told, answer.json()["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "told"),
+    [
+        ("/v1/embeddings", {}, "body: Field required"),
+        ("/v1/embeddings", {"json": {}}, "input: Field required"),
+        ("/encode/text?text=%20", {}, "text is blank"),
+        ("/encode/image", {}, "file: Field required"),
+        (f"{RAG}/vision/load/", {}, "model_id: String should have"),
+        (
+            "/encode/text",
+            {"content": '{"text" "a"}', "headers": {"content-type": "application/json"}},
+            "the body is no JSON: Expecting ':' delimiter at character 8",
+        ),
+        (  # what curl says of a body unless told otherwise
+            "/encode/text",
+            {
+                "content": '{"text": "a"}',
+                "headers": {"content-type": "application/x-www-form-urlencoded"},
+            },
+            "send the body as JSON, with Content-Type: application/json",
+        ),
+    ],
+)
+def test_a_place_is_named_as_its_caller_wrote_it(http, path, sent, told):
+    answer = http.post(path, **sent)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith(told)
 
 
 @pytest.mark.parametrize(
