@@ -1,7 +1,8 @@
 """LangChain's `Embeddings`, for pictures too."""
 
 from collections.abc import Sequence
-from typing import Unpack
+from copy import copy
+from typing import Any, Self, Unpack
 
 from langchain_core.embeddings import Embeddings
 
@@ -36,6 +37,10 @@ class ClipyardEmbeddings(Embeddings):
         self._options = checked(options)
         self._client = client_of(client, asked_by="langchain")
         self._async_client = async_client
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Both have one client: threads may share it."""
+        return copy(self)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return rows(self._client.embed_texts_detailed(texts, **self._options))

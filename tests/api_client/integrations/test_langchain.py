@@ -1,6 +1,7 @@
 """LangChain's own test kit, and what it does not ask."""
 
 import asyncio
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -65,3 +66,11 @@ def test_what_is_given_in_place_of_the_client_is_refused_at_once(given):
 def test_without_an_async_client_the_awaited_calls_give_the_same():
     embeddings = ClipyardEmbeddings(FakeClient())
     assert asyncio.run(embeddings.aembed_query("a")) == embeddings.embed_query("a")
+
+
+def test_a_deep_copy_asks_the_same_client():
+    embeddings = ClipyardEmbeddings(FakeClient(), model="fake/large")
+    [again] = copy.deepcopy([embeddings])
+    assert again is not embeddings
+    assert again.embed_query("a") == embeddings.embed_query("a")
+    assert again._client is embeddings._client
