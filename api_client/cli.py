@@ -6,7 +6,9 @@ worker, no answer), 130 interrupted.
 
 import json
 import os
+import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
@@ -47,6 +49,7 @@ def main() -> NoReturn:
     from .wire.errors import BadRequest, BadSettings, ClipyardError, NoAnswer, NoBroker, NoWorker
 
     try:
+        _checked(sys.argv[1:])
         app(prog_name="clipyard")
     except (BadRequest, BadSettings) as error:
         _end(error, USAGE)
@@ -384,6 +387,16 @@ def health(
         print(sickness or "healthy")
     if sickness:
         raise typer.Exit(FAILED)
+
+
+def _checked(words: list[str]) -> None:
+    """Refuse what is empty: a variable that is not set is no choice of this folder or a default."""
+    from .wire.errors import BadRequest
+
+    for before, word in pairwise(("clipyard", *words)):
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            place = repr(word) if word else f"what follows {before!r:.100}"
+            raise BadRequest(f"{place} is empty; give it a value, or leave it out")
 
 
 def _client() -> "Client":

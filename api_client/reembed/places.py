@@ -88,6 +88,8 @@ def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
     given = dict(options)
     if kind in NAMED and "#" in where:
         where, _, given[NAMED[kind]] = where.rpartition("#")
+    if not where:
+        raise BadRequest(f"a place of kind {kind} has an empty name; give an address or a folder")
     if "://" not in where:
         where = os.path.abspath(os.path.expanduser(where))
     elif urlsplit(where).password or SECRETS & {n for n, _ in parse_qsl(urlsplit(where).query)}:

@@ -268,6 +268,27 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(clipyard, argv):
 
 
 @pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["embed", ""], "what follows 'embed'"),
+        (["embed", "a.png", ""], "what follows 'a.png'"),
+        (["health", "--worker", ""], "what follows '--worker'"),
+        (["quickstart", "--images="], "'--images='"),
+        (["reembed", "submit", "/photos", "--sink", ""], "what follows '--sink'"),
+        (["acl", "--secrets", ""], "what follows '--secrets'"),
+    ],
+)
+def test_what_is_empty_is_a_mistake(clipyard, argv, told):
+    code, out, error = clipyard(*argv, client=object())
+    assert (code, out) == (2, "")
+    assert error == f"error: {told} is empty; give it a value, or leave it out\n"
+
+
+def test_a_setting_may_be_given_no_values(clipyard):
+    assert clipyard("set", "pinned=")[0] == 0
+
+
+@pytest.mark.parametrize(
     "argv",
     [
         ["acl", "--secrets", "secrets", "--url", "redis://:geheim@redis/0"],

@@ -60,13 +60,17 @@ def test_a_password_is_not_written_down(address):
         places.sink(address)
 
 
-@pytest.mark.parametrize("address", ["", "s3://bucket/x", "Bad Kind:/x"])
-def test_an_address_that_cannot_be_a_sink_is_refused_or_a_folder(address):
-    if address == "Bad Kind:/x":
-        assert places.sink(address).kind == "parquet"
-    elif address:
-        with pytest.raises(BadRequest, match="say which kind"):
-            places.sink(address)
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("s3://bucket/x", "say which kind"), ("", "empty name"), ("qdrant:#cats", "empty name")],
+)
+def test_an_address_that_cannot_be_a_sink_is_refused(address, told):
+    with pytest.raises(BadRequest, match=told):
+        places.sink(address)
+
+
+def test_what_has_no_kind_is_a_folder():
+    assert places.sink("Bad Kind:/x").kind == "parquet"
 
 
 @pytest.mark.parametrize(
