@@ -184,7 +184,8 @@ def _roots(folder: Path, collection: Collection) -> tuple[Path, ...]:
 def _own(folder: Path) -> Collection:
     if not folder.is_dir():
         raise BadRequest(f"{folder} is no folder; name one that holds pictures")
-    files = tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS))
+    below = folder.rglob("*")
+    files = tuple(sorted(p for p in below if p.suffix.lower() in ENDINGS and p.is_file()))
     if not files:
         raise BadRequest(f"{folder} holds no pictures ({', '.join(sorted(ENDINGS))})")
     return Collection(files)

@@ -30,6 +30,7 @@ def test_a_worker_is_told_of_the_folder_and_of_where_its_links_lead(tmp_path: Pa
     elsewhere.mkdir()
     (elsewhere / "b.png").touch()
     (library / "link.png").symlink_to(elsewhere / "b.png")
+    (library / "loop.png").symlink_to("loop.png")
     assert run._roots(library, run._own(library)) == (library.resolve(), elsewhere.resolve())
 
 
