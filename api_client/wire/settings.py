@@ -61,8 +61,11 @@ ALSO: Mapping[str, tuple[str, ...]] = {
 
 def default_home() -> Path:
     """Where a person's own stack keeps its state (the XDG state directory)."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "clipyard"
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
+    try:
+        return state.expanduser() / "clipyard"
+    except RuntimeError:  # of a user whom the machine does not know, as in a container
+        return Path("/nonexistent/clipyard")
 
 
 def names_of(field: str) -> tuple[str, ...]:

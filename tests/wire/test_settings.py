@@ -113,6 +113,15 @@ def test_an_empty_file_is_no_secret_and_lets_nobody_in(monkeypatch, tmp_path, co
         Settings.read()
 
 
+def test_who_has_no_home_is_told_so_only_where_one_is_needed(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert Settings.read(redis_url="redis://127.0.0.1:1").url() == "redis://127.0.0.1:1"
+    with pytest.raises(NoBroker, match="set CLIPYARD_REDIS_URL"):
+        Settings.read().url()
+
+
 def test_variables_of_other_programs_are_not_taken_for_ours(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     monkeypatch.setenv("SLOTS", "9")
