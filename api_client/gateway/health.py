@@ -20,14 +20,16 @@ class Ready(BaseModel):
 
 
 def router(client: AsyncClient) -> APIRouter:
-    """GET /healthz and /readyz."""
+    """GET /healthz and /readyz; HEAD as well, which is what some watchers send."""
     routes = APIRouter(tags=["health"])
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", responses={key: RESPONSES[key] for key in (403, 413)})
     async def healthz() -> Alive:
         """This process answers."""
         return Alive()
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", responses=RESPONSES)
     async def readyz() -> Ready:
         """At least one worker lives whose last forward pass worked."""

@@ -269,6 +269,7 @@ def test_a_model_that_is_being_loaded_is_not_loaded_yet(http, fake):
 def test_the_process_is_alive_and_a_worker_is_ready(http):
     assert http.get("/healthz").json() == {"status": "ok"}
     assert http.get("/readyz").json() == {"status": "ready", "workers": 1}
+    assert [http.head(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 @pytest.mark.parametrize(
