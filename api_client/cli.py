@@ -277,7 +277,7 @@ def up(
         env=settings.for_workers() | (child.WORKER_ENV if flower else {}),
         extras=(child.extra(),) if flower else (),
     )
-    raise typer.Exit(stack.run(options, console=show.console()))
+    stack.run(options, console=show.console())
 
 
 @app.command()

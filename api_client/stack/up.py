@@ -15,7 +15,7 @@ from rich.table import Table
 from ..wire.address import masked
 from ..wire.settings import files
 from .child import Child
-from .errors import NoCheckout, StackError
+from .errors import NoCheckout
 from .home import announce, private_directory, stack_file
 from .supervisor import Patience, Supervisor
 from .valkey import PrivateValkey
@@ -69,8 +69,12 @@ class Stack:
     supervisor: Supervisor
 
 
-def run(options: Options, *, console: Console) -> int:
-    """Keep a stack up until Ctrl-C or SIGTERM (0), or until it cannot be kept up (1)."""
+def run(options: Options, *, console: Console) -> None:
+    """Keep a stack up until Ctrl-C or SIGTERM.
+
+    Raises:
+        StackError: it cannot be started, or kept running.
+    """
     try:
         with temporary_stack(options, tell=console.print) as stack:
             console.print(_listening(stack, options))
@@ -78,12 +82,8 @@ def run(options: Options, *, console: Console) -> int:
                 stack.supervisor.wait()
             except (KeyboardInterrupt, _Terminated):
                 console.print("stopping: what was begun is finished first; Ctrl-C: at once")
-    except StackError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
     except (KeyboardInterrupt, _Terminated):  # while it started, or a second time
         console.print("stopped at once")
-    return 0
 
 
 @contextmanager

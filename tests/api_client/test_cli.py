@@ -327,6 +327,13 @@ def test_a_file_that_cannot_be_written_is_one_line(clipyard, tmp_path, monkeypat
     assert re.fullmatch(r"error: .*client\.url'\n", error)
 
 
+def test_a_stack_that_cannot_be_started_is_one_line_on_standard_error(
+    clipyard, pictures, monkeypatch
+):
+    monkeypatch.setenv("CLIPYARD_HOME", str(pictures / "a.png"))
+    assert clipyard("up") == (1, "", f"error: cannot use {pictures}/a.png: File exists\n")
+
+
 @pytest.mark.parametrize("command", ["gateway", "dashboard"])
 def test_a_port_that_is_taken_is_one_sentence_and_exit_code_2(command):
     with socket.create_server(("127.0.0.1", 0)) as taken:

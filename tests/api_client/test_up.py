@@ -18,7 +18,7 @@ from rich.console import Console
 
 from api_client.stack import up
 from api_client.stack.devices import devices_in
-from api_client.stack.errors import InUse, NoCheckout
+from api_client.stack.errors import CrashLoop, InUse, NoCheckout
 from api_client.stack.settings import StackSettings
 from api_client.stack.supervisor import Patience
 from api_client.stack.up import Extra, Options, find_checkout, node_names, run, temporary_stack
@@ -88,7 +88,7 @@ def run_elsewhere(home: Path, checkout: Path) -> Iterator[subprocess.Popen]:
         "import sys; from pathlib import Path; from rich.console import Console;"
         "from api_client.stack.up import Options, run;"
         "options = Options(home=Path(sys.argv[1]), devices=('cpu',));"
-        "sys.exit(run(options, console=Console(width=200)))"
+        "run(options, console=Console(width=200))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(home)],
@@ -208,9 +208,8 @@ def test_an_error_in_the_block_ends_the_stack(home, checkout, told):
 
 
 def test_a_crash_loop_ends_the_run_with_the_end_of_the_log(home, checkout):
-    console = Console(file=io.StringIO(), width=200)
-    assert run(options(home, "broken"), console=console) == 1
-    assert "no such device" in console.file.getvalue()
+    with pytest.raises(CrashLoop, match="no such device"):
+        run(options(home, "broken"), console=Console(file=io.StringIO()))
 
 
 def test_what_listens_where_is_shown_with_the_password_masked(home, checkout):
@@ -218,7 +217,8 @@ def test_what_listens_where_is_shown_with_the_password_masked(home, checkout):
     extra = Extra(
         name="dashboard", argv=(sys.executable, "-c", ""), address="http://127.0.0.1:5555"
     )
-    run(options(home, extras=(extra,)), console=console)
+    with pytest.raises(CrashLoop, match="dashboard exited"):
+        run(options(home, extras=(extra,)), console=console)
     shown = console.file.getvalue()
     assert "redis://:***@127.0.0.1:" in shown
     assert "http://127.0.0.1:5555" in shown
