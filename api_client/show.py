@@ -54,7 +54,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+    err = Console(stderr=True)
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=total, rate="")
 
         def advance(count: int) -> None:
@@ -90,6 +91,8 @@ def items(names: Sequence[str], items: Sequence[Item], *, out: Path | None, as_j
         for name, item in zip(names, items, strict=True)
     ]
     table(["item", "vector", "error"], rows, as_json=False)
+    if cut := sum(item.truncated for item in items):
+        line(f"{cut} of {len(items)} are longer than the model reads, and were cut", stderr=True)
     if out:
         print(f"{sum(item.error is None for item in items)} vectors in {printable(out)}")
 

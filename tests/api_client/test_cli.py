@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -85,7 +86,8 @@ def test_vectors_are_written_where_they_are_wanted(clipyard, pictures, tmp_path,
         assert np.load(out).shape == (2, 16)
 
 
-def test_a_name_that_is_not_utf8_costs_nobody(clipyard, pictures, tmp_path):
+def test_a_name_that_is_not_utf8_costs_nobody(clipyard, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # or a long path is folded
     (pictures / "a.png").rename(pictures / "caf\udce9.png")
     for ending in ("npy", "jsonl", "parquet"):
         assert clipyard("embed", pictures, "-o", tmp_path / f"vectors.{ending}")[0] == 0
@@ -439,3 +441,21 @@ def test_what_others_wrote_tells_the_terminal_nothing(clipyard):
     for said in (shown, refused):
         assert "mine" in said
         assert not {"\x1b", "\x07"} & set(said)
+
+
+class Cutting(FakeClient):
+    def embed_texts_detailed(self, texts, **options):
+        first, *rest = super().embed_texts_detailed(texts, **options)
+        return [replace(first, truncated=True), *rest]
+
+
+def test_a_text_that_was_cut_is_told(clipyard):
+    code, out, error = clipyard("text", "long", "short", client=Cutting())
+    assert (code, error) == (0, "1 of 2 are longer than the model reads, and were cut\n")
+    assert "cut" not in out
+    _, out, error = clipyard("text", "long", "short", "--json", client=Cutting())
+    assert ([row["truncated"] for row in json.loads(out)], error) == ([True, False], "")
+
+
+def test_progress_is_for_terminals_only(clipyard, pictures):
+    assert clipyard("embed", pictures)[2] == ""
