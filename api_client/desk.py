@@ -34,7 +34,7 @@ from .talks import Call, Line
 from .vigil import NOBODY
 from .wire import names
 from .wire.codec import Vectors
-from .wire.errors import ClipyardError, NoBroker, NoWorker, UnknownModel
+from .wire.errors import ClipyardError, NoAnswer, NoBroker, NoWorker, UnknownModel
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import (
     AUTO,
@@ -165,6 +165,8 @@ class Desk:
                     answer = (yield from self.line.wait(waiting[0])).message
                 except NoBroker:
                     raise
+                except NoAnswer as error:
+                    refusals.append(NoAnswer(f"{workers[-len(waiting)]}: {error}"))
                 except ClipyardError as error:
                     refusals.append(error)
                 else:

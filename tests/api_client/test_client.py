@@ -291,7 +291,7 @@ def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect,
         keys.model("b@holding", entry.id),
         mapping=pack_record(ModelStatus(id=entry.id, state="device", dimension=16)),
     )
-    with pytest.raises(NoAnswer):
+    with pytest.raises(NoAnswer, match=r"^b@holding: no answer"):
         connect(stage.settings).load(name, timeout=0.1)
     queues = map(names.direct_queue, ("a@idle", "b@holding"))
     assert [store.llen(keys.queue(one, names.INTERACTIVE)) for one in queues] == [0, 1]
