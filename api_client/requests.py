@@ -16,7 +16,7 @@ from .talks import Call
 from .wire import names
 from .wire.errors import BadRequest
 from .wire.messages import MAX_ITEMS, EmbedBatch, Knobs, Priority, Request
-from .wire.settings import LONGEST_S, Settings
+from .wire.settings import LONGEST_S, OURS, Settings
 
 _T = TypeVar("_T")
 MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
@@ -81,7 +81,7 @@ def managing(kind: type[Request], **fields: Any) -> Request:
     except ValidationError as error:
         mistake = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, mistake["loc"])) or kind.__name__.lower()
-        raise BadRequest(f"{field}: {mistake['msg']}") from None
+        raise BadRequest(f"{field}: {mistake['msg'].removeprefix(OURS)}") from None
 
 
 def settable(knobs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -35,6 +35,7 @@ from .home import running_stack_url
 
 LONGEST_S = 7 * 24 * 3600  # that a caller waits for an answer, or an answer for its caller
 PREFIX = "clipyard_"
+OURS = "Value error, "  # what Pydantic puts before a sentence of ours
 CONFIG_VARIABLE = "CLIPYARD_CONFIG"
 
 _TRACKER = "model_usage_tracker_"
@@ -187,7 +188,7 @@ class SettingsBase(BaseSettings):
         name = str(mistake["loc"][0]) if mistake["loc"] else "settings"
         field = cls.model_fields.get(name.removeprefix(PREFIX))
         given = "" if field and _is_secret(field) else f" (it is {mistake['input']!r})"
-        return f"{name.upper()}: {mistake['msg']}{given}"
+        return f"{name.upper()}: {mistake['msg'].removeprefix(OURS)}{given}"
 
     def rows(self) -> list[dict[str, str]]:
         """Every setting with its environment name, value (secrets masked) and origin."""

@@ -286,6 +286,13 @@ def test_what_is_empty_is_a_mistake(clipyard, argv, told):
     assert error == f"error: {told} is empty; give it a value, or leave it out\n"
 
 
+def test_a_sentence_of_ours_is_told_as_it_is(clipyard, monkeypatch):
+    said = clipyard("unload", "--scope", "family")[2]
+    assert said.startswith("error: unload: the scope family goes with")
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "nonsense")
+    assert clipyard("health")[2].startswith("error: CLIPYARD_REDIS_URL: no usable Redis URL")
+
+
 def test_a_setting_may_be_given_no_values(clipyard):
     assert clipyard("set", "pinned=")[0] == 0
 
