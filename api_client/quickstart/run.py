@@ -104,6 +104,7 @@ def _job(
         out / "contact-sheet.png"
     )
     _print(queries, best, collection)
+    show.failures(files, items)
     summary = {
         "images": len(items),
         "failed": len(items) - len(good),
@@ -115,7 +116,8 @@ def _job(
     top1 = f", {summary['top1']:.1%} nearest their own caption" if summary["top1"] else ""
     console.print(
         f"{len(good)} of {len(items)} pictures at {summary['images_per_second']} images/s on "
-        f"{summary['device']} in {summary['precision']}{top1}; see {out}/contact-sheet.png"
+        f"{summary['device']} in {summary['precision']}{top1}; see {out}/contact-sheet.png",
+        soft_wrap=True,  # a path in two lines is none
     )
     return summary
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from api_client.quickstart import run, sheet
 from api_client.testing import FakeClient
-from api_client.wire.errors import NoAnswer
+from api_client.wire.errors import ImageUnreadable, NoAnswer
 from api_client.wire.messages import Managed
 
 
@@ -64,3 +64,14 @@ def test_a_model_has_the_time_that_its_download_takes(tmp_path: Path) -> None:
     collection = run.Collection((tmp_path / "a.png",))
     summary = run._job(Downloading(), collection, "fake/small", ("a red square",), tmp_path)
     assert summary["images"] == 1
+
+
+def test_a_picture_that_failed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = tmp_path / "a.png", tmp_path / "b.png"
+    for file in files:
+        Image.new("RGB", (30, 30), "red").save(file)
+    client = FakeClient(failing={str(files[0]): ImageUnreadable("cut short")})
+    run._job(client, run.Collection(files), "fake/small", ("a red square",), tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    assert f"{files[0]}: image_unreadable: cut short" in said
+    assert f"see {tmp_path}/contact-sheet.png" in said[-1]
