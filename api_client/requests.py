@@ -147,7 +147,7 @@ def node_names(workers: Sequence[str] | None) -> Sequence[str] | None:
     if workers is None:
         return None
     named = list(workers) if isinstance(workers, Iterable) and not isinstance(workers, str) else []
-    if not named or not all(isinstance(worker, str) for worker in named):
+    if not named or not all(isinstance(worker, str) and worker for worker in named):
         raise BadRequest(f"workers is {workers!r}; use node names as in `clipyard status`")
     return named
 

@@ -169,6 +169,7 @@ def test_the_catalogue_of_a_newer_worker_is_read(stage, connect):
         (lambda c: c.unload(scope="some"), "scope"),
         (lambda c: c.load("a/b", workers="cpu0@host"), "workers"),
         (lambda c: c.load("a/b", workers=[]), "workers"),
+        (lambda c: c.load("a/b", workers=[""]), "workers"),
         (lambda c: c.load("a/b", workers=3), "workers"),
         (lambda c: c.load("a/b", timeout=-1), "timeout"),
         (lambda c: c.load("a/b", timeout=float("nan")), "timeout"),
