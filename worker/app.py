@@ -98,6 +98,7 @@ def _start(sender: str, **_: Any) -> None:
     gc.freeze()
     gc.enable()
     atexit.register(_thaw)
+    worker_shutdown.connect(_stop)  # Celery sends it where a start has failed, too
 
 
 def _thaw() -> None:
@@ -114,7 +115,6 @@ def _ready(sender: Any, **_: Any) -> None:
     threading.Thread(target=runtime.here().warm_up, name="warm-up", daemon=True).start()
 
 
-@worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _stop(**_: Any) -> None:
     runtime.here().close()
     runtime.use(None)
