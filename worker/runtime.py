@@ -11,7 +11,7 @@ import redis
 from PIL import Image
 
 from api_client.wire.broker import redis_client
-from api_client.wire.errors import ClipyardError, DeviceLost, UnknownModel
+from api_client.wire.errors import ClipyardError, DeviceLost
 from api_client.wire.messages import Event, Kind, Priority
 from api_client.wire.names import Keys
 
@@ -265,12 +265,13 @@ def _tiny(model: Model) -> Prepared:
 
 
 def _by_ids(settings: WorkerSettings, catalogue: Catalogue) -> WorkerSettings:
-    """Models named as everybody else here names them. One that nobody knows stays: it may come."""
+    """Models named as everybody else here names them. One that nobody knows, or of a family that
+    cannot be made, stays: it may come, and others are served meanwhile."""
 
     def id_of(model: str, setting: str) -> str:
         try:
             return catalogue[model].id
-        except UnknownModel as error:
+        except ClipyardError as error:
             log.warning("%s: %s", setting, error)
             return model
 

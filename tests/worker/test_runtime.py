@@ -129,3 +129,9 @@ def test_a_file_system_that_hangs_holds_up_one_look_around_and_not_those_that_fo
         here.look_around()
         assert not looks[1].is_set()
         mended.set()
+
+
+def test_a_default_model_of_a_family_that_cannot_be_made_keeps_nobody_from_the_others(here, caplog):
+    named = here.settings.model_copy(update={"default_model": "broken/one"})
+    assert runtime._by_ids(named, here.catalogue).default_model == "broken/one"
+    assert "CLIPYARD_DEFAULT_MODEL: the model family broken cannot be made" in caplog.text
