@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from celery import concurrency
+from celery.bootsteps import StartStopStep
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
 
 from api_client.wire import logs, spans
@@ -50,6 +51,14 @@ if sys.platform == "linux":
 concurrency.ALIASES["threads"] = "worker.delivery.pool:TaskPool"  # what `-P threads` means here
 transport.use()
 
+
+class Farewell(StartStopStep):  # type: ignore[misc]  # celery has no types
+    """Before the pool is waited for, which takes as long as what it works on."""
+
+    def close(self, worker: Any) -> None:
+        runtime.here().say_farewell()
+
+
 try:
     settings = WorkerSettings.read()
     app = celery_app(
@@ -61,6 +70,7 @@ try:
         worker_enable_prefetch_count_reduction=False,
         worker_send_task_events=settings.task_events,
     )
+    app.steps["worker"].add(Farewell)
     app.steps["consumer"].add(Showcase)
     app.Task.Request = "worker.delivery.consumer:Request"
 except ClipyardError as error:

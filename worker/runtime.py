@@ -105,11 +105,15 @@ class Runtime:
             finally:
                 self.looking.release()
 
+    def say_farewell(self) -> None:
+        """Tell the fleet that this worker takes nothing more; what it has begun goes on."""
+        self.health.close()
+        self.tracker.say("stopping")
+
     def close(self) -> None:
         """Fail what waits, give all memory back, take the worker off the list."""
-        self.health.close()
+        self.say_farewell()
         self.watchdog.close()
-        self.tracker.say("stopping")
         self.batcher.close()
         self.images.close()
         self.slots.close()

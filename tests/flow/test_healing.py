@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,11 +21,12 @@ from api_client.quarantine import cli as quarantine
 from api_client.quarantine import talks
 from api_client.stack.child import Child
 from api_client.stack.supervisor import Patience, Supervisor
+from api_client.talks import Call
 from api_client.wire.broker import redis_client
 from api_client.wire.codec import unpack_record
 from api_client.wire.errors import Quarantined
-from api_client.wire.messages import WorkerStatus
-from api_client.wire.names import Keys
+from api_client.wire.messages import Load, WorkerStatus
+from api_client.wire.names import LOAD, Keys, direct_queue
 from tests.flow.processes import until
 from worker.delivery.watchdog import EXIT_CODE
 
@@ -62,7 +64,7 @@ class Healing:
 
     @contextmanager
     def newcomer(self):
-        """A second worker, which loads its model for ever."""
+        """A second worker, which loads its model for ever: its process."""
         env = self._env | {
             "CLIPYARD_CATALOGUE": str(catalogue(self._folder, load_s=FOR_EVER_S)),
             "CLIPYARD_PRELOAD": '["fake/words"]',
@@ -72,7 +74,7 @@ class Healing:
                 argv(NEWCOMER), env=os.environ | env, cwd=ROOT, stdout=log, stderr=log
             )
         try:
-            yield
+            yield process
         finally:
             process.kill()
             process.wait()
@@ -118,6 +120,14 @@ def healing(valkey_url, tmp_path_factory):
     ):
         supervisor.wait_ready(within_s=60)
         yield Healing(client, said, folder, env)
+
+
+@pytest.fixture(scope="module")
+def newcomer(healing):
+    until(lambda: healing.status(NODE).state == "ready")
+    with healing.newcomer() as process:
+        until(lambda: (status := healing.status(NEWCOMER)) and status.models)
+        yield process
 
 
 @pytest.fixture
@@ -173,9 +183,22 @@ def test_a_worker_with_a_lost_device_gives_its_work_back_and_comes_again(healing
     assert healing.embed("afterwards").shape == (1, 8)
 
 
-def test_a_worker_that_brings_its_first_model_leaves_requests_to_one_that_is_ready(healing):
-    until(lambda: healing.status(NODE).state == "ready")
-    with healing.newcomer(), ThreadPoolExecutor() as threads:
-        until(lambda: (status := healing.status(NEWCOMER)) and status.models)
+def test_a_worker_that_brings_its_first_model_leaves_requests_to_one_that_is_ready(
+    healing, newcomer
+):
+    with ThreadPoolExecutor() as threads:
         asked = [threads.submit(healing.embed, f"text {n}") for n in range(100)]
         assert [one.result().shape for one in asked] == [(1, 8)] * 100
+
+
+def test_a_worker_that_is_asked_to_end_says_so_while_it_works_on_what_it_has_begun(
+    healing, newcomer
+):
+    request = Load(model="fake/words", deadline=time.time() + 600)
+    call = Call(LOAD, request, queue=direct_queue(NEWCOMER))
+    healing.client._hold(healing.client._desk.line.send(call))
+    until(lambda: healing.store.exists(healing.keys.started(call.id)))
+    newcomer.terminate()
+    until(lambda: healing.status(NEWCOMER).state == "stopping")
+    assert newcomer.poll() is None
+    assert not healing.status(NEWCOMER).trouble

@@ -267,10 +267,11 @@ class Start:
 
 
 def _is_alive(process: str, seen: Mapping[bytes, bytes]) -> bool:
-    """By the status hash of the node that bears the name now; one that says that it stops drops
-    what it has begun."""
+    """By the status hash of the node that bears the name now; one that stops over some trouble
+    drops what it has begun, any other one finishes it."""
     _, _, started_at = process.partition(" ")
-    return text(seen.get(b"started_at", b"")) == started_at and seen.get(b"state") != b'"stopping"'
+    has_dropped = seen.get(b"state") == b'"stopping"' and seen.get(b"trouble", b'""') != b'""'
+    return text(seen.get(b"started_at", b"")) == started_at and not has_dropped
 
 
 def _process(node: str, started_at: str) -> str:

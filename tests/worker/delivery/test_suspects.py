@@ -1,3 +1,4 @@
+import json
 import math
 import threading
 import time
@@ -136,11 +137,15 @@ def test_a_redelivery_while_the_first_worker_lives_is_no_crash(process):
     assert alive
 
 
-def test_a_process_that_says_it_stops_has_dropped_what_it_began(store, keys, process):
+@pytest.mark.parametrize(("trouble", "crashes"), [("its device was lost", 1), ("", 0)])
+def test_who_stops_over_some_trouble_drops_what_it_began_and_who_is_asked_to_finishes_it(
+    store, keys, process, trouble, crashes
+):
     stopping = dies_over(process("gpu1@a"))
-    store.hset(keys.worker("gpu1@a"), "state", '"stopping"')
+    said = {"state": '"stopping"', "trouble": json.dumps(trouble)}
+    store.hset(keys.worker("gpu1@a"), mapping=said)
     with process("gpu0@a").begin("r") as start:
-        assert len(start.crashes) == 1
+        assert len(start.crashes) == crashes
     assert stopping
 
 
