@@ -575,6 +575,24 @@ def test_those_who_wait_step_aside_as_soon_as_another_model_is_ready():
             each.result(SOON_S)
 
 
+def test_who_cannot_wait_for_a_model_leaves_no_lease_behind_when_it_comes(monkeypatch):
+    bench, gate = Bench(slots=2), Gate("load")
+    bench.use("b")
+
+    def no_thread():
+        raise RuntimeError("can't start new thread")
+
+    with threads() as pool:
+        bringing = pool.submit(bench.use, "a", before=gate)
+        assert gate.reached.wait(SOON_S)
+        monkeypatch.setattr(bench.slots._room, "_aside", no_thread)
+        with pytest.raises(RuntimeError):
+            bench.use("a")
+        gate.open.set()
+        bringing.result(SOON_S)
+    assert {slot.model_id: slot.leases for slot in bench.slots.view()} == {"a": 0, "b": 0}
+
+
 def test_only_the_first_model_is_brought_while_there_is_none_to_work_with():
     bench, first, second = Bench(), Gate("load"), Gate("load")
     assert not bench.slots.brings_its_first
