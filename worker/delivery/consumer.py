@@ -81,11 +81,13 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
         """
         Raises:
             TypeError: its name or its time limits would fail in the thread that runs it, where
-                nobody settles it: 36 of them, and the worker would be deaf.
+                nobody settles it: 36 of them, and the worker would be deaf. Or its stamps would,
+                once Celery has noted the request: it would stay noted for good.
         """
         super().__init__(*args, **options)
         hash(self.name)
         sum(limit for limit in self.time_limits if limit)
+        set(self.stamped_headers)
 
     def acknowledge(self) -> None:
         with self._settling:

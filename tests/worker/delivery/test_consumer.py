@@ -92,7 +92,14 @@ def request_of(**headers):
 
 
 @pytest.mark.parametrize(
-    "odd", [{"timelimit": [None, "a"]}, {"timelimit": [[1], 2]}, {"shadow": [1]}]
+    "odd",
+    [
+        {"timelimit": [None, "a"]},
+        {"timelimit": [[1], 2]},
+        {"shadow": [1]},
+        {"stamped_headers": 5},
+        {"stamped_headers": [[1]]},
+    ],
 )
 def test_headers_that_would_fail_where_nobody_settles_the_message_are_refused_at_once(odd):
     with pytest.raises(TypeError):
