@@ -70,7 +70,7 @@ class Line:
         self._envelopes = Envelopes(self._app)
 
     def close(self) -> None:
-        """Give the connections of remote control back."""
+        """Let Celery forget this one; it holds no connection."""
         self._app.close()
 
     @contextmanager
@@ -232,8 +232,15 @@ class Line:
                 yield from self.withdraw(ids)
 
     def revoke(self, ids: Sequence[str]) -> None:
-        """Tell the workers that are there to let these go."""
-        self._app.control.revoke(list(ids), terminate=True)
+        """Tell the workers that are there to let these go.
+
+        Over a connection of this call: those of kombu's pools, which all lines of a process share,
+        would outlive the line.
+        """
+        control = self._app.control
+        control.mailbox.producer_pool = None
+        with self._app.connection_for_write() as connection:
+            control.revoke(list(ids), terminate=True, connection=connection)
 
     def live_workers(self) -> Talk[list[str]]:
         """Node names of the workers whose status hash has not expired, sorted."""

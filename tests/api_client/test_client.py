@@ -8,7 +8,7 @@ import pytest
 import redis
 from kombu.exceptions import OperationalError
 
-from api_client import talks
+from api_client import Client, talks
 from api_client.results import ItemsFailed, matrix
 from api_client.testing import MODELS, NODE
 from api_client.wire import names
@@ -25,6 +25,7 @@ from api_client.wire.errors import (
 )
 from api_client.wire.messages import ModelStatus, WorkerStatus
 from api_client.wire.settings import Settings
+from tests.flow.processes import until
 
 TEXTS = [f"text {i}" for i in range(9)]
 
@@ -370,6 +371,16 @@ def test_a_call_waits_as_long_as_the_setting_says_and_names_it(stage, connect, c
     client = connect(stage.settings.model_copy(update={"answer_timeout_s": 0.05}))
     with pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"):
         call(client)
+
+
+def test_a_client_that_withdrew_something_leaves_no_connection_open(stage):
+    def open_ones():
+        return {row["id"] for row in stage.store.client_list()}
+
+    before = open_ones()
+    with Client(stage.settings) as client:
+        client.submit_texts(["a"], model="a/b").cancel()
+    until(lambda: open_ones() <= before)
 
 
 def test_what_is_past_its_deadline_is_not_withdrawn_as_well(stage, connect, quick, monkeypatch):
