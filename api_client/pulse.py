@@ -43,7 +43,10 @@ def _in_redis(worker: str | None) -> str:
 
 def _trouble(fields: dict[bytes, bytes]) -> str:
     status = unpack_record(WorkerStatus, fields)
-    return "" if status.state == "ready" else f"{status.state} {status.trouble}".strip()
+    finishes_what_it_has_begun = status.state == "stopping" and not status.trouble
+    if status.state == "ready" or finishes_what_it_has_begun:
+        return ""
+    return f"{status.state} {status.trouble}".strip()
 
 
 def _page(url: str) -> str:

@@ -41,11 +41,18 @@ def page():
 def test_a_worker_is_as_it_says_itself(monkeypatch, valkey_url, store, keys):
     monkeypatch.setenv("CLIPYARD_REDIS_URL", valkey_url)
     told = {"device": "cpu", "pid": 1, "started_at": 1.0, "beat_at": 1.0}
-    for state, trouble in (("ready", ""), ("broken", "no pass ends")):
-        status = WorkerStatus(name=f"{state}@a", state=state, trouble=trouble, **told)
+    for name, state, trouble in (
+        ("ready", "ready", ""),
+        ("draining", "stopping", ""),
+        ("broken", "broken", "no pass ends"),
+        ("lost", "stopping", "its device is gone"),
+    ):
+        status = WorkerStatus(name=f"{name}@a", state=state, trouble=trouble, **told)
         store.hset(keys.worker(status.name), mapping=pack_record(status))
     assert pulse.sickness(worker=None, url=None) == ""
     assert pulse.sickness(worker="ready@a", url=None) == ""
+    assert pulse.sickness(worker="draining@a", url=None) == ""
+    assert pulse.sickness(worker="lost@a", url=None) == "lost@a is stopping its device is gone"
     assert pulse.sickness(worker="broken@a", url=None) == "broken@a is broken no pass ends"
     assert pulse.sickness(worker="none@a", url=None) == "none@a is not there"
 
