@@ -189,9 +189,10 @@ def test_a_database_that_another_server_takes_over_is_worth_another_try(make, po
         sink.write(shard(0))
 
 
-def test_a_broken_file_of_a_folder_that_is_walked_is_named(make, tmp_path):
+@pytest.mark.parametrize("body", [b"cut short", b"PAR1 no last page\x04\0\0\0PAR1"])
+def test_a_broken_file_of_a_folder_that_is_walked_is_named(make, tmp_path, body):
     sink = make("parquet")
-    (tmp_path / "photos" / "part-j1-00000000.parquet").write_bytes(b"cut short")
+    (tmp_path / "photos" / "part-j1-00000000.parquet").write_bytes(body)
     with pytest.raises(JobRefused, match=r"part-j1-00000000\.parquet is broken"):
         list(sink.rows())
 

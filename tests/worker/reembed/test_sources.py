@@ -196,12 +196,31 @@ def test_a_missing_column_is_refused_with_those_that_are_there(source, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "body"), [("x.parquet", "no"), ("x.jsonl", "no"), ("x.jsonl", "1")]
+    ("name", "body"),
+    [
+        ("x.parquet", "no"),
+        ("x.parquet", "PAR1 whose last page is not one\x04\0\0\0PAR1"),
+        ("x.jsonl", "no"),
+        ("x.jsonl", "1"),
+    ],
 )
 def test_a_broken_table_is_refused(source, tmp_path, name, body):
     (tmp_path / name).write_text(body)
-    with pytest.raises(JobRefused, match="cannot be read as"):
+    with pytest.raises(JobRefused, match=f"{name} cannot be read as"):
         list(source("list", tmp_path / name).walk())
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, JobRefused), (errno.EIO, StoreDown)])
+def test_a_list_that_cannot_be_opened_is_named(source, tmp_path, monkeypatch, number, kind):
+    (tmp_path / "list.csv").write_text("path\na.jpg\n")
+    walk = source("list", tmp_path / "list.csv").walk()
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(kind, match=r"list\.csv"):
+        list(walk)
 
 
 def write_tar(file, members):

@@ -100,7 +100,9 @@ class Parquet:
             for file in sorted(self.folder.glob("part-*.parquet")):
                 try:
                     table = parquet.read_table(file, columns=["id", "ref", "meta"])
-                except pa.ArrowInvalid as error:
+                except (pa.ArrowInvalid, OSError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise
                     raise JobRefused(f"{file} is broken: {error}") from None
                 for row in table.to_pylist():
                     yield row["id"], {"ref": row["ref"], **json.loads(row["meta"] or "{}")}

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from api_client.wire.errors import JobRefused
+from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -78,6 +78,7 @@ class Texts:
 
 def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows with their numbers, from 1."""
+    refusal = f"{file} cannot be read as {file.suffix or 'a list'}"
     if not file.is_file():
         raise JobRefused(f"there is no file {str(file)!r} on this worker")
     read: Mapping[str, Reader] = {
@@ -90,7 +91,11 @@ def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         yield from enumerate(reader(file), start=1)
     except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
-        raise JobRefused(f"{file} cannot be read as {file.suffix or 'a list'}: {error}") from None
+        raise JobRefused(f"{refusal}: {error}") from None
+    except OSError as error:
+        if error.errno is None or isinstance(error, PermissionError):  # pyarrow's own has no number
+            raise JobRefused(f"{refusal}: {error}") from None
+        raise StoreDown(f"{file}: {error.strerror}") from error
 
 
 def _parquet(file: Path) -> Iterator[Mapping[str, Any]]:
