@@ -131,7 +131,7 @@ def readable(ledger: JobLedger) -> JobSpec | None:
     except BadRequest as error:
         sentence = f"{runtime.here().node}: {error}"
         if ledger.state() is JobState.PLANNING:
-            ledger.end(JobState.FAILED, sentence)
+            ledger.end(JobState.FAILED, sentence, at=JobState.PLANNING)
         else:  # it was in order once: this worker's key or version may be the odd one
             ledger.pause(sentence)
         return None
@@ -190,7 +190,7 @@ def _met(app: Celery, job: Job, claim: Claim, state: JobState, error: Exception)
     if isinstance(error, ClipyardError):
         if state is JobState.PLANNING and not error.retryable:
             log.warning("job %s cannot begin: %s", spec.id, sentence)
-            ledger.end(JobState.FAILED, sentence)
+            ledger.end(JobState.FAILED, sentence, at=state)
             return "refused"
     else:
         log.exception("job %s, %s failed", spec.id, what)

@@ -130,7 +130,8 @@ class Job:
         missing = plan.items - found.done - found.failed
         reason = f"{missing} items are neither in the sink nor recorded" if missing else ""
         report.write(self.papers, self.ledger.status(), found, state=state, moved=moved)
-        self.ledger.end(state, reason, done=found.done, failed=found.failed)
+        counts = {"done": found.done, "failed": found.failed}
+        self.ledger.end(state, reason, at=JobState.CHECKING, **counts)
         return []
 
     def finish(self, number: int, go_on: Callable[[], None], start: Start) -> Marker:

@@ -183,10 +183,11 @@ return fill(tonumber(now), sent_s)
 """
 
 _END = """
-local state, reason, now, kept_s = unpack(ARGV)
-if field('state') == 'cancelled' then return 0 end
+local at, state, reason, now, kept_s = unpack(ARGV)
+local is = field('state')
+if is ~= at and not (is == 'paused' and field('paused_from') == at) then return 0 end
 redis.call('DEL', FLIGHT, HELD)
-redis.call('HSET', H, 'ended_at', now, unpack(ARGV, 5))
+redis.call('HSET', H, 'ended_at', now, unpack(ARGV, 6))
 redis.call('HDEL', H, 'trouble', 'trouble_since')
 to(state, reason)
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, kept_s) end
@@ -339,13 +340,15 @@ class JobLedger:
         now = self.now()
         return _texts(self._run(_REOPEN, now, self._sent_s, done, failed, *chunks))
 
-    def end(self, state: JobState, reason: str, **counts: int) -> bool:
-        """The job is over, unless it was cancelled before.
+    def end(self, state: JobState, reason: str, *, at: JobState, **counts: int) -> bool:
+        """The job is over, unless it was cancelled before or has gone on without us.
 
         Args:
+            at: of the job, in which that makes sense; it may have paused there.
             counts: `done` and `failed`, as the check found them.
         """
-        return bool(self._run(_END, state, reason, self.now(), OVER_KEPT_S, *_pairs(counts)))
+        now = self.now()
+        return bool(self._run(_END, at, state, reason, now, OVER_KEPT_S, *_pairs(counts)))
 
     def unfit(self, worker: str) -> None:
         """This worker answers in another vector space."""

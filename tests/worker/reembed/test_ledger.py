@@ -217,7 +217,7 @@ def test_a_cancelled_job_stays_so(book):
     assert book.do(CANCEL, "by hand", 5)
     assert book.finish("0") == []
     assert book.ledger.renew(claim_of("0")) is None
-    assert not book.ledger.end(JobState.COMPLETE, "")
+    assert not book.ledger.end(JobState.COMPLETE, "", at=RUNNING)
     assert book.status().state is JobState.CANCELLED
     assert not book.do(RESUME)
 
@@ -277,7 +277,7 @@ def complete(book, *, lost, state=JobState.COMPLETE, **counts):
         book.claim(chunk := todo.pop(0))
         todo += book.finish(chunk, lost=lost.get(int(chunk), 0))
     book.claim(CHECK, state=JobState.CHECKING)
-    book.ledger.end(state, "", **counts)
+    book.ledger.end(state, "", at=JobState.CHECKING, **counts)
 
 
 def test_only_chunks_with_failures_are_retried(book):
@@ -290,6 +290,23 @@ def test_only_chunks_with_failures_are_retried(book):
     book.finish("4")
     assert book.finish("9") == [CHECK]
     assert book.status().done == 95
+
+
+def test_a_check_that_was_overtaken_ends_no_job_that_is_at_work_again(book):
+    complete(book, lost={4: 1})
+    book.do(RETRY_FAILED)
+    assert not book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
+    assert book.status().state is RUNNING
+    assert book.ledger.fallen() == ["4"]
+
+
+def test_a_check_that_is_at_work_when_its_job_pauses_ends_it(book):
+    complete(book, lost={})
+    book.do(VERIFY)
+    book.claim(CHECK, state=JobState.CHECKING)
+    book.ledger.pause("by hand")
+    assert book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
+    assert book.status().state is JobState.COMPLETE
 
 
 def test_no_less_than_nothing_is_done_when_an_incomplete_job_is_retried(book):
