@@ -28,7 +28,8 @@ return 1
 RESUME = """
 if redis.call('HGET', KEYS[1], 'state') ~= 'paused' then return 0 end
 local before = redis.call('HGET', KEYS[1], 'paused_from')
-redis.call('HSET', KEYS[1], 'state', before, 'reason', '')
+local reached = redis.call('HGET', KEYS[1], 'reached') or '0'
+redis.call('HSET', KEYS[1], 'state', before, 'reason', '', 'resumed', reached)
 redis.call('HDEL', KEYS[1], 'paused_from', 'trouble', 'trouble_since')
 for _, what in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
   if redis.call('HEXISTS', KEYS[5], what) == 0 then redis.call('ZADD', KEYS[4], 0, what) end

@@ -15,7 +15,6 @@ from api_client.wire.errors import (
     JobRefused,
     Quarantined,
     SpaceMismatch,
-    StoreDown,
     TextInvalid,
 )
 from api_client.wire.jobs import JobSpec
@@ -31,7 +30,7 @@ from ..delivery.suspects import TWICE, Start
 from ..runtime import Runtime
 from .items import Item, Vector, storable
 from .sources import Source
-from .sources.refs import stranded
+from .sources.refs import FolderEmpty, stranded
 
 # Between two slices the model is free for others and the task can be stopped. Several chunks are
 # at work at once, so the device does not wait for a slice to begin.
@@ -96,7 +95,7 @@ def embed(
     *,
     held: Mapping[str, Vector],
     fingerprint: str,
-    is_outage: Callable[[], bool],
+    is_outage: Callable[[ClipyardError], bool],
     between: Callable[[], None],
     start: Start,
 ) -> Embedded:
@@ -105,8 +104,8 @@ def embed(
     Args:
         held: vectors that are there already, by id.
         fingerprint: the job's vector space.
-        is_outage: asked when nothing of a slice can be reached: whether that is to be tried again,
-            or recorded.
+        is_outage: asked when nothing of a slice can be reached, with what came of its first item:
+            whether that is to be tried again, or recorded.
         between: called before every slice; may raise to stop.
         start: of the chunk.
 
@@ -182,7 +181,7 @@ def _set_aside(
 def _raise_outages(
     items: Sequence[Item],
     rows: Sequence[Vector | ClipyardError],
-    is_outage: Callable[[], bool],
+    is_outage: Callable[[ClipyardError], bool],
 ) -> None:
     """A picture that cannot be reached is recorded; when not one can be, its store may be away.
 
@@ -195,7 +194,7 @@ def _raise_outages(
         if isinstance(row, ClipyardError) and row.retryable and not isinstance(row, ItemError):
             raise row
     away = map(_away, items, rows)  # none is looked at behind one that is not
-    if len(rows) >= OUTAGE and (first := next(away)) and all(away) and is_outage():
+    if len(rows) >= OUTAGE and (first := next(away)) and all(away) and is_outage(first):
         raise first
 
 
@@ -203,7 +202,7 @@ def _away(item: Item, row: Vector | ClipyardError) -> ClipyardError | None:
     """What may be wrong with the store of an item that has no vector, if it may be its store."""
     match row:
         case ImageMissing() if folder := stranded(item.ref):
-            return StoreDown(f"{str(folder)!r} is empty: is its file system mounted?")
+            return FolderEmpty(f"{str(folder)!r} is empty: is its file system mounted?")
         case ImageForbidden():  # the worker's key to it may have expired
             return row
         case ClipyardError() if row.retryable:

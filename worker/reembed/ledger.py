@@ -16,6 +16,7 @@ from typing import Any
 
 import redis
 
+from api_client.wire.errors import ClipyardError
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, unsealed
 from api_client.wire.jobscripts import OVER_KEPT_S, PAUSE, job_keys
 from api_client.wire.names import Keys
@@ -24,6 +25,7 @@ from api_client.wire.signing import FIELD
 
 from .manifest import Manifest
 from .papers import Marker
+from .sources.refs import FolderEmpty
 
 PLAN, CHECK = "plan", "check"
 PAUSE_MIN_S, PAUSE_MAX_S = 2.0, 60.0  # before something that failed is tried again
@@ -113,6 +115,8 @@ return fill(now, sent_s)
 _OUTAGE = """
 if not field('state') then return 1 end  -- it is forgotten, and its id free to be submitted again
 local name, reached = 'outage:' .. ARGV[1], number('reached')
+-- Who resumed a job was told that a folder is empty: what is so until something comes through is.
+if ARGV[2] == 'empty' and field('resumed') == tostring(reached) then return 0 end
 -- The others that are held may have been through before it began: one more must come through.
 if redis.call('HSETNX', H, name, reached + redis.call('HLEN', HELD) - 1) == 1 then return 1 end
 return reached > number(name) and 0 or 1
@@ -305,13 +309,14 @@ class JobLedger:
         }
         return _texts(self._run(_PLANNED, self.now(), self._sent_s, *_pairs(fields)))
 
-    def is_outage(self, chunk: int) -> bool:
+    def is_outage(self, chunk: int, why: ClipyardError) -> bool:
         """Whether nothing of a slice can be reached because nothing can be: it is tried again.
 
         Not so if a chunk that was begun later came through, or the job was resumed, since this one
-        met with that for the first time.
+        met with that for the first time. Nor if its folder is empty, and nothing came through since
+        the job was resumed: one that was emptied would pause it window by window.
         """
-        return bool(self._run(_OUTAGE, chunk))
+        return bool(self._run(_OUTAGE, chunk, "empty" if isinstance(why, FolderEmpty) else ""))
 
     def finished(self, marker: Marker) -> list[str]:
         """Count a chunk, once however often it is said; gives what to start next."""

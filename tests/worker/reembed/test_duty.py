@@ -249,6 +249,21 @@ def test_a_job_that_was_resumed_records_what_is_still_out_of_reach(
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 8, 8)
 
 
+def test_a_folder_that_was_emptied_pauses_its_job_once(desk, post, pictures, sink, tmp_path):
+    folder = tmp_path / "pictures"
+    folder_of(folder, 40)
+    desk.submit(pictures, sink, window=1, patience_s=0)
+    post.deliver()
+    for file in folder.iterdir():
+        file.unlink()
+    assert post.deliver_all() == ["trouble"]
+    assert desk.status().state is JobState.PAUSED
+    desk.do(RESUME)
+    desk.tend()
+    assert set(post.deliver_all()) == {"done"}
+    assert (desk.status().state, desk.status().failed) == (JobState.COMPLETE, 40)
+
+
 @pytest.mark.parametrize("kind", ["folder", "webdataset"])
 def test_a_file_system_that_is_not_mounted_is_waited_for(
     desk, post, pictures, sink, tmp_path, kind

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from api_client.reembed.talks import submission
+from api_client.wire.errors import StoreDown
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY, job_keys
 from api_client.wire.settings import Settings
@@ -14,6 +15,7 @@ from worker.reembed.manifest import Manifest
 from worker.reembed.papers import Loss, Marker
 
 LEASE_S, SENT_S = 60.0, 60.0
+AWAY = StoreDown("it is away")
 SETTINGS = Settings.read(redis_url="redis://nowhere")
 RUNNING = JobState.RUNNING
 
@@ -132,19 +134,19 @@ def test_a_slice_out_of_reach_is_an_outage_until_one_that_began_later_came_throu
     book.planned()
     for chunk in ("0", "1"):
         book.claim(chunk)
-    assert book.ledger.is_outage(0)
+    assert book.ledger.is_outage(0, AWAY)
     book.finish("1")  # it may have been through before
     book.claim("2")
     book.finish("2", lost=10)  # nothing of it could be reached, either
-    assert book.ledger.is_outage(0)
+    assert book.ledger.is_outage(0, AWAY)
     book.claim("3")
     book.finish("3")
-    assert not book.ledger.is_outage(0)
+    assert not book.ledger.is_outage(0, AWAY)
 
 
 def test_an_outage_of_a_job_that_redis_has_lost_leaves_its_id_free(book):
     book.store.delete(*job_keys(book.keys, "job"))
-    assert book.ledger.is_outage(0)
+    assert book.ledger.is_outage(0, AWAY)
     submitted(book.store, book.keys, book.spec)
     assert book.status().state is JobState.PLANNING
 
@@ -152,11 +154,11 @@ def test_an_outage_of_a_job_that_redis_has_lost_leaves_its_id_free(book):
 def test_after_a_resume_what_is_still_out_of_reach_is_no_outage(book):
     book.planned()
     book.claim("0")
-    assert book.ledger.is_outage(0)
+    assert book.ledger.is_outage(0, AWAY)
     book.ledger.pause("nothing can be reached")
     book.do(RESUME)
-    assert not book.ledger.is_outage(0)
-    assert book.ledger.is_outage(1)
+    assert not book.ledger.is_outage(0, AWAY)
+    assert book.ledger.is_outage(1, AWAY)
 
 
 def test_what_a_dead_worker_had_is_started_again_when_its_claim_has_run_out(book):

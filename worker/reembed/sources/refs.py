@@ -53,6 +53,10 @@ def content(ref: str, doors: Doors) -> Content:
     return PathRef.model_construct(path=ref)  # a file's name need not be fit for a message
 
 
+class FolderEmpty(StoreDown):
+    """Nothing is where a file should be: its file system is away, or all of it was removed."""
+
+
 def stranded(ref: str) -> Path | None:
     """The folder in which the way to a missing file ends, if it is empty: as a mount point is while
     its file system is away."""
