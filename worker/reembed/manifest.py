@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from api_client.wire.errors import JobRefused, StoreDown
 
 from .items import Chunk, Item, parse
-from .papers import replacing, store_errors, temporary_for
+from .papers import lasting, store_errors, temporary_for
 
 PART_CHUNKS = 64
 IDS_AT_ONCE = 2**20  # looked at together in the search for duplicates, 8 bytes each
@@ -63,7 +63,7 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
         for number in count():
             if (first := next(chunks, None)) is None:
                 break
-            with replacing(_part(folder, number)) as out:
+            with lasting(_part(folder, number)) as out:
                 for found in chain([first], islice(chunks, PART_CHUNKS - 1)):
                     body = b"".join([item.line() for item in found])
                     index += _RECORD.pack(out.tell(), len(body), _digest(body))
@@ -75,7 +75,7 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
         if not total:
             raise JobRefused("the source holds no items; is the path or the pattern right?")
         _refuse_duplicates(folder, ids, total)
-    with replacing(folder / "index.bin") as out:
+    with lasting(folder / "index.bin") as out:
         out.write(index)
     manifest = Manifest(
         items=total,
@@ -83,7 +83,7 @@ def write(folder: Path, items: Iterable[Item], *, chunk_size: int) -> Iterator[i
         chunk_size=chunk_size,
         index=hashlib.sha256(index).hexdigest(),
     )
-    with replacing(folder / WHOLE) as out:
+    with lasting(folder / WHOLE) as out:
         out.write(json.dumps(asdict(manifest)).encode())
 
 

@@ -42,6 +42,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+@contextmanager
+def lasting(path: Path) -> Iterator[BinaryIO]:
+    """As `replacing`, and on the disk before it has its name: for what nothing could make again.
+
+    Raises:
+        StoreDown: the folder is away, not writable, or full.
+    """
+    with replacing(path) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def lay(path: Path, content: bytes) -> None:
     """Lay a file down, whole, unless somebody else was first.
 
@@ -138,7 +151,7 @@ class Papers:
                     f"{self.folder} holds the papers of another job {held.id!r}: submit this one "
                     "under another id"
                 )
-        with replacing(file) as out:
+        with lasting(file) as out:
             out.write(spec.model_dump_json(indent=2).encode())
 
     def spec(self) -> JobSpec:

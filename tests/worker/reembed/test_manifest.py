@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,3 +115,21 @@ def test_a_folder_that_cannot_be_written_is_worth_another_try(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreDown):
         written(tmp_path / "file" / "below", items(3))
+
+
+def test_a_power_cut_leaves_no_manifest_that_is_cut_short(tmp_path, monkeypatch):
+    on_disk, named, fsync, replace = set(), set(), os.fsync, os.replace
+
+    def kept(descriptor):
+        fsync(descriptor)
+        on_disk.add(os.fstat(descriptor).st_ino)
+
+    def renamed(before, after):
+        assert os.stat(before).st_ino in on_disk
+        named.add(after.name)
+        replace(before, after)
+
+    monkeypatch.setattr(os, "fsync", kept)
+    monkeypatch.setattr(os, "replace", renamed)
+    written(tmp_path, items(3))
+    assert named == {"part-00000.jsonl", "index.bin", "manifest.json"}
