@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from api_client.wire.errors import ItemError, JobRefused
+from api_client.wire.errors import BadRequest, ItemError, JobRefused
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.messages import BlobRef
 
@@ -77,13 +77,14 @@ def switched(job: "Job", to: Literal["new", "old"]) -> tuple[bool, str]:
     a sentence.
 
     Raises:
-        JobRefused: the job is no migration, not complete, or its sink knows no names.
+        BadRequest: the job is no migration, or not complete.
+        JobRefused: its sink knows no names.
     """
     migration, status = job.spec.migration, job.ledger.status()
     if migration is None:
-        raise JobRefused(f"job {job.spec.id} is no migration: there is no name to switch")
+        raise BadRequest(f"job {job.spec.id} is no migration: there is no name to switch")
     if to == "new" and status.state is not JobState.COMPLETE:
-        raise JobRefused(f"job {job.spec.id} is {status.state}: switch when it is complete")
+        raise BadRequest(f"job {job.spec.id} is {status.state}: switch when it is complete")
     place = job.spec.sink if to == "new" else migration.old
     sink = _switchable(job.sink if to == "new" else open_old(place, job.doors), place)
     before = sink.target(migration.alias)

@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 from pyarrow import dataset
 
 from api_client.wire import names
-from api_client.wire.errors import ImageMissing, SpaceMismatch, StoreDown, UnknownJob
+from api_client.wire.errors import BadRequest, ImageMissing, SpaceMismatch, StoreDown, UnknownJob
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
@@ -826,6 +826,19 @@ def test_a_sink_that_takes_the_name_of_its_migration_ends_it_before_it_begins(
     desk.submit(pictures, new, migration={"alias": "live", "old": old})
     assert post.deliver_all() == ["refused"]
     assert "the sink needs a name of its own" in desk.status().reason
+
+
+def test_a_job_that_is_no_migration_has_nothing_to_switch(desk, post, pictures, sink):
+    desk.submit(pictures, sink)
+    with pytest.raises(BadRequest, match="is no migration"):
+        switched(duty.opened(runtime.here(), "job"), "new")
+
+
+def test_a_migration_that_is_not_complete_is_not_switched(desk, post, pictures, sink, tmp_path):
+    old = {"kind": "parquet", "where": str(tmp_path / "old")}
+    desk.submit(pictures, sink, migration={"alias": "live", "old": old})
+    with pytest.raises(BadRequest, match="is planning: switch when it is complete"):
+        switched(duty.opened(runtime.here(), "job"), "new")
 
 
 def killing(colour):
