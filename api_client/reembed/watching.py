@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from ..wire.jobs import JobStatus
+from ..wire.logs import ESCAPES
 from .job import Job
 
 LOOK_S = 0.5
@@ -36,7 +38,7 @@ def _looks(job: Job) -> Iterator[JobStatus]:
         time.sleep(LOOK_S)
 
 
-def drawn(status: JobStatus, *, rate: float) -> list[ProgressBar | Text]:
+def drawn(status: JobStatus, *, rate: float) -> list[Padding | Text]:
     """A bar, and below it what people ask for."""
     lines = [
         f"{status.state}  {finished(status)}/{status.items}  failed {status.failed}  {rate:.0f}/s  "
@@ -47,7 +49,8 @@ def drawn(status: JobStatus, *, rate: float) -> list[ProgressBar | Text]:
     if told := status.reason or status.trouble:
         lines.append(told)
     bar = ProgressBar(total=status.items or 1, completed=finished(status), width=60)
-    return [bar, *map(Text, lines)]
+    # Padded, for a bar by itself does not end its line; and what others named is shown here.
+    return [Padding(bar, expand=False), *(Text(line.translate(ESCAPES)) for line in lines)]
 
 
 def rate(seen: "deque[JobStatus]") -> float:

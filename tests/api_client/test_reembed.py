@@ -1,10 +1,12 @@
 """What a client makes of its arguments, and how a job looks on a terminal."""
 
+import io
 import os
 from collections import deque
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console, Group
 
 from api_client import cli
 from api_client.reembed import places, watching
@@ -151,6 +153,17 @@ def test_rate_and_time_left_come_from_what_was_seen():
     assert "20/s" in told
     assert "about 0:00:35 left" in told
     assert "read 25%" in told
+
+
+def test_a_terminal_of_eighty_columns_has_room_for_what_people_ask_for():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    console.print(Group(*watching.drawn(status(20.0, 300, failed=12), rate=20.0)))
+    assert "running  312/1000  failed 12  20/s  about 0:00:34 left" in console.file.getvalue()
+
+
+def test_what_others_named_does_nothing_to_the_terminal():
+    [*_, told] = watching.drawn(status(1.0, 0, reason="\x1b]0;mine\x07.png: is empty"), rate=0)
+    assert "\x1b" not in str(told)
 
 
 @pytest.fixture
