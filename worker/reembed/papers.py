@@ -64,7 +64,10 @@ def lay(path: Path, content: bytes) -> None:
     with store_errors(path.parent):
         temporary = temporary_for(path)
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:  # on the disk first, as with `lasting`
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             try:
                 os.link(temporary, path)
             except FileExistsError:

@@ -324,6 +324,24 @@ def test_a_folder_of_something_else_is_left_alone(make, tmp_path):
         make("parquet")
 
 
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+@pytest.mark.parametrize("where", ["photos", "photos/below"])
+def test_a_file_is_no_sink(tmp_path, doors, kind, where):
+    (tmp_path / "photos").write_text("x")
+    with pytest.raises(JobRefused, match="is a file, or below one"):
+        open_sink(Place(kind=kind, where=str(tmp_path / where)), SPACE, doors)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+@pytest.mark.parametrize("body", ["", "[]", "{}"])
+def test_a_folder_whose_space_cannot_be_read_is_refused_by_name(make, kind, tmp_path, body):
+    make(kind)
+    [file] = tmp_path.glob("*/_space.json")
+    file.write_text(body)
+    with pytest.raises(JobRefused, match=r"_space\.json says no vector space"):
+        make(kind)
+
+
 def test_nothing_is_written_outside_the_sink_roots(doors):
     with pytest.raises(JobRefused, match="CLIPYARD_SINK_ROOTS"):
         open_sink(Place(kind="parquet", where="/elsewhere"), SPACE, doors)

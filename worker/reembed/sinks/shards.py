@@ -131,21 +131,33 @@ def claimed(folder: Path, space: Space | None, *, alone: str = "") -> Space:
     if space is None:
         if not file.exists():
             raise JobRefused(f"{folder} is no folder that a job wrote: it has no {SPACE}")
-        with store_errors(folder):
-            return Space(**json.loads(file.read_bytes()))
+        return _space_of(file)
     with store_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise JobRefused(
+                f"{folder} is a file, or below one: name a folder for the sink"
+            ) from None
         if not file.exists():
             if any(not entry.name.startswith((".", "_")) for entry in folder.iterdir()):
                 raise JobRefused(
                     f"{folder} holds files of somebody else: name an empty folder for the sink"
                 )
             lay(file, json.dumps(asdict(space)).encode())
-        held = Space(**json.loads(file.read_bytes()))
+    held = _space_of(file)
     refuse_another_space(str(folder), held=held, wanted=space)
     if alone and held.job != space.job:
         raise JobRefused(f"{folder} holds job {held.job}, and {alone}: name another folder")
     return space
+
+
+def _space_of(file: Path) -> Space:
+    try:
+        with store_errors(file.parent):
+            return Space(**json.loads(file.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
+        raise JobRefused(f"{file} says no vector space any more: name another folder") from None
 
 
 def matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
