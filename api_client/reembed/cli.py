@@ -186,7 +186,7 @@ def _watched(client: "Client", job: str) -> "JobStatus":
 
 
 def _end_as(status: "JobStatus") -> None:
-    if status.state != "complete":
+    if status.state != "complete" or status.failed:
         raise typer.Exit(FAILED)
 
 

@@ -259,7 +259,7 @@ def test_a_job_is_led_from_the_command_line(
     assert (code, "led" in said) == (1, True)  # it has paused
     assert json.loads(clipyard("show", "led", "--json")[1])["state"] == "paused"
     assert clipyard("resume", "led")[0] == 0
-    assert clipyard("watch", "led")[0] == 0
+    assert clipyard("watch", "led")[0] == 1  # an item failed
     shown = json.loads(clipyard("show", "led", "--json")[1])
     assert (shown["state"], shown["done"], shown["failed"]) == ("complete", 96, 1)
     assert "led" in clipyard("list")[1]
