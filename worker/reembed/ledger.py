@@ -39,9 +39,10 @@ local function number(name) return tonumber(field(name) or '0') end
 local function to(state, reason)
   redis.call('HSET', H, 'state', state, 'reason', reason)
 end
--- A message may be on its way three times as long as the last one was seen to be.
+-- A message may be on its way three times as long as the last one was seen to be; but one that
+-- waited for more than an hour (3600 s) waited for a worker, which is there now.
 local function patience(given)
-  return math.max(tonumber(given), number('waited_s') * 3)
+  return math.max(tonumber(given), math.min(number('waited_s'), 3600) * 3)
 end
 local function fill(now, sent_s)
   local started = {}

@@ -185,6 +185,15 @@ def test_messages_that_wait_long_in_their_queue_do_not_count_as_lost(book):
     assert "3" in book.ledger.fallen()
 
 
+def test_after_a_weekend_without_workers_what_is_lost_is_not_waited_for_as_long_again(book):
+    book.planned()
+    book.now += 60 * 3600
+    book.claim("0", sent_at=book.now - 60 * 3600)
+    assert book.finish("0") == ["3"]
+    book.now += 3 * 3600
+    assert "3" in book.ledger.fallen()
+
+
 def test_what_a_stopping_worker_gives_back_is_started_at_once(book):
     book.planned()
     book.claim("1")
