@@ -21,12 +21,15 @@ RATE_OVER = 600  # looks, five minutes: a chunk of large pictures takes a good p
 def watch(job: Job) -> JobStatus:
     """Draw until the job is over or has paused; gives how it stands then."""
     seen: deque[JobStatus] = deque(maxlen=RATE_OVER)
-    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
+    console = Console(stderr=True)
+    with Live(console=console, refresh_per_second=4) as live:
         for status in _looks(job):
             if seen and finished(status) < finished(seen[-1]):  # chunks are done again
                 seen.clear()
             seen.append(status)
             live.update(Group(*drawn(status, rate=rate(seen))))
+    if not console.is_terminal:
+        console.line()  # in a file the last line has no end
     return status
 
 

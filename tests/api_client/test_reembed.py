@@ -185,6 +185,12 @@ def test_when_chunks_are_done_again_the_rate_begins_anew(watched):
     assert watched(looks) == [0.0, 0.0, 50.0]
 
 
+def test_what_is_watched_into_a_file_ends_its_last_line(capsys):
+    look = status(1.0, 1000, state=JobState.COMPLETE)
+    watching.watch(SimpleNamespace(status=lambda: look))
+    assert capsys.readouterr().err.endswith("\nworkers  \n")
+
+
 def test_the_rate_of_a_job_of_weeks_is_steady(watched):
     """A chunk of 1024 every 20 seconds."""
     looks = [status(at / 2, at // 40 * 1024) for at in range(1200)]
