@@ -29,13 +29,15 @@ class Pace:
     def is_late(self, call: Call, *, ahead: int) -> bool:
         """Whether its deadline comes before it is done behind so many rows.
 
-        One pass more is for the one that runs now, and for the answer's way.
+        One pass more is for the one that runs now, and for what goes between. A call of which some
+        is done goes on without: given up, that would have been for nobody.
         """
         seconds = self._seconds[call.space]
         if call.deadline is None or len(seconds) < ENOUGH:
             return False
         at_once = self._limit(call) * call.traits.parallel
-        rounds = 1 - (-(ahead + call.left) // at_once)
+        spare = call.left == len(call.items)
+        rounds = spare - (-(ahead + call.left) // at_once)
         return self._wall() + rounds * median(seconds) >= call.deadline
 
     def too_late(self, rivals: Sequence[Call]) -> list[Call]:

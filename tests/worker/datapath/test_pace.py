@@ -13,9 +13,15 @@ def pace() -> Pace:
     return Pace(limit=lambda call: 10, wall=lambda: 1000.0)
 
 
-def call(*, deadline: float | None = 1010.0, rows: int = 10) -> Any:
-    traits = SimpleNamespace(parallel=1)
-    return SimpleNamespace(space="a", deadline=deadline, left=rows, traits=traits)
+def call(*, deadline: float | None = 1010.0, done: int = 0) -> Any:
+    """Of twenty items, two passes."""
+    return SimpleNamespace(
+        space="a",
+        deadline=deadline,
+        items=range(20),
+        left=20 - done,
+        traits=SimpleNamespace(parallel=1),
+    )
 
 
 def noted(pace: Pace, *seconds: float) -> Pace:
@@ -49,3 +55,11 @@ def test_those_who_cannot_be_served_at_all_are_kept_if_nobody_can(pace: Pace) ->
     late, able = call(), call(deadline=2000.0)
     assert pace.too_late([late, able]) == [late]
     assert pace.too_late([late, late]) == []
+
+
+def test_what_has_begun_goes_on_while_there_is_time_for_its_own_passes(pace: Pace) -> None:
+    noted(pace, *[4.0] * LATELY)
+    assert not pace.is_late(call(deadline=1013.0), ahead=0)
+    assert pace.is_late(call(deadline=1011.0), ahead=0)  # two passes, and one to spare
+    assert not pace.is_late(call(deadline=1005.0, done=10), ahead=0)
+    assert pace.is_late(call(deadline=1003.0, done=10), ahead=0)
