@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -344,15 +345,15 @@ def _dump(installation: Installation) -> str:
             name = key.decode()
             if ":answer:" in name:
                 continue
-            kind = admin.type(key).decode()
-            read = {"hash": admin.hgetall, "string": admin.get, "set": admin.smembers}
-            ranged = {"list": admin.lrange, "zset": admin.zrange}
-            value = (
-                read[kind](key)
-                if kind in read
-                else ranged[kind](key, 0, -1)
-                if kind in ranged
-                else admin.xrange(key)
-            )
+            reads = {
+                "hash": admin.hgetall,
+                "string": admin.get,
+                "set": admin.smembers,
+                "list": partial(admin.lrange, start=0, end=-1),
+                "zset": partial(admin.zrange, start=0, end=-1),
+                "stream": admin.xrange,
+                "none": repr,  # it has gone just now, and may be back at once as another kind
+            }
+            value = reads[admin.type(key).decode()](key)
             found.append(f"{name} {value}")
     return "\n".join(found)
