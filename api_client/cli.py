@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .results import Item
 
 app = typer.Typer(
-    help="Pictures and texts into CLIP vectors, through a fleet of workers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -42,6 +41,24 @@ Images = Annotated[list[str], typer.Argument(help="Pictures, folders of them, UR
 Workers = Annotated[
     list[str] | None, typer.Option("--worker", "-w", help="A worker's node name; repeatable.")
 ]
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"clipyard {version('clipyard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _clipyard(
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Pictures and texts into CLIP vectors, through a fleet of workers."""
 
 
 def main() -> NoReturn:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -177,6 +178,10 @@ def test_rows_are_tables_for_people_and_json_for_scripts(clipyard, argv, key):
     assert code == 0
     assert key in json.loads(out)[0]
     assert clipyard(*argv)[0] == 0
+
+
+def test_it_says_its_version(clipyard):
+    assert clipyard("--version") == (0, f"clipyard {version('clipyard')}\n", "")
 
 
 def test_every_command_that_shows_something_takes_json():
