@@ -15,6 +15,7 @@ from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
+from ..tables import reading_parquet
 from .shards import claimed
 
 DIGITS = 8  # the index builder takes the files in the order of their names
@@ -63,13 +64,10 @@ class ClipRetrieval:
     def _rows(self, number: int) -> list[tuple[str, Vector]]:
         try:
             vectors = np.load(io.BytesIO(self._vectors(number).read_bytes()))
-            names = parquet.read_table(self._metadata(number), columns=["id"])["id"].to_pylist()
+            with reading_parquet():
+                names = parquet.read_table(self._metadata(number), columns=["id"])["id"].to_pylist()
         except (FileNotFoundError, ValueError, EOFError, pa.ArrowInvalid):
             return []
-        except OSError as error:
-            if error.errno is None:  # pyarrow's own: a page is broken
-                return []
-            raise
         if vectors.shape != (len(names), self._space.dimension):
             return []
         return list(zip(names, vectors.astype(np.float32), strict=True))

@@ -18,6 +18,7 @@ from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..papers import lay, replacing, store_errors
+from ..tables import reading_parquet
 from . import refuse_another_space
 
 SPACE = "_space.json"  # readers of Parquet folders leave names with an underscore alone
@@ -87,22 +88,18 @@ class Parquet:
             whole = dataset.dataset(self.folder, format="parquet")
             return whole.to_table(columns, filter=dataset.field("id").isin(list(ids)))
         try:
-            return parquet.read_table(self._file(chunk), columns=columns)
+            with reading_parquet():
+                return parquet.read_table(self._file(chunk), columns=columns)
         except (FileNotFoundError, pa.ArrowInvalid):  # not there, or cut short by a power cut
             return None
-        except OSError as error:
-            if error.errno is None:  # pyarrow's own: a page is broken
-                return None
-            raise
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with store_errors(self.folder):
             for file in sorted(self.folder.glob("part-*.parquet")):
                 try:
-                    table = parquet.read_table(file, columns=["id", "ref", "meta"])
-                except (pa.ArrowInvalid, OSError) as error:
-                    if isinstance(error, OSError) and error.errno is not None:
-                        raise
+                    with reading_parquet():
+                        table = parquet.read_table(file, columns=["id", "ref", "meta"])
+                except pa.ArrowInvalid as error:
                     raise JobRefused(f"{file} is broken: {error}") from None
                 for row in table.to_pylist():
                     yield row["id"], {"ref": row["ref"], **json.loads(row["meta"] or "{}")}

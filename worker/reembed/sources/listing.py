@@ -17,6 +17,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Item
+from ..tables import reading_parquet
 from . import Content
 from .refs import content
 
@@ -78,7 +79,6 @@ class Texts:
 
 def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows with their numbers, from 1."""
-    refusal = f"{file} cannot be read as {file.suffix or 'a list'}"
     if not file.is_file():
         raise JobRefused(f"there is no file {str(file)!r} on this worker")
     read: Mapping[str, Reader] = {
@@ -90,17 +90,16 @@ def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader: Reader = read.get(file.suffix.lower(), partial(_lines, column=column))
     try:
         yield from enumerate(reader(file), start=1)
-    except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
-        raise JobRefused(f"{refusal}: {error}") from None
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException, PermissionError) as error:
+        raise JobRefused(f"{file} cannot be read as {file.suffix or 'a list'}: {error}") from None
     except OSError as error:
-        if error.errno is None or isinstance(error, PermissionError):  # pyarrow's own has no number
-            raise JobRefused(f"{refusal}: {error}") from None
         raise StoreDown(f"{file}: {error.strerror}") from error
 
 
 def _parquet(file: Path) -> Iterator[Mapping[str, Any]]:
-    for batch in parquet.ParquetFile(file).iter_batches(ROWS):
-        yield from batch.to_pylist()
+    with reading_parquet():
+        for batch in parquet.ParquetFile(file).iter_batches(ROWS):
+            yield from batch.to_pylist()
 
 
 def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
