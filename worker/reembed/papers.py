@@ -51,12 +51,11 @@ def lasting(path: Path) -> Iterator[BinaryIO]:
     """
     with replacing(path) as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        _to_disk(file)
 
 
 def lay(path: Path, content: bytes) -> None:
-    """Lay a file down, whole, unless somebody else was first.
+    """Lay a file down, lasting, unless somebody else was first.
 
     Raises:
         StoreDown: the folder is away, not writable, or full.
@@ -64,10 +63,9 @@ def lay(path: Path, content: bytes) -> None:
     with store_errors(path.parent):
         temporary = temporary_for(path)
         try:
-            with temporary.open("wb") as file:  # on the disk first, as with `lasting`
+            with temporary.open("wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                _to_disk(file)
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -76,6 +74,11 @@ def lay(path: Path, content: bytes) -> None:
                 os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def tidy(folder: Path) -> None:
