@@ -1,88 +1,110 @@
-"""docs/performance.md and its picture, drawn from the kept results; no figure is typed by hand."""
+"""docs/performance.md and its pictures, drawn from the kept results; no figure is typed by hand."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
-from . import kept
-from .plot import Panel, drawn
+from . import dots, kept, plot
 
 DOCS = Path(__file__).parents[1] / "docs"
-WIDTH, ROW, LEFT, TOP = 1000, 26, 430, 46
-INK, FAINT, REACHED, MISSED, GOAL = "#222222", "#888888", "#3a8a4d", "#c0504d", "#1f4e9e"
-MOST = 4.0  # times the goal that a bar can show
 
 INTRO = """# Performance
 
 Every figure below is a ratio from one run on one machine, printed by the command in its heading
 and kept under `benchmarks/results/`; of each processor the latest run is shown. This page is drawn
 from those files by `python -m benchmarks report`. More is always better; 1 is as good as what
-stands beside it.
+stands beside it. Goals that depend on what a processor can compute differ from column to column.
 
 ![The ratios beside their goals](images/performance.png)
 """
+
+Result = Mapping[str, Any]
 
 
 def write() -> list[Path]:
     """Draw the page and its pictures from the newest results; gives the files."""
     results = kept.newest()
     page, picture = DOCS / "performance.md", DOCS / "images" / "performance.png"
-    by_name = groupby(results, key=itemgetter("name"))
-    page.write_text("\n".join([INTRO, *(_section(name, runs) for name, runs in by_name)]))
-    _draw(results).save(picture)
+    by_name = {name: list(runs) for name, runs in groupby(results, key=itemgetter("name"))}
+    page.write_text("\n".join([INTRO, *(_section(name, runs) for name, runs in by_name.items())]))
+    dots.drawn({name: _rows(runs) for name, runs in by_name.items()}).save(picture)
     curves = {DOCS / "images" / f"{r['name']}.png": r for r in results if "curves" in r}
     for file, result in curves.items():
-        drawn([_panels(name, result) for name in result["curves"]]).save(file)
+        plot.drawn([_panels(name, result) for name in result["curves"]]).save(file)
     return [page, picture, *curves]
 
 
-def _section(name: str, runs: Iterable[Mapping[str, Any]]) -> str:
-    return "\n".join([f"## `python -m benchmarks {name}`\n", *map(_run, runs)])
-
-
-def _run(result: Mapping[str, Any]) -> str:
-    machine = result["machine"]
-    goals = result["goals"]
-    rows = [
-        f"| {name} | {ratio:g} | {goals[name]:g} | {'yes' if ratio >= goals[name] else 'no'} |"
-        if name in goals
-        else f"| {name} | {ratio:g} | | |"
-        for name, ratio in result["ratios"].items()
-    ]
-    figures = [f"| {name} | {value:g} |" for name, value in result["figures"].items()]
-    when = (
-        f"{result['date'][:10]}, commit {result['commit']}, {machine['cpu']}, "
-        f"{machine['cores']} cores, load {machine['load']} at the end, "
-        f"torch {result['versions']['torch']}; {result['seconds']:g} s."
-    )
+def _section(name: str, runs: Sequence[Result]) -> str:
     parts = [
-        f"{when}{' ' + result['note'] + '.' if result['note'] else ''}\n",
-        "| ratio | | goal | reached |\n|---|---|---|---|",
-        *rows,
+        f"## `python -m benchmarks {name}`\n",
+        _table(runs, "ratio of goal", "ratios", _reached),
     ]
-    if "curves" in result:
-        parts += [f"\n![Goodput and latency](images/{result['name']}.png)"]
-    if figures:
-        parts += ["\n<details><summary>What they were made of</summary>\n"]
-        parts += ["| figure | |\n|---|---|", *figures, "\n</details>"]
+    if any("curves" in run for run in runs):
+        parts += [f"\n![Goodput and latency](images/{name}.png)"]
+    parts += [
+        "\n<details><summary>What they were made of</summary>\n",
+        _table(runs, "figure", "figures", _figure),
+        *(f"\n{_processor(run)}: {_when(run)}" for run in runs),
+        "\n</details>",
+    ]
     return "\n".join(parts) + "\n"
 
 
-def _maker(result: Mapping[str, Any]) -> str:
-    """Of the processor, and what it computes with where that is known."""
-    name, _, unit = result["machine"]["cpu"].partition(" with ")
-    return f"{name.partition(' ')[0].partition('(')[0]} {unit}".rstrip()
+def _table(
+    runs: Sequence[Result], title: str, part: str, cell: Callable[[Result, str], str]
+) -> str:
+    """A row for each name that any run has, a column for each run."""
+    names = dict.fromkeys(name for run in runs for name in run[part])
+    lines = [[title, *map(_processor, runs)], ["---"] * (len(runs) + 1)]
+    for name in names:
+        lines.append([name, *(cell(run, name) if name in run[part] else "" for run in runs)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
+def _reached(run: Result, name: str) -> str:
+    ratio, goal = run["ratios"][name], run["goals"].get(name)
+    if goal is None:
+        return f"{ratio:g}"
+    told = f"{ratio:g} of {goal:.3g}"
+    return told if ratio >= goal else f"**{told}, missed**"
+
+
+def _figure(run: Result, name: str) -> str:
+    return f"{run['figures'][name]:g}"
+
+
+def _processor(run: Result) -> str:
+    return str(run["machine"]["cpu"]).replace("(R)", "")
+
+
+def _when(run: Result) -> str:
+    machine = run["machine"]
+    return (
+        f"{run['date'][:10]}, commit {run['commit']}, {machine['cores']} cores, load "
+        f"{machine['load']} at the end, torch {run['versions']['torch']}; {run['seconds']:g} s."
+        f"{' ' + run['note'] + '.' if run['note'] else ''}"
+    )
+
+
+def _rows(runs: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Of each ratio with a goal, how often that was reached on each processor."""
+    names = dict.fromkeys(name for run in runs for name in run["goals"])
+    return {
+        name: {
+            _processor(run): run["ratios"][name] / run["goals"][name]
+            for run in runs
+            if name in run["goals"]
+        }
+        for name in names
+    }
+
+
+def _panels(load: str, result: Result) -> list[plot.Panel]:
     rows, figures = result["curves"][load], result["figures"]
     return [
-        Panel(
+        plot.Panel(
             f"{load}: answers in time (64 clients offer three times the line)",
             rows,
             x="clients",
@@ -90,7 +112,7 @@ def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
             level=figures["saturation items/s"],
             level_name="one caller who always has more",
         ),
-        Panel(
+        plot.Panel(
             f"{load}: latency of the answers",
             rows,
             x="clients",
@@ -99,27 +121,3 @@ def _panels(load: str, result: Mapping[str, Any]) -> list[Panel]:
             level_name="deadline",
         ),
     ]
-
-
-def _draw(results: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Bars of ratio over goal, one for each ratio that has a goal."""
-    bars = [
-        (f"{result['name']}, {_maker(result)}: {name}", result["ratios"][name], goal)
-        for result in results
-        for name, goal in result["goals"].items()
-    ]
-    picture = Image.new("RGB", (WIDTH, TOP + ROW * len(bars) + 20), "white")
-    pen = ImageDraw.Draw(picture)
-    title, small = ImageFont.load_default(16), ImageFont.load_default(12)
-    pen.text((16, 12), "ratio / goal (line: the goal; bars end at four times it)", INK, title)
-    unit = (WIDTH - LEFT - 90) / MOST
-    for number, (name, ratio, goal) in enumerate(bars):
-        top = TOP + number * ROW
-        share = min(MOST, ratio / goal) if math.isfinite(ratio) else MOST
-        pen.text((16, top + 4), name[:66], INK, small)
-        colour = REACHED if ratio >= goal else MISSED
-        pen.rectangle((LEFT, top + 3, LEFT + max(1.0, share * unit), top + ROW - 5), fill=colour)
-        pen.text((LEFT + share * unit + 8, top + 4), f"{ratio:.3g} of {goal:g}", FAINT, small)
-    edge = LEFT + unit
-    pen.line((edge, TOP - 4, edge, TOP + ROW * len(bars)), fill=GOAL, width=2)
-    return picture
