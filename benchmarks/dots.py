@@ -40,7 +40,8 @@ def drawn(groups: Mapping[str, Rows]) -> Image.Image:
 
 def _frame(pen: ImageDraw.ImageDraw, height: int, colours: Mapping[str, str]) -> None:
     title, small = ImageFont.load_default(16), ImageFont.load_default(12)
-    pen.text((16, 12), "Ratio over its goal: hollow where missed, at the edge where beyond", INK, title)
+    told = "Ratio over its goal: hollow where missed, at the edge where beyond"
+    pen.text((16, 12), told, INK, title)
     x = 16.0
     for processor, colour in colours.items():
         _dot(pen, 1.0, 46, colour, x=x + RADIUS)
