@@ -45,9 +45,9 @@ class Listing:
             ref = _name(self._file, number, row, self._column)
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
             item_id = _name(self._file, number, row, self._id) if self._id else ref
-            if "://" not in ref:  # an absolute path stays what it is
+            if not ref.startswith("/") and "://" not in ref:
                 ref = os.path.join(folder, ref)
-            yield Item(id=item_id, ref=ref, meta=meta)
+            yield Item(item_id, ref, meta=meta)
 
     def fetch(self, item: Item) -> Content:
         return content(item.ref, self._doors)
