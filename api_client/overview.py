@@ -35,10 +35,11 @@ def watch(look: Callable[[], Fleet]) -> None:
 
 
 def drawn(fleet: Fleet) -> RenderableType:
-    """Workers, their models in LRU order, and the newest events."""
+    """Workers, their models in LRU order, and the newest events, as far as there are any."""
     if not fleet.workers:
         return Text(NOBODY, style="red")
-    return Group(_workers(fleet), _models(fleet), _events(fleet))
+    tables = (_workers(fleet), _models(fleet), _events(fleet))
+    return Group(*(table for table in tables if table.row_count))
 
 
 def _workers(fleet: Fleet) -> Table:
@@ -79,7 +80,7 @@ def _models(fleet: Fleet) -> Table:
 
 
 def _events(fleet: Fleet) -> Table:
-    table = grid("when", "worker", "what", "model", "why", "by", show_header=bool(fleet.events))
+    table = grid("when", "worker", "what", "model", "why", "by")
     for event in fleet.events[:EVENTS_SHOWN]:
         when = time.strftime("%H:%M:%S", time.localtime(event.at))
         row = (when, event.worker, event.kind.value, event.model, event.reason, event.asked_by)

@@ -66,12 +66,24 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """The rows' columns as a table, or the whole rows as a JSON list."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    unbroken: str = "",
+) -> None:
+    """The rows' columns as a table, or the whole rows as a JSON list.
+
+    Args:
+        unbroken: the column that is never folded.
+    """
     if as_json:
         print(json.dumps(list(rows)))
         return
     drawn = grid(*(name.replace("_", " ") for name in columns))
+    for column in drawn.columns:
+        column.no_wrap = column.header == unbroken
     for row in rows:
         drawn.add_row(*(_cell(row.get(name)) for name in columns))
     console().print(drawn)
@@ -110,8 +122,9 @@ def doctor(report: Report, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"settings": report.settings, "findings": findings}))
         return
-    table(["setting", "value", "origin"], report.settings, as_json=False)
-    table(["check", "health", "found", "mend"], findings, as_json=False)
+    columns = ["setting", "value", "origin"]
+    table(columns, report.settings, as_json=False, unbroken="setting")
+    table(["check", "health", "found", "mend"], findings, as_json=False, unbroken="check")
 
 
 def _plain(name: str, item: Item) -> dict[str, Any]:
