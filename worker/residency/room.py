@@ -95,15 +95,15 @@ class Room:
         Args:
             gone: what to call it then.
         """
-        if slot.state is State.DROPPING or not self._make_host_room(slot, asked_by):
-            self.drop(slot, gone, reason, asked_by)
-            return
-        size, started = slot.held.device_bytes, self._clock()
+        held, size, started = None, slot.held.device_bytes, self._clock()
         try:
-            held = self._carrier.lower(slot)
-        except Exception as error:
+            if slot.state is not State.DROPPING and self._make_host_room(slot, asked_by):
+                held = self._carrier.lower(slot)
+        except Exception as error:  # claimed as it is, nobody else could ever move it
             log.warning("%s could not be lowered", slot.id, exc_info=True)
-            self.drop(slot, gone, f"{reason}; could not be lowered: {error}", asked_by)
+            reason = f"{reason}; could not be lowered: {error}"
+        if held is None:
+            self.drop(slot, gone, reason, asked_by)
             return
         with self._changed:
             slot.state, slot.held = State.HOST, held

@@ -277,6 +277,20 @@ def test_a_model_that_cannot_be_lowered_is_gone():
     assert "could not be lowered: host memory is full" in bench.events[-2].reason
 
 
+def test_a_model_goes_where_nobody_can_tell_how_much_host_memory_is_free(monkeypatch):
+    def no_files_left(size):
+        raise OSError("too many open files")
+
+    bench = Bench()
+    bench.use("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.ledger, "host_shortfall", no_files_left)
+        bench.slots.apply([Move("a", Tier.HOST, "idle")])
+    assert bench.events[-1].kind is EventKind.UNLOADED
+    bench.use("a")
+    assert bench.tiers == {"a": Tier.DEVICE}
+
+
 def test_a_model_whose_unload_breaks_is_gone_all_the_same():
     def misbehave(step):
         if step == "unload":
