@@ -205,12 +205,17 @@ def _met(app: Celery, job: Job, claim: Claim, state: JobState, error: Exception)
 def _pass_on(
     app: Celery, ledger: JobLedger, spec: JobSpec, what: str, unfit: frozenset[str]
 ) -> bool:
-    """To a live worker that is not known to be unfit, on its own queue."""
+    """To a live worker that goes on and is not known to be unfit, on its own queue."""
     here = runtime.here()
-    fit = [node for node in live_workers(here.redis, here.keys) if node not in unfit]
+    others = [node for node in live_workers(here.redis, here.keys) if node not in unfit]
+    fit = [node for node in others if not _is_stopping(here, node)]
     if fit:
         send(app, ledger, spec, [what], queue=names.direct_queue(random.choice(fit)))
     return bool(fit)
+
+
+def _is_stopping(here: Runtime, node: str) -> bool:
+    return here.redis.hget(here.keys.worker(node), "state") == b'"stopping"'
 
 
 @contextmanager

@@ -613,6 +613,16 @@ def test_a_worker_in_another_space_passes_the_chunk_on(
     assert here.node in {name.decode() for name in store.smembers(keys.job_unfit("job"))}
 
 
+def test_a_chunk_is_not_passed_on_to_a_worker_that_stops(desk, post, pictures, sink, store, keys):
+    desk.submit(pictures, sink)
+    post.deliver()
+    store.hset(keys.job("job"), "fingerprint", "another")
+    Path(sink.where, "_space.json").unlink()
+    store.sadd(keys.workers, "fit@there")
+    store.hset(keys.worker("fit@there"), "state", '"stopping"')
+    assert post.deliver() == "trouble"
+
+
 def test_a_chunk_whose_marker_is_there_is_not_done_again(desk, post, pictures, sink, store, keys):
     desk.submit(pictures, sink)
     post.deliver()
