@@ -1,6 +1,7 @@
 """The catalogue as clients are told of it, in Redis."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 
 import redis
@@ -13,21 +14,32 @@ from .catalogue import Catalogue, Entry
 
 __all__ = ["Listing"]
 
-KEPT_S = 60  # after the last worker's last beat
+KEPT_S = 60  # after the last worker's last beat; a row, after it was doubted
+
+DOUBT = b" "  # behind a row, which is JSON all the same; whoever has the model writes it without
+Rows = dict[FieldT, EncodableT]  # by id
 
 
 class Listing:
     """What one worker lists; those of all live workers make one list."""
 
-    def __init__(self, store: redis.Redis, keys: Keys, catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        store: redis.Redis,
+        keys: Keys,
+        catalogue: Catalogue,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store, self._key = store, keys.catalogue
-        self._catalogue = catalogue
+        self._catalogue, self._clock = catalogue, clock
         self._rows = _rows(catalogue)
-        self._is_told = False
+        self._doubts: Rows | None = None  # as they were left; None before the first beat
+        self._doubted_until = 0.0
 
     def renew(self, in_use: Iterable[str]) -> None:
-        """To be called at every beat. The first call ends what others listed: whoever is alive
-        does it again with its own next beat, and what nobody has any more is gone.
+        """To be called at every beat. The first call doubts what others listed: whoever is alive
+        lists it again with its own next beat, and what nobody has any more goes in the end.
 
         Args:
             in_use: ids of models that are listed as well, though they needed no entry.
@@ -36,14 +48,35 @@ class Listing:
         for model_id in in_use:
             with suppress(ClipyardError):  # unknown, or of a family that cannot be made here
                 found.append(self._catalogue[model_id])
+        rows = {**self._rows, **_rows(found)}
         with self._store.pipeline() as pipe:
-            if not self._is_told:
-                pipe.delete(self._key)
-            pipe.hset(self._key, mapping={**self._rows, **_rows(found)})
+            doubts = self._doubt(pipe, rows) if self._doubts is None else self._settle(pipe)
+            pipe.hset(self._key, mapping=rows)
             pipe.expire(self._key, KEPT_S)
             pipe.execute()
-        self._is_told = True
+        self._doubts = doubts
+
+    def _doubt(self, pipe: "redis.client.Pipeline", rows: Container[FieldT]) -> Rows:
+        doubts: Rows = {id: row + DOUBT for id, row in self._told().items() if id not in rows}
+        if doubts:
+            pipe.hset(self._key, mapping=doubts)
+        self._doubted_until = self._clock() + KEPT_S
+        return doubts
+
+    def _settle(self, pipe: "redis.client.Pipeline") -> Rows:
+        """Those that nobody has listed again; none once they have gone."""
+        if not self._doubts:
+            return {}
+        doubts = dict(self._doubts.items() & self._told().items())
+        if doubts and self._clock() >= self._doubted_until:
+            pipe.hdel(self._key, *doubts)
+            return {}
+        return doubts
+
+    def _told(self) -> dict[bytes, bytes]:
+        told: dict[bytes, bytes] = self._store.hgetall(self._key)  # type: ignore[assignment]
+        return told
 
 
-def _rows(entries: Iterable[Entry]) -> dict[FieldT, EncodableT]:
-    return {entry.id: entry.public().model_dump_json() for entry in entries}
+def _rows(entries: Iterable[Entry]) -> Rows:
+    return {entry.id.encode(): entry.public().model_dump_json().encode() for entry in entries}

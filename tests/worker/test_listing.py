@@ -3,13 +3,25 @@ import pytest
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import CatalogueEntry
 from worker.catalogue import Catalogue, Entry
-from worker.listing import Listing
+from worker.listing import KEPT_S, Listing
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 @pytest.fixture
-def worker(store, keys):
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def worker(store, keys, clock):
     """One that has these models."""
-    return lambda *ids: Listing(store, keys, Catalogue(map(Entry, ids)))
+    return lambda *ids: Listing(store, keys, Catalogue(map(Entry, ids)), clock=clock)
 
 
 @pytest.fixture
@@ -27,10 +39,34 @@ def test_what_any_live_worker_has_is_listed(worker, listed, store, keys):
     assert 0 < store.ttl(keys.catalogue) <= 60
 
 
-def test_what_no_live_worker_has_any_more_is_listed_no_longer(worker, listed):
+def test_a_worker_that_starts_ends_nothing_that_others_list(worker, listed, clock):
+    one, other = worker("a", "b"), worker("a", "c")
+    one.renew([])
+    other.renew([])
+    assert listed() == {"a", "b", "c"}
+    one.renew([])
+    clock.now += KEPT_S
+    other.renew([])
+    assert listed() == {"a", "b", "c"}
+
+
+def test_what_no_live_worker_has_any_more_is_listed_no_longer(worker, listed, clock):
     worker("a", "gone").renew([])
-    worker("a").renew([])
+    left = worker("a")
+    left.renew([])
+    clock.now += KEPT_S
+    left.renew([])
     assert listed() == {"a"}
+
+
+def test_what_a_worker_comes_to_use_meanwhile_stays_listed(store, keys, listed, clock):
+    catalogue = Catalogue([Entry("a")], describe=[Entry])
+    Listing(store, keys, Catalogue([Entry("b")])).renew([])
+    worker = Listing(store, keys, catalogue, clock=clock)
+    worker.renew([])
+    clock.now += KEPT_S
+    worker.renew(["b"])
+    assert listed() == {"a", "b"}
 
 
 def test_a_model_in_use_that_needs_no_entry_is_listed(store, keys, listed):
