@@ -183,6 +183,7 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
 
     def on_start(self) -> None:
         self._does_debug = False  # Celery's own line holds what is to be embedded
+        self.executor.submit(bool)  # there is a thread, whatever comes, or no worker
 
     def register_with_event_loop(self, hub: Any) -> None:
         self._wake = partial(hub.call_soon, bool)  # anything
@@ -227,7 +228,10 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         with self._starting:
             while self._waiting and self._running < self.limit + others():
                 self._running += 1
-                self.executor.submit(self._waiting.popleft())
+                try:
+                    self.executor.submit(self._waiting.popleft())
+                except RuntimeError as error:  # it stands in line all the same
+                    log.warning("a task waits for one of the threads there are: %s", error)
 
     def ask_for_more(self) -> None:
         """The event loop asks for no message while all places are taken, and sleeps for a second

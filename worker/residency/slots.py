@@ -272,7 +272,7 @@ class Slots:
                     while not flight.done:
                         sentence = f"{entry.id} is still on its way"
                         self._room.wait(gone_at, sentence, on=flight.landed)
-                except BaseException:  # stepping aside may need a thread, and there may be none
+                except BaseException:
                     flight.joined -= 1
                     raise
                 if flight.leased or flight.error:  # else it was cut short, or went half the way

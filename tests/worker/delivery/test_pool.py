@@ -1,8 +1,9 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,6 +172,26 @@ def test_who_steps_aside_while_the_pool_stops_does_not_hear_of_it(
     tasks.pool.stop()
     assert tasks.outcome() == "done"
     assert others() == 0
+
+
+@pytest.mark.parametrize("at_work", [0, 1])
+def test_where_no_thread_is_to_be_had_a_task_is_done_by_one_of_those_there_are(
+    at_work: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool, go_on = TaskPool(2), Event()
+    pool.start()
+    tasks = Tasks(pool)
+    for _ in range(at_work):
+        tasks.submit(partial(go_on.wait, 10))
+    monkeypatch.setattr(Thread, "start", refuse)
+    tasks.submit(lambda: "done")
+    go_on.set()
+    assert [tasks.outcome() for _ in range(at_work + 1)] == [True] * at_work + ["done"]
+    monkeypatch.undo()
+    pool.stop()
 
 
 @pytest.mark.parametrize(("places", "times"), [(1, 1), (2, 0)])
