@@ -16,7 +16,7 @@ from worker.backends.base import Model
 from worker.choice import Candidate, Choice, Wish, ranked
 from worker.datapath.batcher import Rows
 from worker.delivery.answers import Answer, Call, answering
-from worker.delivery.pool import canceller
+from worker.delivery.pool import canceller, give_way
 
 ANSWER_S = 1.0  # of the time until the deadline, kept for the work
 
@@ -39,6 +39,7 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
         patience_s=_patience_s(request),
         asked_by=request.asked_by,
     ) as model:
+        give_way()
         loaded = time.monotonic()
         _refuse_another_kind(request, model.traits.kinds, entry.id)  # an entry may say too much
         _refuse_another_space(request, model.traits.fingerprint, entry.id)

@@ -22,7 +22,7 @@ JPEG, EIGHTH = "worker/datapath/jpeg.py", "worker/datapath/eighth.c"
 SIGNING, MESSAGES = "api_client/wire/signing.py", "api_client/wire/messages.py"
 SUSPECTS, ANSWERS = "worker/delivery/suspects.py", "worker/delivery/answers.py"
 WATCHDOG, CONSUMER = "worker/delivery/watchdog.py", "worker/delivery/consumer.py"
-LINE = "worker/delivery/line.py"
+LINE, POOL = "worker/delivery/line.py", "worker/delivery/pool.py"
 QUARANTINE, TRANSPORT = "worker/delivery/quarantine.py", "worker/delivery/transport.py"
 HOUSEKEEPING, HEALTH = "worker/housekeeping.py", "worker/health.py"
 SETTINGS, BROKER = "api_client/wire/settings.py", "api_client/wire/broker.py"
@@ -338,6 +338,13 @@ GUARDS = [
     ),
     (TRANSPORT, " or not self.listens", "", "worker/delivery/test_transport.py -k no_more"),
     (TRANSPORT, " + pool.others()", "", "worker/delivery/test_transport.py -k step_aside"),
+    (TRANSPORT, " - pool.parked_bulk()", "", "worker/delivery/test_transport.py -k parked"),
+    (
+        POOL,
+        "run.pool.bulk_at_work() > BULK_TASKS",
+        "False",
+        "worker/delivery/test_pool.py -k parked",
+    ),
     (TRANSPORT, "!= names.EMBED", "", "worker/delivery/test_transport.py -k stands_back"),
     (
         "worker/app.py",

@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from celery import concurrency
+from celery.app import trace
 from celery.bootsteps import StartStopStep
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
 
@@ -21,7 +22,7 @@ from api_client.wire.broker import celery_app
 from api_client.wire.errors import ClipyardError
 
 from . import runtime
-from .delivery import transport
+from .delivery import pool, transport
 from .settings import WorkerSettings
 from .showcase import Showcase
 
@@ -32,7 +33,7 @@ TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep", "tasks.reembed"
 
 # The most messages at work at once: bulk ones, which take turns at the device, and beside them
 # interactive ones, which mostly wait for the batcher to join them.
-BULK_TASKS = transport.BULK_TASKS
+BULK_TASKS = pool.BULK_TASKS
 INTERACTIVE_TASKS = 32
 
 # OpenMP reads these when torch is imported, which is later than now. A thread has torch's work to
@@ -50,6 +51,9 @@ if sys.platform == "linux":
 
 concurrency.ALIASES["threads"] = "worker.delivery.pool:TaskPool"  # what `-P threads` means here
 transport.use()
+
+# What goes back to its queue has a line of ours where that is worth a warning, and no traceback.
+trace.log_policy_reject = trace.log_policy_reject._replace(severity=logging.INFO, traceback=0)
 
 
 class Farewell(StartStopStep):  # type: ignore[misc]  # celery has no types

@@ -24,7 +24,7 @@ from .datapath.batcher import Batcher
 from .datapath.content_cache import ContentCache, Pictures
 from .datapath.images import ImageReader
 from .datapath.sizes import Sizes
-from .delivery.pool import aside
+from .delivery.pool import aside, parked
 from .delivery.suspects import Suspects
 from .delivery.watchdog import Watchdog
 from .health import Health, Verdict
@@ -174,6 +174,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         unified=memory.device() is None,
         on_event=on_event,
         aside=aside,
+        parked=parked,
     )
 
     listing = Listing(store, keys, catalogue)

@@ -1,8 +1,10 @@
 import math
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from celery.exceptions import Reject
 
 from api_client.wire.errors import BadRequest
 from api_client.wire.messages import AUTO, EmbedBatch, Kind
@@ -31,7 +33,8 @@ def _here(monkeypatch):
     here = SimpleNamespace(
         catalogue=Catalogue(Entry(f"only/{kind}", kinds=(kind,)) for kind in Kind),
         tracker=SimpleNamespace(current=lambda: "mistyped"),
-        slots=SimpleNamespace(view=lambda: ()),
+        slots=SimpleNamespace(view=lambda: (), lease=lambda *_, **__: nullcontext()),
+        settings=SimpleNamespace(keep_models=True),
         families=SimpleNamespace(check=lambda entry: 0),
         memory=Memory("cpu"),
         ledger=Ledger(),
@@ -44,6 +47,18 @@ def test_a_model_that_does_not_embed_the_kind_is_refused_before_it_is_leased():
     call = Call("id", EmbedBatch(model="only/image", texts=("a",)), 0.0)
     with pytest.raises(BadRequest, match="only/image does not embed texts"):
         embed.embed_batch.run.__wrapped__(call)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_request_whose_place_was_taken_gives_way_before_anything_is_embedded(monkeypatch):
+    def give_way():
+        raise Reject("others have its place", requeue=True)
+
+    monkeypatch.setattr(embed, "give_way", give_way)
+    with pytest.raises(Reject):
+        embed.embed_batch.run.__wrapped__(
+            Call("id", EmbedBatch(model="only/text", texts=("a",)), 0.0)
+        )
 
 
 @pytest.mark.usefixtures("_here")

@@ -1,4 +1,4 @@
-"""Celery's threads pool, with tasks that can be asked to stop, and that can step aside.
+"""Celery's threads pool, with tasks that can be asked to stop, to step aside and to give way.
 
 A thread cannot be killed, so stock `-P threads` ignores time limits and answers
 `revoke(terminate=True)` and a soft shutdown with NotImplementedError. Here all three set a reason
@@ -8,7 +8,8 @@ that the running task reads between two steps of its work:
         stop_if_cancelled()
         embed(chunk)
 
-One that waits for long does so `with aside():`, and takes nobody's place meanwhile.
+One that waits for long does so `with aside():`, and takes nobody's place meanwhile. One that waits
+for what another brings does so `with parked():`, and calls `give_way` before it begins.
 
 `-P threads` means this pool once
 `celery.concurrency.ALIASES["threads"] = "worker.delivery.pool:TaskPool"` has been said: Celery
@@ -36,14 +37,20 @@ from celery.concurrency.base import ExceptionInfo, apply_target
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
+from api_client.wire import names
+
 __all__ = [
+    "BULK_TASKS",
     "MALFORMED",
     "Reason",
     "TaskPool",
     "aside",
     "cancelled",
     "canceller",
+    "give_way",
     "others",
+    "parked",
+    "parked_bulk",
     "stop_if_cancelled",
 ]
 
@@ -52,6 +59,10 @@ log = logging.getLogger(__name__)
 # The most tasks that wait beside the pool's own. They could be done by another worker, and each
 # may have a thread and a connection to Redis.
 MOST_ASIDE = 96
+
+BULK_TASKS = 4  # at work at once
+# Bulk tasks beside those: the windows of two jobs. Whoever else is aside is interactive.
+MOST_PARKED = 32
 
 # What Celery raises over a message that it cannot take apart, before there is a task to fail.
 MALFORMED = AttributeError, LookupError, TypeError, ValueError
@@ -117,6 +128,36 @@ def aside() -> Iterator[None]:
         _aside.discard(run)
 
 
+@contextmanager
+def parked() -> Iterator[None]:
+    """`aside`; and other bulk may start in the place of a bulk task."""
+    run = _current.get()
+    if run is None or not run.is_bulk:
+        with aside():
+            yield
+        return
+    _parked.add(run)
+    try:
+        with aside():
+            yield
+    finally:
+        _parked.discard(run)
+        run.is_crowded_out = run.pool.bulk_at_work() > BULK_TASKS
+
+
+def give_way() -> None:
+    """Raise what sends the running task back to its queue, if it was parked, and others have its
+    place now. Whoever is free takes it next."""
+    run = _current.get()
+    if run is not None and run.is_crowded_out:
+        raise Reject("others have its place", requeue=True)
+
+
+def parked_bulk() -> int:
+    """How many bulk tasks may be held now beyond their limit, in the place of those parked."""
+    return min(len(_parked), MOST_PARKED)
+
+
 def others() -> int:
     """How many tasks may be held now beyond the pool's limit, in the place of those aside."""
     return min(len(_aside), MOST_ASIDE)
@@ -129,10 +170,13 @@ class _Run:
     while the task waits and runs.
     """
 
+    is_crowded_out = False
+
     def __init__(
         self, pool: "TaskPool", work: Callable[[], None], *, task_id: str | None, limit_s: float
     ) -> None:
         self.pool = pool
+        self.is_bulk = _is_bulk(state.requests.get(task_id))
         self._work = work
         self._task_id = task_id
         self._limit_s = limit_s
@@ -149,7 +193,7 @@ class _Run:
             raise
         finally:
             _current.reset(token)
-            self.pool.ended()
+            self.pool.ended(self)
 
     def terminate(self, signal: int | None = None) -> None:
         """Called by Celery for `revoke(terminate=True)` and at the end of a soft shutdown."""
@@ -163,6 +207,12 @@ class _Run:
 
 _current: ContextVar[_Run | None] = ContextVar("clipyard_current_run", default=None)
 _aside: set[_Run] = set()
+_parked: set[_Run] = set()
+
+
+def _is_bulk(request: Any) -> bool:
+    info = {} if request is None else request.delivery_info
+    return bool((info.get("priority") or names.INTERACTIVE) >= names.BULK)
 
 
 class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
@@ -178,6 +228,7 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         self.executor = ThreadPoolExecutor(max_workers=self.limit + MOST_ASIDE)
         self._waiting: deque[_Run] = deque()
         self._running = 0
+        self._bulk: set[_Run] = set()
         self._starting = Lock()
         self._wake: Callable[[], object] = lambda: None
 
@@ -220,9 +271,14 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
             task_id=correlation_id,
             limit_s=min(filter(None, limits_s), default=math.inf),
         )
+        if run.is_bulk:
+            self._bulk.add(run)
         self._waiting.append(run)
         self.start_more()
         return run
+
+    def bulk_at_work(self) -> int:
+        return len(self._bulk) - parked_bulk()
 
     def start_more(self) -> None:
         with self._starting:
@@ -239,7 +295,8 @@ class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types
         if self._running + len(self._waiting) >= self.limit + others() - 1:
             self._wake()
 
-    def ended(self) -> None:
+    def ended(self, run: _Run) -> None:
+        self._bulk.discard(run)
         with self._starting:
             self._running -= 1
         self.start_more()

@@ -2,9 +2,9 @@
 
 With Redis a worker takes a message whenever it has a thread to spare. Under saturating bulk load
 bulk would hold all of them, and an interactive message would wait in Redis for a chunk to end. So
-a worker that holds `bulk_tasks` bulk messages listens for interactive ones only; one that holds
-none takes a bulk message before it takes more interactive ones, so that neither starves. One that
-has no model yet leaves both to those who have.
+a worker that holds `bulk_tasks` bulk messages, not counting those that are parked, listens for
+interactive ones only; one that holds none takes a bulk message before it takes more interactive
+ones, so that neither starves. One that has no model yet leaves both to those who have.
 
 What is held is read off the channel's own list of unacknowledged messages each time, so messages
 that are requeued, restored or carried over to a new connection are counted right.
@@ -34,7 +34,6 @@ from .line import Line
 
 log = logging.getLogger(__name__)
 
-BULK_TASKS = 4
 LISTENS_AGAIN_S = 0.05  # for what it leaves to others now
 
 # What kombu and redis-py raise over something that is no envelope of kombu's.
@@ -140,7 +139,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     Message, QoS = Message, QoS
     _kept: Any = None
-    bulk_tasks = BULK_TASKS
+    bulk_tasks = pool.BULK_TASKS
     listens = True
     stands_back: Callable[[], bool] = staticmethod(lambda: False)
     from_transport_options = (*kombu_redis.Channel.from_transport_options, "bulk_tasks")
@@ -188,7 +187,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues or not self.listens:
             return
-        held = self._bulk_held()
+        held = self._bulk_held() - pool.parked_bulk()
         steps = priorities(self.priority_steps, bulk_held=held, bulk_tasks=self.bulk_tasks)
         if stands_back := self.stands_back():
             queues = [queue for queue in queues if queue != names.EMBED]

@@ -25,7 +25,7 @@ from ..backends.base import Model, Prepared, Traits
 from ..datapath.content_cache import Pictures
 from ..datapath.outcomes import Known
 from ..delivery import quarantine
-from ..delivery.pool import canceller
+from ..delivery.pool import canceller, give_way
 from ..delivery.suspects import TWICE, Start
 from ..runtime import Runtime
 from .items import Item, Vector, storable
@@ -128,6 +128,8 @@ def embed(
             _noted(start, portion),
             here.slots.lease(entry, asked_by=f"job {spec.id}") as model,
         ):
+            if not portion.place[0]:  # nothing is done twice for it
+                give_way()
             refuse_another(spec, model.traits, kind, fingerprint)
             pictures = here.pictures(model, entry.id)
             rows = here.batcher.embed(

@@ -30,7 +30,8 @@ class Room:
 
     Args:
         changed: guards the residents; notified of every change.
-        aside: around every wait while others have a model to work with.
+        aside, parked: around a wait while others have a model to work with; the latter where what
+            is waited for is brought by somebody else.
     """
 
     def __init__(
@@ -42,13 +43,14 @@ class Room:
         *,
         clock: Callable[[], float],
         aside: Callable[[], AbstractContextManager[None]],
+        parked: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._slots = residents
         self._changed = changed
         self._carrier = carrier
         self._ledger = ledger
         self._clock = clock
-        self._aside = aside
+        self._aside, self._parked = aside, parked
 
     def take_seat(self, slot: Slot, size: int, *, deadline: float, asked_by: str) -> None:
         """Wait for a place on the device and take it; others leave for it.
@@ -133,7 +135,8 @@ class Room:
             pinned = [slot.id for slot in self._slots if slot.id in self._slots.limits.pinned]
             told = f"; pinned are {', '.join(pinned)}" if pinned else ""
             raise ModelBusy(f"{sentence}; leased are {', '.join(leased) or 'none'}{told}")
-        with self._aside() if self._slots.in_state(State.DEVICE) else nullcontext():
+        waiting = self._aside if on is None else self._parked
+        with waiting() if self._slots.in_state(State.DEVICE) else nullcontext():
             (on or self._changed).wait(min(min(deadline, wake_at) - now, TIMEOUT_MAX))
 
     @contextmanager

@@ -57,7 +57,8 @@ class Slots:
         load: brings a model into host memory.
         unified: there is no accelerator: device and host are one tier.
         on_event: told of every move and refusal, outside any lock; must not raise.
-        aside: around the wait of a lease for its model, while another is ready to work with.
+        aside, parked: around the wait of a lease for its model, while another is ready to work
+            with; the latter where somebody else brings it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Slots:
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[Event], None] = lambda event: None,
         aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+        parked: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._check = check
         self._carrier = Carrier(load, ledger, clock=clock, on_event=on_event)
@@ -84,7 +86,13 @@ class Slots:
         self._lock = RLock()  # guards the slots, the lines and `_closed`
         self._changed = Condition(self._lock)
         self._room = Room(
-            self._slots, self._changed, self._carrier, ledger, clock=clock, aside=aside
+            self._slots,
+            self._changed,
+            self._carrier,
+            ledger,
+            clock=clock,
+            aside=aside,
+            parked=parked,
         )
 
     @contextmanager

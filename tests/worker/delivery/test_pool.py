@@ -11,13 +11,17 @@ import pytest
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
+from api_client.wire import names
+from worker.delivery import pool as module
 from worker.delivery.pool import (
     Reason,
     TaskPool,
     aside,
     cancelled,
     canceller,
+    give_way,
     others,
+    parked,
     stop_if_cancelled,
 )
 
@@ -172,6 +176,46 @@ def test_who_steps_aside_while_the_pool_stops_does_not_hear_of_it(
     tasks.pool.stop()
     assert tasks.outcome() == "done"
     assert others() == 0
+
+
+@pytest.mark.parametrize(
+    ("priority", "beside", "goes_back"),
+    [
+        (names.BULK, names.BULK, True),
+        (names.BULK, names.INTERACTIVE, False),
+        (names.INTERACTIVE, names.BULK, False),
+    ],
+)
+def test_a_bulk_task_that_was_parked_goes_back_where_other_bulk_has_its_place(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch, priority: int, beside: int, goes_back: bool
+) -> None:
+    monkeypatch.setattr(module, "BULK_TASKS", 1)
+    for name, step in (("parked", priority), ("beside", beside)):
+        request = SimpleNamespace(delivery_info={"priority": step})
+        monkeypatch.setitem(state.requests, name, request)
+    begun, has_given_way = Event(), Event()
+
+    def take_its_place() -> str:
+        begun.set()
+        has_given_way.wait(10)
+        return "beside"
+
+    def park() -> Exception | None:
+        with parked():
+            begun.wait(10)
+        try:
+            give_way()
+        except Reject as error:
+            return error
+        finally:
+            has_given_way.set()
+        return None
+
+    tasks.submit(park, correlation_id="parked")
+    tasks.submit(take_its_place, correlation_id="beside")
+    outcomes = [tasks.outcome(), tasks.outcome()]
+    assert "beside" in outcomes
+    assert any(isinstance(one, Reject) and one.requeue for one in outcomes) is goes_back
 
 
 @pytest.mark.parametrize("at_work", [0, 1])

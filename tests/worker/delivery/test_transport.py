@@ -29,6 +29,7 @@ from worker.delivery.transport import Channel, Transport, priorities, use
 
 BULK_TASKS = 2
 THREADS = 6
+BULK = {"bulk", "stubborn", "parked"}
 PATIENCE_S = 30.0
 STEPS = [names.INTERACTIVE, names.BULK]
 
@@ -233,6 +234,11 @@ def app(url: str, tally: Tally, request: pytest.FixtureRequest) -> Iterator[Cele
         with pool.aside(), tally.bulk(what):
             pass
 
+    @app.task(name="parked", shared=False)
+    def parked(what: Any) -> None:
+        with pool.parked(), tally.bulk(what):
+            pass
+
     @app.task(name="interactive", shared=False)
     def interactive(what: Any) -> None:
         tally.note(what)
@@ -250,7 +256,7 @@ def app(url: str, tally: Tally, request: pytest.FixtureRequest) -> Iterator[Cele
 
 
 def send(app: Celery, name: str, what: Any, **options: Any) -> None:
-    priority = names.BULK if name in ("bulk", "stubborn") else names.INTERACTIVE
+    priority = names.BULK if name in BULK else names.INTERACTIVE
     app.send_task(name, (what,), priority=priority, **options)
 
 
@@ -279,6 +285,20 @@ def test_tasks_that_step_aside_take_nobodys_place(app: Celery, tally: Tally) -> 
     tally.go_on.set()
     tally.wait_until(lambda: len(tally.done) == 2 * THREADS + 1)
     assert pool.others() == 0
+
+
+def test_bulk_that_is_parked_takes_no_place_of_other_bulk(app: Celery, tally: Tally) -> None:
+    tally.go_on.clear()
+    for number in range(2 * BULK_TASKS):
+        send(app, "parked", number)
+    tally.wait_until(lambda: tally.running == 2 * BULK_TASKS)
+    for number in range(2 * BULK_TASKS):
+        send(app, "bulk", number)
+    tally.wait_until(lambda: tally.running == 3 * BULK_TASKS)
+    tally.go_on.set()
+    tally.wait_until(lambda: len(tally.done) == 4 * BULK_TASKS)
+    assert tally.peak == 3 * BULK_TASKS
+    assert pool.parked_bulk() == 0
 
 
 def test_a_worker_that_stands_back_leaves_the_shared_queue_to_others(

@@ -22,7 +22,7 @@ from api_client.wire.quarantine import Crash, Evidence
 from tests.worker.reembed.fleet import Desk, Post, at_work, folder_of
 from worker import runtime
 from worker.catalogue import Entry
-from worker.reembed import duty, manifest
+from worker.reembed import duty, embedding, manifest
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
 from worker.reembed.sinks import qdrant, shards
@@ -757,6 +757,28 @@ def test_while_redis_is_away_the_message_goes_back_to_its_queue(desk, post, pict
     with pytest.raises(Reject):
         post.deliver()
     here.redis.close()
+
+
+def test_a_chunk_whose_place_was_taken_goes_back_before_it_is_begun_and_never_later(
+    desk, post, pictures, sink, monkeypatch
+):
+    def give_way():
+        raise Reject("others have its place", requeue=True)
+
+    asked = []
+    monkeypatch.setattr(embedding, "SLICE", 8)
+    desk.submit(pictures, sink, chunk_size=20)
+    post.deliver()
+    [chunk] = post.sent
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "give_way", give_way)
+        with pytest.raises(Reject):
+            post.deliver()
+    post.sent.append(chunk)
+    monkeypatch.setattr(embedding, "give_way", lambda: asked.append("before its first slice"))
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+    assert len(asked) == 1
 
 
 def test_texts_are_embedded_and_blank_ones_recorded(desk, post, sink, tmp_path):

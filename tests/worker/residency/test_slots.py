@@ -31,7 +31,7 @@ class Bench:
             Placement(device=device), device=self.device, host=self.host, sleep=self.sleep
         )
         self.loads, self.events = [], []
-        self.aside = self.stepped = 0
+        self.aside = self.stepped = self.parked = 0
         unified = device == "cpu"
         self.ledger = Ledger(
             device=lambda: None if unified else Bytes(total, self.device.free),
@@ -50,6 +50,7 @@ class Bench:
             clock=lambda: self.now,
             on_event=self.events.append,
             aside=self.step_aside,
+            parked=self.park,
         )
 
     @contextmanager
@@ -60,6 +61,15 @@ class Bench:
             yield
         finally:
             self.aside -= 1
+
+    @contextmanager
+    def park(self):
+        self.parked += 1
+        try:
+            with self.step_aside():
+                yield
+        finally:
+            self.parked -= 1
 
     def sleep(self, seconds):
         self.now += seconds
@@ -529,6 +539,7 @@ def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
             b = pool.submit(bench.use, "b")
             until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
             again = pool.submit(bench.use, "a")
+            assert bench.parked == 0  # who brings what others wait for is not sent back
         b.result(SOON_S)
         again.result(SOON_S)
     lifted = [event.model for event in bench.events if event.kind is EventKind.LIFTED]
@@ -554,7 +565,7 @@ def test_those_who_wait_step_aside_while_there_is_a_model_to_work_with(ready, as
     with threads() as pool:
         waiting = [pool.submit(bench.use, "a", before=gate) for _ in range(3)]
         until(bench.slots, lambda: _joined(bench, "a") == 3)
-        assert bench.aside == aside  # one brings it
+        assert bench.aside == bench.parked == aside  # one brings it
         gate.open.set()
         for each in waiting:
             each.result(SOON_S)
@@ -599,7 +610,7 @@ def test_who_cannot_wait_for_a_model_leaves_no_lease_behind_when_it_comes(monkey
     with threads() as pool:
         bringing = pool.submit(bench.use, "a", before=gate)
         assert gate.reached.wait(SOON_S)
-        monkeypatch.setattr(bench.slots._room, "_aside", no_thread)
+        monkeypatch.setattr(bench.slots._room, "_parked", no_thread)
         with pytest.raises(RuntimeError):
             bench.use("a")
         gate.open.set()
