@@ -77,20 +77,19 @@ class Reservations:
                 )
             yield
         finally:
-            with self._lock:
+            with self._lock:  # a renewal under way would bring it back
                 del self._mine[holder]
-            self._trying(lambda: self._store.hdel(self._key, holder))
+                self._trying(lambda: self._store.hdel(self._key, holder))
 
     def renew(self) -> None:
         """Say that we are alive; to be called more often than every `ttl_s`."""
         with self._lock:
-            mine = dict(self._mine)
-        if mine:
             until = self._clock() + self._ttl_s
             rows: dict[FieldT, EncodableT] = {
-                holder: json.dumps([held, until]) for holder, held in mine.items()
+                holder: json.dumps([held, until]) for holder, held in self._mine.items()
             }
-            self._trying(lambda: self._write(rows))
+            if rows:
+                self._trying(lambda: self._write(rows))
 
     def of_others(self) -> int:
         """Bytes that other live processes hold on the device, beside what the driver shows."""

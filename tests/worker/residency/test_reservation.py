@@ -1,3 +1,7 @@
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from threading import Event
+
 import pytest
 import redis
 
@@ -52,6 +56,29 @@ def test_of_two_who_want_the_same_room_the_later_one_is_refused(process):
 def test_the_key_of_a_machine_that_never_comes_back_goes(process, store, keys):
     with process().reserve(100):
         assert 0 < store.ttl(keys.reserved("GPU-1")) <= 30
+
+
+def test_a_renewal_that_is_under_way_when_the_block_ends_brings_nothing_back(process, monkeypatch):
+    one, other = process(), process()
+    write, begun, go_on = one._write, Event(), Event()
+
+    def slowly(rows):
+        begun.set()
+        assert go_on.wait(20)
+        write(rows)
+
+    with ThreadPoolExecutor() as pool:
+        with ExitStack() as held:
+            held.enter_context(one.reserve(100))
+            monkeypatch.setattr(one, "_write", slowly)
+            renewing = pool.submit(one.renew)
+            assert begun.wait(20)
+            ending = pool.submit(held.pop_all().close)
+        wait([ending], timeout=0.1)  # it does, unless it waits for the renewal
+        go_on.set()
+        renewing.result(20)
+        ending.result(20)
+    assert other.of_others() == 0
 
 
 def test_a_block_that_fails_gives_its_bytes_back(process):
