@@ -258,11 +258,11 @@ def _renewed(ledger: JobLedger, claim: Claim, state: JobState) -> Iterator[Calla
 
 def _opened(here: Runtime, spec: JobSpec, ledger: JobLedger) -> Job:
     key = _key(here, spec)
-    if key not in _open:
+    if (job := _open.get(key)) is None:  # once: other threads throw away what may be broken
         while len(_open) >= OPEN:
             _open.pop(next(iter(_open)), None)
-        _open[key] = Job(here, spec, ledger)
-    return _open[key]
+        job = _open[key] = Job(here, spec, ledger)
+    return job
 
 
 def _key(here: Runtime, spec: JobSpec) -> tuple[str, str, float]:

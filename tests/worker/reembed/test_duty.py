@@ -623,6 +623,21 @@ def test_a_chunk_is_not_passed_on_to_a_worker_that_stops(desk, post, pictures, s
     assert post.deliver() == "trouble"
 
 
+def test_a_job_whose_parts_another_chunk_throws_away_meanwhile_is_opened_all_the_same(
+    desk, pictures, sink, monkeypatch
+):
+    class Cleared(dict):
+        def __contains__(self, key):
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+    desk.submit(pictures, sink)
+    monkeypatch.setattr(duty, "_open", Cleared())
+    for _ in range(2):
+        assert duty.opened(runtime.here(), "job").spec.id == "job"
+
+
 def test_a_chunk_whose_marker_is_there_is_not_done_again(desk, post, pictures, sink, store, keys):
     desk.submit(pictures, sink)
     post.deliver()
