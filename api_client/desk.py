@@ -34,7 +34,7 @@ from .talks import Call, Line
 from .vigil import NOBODY
 from .wire import names
 from .wire.codec import Vectors
-from .wire.errors import ClipyardError, NoAnswer, NoBroker, NoWorker, UnknownModel
+from .wire.errors import BadRequest, ClipyardError, NoAnswer, NoBroker, NoWorker, UnknownModel
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import (
     AUTO,
@@ -107,12 +107,12 @@ class Desk:
     ) -> Talk[list[Managed]]:
         kept_s = keep_alive(keep_alive_s)
         request = self._about(Load, timeout, model=model_id(model), keep_alive_s=kept_s)
-        chosen = node_names(workers) or [(yield from self._best_for(model)).name]
+        chosen = (yield from self._named(workers)) or [(yield from self._best_for(model)).name]
         return (yield from self._ask(names.LOAD, request, chosen))
 
     def reload(self, model: str, workers: Workers, timeout: float | None) -> Talk[list[Managed]]:
         request = self._about(Reload, timeout, model=model_id(model))
-        chosen = node_names(workers)
+        chosen = yield from self._named(workers)
         if chosen is None:
             holding = yield from self._loaded(model)
             chosen = [one.worker for one in holding] or [(yield from self._best_for(model)).name]
@@ -146,10 +146,25 @@ class Desk:
         return managing(kind, asked_by=self._asked_by, **fields)
 
     def _ask_all(self, task: str, request: Request, workers: Workers) -> Talk[list[Managed]]:
-        chosen = node_names(workers)
+        chosen = yield from self._named(workers)
         if chosen is None and not (chosen := (yield from self.line.live_workers())):
             raise NoWorker(NOBODY)
         return (yield from self._ask(task, request, chosen))
+
+    def _named(self, workers: Workers) -> Talk[Sequence[str] | None]:
+        """The workers a call names, which may be away for a moment; None if it names none.
+
+        Raises:
+            BadRequest: nobody is known by one of these names. NoWorker: nor is anybody there.
+        """
+        named = node_names(workers)
+        if named and (unknown := (yield from self.line.unknown_workers(named))):
+            if not (alive := (yield from self.line.live_workers())):
+                raise NoWorker(NOBODY)
+            raise BadRequest(
+                f"no worker is called {unknown[0]!r:.200}; there are {', '.join(alive)}"
+            )
+        return named
 
     def _ask(self, task: str, request: Request, workers: Sequence[str]) -> Talk[list[Managed]]:
         """Every worker's answer; if one refused, its refusal once all have answered."""

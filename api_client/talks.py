@@ -247,6 +247,24 @@ class Line:
         crew = yield from alive(self.keys)
         return sorted(name.decode() for name, _ in crew)
 
+    def unknown_workers(self, workers: Iterable[str]) -> Talk[list[str]]:
+        """Those that no worker is, and none that is away.
+
+        A worker is known by its status hash, and before and after that by its direct queue, which
+        keeps what is sent there until it is back: from its first start on, over restarts, until a
+        sweep finds that it is gone without a farewell.
+        """
+        bindings, _ = self.keys.bindings(names.DIRECT_EXCHANGE)
+        looks: list[Part] = [
+            lambda pipe: pipe.smembers(self.keys.workers),
+            lambda pipe: pipe.smembers(bindings),
+        ]
+        seen, bound = yield partial(_together, parts=looks)
+        known = {member.decode() for member in (*seen, *bound)}
+        return [
+            one for one in workers if not known & {one, names.binding(one, names.direct_queue(one))}
+        ]
+
 
 def _shown(fields: Mapping[str, Any]) -> str:
     """What Flower and Celery's events show of a request: of texts and pictures, how many."""

@@ -54,6 +54,7 @@ def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage):
 
 def test_a_switch_that_is_cancelled_is_withdrawn_from_every_worker(stage):
     stage.show_worker()
+    stage.store.sadd(stage.keys.workers, "a", "b")
     queues = [stage.keys.queue(names.direct_queue(node), names.INTERACTIVE) for node in ("a", "b")]
 
     async def story():

@@ -299,6 +299,36 @@ def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect,
     assert [store.llen(keys.queue(one, names.INTERACTIVE)) for one in queues] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c, **kw: c.load("a/b", **kw),
+        lambda c, **kw: c.reload("a/b", **kw),
+        lambda c, **kw: c.switch("a/b", **kw),
+        lambda c, **kw: c.unload("a/b", **kw),
+        lambda c, **kw: c.set_knobs({"slots": 1}, **kw),
+    ],
+)
+def test_a_worker_that_nobody_knows_is_asked_nothing(stage, connect, call):
+    client = connect(stage.settings)
+    with pytest.raises(NoWorker):
+        call(client, workers=["nobody@host"])
+    stage.show_worker()
+    with pytest.raises(BadRequest, match=f"no worker is called 'nobody@host'; there are {NODE}"):
+        call(client, workers=[NODE, "nobody@host"])
+    queue = stage.keys.queue(names.direct_queue(NODE), names.INTERACTIVE)
+    assert not stage.store.exists(queue)
+
+
+def test_what_a_worker_is_asked_while_it_is_away_waits_for_it(stage, connect, quick):
+    with stage.worker():
+        pass
+    stage.store.delete(stage.keys.workers, stage.keys.worker(NODE))  # its farewell
+    with pytest.raises(NoAnswer):
+        connect(stage.settings).load("fake/large", workers=[NODE], timeout=0.1)
+    assert stage.store.llen(stage.keys.queue(names.direct_queue(NODE), names.INTERACTIVE)) == 1
+
+
 @pytest.fixture
 def asking(stage, connect, quick):
     """A call under way that nobody answers yet; its rows, once `join` has returned."""
@@ -368,6 +398,7 @@ def test_a_message_that_waits_its_turn_is_not_sent_again(stage, connect, quick):
     ],
 )
 def test_a_call_waits_as_long_as_the_setting_says_and_names_it(stage, connect, call):
+    stage.show_worker()
     client = connect(stage.settings.model_copy(update={"answer_timeout_s": 0.05}))
     with pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"):
         call(client)
