@@ -358,6 +358,16 @@ def test_what_is_not_understood_is_said_of_what_was_sent(http, sent, told):
             {"content": '{"text" "a"}', "headers": {"content-type": "application/json"}},
             "the body is no JSON: Expecting ':' delimiter at character 8",
         ),
+        (
+            "/encode/text",
+            {"content": b'{"text": "caf\xe9"}', "headers": {"content-type": "application/json"}},
+            "the body cannot be read: 'utf-8' codec can't decode byte 0xe9 in position 13",
+        ),
+        (
+            "/encode/text",
+            {"content": "[" * 100_000, "headers": {"content-type": "application/json"}},
+            "the body cannot be read: maximum recursion depth exceeded",
+        ),
         (  # what curl says of a body unless told otherwise
             "/encode/text",
             {
