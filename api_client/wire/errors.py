@@ -13,6 +13,7 @@
     ├── ModelBusy              every slot is leased; ask again                     retryable
     ├── OutOfMemory            device or host memory does not suffice              (MemoryError)
     ├── BackendFailed          a back end misbehaved; its name is in the sentence
+    │   ├── BackendAway        the server that it asks cannot be reached, or is busy   retryable
     │   └── DeviceLost         the device context is beyond repair; the worker ends  retryable
     ├── Quarantined            it took its worker process down twice and is not tried again
     ├── Expired                the caller's deadline is too near, or has passed    retryable
@@ -124,6 +125,13 @@ class BackendFailed(ClipyardError):
     """A back end raised something it should not, or answered with the wrong shape."""
 
     code = "backend_failed"
+
+
+class BackendAway(BackendFailed):
+    """The server that a back end asks cannot be reached, or is too busy to answer."""
+
+    code = "backend_away"
+    retryable = True
 
 
 class DeviceLost(BackendFailed):

@@ -14,6 +14,7 @@ from httpx import codes
 from numpy.typing import NDArray
 
 from api_client.wire.errors import (
+    BackendAway,
     BackendFailed,
     ClipyardError,
     LoadFailed,
@@ -188,7 +189,7 @@ class Ollama(SimpleModel):
         try:
             yield
         except (ConnectionError, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            raise NoAnswer(
+            raise BackendAway(
                 f"Ollama at {self._url} is away: start it with `ollama serve`, "
                 "or set OLLAMA_HOST on the worker"
             ) from error
@@ -203,7 +204,7 @@ class Ollama(SimpleModel):
             if "memory" in error.error:
                 raise MemoryError(f"Ollama: {error.error}") from error
             if error.status_code in BUSY:
-                raise NoAnswer(f"Ollama at {self._url} cannot answer now: {error}") from error
+                raise BackendAway(f"Ollama at {self._url} cannot answer now: {error}") from error
             raise BackendFailed(f"Ollama refused {self._name}: {error}") from error
         except (httpx.HTTPError, ValueError) as error:
             raise BackendFailed(f"Ollama at {self._url} answered {error!r}") from error

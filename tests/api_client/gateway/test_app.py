@@ -16,6 +16,7 @@ from api_client.status import Fleet, Worker
 from api_client.testing import MODELS, NODE, FakeAsyncClient, FakeClient
 from api_client.wire.errors import (
     BY_CODE,
+    BackendAway,
     BackendFailed,
     BadRequest,
     ImageForbidden,
@@ -389,6 +390,7 @@ def test_a_place_is_named_as_its_caller_wrote_it(http, path, sent, told):
     [
         (NoBroker("cannot reach Redis at redis://10.0.0.7:6379/0"), 503, "10.0.0.7"),
         (LoadFailed("cannot read /srv/models/secret.safetensors"), 500, "/srv"),
+        (BackendAway("Ollama at http://inner-host:11434 is away"), 503, "inner-host"),
         (BackendFailed("internal error on gpu0@inner-host"), 500, "inner-host"),
         (NotSigned("CLIPYARD_SIGNING_KEY of gpu0@inner-host does not fit"), 500, "inner-host"),
         (RuntimeError("at 0x7f password=hunter2"), 500, "hunter2"),

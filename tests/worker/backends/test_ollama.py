@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from api_client.wire.errors import (
+    BackendAway,
     BackendFailed,
     LoadFailed,
     NoAnswer,
@@ -169,7 +170,7 @@ def test_ollama_away_is_one_sentence(family):
         here = entry(double)
         model = family.load(here)
     for step in (lambda: family.check(here), lambda: family.load(here), lambda: texts(model, "a")):
-        with pytest.raises(NoAnswer, match=r"Ollama at http://127.* is away: start it"):
+        with pytest.raises(BackendAway, match=r"Ollama at http://127.* is away: start it"):
             step()
     model.unload()
 
@@ -188,9 +189,9 @@ def test_a_slow_answer_is_no_answer(server, family):
     [
         (500, "model requires more system memory (9 GiB) than is available (1 GiB)", MemoryError),
         (400, "the input length exceeds the context length", BackendFailed),
-        (502, "bad gateway", NoAnswer),
-        (503, "server busy, please try again", NoAnswer),
-        (0, "is away: start it", NoAnswer),
+        (502, "bad gateway", BackendAway),
+        (503, "server busy, please try again", BackendAway),
+        (0, "is away: start it", BackendAway),
     ],
 )
 def test_what_ollama_refuses_is_typed(server, family, status, sentence, error):

@@ -20,12 +20,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from api_client.wire import spans
 from api_client.wire.errors import (
+    BackendAway,
     BackendFailed,
     Cancelled,
     DeviceLost,
     Expired,
     ImageMissing,
-    NoAnswer,
     NonFiniteVector,
     NoWorker,
     OutOfMemory,
@@ -425,11 +425,11 @@ def test_a_failure_that_will_pass_is_not_looked_for_in_halves_of_the_batch(desk:
 
     def away(numbers: list[int]) -> None:
         tried.append(len(numbers))
-        raise NoAnswer("the server of this family is away")
+        raise BackendAway("the server of this family is away")
 
     desk.model.misbehave = away
     outcomes = desk.embed(1, 2, 3, 4).vectors
-    assert all(isinstance(outcome, NoAnswer) for outcome in outcomes)
+    assert all(isinstance(outcome, BackendAway) for outcome in outcomes)
     assert sum(tried) == 4
 
 
