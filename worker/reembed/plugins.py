@@ -1,4 +1,5 @@
-"""Finds a source or a sink by its name: built in, or an entry point of an installed package."""
+"""Finds a source or a sink by its name: built in, or an entry point of an installed package. And
+reads the options that a job gives it."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from api_client.wire.errors import JobRefused
+from api_client.wire.jobs import Place
 
 
 def find(group: str, built_in: Mapping[str, str], name: str) -> Callable[..., Any]:
@@ -30,3 +32,15 @@ def find(group: str, built_in: Mapping[str, str], name: str) -> Callable[..., An
         ) from error
     known = ", ".join(sorted({*built_in, *points}))
     raise JobRefused(f"no {group.partition('.')[2]} of kind {name!r}; there are {known}")
+
+
+def options_of(place: Place, **defaults: str) -> Mapping[str, str]:
+    """What a place says of these options, and their defaults where it says nothing.
+
+    Raises:
+        JobRefused: it has others, which would be a job of hours that nobody asked for.
+    """
+    if unknown := sorted(place.options.keys() - defaults.keys()):
+        known = f"there are {', '.join(defaults)}" if defaults else "it has none"
+        raise JobRefused(f"no option {unknown[0]!r} of {place.kind} ({place.where}); {known}")
+    return {**defaults, **place.options}

@@ -342,6 +342,18 @@ def test_a_folder_whose_space_cannot_be_read_is_refused_by_name(make, kind, tmp_
         make(kind)
 
 
+def test_an_option_that_no_sink_of_its_kind_has_is_refused_before_anything_is_made(
+    doors, kind, tmp_path
+):
+    where = "postgresql://nobody@127.0.0.1:1/none" if kind == "pgvector" else str(tmp_path / "it")
+    place = Place(kind=kind, where=where, options={"colection": "photos"})
+    with pytest.raises(
+        JobRefused, match=r"no option 'colection' of .*; (there are \w+|it has none)"
+    ):
+        open_sink(place, SPACE, doors)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_written_outside_the_sink_roots(doors):
     with pytest.raises(JobRefused, match="CLIPYARD_SINK_ROOTS"):
         open_sink(Place(kind="parquet", where="/elsewhere"), SPACE, doors)

@@ -91,6 +91,22 @@ def test_a_file_name_that_is_no_utf8_has_an_id_that_is(source, tmp_path):
     assert item.kept().id == r"caf\xe9.jpg"
 
 
+@pytest.mark.parametrize(
+    ("kind", "where", "known"),
+    [
+        ("folder", "", "it has none"),
+        ("list", "list.csv", "there are column, id"),
+        ("texts", "texts.csv", "there are column, id"),
+        ("webdataset", "1.tar", "it has none"),
+        ("fsspec", "", "it has none"),
+        ("collection", "q", "there are collection, vector"),
+    ],
+)
+def test_an_option_that_no_source_of_its_kind_has_is_refused(source, tmp_path, kind, where, known):
+    with pytest.raises(JobRefused, match=f"no option 'colum' of .*; {known}"):
+        list(source(kind, tmp_path / where, colum="url").walk())
+
+
 def test_a_missing_folder_is_refused(source, tmp_path):
     with pytest.raises(JobRefused, match="there is no folder"):
         list(source("folder", tmp_path / "nowhere").walk())

@@ -2,9 +2,9 @@
 
 Read this, then `shards.py`, then write your own: a class with two methods, made from the `Place`
 that the job names, the `Space` that it writes in and the `Doors` of the worker. Making one creates
-what is not there, for that space from the start, and refuses what is of another; made without a
-space it is there to be read, whatever it holds. One that can do more has methods more: see
-`Switchable` and `Walkable`.
+what is not there, for that space from the start, and refuses what is of another, as it does options
+that it does not know (see `options_of`); made without a space it is there to be read, whatever it
+holds. One that can do more has methods more: see `Switchable` and `Walkable`.
 """
 
 import json

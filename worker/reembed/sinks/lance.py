@@ -19,6 +19,7 @@ from api_client.wire.jobs import Place
 from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
+from ..plugins import options_of
 from . import refuse_another_space, walked
 from .shards import matrix
 
@@ -36,11 +37,11 @@ class LanceDB:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        self._name = options_of(place, table="clipyard")["table"]
         self._is_folder = "://" not in place.where
         self._where = (
             str(doors.writing(place.where)) if self._is_folder else doors.reaching(place.where)
         )
-        self._name = place.options.get("table", "clipyard")
         self._space, self._doors = space, doors
         self._lock = RLock()
         with self._asking():

@@ -15,6 +15,7 @@ from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
+from ..plugins import options_of
 from ..tables import reading_parquet
 from .shards import claimed
 
@@ -29,8 +30,9 @@ class ClipRetrieval:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        options = options_of(place, tower="image")
         self.folder, self._doors = doors.writing(place.where), doors
-        self._tower = "text_emb" if place.options.get("tower") == "text" else "img_emb"
+        self._tower = "text_emb" if options["tower"] == "text" else "img_emb"
         self._space = claimed(self.folder, space, alone="file numbers of two jobs would collide")
 
     def write(self, shard: Shard) -> None:

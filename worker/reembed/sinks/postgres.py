@@ -14,6 +14,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
+from ..plugins import options_of
 from . import refuse_another_space, walked
 
 CONNECT_S = 10
@@ -38,8 +39,8 @@ class PgVector:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        self._name = options_of(place, table="clipyard")["table"]
         self._where = doors.reaching(place.where)
-        self._name = place.options.get("table", "clipyard")
         self._table = sql.Identifier(self._name)
         self._space = space
         with self._asking() as ask:

@@ -19,6 +19,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
+from ..plugins import options_of
 from . import refuse_another_space
 
 PAGE = 1024  # points a round trip
@@ -37,10 +38,10 @@ class Qdrant:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        options = options_of(place, collection="clipyard", vector="")
         is_server = "://" in place.where
         where = doors.reaching(place.where) if is_server else str(doors.writing(place.where))
-        self._name = place.options.get("collection", "clipyard")
-        self._vector = place.options.get("vector", "")
+        self._name, self._vector = options["collection"], options["vector"]
         self._space = space
         self._where = f"{where}, collection {self._name}"
         with self._asking():

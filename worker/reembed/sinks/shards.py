@@ -18,6 +18,7 @@ from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..papers import lay, replacing, store_errors
+from ..plugins import options_of
 from ..tables import reading_parquet
 from . import refuse_another_space
 
@@ -32,6 +33,7 @@ class Parquet:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
+        options_of(place)
         self.folder, self._doors = doors.writing(place.where), doors
         self._space = space = claimed(self.folder, space)
         self._schema = pa.schema(

@@ -1,7 +1,8 @@
 """Where a job's items come from. A source is found by name: built in, or an entry point.
 
 Read this, then `folder.py`, then write your own: a class with two methods, made from the `Place`
-that the job names and the `Doors` of the worker.
+that the job names and the `Doors` of the worker. It refuses options that it does not know, see
+`options_of`.
 """
 
 from collections.abc import Iterator

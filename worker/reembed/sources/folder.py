@@ -10,6 +10,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Item
+from ..plugins import options_of
 from . import Content
 from .refs import content
 
@@ -26,6 +27,7 @@ class Folder:
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
+        options_of(place)
         base, pattern = split(place.where)
         self._doors = doors
         self._base = doors.reading(base)

@@ -17,6 +17,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Item
+from ..plugins import options_of
 from ..tables import reading_parquet
 from . import Content
 from .refs import content
@@ -34,10 +35,10 @@ class Listing:
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
+        options = options_of(place, column="path", id="")
         self._doors = doors
         self._file = doors.reading(place.where)
-        self._column = place.options.get("column", "path")
-        self._id = place.options.get("id", "")
+        self._column, self._id = options["column"], options["id"]
 
     def walk(self) -> Iterator[Item]:
         folder = str(self._file.parent)
@@ -61,9 +62,9 @@ class Texts:
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
+        options = options_of(place, column="text", id="")
         self._file = doors.reading(place.where)
-        self._column = place.options.get("column", "text")
-        self._id = place.options.get("id", "")
+        self._column, self._id = options["column"], options["id"]
 
     def walk(self) -> Iterator[Item]:
         for number, row in _rows(self._file, self._column):

@@ -9,6 +9,7 @@ from api_client.wire.jobs import Place
 from ...datapath.stores import file_system
 from ..doors import Doors
 from ..items import Item
+from ..plugins import options_of
 from . import Content
 from .folder import matching, split
 from .refs import content
@@ -21,6 +22,7 @@ class Remote:
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
+        options_of(place)
         self._doors = doors
         doors.walking(place.where)
         protocol, sep, path = place.where.partition("://")

@@ -12,6 +12,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Item
+from ..plugins import options_of
 from . import Content
 from .folder import MAGIC, PICTURES, matching, split
 from .refs import content, member
@@ -28,6 +29,7 @@ class Tars:
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
+        options_of(place)
         self._shards = [doors.reading(str(shard)) for shard in _expand(place.where, doors)]
         self._where = place.where
         self._doors = doors
