@@ -115,8 +115,11 @@ class Job:
         plan = manifest.read(self.papers.manifest)
         if plan.index != self.index:
             raise JobRefused(f"{self.papers.manifest} was changed after the job started")
+        pinned = self.ledger.pinned()
         found = compare(self.papers, plan, self.sink, go_on=go_on)
-        if found.unfinished and int(self.ledger.pinned()["repairs"] or 0) < REPAIRS:
+        if self.ledger.pinned() != pinned:
+            return []  # overtaken, and chunks were done again meanwhile: the next check tells
+        if found.unfinished and int(pinned["repairs"] or 0) < REPAIRS:
             for number in found.unfinished:
                 self.papers.forget(number)
             log.warning("job %s: %d chunks are done again", self.spec.id, len(found.unfinished))

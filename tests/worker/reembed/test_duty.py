@@ -22,7 +22,7 @@ from api_client.wire.quarantine import Crash, Evidence
 from tests.worker.reembed.fleet import Desk, Post, at_work, folder_of
 from worker import runtime
 from worker.catalogue import Entry
-from worker.reembed import duty, embedding, manifest
+from worker.reembed import check, duty, embedding, manifest
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
 from worker.reembed.sinks import qdrant, shards
@@ -683,6 +683,32 @@ def test_a_check_that_finds_one_vector_missing_keeps_the_others_whose_pictures_h
     post.deliver_all()
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
+
+
+def test_a_check_that_was_overtaken_by_one_that_had_chunks_done_again_ends_nothing(
+    desk, here, post, pictures, sink, monkeypatch
+):
+    compare = check.compare
+    monkeypatch.setattr("worker.reembed.job.REPAIRS", 1)
+
+    def overtaken(*args, **options):
+        found = compare(*args, **options)
+        monkeypatch.setattr("worker.reembed.job.compare", compare)
+        job = duty.opened(here, "job")
+        duty.send(post, job.ledger, job.spec, job.check(lambda: None))  # by another worker
+        assert post.deliver() == "done"
+        return found
+
+    monkeypatch.setattr("worker.reembed.job.compare", overtaken)
+    desk.submit(pictures, sink, chunk_size=20)
+    post.deliver()
+    post.deliver()
+    [file] = Path(sink.where).glob("*.parquet")
+    file.unlink()
+    post.deliver()
+    assert desk.status().state is JobState.CHECKING
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
 def test_what_a_killed_writer_left_is_gone_when_the_job_is_over(desk, post, pictures, sink):
