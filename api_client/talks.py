@@ -10,12 +10,11 @@ from typing import Any
 from uuid import uuid4
 
 import redis
-from kombu.exceptions import OperationalError
 
-from .steps import Blocking, Part, Talk
+from .steps import Part, Talk
 from .vigil import Vigil, alive
 from .wire import correlation, names
-from .wire.address import masked
+from .wire.address import masked, parsed
 from .wire.broker import celery_app, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
@@ -68,6 +67,7 @@ class Line:
         self.keys = names.Keys(settings.key_prefix)
         self._app = celery_app(settings)
         self._envelopes = Envelopes(self._app)
+        self._control = self.keys.control(parsed(settings.url()).get("db", 0))
 
     def close(self) -> None:
         """Let Celery forget this one; it holds no connection."""
@@ -75,10 +75,10 @@ class Line:
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Turns what Redis and Kombu raise inside into NoBroker."""
+        """Turns what Redis raises inside into NoBroker."""
         try:
             yield
-        except (redis.RedisError, OperationalError) as error:
+        except redis.RedisError as error:
             if takes_no_writes(error):
                 raise NoBroker(
                     f"Redis at {masked(self.settings.url())} takes no writes; "
@@ -215,9 +215,19 @@ class Line:
         the same; nobody reads its answer.
         """
         refused = pack_answer(Refused(failure=Failure.of(Cancelled("withdrawn by its caller"))))
-        ttl_s = self.settings.answer_ttl_s
-        yield partial(_refuse, keys=self.keys, ids=ids, frame=refused, ttl_s=ttl_s)
-        yield Blocking(partial(self.revoke, ids))
+        yield partial(
+            _refuse,
+            keys=self.keys,
+            ids=ids,
+            frame=refused,
+            ttl_s=self.settings.answer_ttl_s,
+            notice=self.notice(ids),
+        )
+
+    def notice(self, ids: Sequence[str]) -> Part:
+        """What tells the workers that are there to let these go."""
+        message = self._envelopes.withdrawal(ids)
+        return lambda pipe: pipe.publish(self._control, message)
 
     def let_go(self, calls: Iterable[Call]) -> Talk[None]:
         """Withdraw what was sent and has no answer yet, as its caller goes away.
@@ -230,17 +240,6 @@ class Line:
             # Where Redis is away, the deadline stops them.
             with suppress(redis.RedisError, NoBroker):
                 yield from self.withdraw(ids)
-
-    def revoke(self, ids: Sequence[str]) -> None:
-        """Tell the workers that are there to let these go.
-
-        Over a connection of this call: those of kombu's pools, which all lines of a process share,
-        would outlive the line.
-        """
-        control = self._app.control
-        control.mailbox.producer_pool = None
-        with self._app.connection_for_write() as connection:
-            control.revoke(list(ids), terminate=True, connection=connection)
 
     def live_workers(self) -> Talk[list[str]]:
         """Node names of the workers whose status hash has not expired, sorted."""
@@ -319,10 +318,19 @@ def _await(client: Any, *, key: str, block_s: float) -> Any:
     return client.blmove(key, key, block_s, "LEFT", "LEFT")
 
 
-def _refuse(client: Any, *, keys: names.Keys, ids: Sequence[str], frame: bytes, ttl_s: int) -> Any:
+def _refuse(
+    client: Any,
+    *,
+    keys: names.Keys,
+    ids: Sequence[str],
+    frame: bytes,
+    ttl_s: int,
+    notice: Part,
+) -> Any:
     pipe = client.pipeline()
     for request_id in ids:
         pipe.rpush(keys.answer(request_id), frame)
         pipe.expire(keys.answer(request_id), ttl_s)
         pipe.delete(keys.blobs(request_id))
+    notice(pipe)
     return pipe.execute()

@@ -264,8 +264,8 @@ class _FakeLine(Line):
     def letter(self, call: Call) -> Part:
         return lambda pipe: self._worker.take(call)
 
-    def revoke(self, ids: Sequence[str]) -> None:
-        """Nothing is ever on its way."""
+    def notice(self, ids: Sequence[str]) -> Part:
+        return lambda pipe: None  # nothing is ever on its way
 
     def close(self) -> None:
         """Nothing is open."""

@@ -1,9 +1,10 @@
-"""A request as Celery and kombu write it, without what both go through for each message.
+"""A request as Celery and kombu write it, without what both go through for each message, and the
+command that withdraws one, without a connection of theirs.
 
-They are asked once for each kind of message (task, queue, priority step) what they would hand to
-Redis; what differs between two messages of a kind is filled in here. Whoever sends it pushes it
-with a connection of its own, together with what else it has to say: docs/why.md, "Where the
-milliseconds of a single text go".
+For requests they are asked once for each kind of message (task, queue, priority step) what they
+would hand to Redis; what differs between two messages of a kind is filled in here. Whoever sends it
+pushes it with a connection of its own, together with what else it has to say: docs/why.md, "Where
+the milliseconds of a single text go".
 
 Checked with celery 5.7.0 and kombu 5.7.0 by tests/wire/test_envelope.py, which holds a message of
 Celery's own beside one of these.
@@ -11,7 +12,7 @@ Celery's own beside one of these.
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -29,9 +30,13 @@ _Kind = tuple[str, str, int]
 class _Paper(virtual.Channel):  # type: ignore[misc]  # kombu has no types
     """Keeps what is published through it."""
 
+    supports_fanout = True
     written: _Form
 
     def _put(self, queue: str, message: _Form, **_: Any) -> None:
+        self.written = message
+
+    def _put_fanout(self, exchange: str, message: _Form, *_: Any, **__: Any) -> None:
         self.written = message
 
 
@@ -93,6 +98,14 @@ class Envelopes:
         signals.after_task_publish.send(sender=task, **told)
         encoded = b64encode(json.dumps(body).encode()).decode()
         return json.dumps({**form, "body": encoded, "headers": about, "properties": properties})
+
+    def withdrawal(self, ids: Sequence[str]) -> str:
+        """What `Keys.control` is told to have every worker drop these, and stop those begun."""
+        control = self._app.control
+        control.mailbox.producer_pool = None  # it would lead to Redis
+        with Connection(transport=_Nowhere) as nowhere:
+            control.revoke(list(ids), terminate=True, connection=nowhere)
+            return json.dumps(nowhere.default_channel.written)
 
     def _form(self, kind: _Kind) -> tuple[_Form, Any]:
         """What is the same in every message of a kind: all of it, and the last part of the body."""

@@ -104,6 +104,10 @@ class Keys:
         kombu = f"{self._prefix}:_kombu"
         return f"{kombu}.binding.{exchange}", f"{kombu}.binding_permanent.{exchange}"
 
+    def control(self, db: int) -> str:
+        """Channel: remote control of every worker. Kombu's, not ours."""
+        return f"{self._prefix}:/{db}.celery.pidbox"
+
     def reply_queues(self) -> str:
         """Set: where answers to remote-control commands go. Kombu's, not ours."""
         return self.bindings("reply.celery.pidbox")[0]

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import redis
+from celery.worker.state import revoked
 from kombu.exceptions import OperationalError
 
 from api_client import Client, talks
@@ -409,18 +410,28 @@ def test_a_client_that_withdrew_something_leaves_no_connection_open(stage):
         return {row["id"] for row in stage.store.client_list()}
 
     before = open_ones()
+    made = stage.store.info()["total_connections_received"]
     with Client(stage.settings) as client:
-        client.submit_texts(["a"], model="a/b").cancel()
+        for _ in range(3):
+            client.submit_texts(["a"], model="a/b").cancel()
+    assert stage.store.info()["total_connections_received"] == made + 1
     until(lambda: open_ones() <= before)
+
+
+def test_a_worker_is_told_of_what_is_withdrawn(stage, connect):
+    with stage.worker():
+        handle = connect(stage.settings).submit_texts(["a"], model="fake/small")
+        handle.cancel()
+        until(lambda: f"{handle.id.partition('.')[0]}.0" in revoked)
 
 
 def test_what_is_past_its_deadline_is_not_withdrawn_as_well(stage, connect, quick, monkeypatch):
     stage.show_worker()
-    revoked = []
-    monkeypatch.setattr(talks.Line, "revoke", lambda line, ids: revoked.extend(ids))
+    withdrawn = []
+    monkeypatch.setattr(talks.Line, "notice", lambda line, ids: withdrawn.extend(ids))
     with pytest.raises(NoAnswer):
         connect(stage.settings).embed_images([b"bytes"], timeout=0.2)
-    assert revoked == []
+    assert withdrawn == []
     assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
 
 

@@ -72,6 +72,21 @@ def test_it_is_what_celery_would_have_sent(app, valkey_url, keys, queue, step):
     assert opened(ours) == opened(json.loads(sent))
 
 
+def test_a_withdrawal_is_what_celery_would_have_told_every_worker(app, valkey_url, keys):
+    def opened(text):
+        message = json.loads(text)
+        headers, properties = message.pop("headers"), message.pop("properties")
+        told = json.loads(b64decode(message.pop("body")))
+        return message, told, headers.keys(), properties | {"delivery_tag": ""}
+
+    with redis.Redis.from_url(valkey_url).pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe(keys.control(0))
+        heard.get_message(timeout=5)  # that it has subscribed
+        app.control.revoke(["a", "b"], terminate=True)
+        message = heard.get_message(timeout=5)
+    assert opened(Envelopes(app).withdrawal(["a", "b"])) == opened(message["data"])
+
+
 def test_no_two_messages_have_a_delivery_tag_in_common(app):
     envelopes = [written(app) for _ in range(3)]
     assert len({one["properties"]["delivery_tag"] for one in envelopes}) == 3
