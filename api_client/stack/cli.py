@@ -1,0 +1,154 @@
+"""`clipyard up` and what else runs the parts of an installation, or looks after one."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+FAILED, USAGE = 1, 2
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def up(
+    device: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu or cuda:N; all visible if not given.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Only open pictures below this folder.")
+    ] = None,
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Also run the dashboard, and tell it of every task.")
+    ] = False,
+) -> None:
+    """Run a private stack: Redis, one worker per device, beat. Ctrl-C drains and stops it."""
+    from .. import show
+    from ..dashboard import child
+    from . import up as stack
+    from .devices import visible_devices
+    from .settings import StackSettings
+
+    settings = StackSettings.read(**({"image_roots": images} if images else {}))
+    options = stack.Options(
+        home=settings.home,
+        devices=tuple(device or visible_devices(cuda_visible=settings.cuda_visible_devices)),
+        redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
+        metrics_port=settings.metrics_port,
+        env=settings.for_workers() | (child.WORKER_ENV if flower else {}),
+        extras=(child.extra(),) if flower else (),
+    )
+    stack.run(options, console=show.console())
+
+
+@app.command()
+def gateway(
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes a free one.")] = None,
+) -> None:
+    """Answer HTTP for those who do not speak Celery. Ctrl-C finishes what was begun."""
+    try:
+        from ..gateway import app as application
+    except ModuleNotFoundError as error:
+        print(f"error: no {error.name}: pip install 'clipyard[gateway]'", file=sys.stderr)
+        raise typer.Exit(USAGE) from None
+    from ..gateway.settings import GatewaySettings
+
+    given = {"gateway_host": host, "gateway_port": port}
+    settings = GatewaySettings.read(**{k: v for k, v in given.items() if v is not None})
+    application.serve(settings)
+
+
+@app.command()
+def dashboard() -> None:
+    """Run Flower with its Models page: tasks, workers, which model is where and why."""
+    from ..dashboard.settings import DashboardSettings
+    from ..wire.errors import BadSettings
+
+    settings = DashboardSettings.read()
+    try:
+        from ..dashboard.server import serve
+    except ImportError:
+        raise BadSettings("the dashboard is an extra: pip install 'clipyard[dashboard]'") from None
+    serve(settings)
+
+
+@app.command()
+def quickstart(
+    images: Annotated[Path | None, typer.Option(help="A folder of your own pictures.")] = None,
+    model: Annotated[str, typer.Option(help="A model id.")] = "shapes/demo",
+    queries: Annotated[str | None, typer.Option(help="Texts, separated by ';'.")] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Where the results go.")] = Path(
+        "out/quickstart"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Embed pictures through a private stack, find them by text, show the result."""
+    from ..quickstart import run
+
+    summary = run.quickstart(
+        images=images,
+        model=model,
+        queries=[q.strip() for q in (queries or "").split(";") if q.strip()],
+        out=out,
+    )
+    if as_json:
+        print(json.dumps(summary))
+    if summary["failed"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Find what is wrong, and say the mend."""
+    from .. import doctor as examination
+    from .. import show
+
+    findings = examination.examine()
+    show.doctor(findings, as_json=as_json)
+    if findings.sick:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def acl(
+    secrets: Annotated[
+        Path,
+        typer.Option(file_okay=False, help="Where the passwords are; missing ones are made."),
+    ],
+    url: Annotated[
+        str | None, typer.Option(help="Where Redis is, without a login: also write <role>.url.")
+    ] = None,
+) -> None:
+    """Print an ACL file for Redis: each role may do its work under our key prefix, no more."""
+    from .. import acl as rights
+    from ..wire.settings import Settings
+
+    prefix = Settings.read().key_prefix
+    db = rights.database_of(url) if url else 0
+    passwords = rights.passwords_in(secrets)
+    if url:
+        rights.write_urls(secrets, passwords, url=url, prefix=prefix)
+    print(rights.acl_file(passwords, prefix=prefix, db=db), end="")
+
+
+@app.command()
+def health(
+    worker: Annotated[str | None, typer.Option(help="A node name: is it ready?")] = None,
+    url: Annotated[str | None, typer.Option(help="Does this page answer?")] = None,
+    as_json: Json = False,
+) -> None:
+    """Exit with 0 if Redis, the worker or the page is well, with 3 if Redis cannot be asked."""
+    from .. import pulse
+
+    sickness = pulse.sickness(worker=worker, url=url)
+    if as_json:
+        print(json.dumps({"healthy": not sickness, "trouble": sickness}))
+    else:
+        print(sickness or "healthy")
+    if sickness:
+        raise typer.Exit(FAILED)
