@@ -14,7 +14,7 @@ from .reembed.job import AsyncJob, JobOptions
 from .requests import EmbedOptions, Scope
 from .results import Item, Loaded, MemoryUse, Pressure, similarity
 from .status import Fleet
-from .steps import Blocking, Step, Talk
+from .steps import Blocking, Pause, Step, Talk
 from .talks import Line
 from .wire.broker import async_redis_client
 from .wire.codec import Vectors
@@ -227,6 +227,8 @@ class AsyncClient:
     async def _take(self, step: Step) -> Any:
         if isinstance(step, Blocking):
             return await asyncio.to_thread(step, None)
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
         me = asyncio.current_task()
         before = me.cancelling() if me else 0
         said = await step(self._redis)

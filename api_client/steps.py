@@ -4,6 +4,7 @@ A talk is a generator: it yields steps, is sent each step's result, and returns 
 takes the steps itself; `AsyncClient` takes the same ones and awaits them.
 """
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,3 +25,13 @@ class Blocking:
 
     def __call__(self, _: Any) -> Any:
         return self.do()
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A step that lets time pass; no thread waits for it in an event loop."""
+
+    seconds: float
+
+    def __call__(self, _: Any) -> None:
+        time.sleep(self.seconds)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from ..steps import Blocking, Talk
+from ..steps import Pause, Talk
 from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer
 from ..wire.jobs import JobSpec, JobStatus, Migration, Place
@@ -210,11 +210,7 @@ def awaited(line: Line, job: str, timeout: float | None) -> Talk[JobStatus]:
             return status
         if give_up_at is not None and time.monotonic() >= give_up_at:
             raise NoAnswer(f"job {job} is still {status.state} after {timeout:g} s")
-        yield Blocking(_pause)
-
-
-def _pause() -> None:
-    time.sleep(LOOK_S)
+        yield Pause(LOOK_S)
 
 
 # The documentation stands once, with the twin.

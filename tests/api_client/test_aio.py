@@ -32,6 +32,24 @@ def test_a_hundred_calls_wait_without_a_thread_each(stage):
     assert asyncio.run(story()) < before + 40
 
 
+def test_a_hundred_jobs_are_waited_for_without_a_thread_each(stage, monkeypatch):
+    monkeypatch.setattr("api_client.reembed.job.LOOK_S", 60.0)
+
+    async def story():
+        async with AsyncClient(stage.settings) as client:
+            job = await client.reembed("/photos", sink="/vectors", model="a/b")
+            waits = [asyncio.create_task(job.wait()) for _ in range(100)]
+            await asyncio.wait(waits, timeout=0.2)  # or until all have looked
+            submitted = asyncio.create_task(client.submit_texts(["a"], model="a/b"))
+            done, _ = await asyncio.wait([submitted], timeout=20)
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+            return done
+
+    assert asyncio.run(story())
+
+
 def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage):
     stage.show_worker()
     queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
