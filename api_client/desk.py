@@ -195,15 +195,17 @@ class Desk:
         return answers
 
     def _best_for(self, model: str) -> Talk[Worker]:
-        """The live worker that holds a model already, or has the most slots to spare."""
+        """The live worker that holds a model already, or has the most slots to spare; one that
+        stops, and would answer once it is back, or cannot compute, only if there is no other."""
         fleet = yield from self.status()
         if not fleet.workers:
             raise NoWorker(NOBODY)
         alike = yield from self._aliases(model)
 
-        def rank(worker: Worker) -> tuple[bool, int, str]:
+        def rank(worker: Worker) -> tuple[bool, bool, int, str]:
+            is_out = worker.state in ("stopping", "broken")
             holds = any(held.id in alike for held in worker.held)
-            return not holds, len(worker.held) - worker.slots, worker.name
+            return is_out, not holds, len(worker.held) - worker.slots, worker.name
 
         return min(fleet.workers, key=rank)
 

@@ -272,28 +272,45 @@ def test_nobody_alive_is_said_soon(stage, connect, quick):
         connect(stage.settings).switch("a/b")
 
 
+def show(stage, node, *, holds=None, state="ready"):
+    """A worker of two slots, and the model that it holds."""
+    status = WorkerStatus(
+        name=node,
+        device="cpu",
+        pid=1,
+        started_at=1.0,
+        beat_at=1.0,
+        state=state,
+        slots=2,
+        models=(holds,) if holds else (),
+    )
+    stage.store.sadd(stage.keys.workers, node)
+    stage.store.hset(stage.keys.worker(node), mapping=pack_record(status))
+    if holds:
+        held = ModelStatus(id=holds, state="device", dimension=16)
+        stage.store.hset(stage.keys.model(node, holds), mapping=pack_record(held))
+
+
+@pytest.mark.parametrize("state", ["stopping", "broken"])
+def test_a_model_is_loaded_by_one_that_stays_and_works_if_there_is_one(
+    stage, connect, quick, state
+):
+    show(stage, "a@here", holds="fake/small", state=state)
+    client = connect(stage.settings)
+    with pytest.raises(NoAnswer, match=r"^a@here: no answer"):
+        client.load("fake/small", timeout=0.1)
+    show(stage, "b@there")
+    with pytest.raises(NoAnswer, match=r"^b@there: no answer"):
+        client.load("fake/small", timeout=0.1)
+
+
 @pytest.mark.parametrize("name", ["fake/small", "small"])
 def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect, quick, name):
     store, keys = stage.store, stage.keys
     entry = MODELS[0].model_copy(update={"aliases": ("small",)})
     store.hset(keys.catalogue, entry.id, entry.model_dump_json())
-    for node, models in (("a@idle", ()), ("b@holding", (entry.id,))):
-        status = WorkerStatus(
-            name=node,
-            device="cpu",
-            pid=1,
-            started_at=1.0,
-            beat_at=1.0,
-            state="ready",
-            slots=2,
-            models=models,
-        )
-        store.sadd(keys.workers, node)
-        store.hset(keys.worker(node), mapping=pack_record(status))
-    store.hset(
-        keys.model("b@holding", entry.id),
-        mapping=pack_record(ModelStatus(id=entry.id, state="device", dimension=16)),
-    )
+    show(stage, "a@idle")
+    show(stage, "b@holding", holds=entry.id)
     with pytest.raises(NoAnswer, match=r"^b@holding: no answer"):
         connect(stage.settings).load(name, timeout=0.1)
     queues = map(names.direct_queue, ("a@idle", "b@holding"))
