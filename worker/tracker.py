@@ -373,9 +373,10 @@ class Tracker:
     def _is_company(self, name: str) -> bool:
         """It is ready, and does not bring its first model either: then each would leave all that
         comes to the other, for as long as both load."""
-        state, models = self._store.hmget(self._keys.worker(name), "state", "models")
-        if state != b'"ready"':
+        key = self._keys.worker(name)
+        if self._store.hget(key, "state") != b'"ready"':
             return False
+        models = self._store.hget(key, "models")  # one by one, as the ACL lets a worker
         keys = [self._keys.model(name, one) for one in from_json(models or "[]")]
         held = [self._store.hget(key, "state") for key in keys]
         return b'"device"' in held or b'"loading"' not in held

@@ -64,6 +64,23 @@ def test_client_worker_and_beat_do_their_work(installation: Installation) -> Non
     assert not denials(installation)
 
 
+def test_a_worker_that_holds_no_model_looks_at_the_others_and_is_still_shown(
+    installation: Installation,
+) -> None:
+    keys = Keys(installation.prefix)
+    with installation.connect(Role.ADMIN) as admin, installation.client() as client:
+        admin.copy(keys.worker("cpu0@here"), keys.worker("cpu1@here"))
+        admin.sadd(keys.workers, "cpu1@here")
+        try:
+            client.load("fake/other", workers=["cpu0@here"])
+            client.unload(scope="everything", workers=["cpu0@here"])
+            assert admin.hget(keys.worker("cpu0@here"), "models") == b"[]"
+        finally:
+            admin.srem(keys.workers, "cpu1@here")
+            admin.delete(keys.worker("cpu1@here"))
+    assert not denials(installation)
+
+
 def test_a_bulk_job_runs_under_these_rights(installation: Installation) -> None:
     folder = installation.folder / "pictures" / "job"
     folder.mkdir()
