@@ -24,6 +24,7 @@ from .wire.settings import Settings
 from .wire.signing import signed
 
 SLICE_S = 1.0  # how long one look at an answer blocks
+_IN_SCRIPT = "ACL failure in script"  # for which redis-py has no class
 LARGE_BYTES = 2**16  # of vectors, from which a round trip more is worth Redis's memory
 
 # Fields of a request that Flower does not show, and those whose items are only counted.
@@ -84,11 +85,12 @@ class Line:
                     f"Redis at {masked(self.settings.url())} takes no writes; "
                     "is its disk or its memory full, or is it a replica?"
                 ) from None
-            if isinstance(error, redis.exceptions.NoPermissionError):
-                why = str(error).rpartition("caused error: ")[2]  # without a pipeline's command
+            why = str(error).rpartition("caused error: ")[2]  # without a pipeline's command
+            if isinstance(error, redis.exceptions.NoPermissionError) or why.startswith(_IN_SCRIPT):
                 raise NoBroker(
                     f"Redis at {masked(self.settings.url())} does not let this login do so ({why});"
-                    " is it that of the right role, and CLIPYARD_KEY_PREFIX that of its ACL file?"
+                    " is it that of the right role, CLIPYARD_KEY_PREFIX that of its ACL file, and "
+                    "that file printed by this version?"
                 ) from None
             if isinstance(error, redis.ResponseError) and not isinstance(
                 error, redis.AuthenticationError

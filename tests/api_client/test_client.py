@@ -24,6 +24,7 @@ from api_client.wire.errors import (
     NoWorker,
     UnknownModel,
 )
+from api_client.wire.jobs import JobSpec, Place
 from api_client.wire.messages import ModelStatus, WorkerStatus
 from api_client.wire.settings import Settings
 from tests.flow.processes import until
@@ -520,4 +521,19 @@ def test_a_login_that_may_not_do_it_is_told_so(store, valkey_url, prefix, connec
         call(connect(Settings.read(redis_url=url, key_prefix=prefix)))
     store.acl_deluser(prefix)
     assert "secret" not in str(refused.value)
+    assert ":pw@" not in str(refused.value)
+
+
+def test_a_login_of_an_acl_file_that_was_printed_too_long_ago_is_told_so(
+    store, valkey_url, prefix, connect, keys
+):
+    place = Place(kind="folder", where="/p")
+    spec = JobSpec(id="j", source=place, model="m", sink=place).model_dump_json()
+    store.hset(keys.job("j"), mapping={"spec": spec, "state": "paused", "paused_from": "running"})
+    commands = ["+@all", "-hkeys"]  # which a script asks for, so Redis answers in other words
+    store.acl_setuser(prefix, enabled=True, passwords=["+pw"], keys=["*"], commands=commands)
+    url = f"redis://{prefix}:pw@{valkey_url.rpartition('@')[2]}"
+    with pytest.raises(NoBroker, match=r"hkeys.* printed by this version") as refused:
+        connect(Settings.read(redis_url=url, key_prefix=prefix)).job("j").resume()
+    store.acl_deluser(prefix)
     assert ":pw@" not in str(refused.value)
