@@ -101,7 +101,8 @@ def same_space(seen: str | None, fingerprint: str) -> str:
     if seen is not None and seen != fingerprint:
         raise SpaceMismatch(
             f"workers answered in two vector spaces ({seen} and {fingerprint}); "
-            "give every worker the same CLIPYARD_PRECISION and CLIPYARD_DECODE, or name one model"
+            "give every worker the same version, CLIPYARD_PRECISION and CLIPYARD_DECODE, "
+            "or name one model"
         )
     return fingerprint
 
