@@ -29,7 +29,9 @@ HUGGING_FACE = {
 NOT_STORES = {"file", "local", "http", "https"}
 
 Seconds = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+# What is larger is a mistake, and no machine could count with it.
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Limit = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class WorkerSettings(LogSettings):
@@ -53,8 +55,8 @@ class WorkerSettings(LogSettings):
     offline: bool = False  # never ask a model hub
 
     slots: Count = 2  # models on the device at once
-    device_memory_gb: Annotated[float, Field(gt=0)] | None = None  # for weights; None: measured
-    host_memory_gb: Annotated[float, Field(ge=0)] | None = None  # for weights at rest; None: any
+    device_memory_gb: Limit | None = None  # for weights; None: measured
+    host_memory_gb: Annotated[float, Field(ge=0, le=1e6)] | None = None  # at rest; None: any
     slot_wait_s: Seconds = 30.0  # for a place, before a request is told that the model is busy
     min_residency_s: Seconds = 0.0  # against thrash: how long a model that was lifted may stay
     recycle_residue_gb: Annotated[float, Field(gt=0)] | None = None  # see docs; None: never end
@@ -78,8 +80,8 @@ class WorkerSettings(LogSettings):
         default_factory=processors.decode_threads
     )
     decode_processes: Annotated[int, Field(ge=0, le=256)] = 0  # for pictures of strangers; docs
-    decode_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # for one picture in such a process
-    content_cache_mb: Annotated[float, Field(ge=0)] = 0.0  # of Redis, for vectors of known pictures
+    decode_timeout_s: Limit = 30.0  # for one picture in such a process
+    content_cache_mb: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # of Redis, for known pictures
     image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else
     image_urls: bool = False  # fetch http(s) pictures, from public addresses only
     image_url_hosts: tuple[str, ...] = ()  # and of these hosts only; .example.org: all below it
@@ -88,7 +90,7 @@ class WorkerSettings(LogSettings):
     sink_roots: tuple[Path, ...] = ()  # jobs may write below these, and nowhere else
     sink_addresses: tuple[str, ...] = ()  # databases, by prefix: http://qdrant:6333/
     jobs_dir: Path = Field(default_factory=lambda: default_home() / "jobs")  # of all workers
-    job_lease_s: Annotated[float, Field(gt=0)] = 60.0  # after so much silence, a chunk is free
+    job_lease_s: Limit = 60.0  # after so much silence, a chunk is free
     max_image_bytes: Count = 64 * 2**20
     max_image_pixels: Count = 250_000_000
 

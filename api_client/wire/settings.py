@@ -226,6 +226,7 @@ def _is_secret(field: FieldInfo) -> bool:
 
 
 Secret = Annotated[SecretStr, Field(min_length=16)]
+Interval = Annotated[float, Field(ge=0.1, le=LONGEST_S)]  # in s, at which beat sends a message
 
 
 class Settings(SettingsBase):
@@ -241,8 +242,8 @@ class Settings(SettingsBase):
     chunk_size: Annotated[int, Field(ge=1, le=4096)] = 64  # items per message
     in_flight: Annotated[int, Field(ge=1, le=256)] = 8  # messages a call keeps unanswered
     sweeps_enabled: bool = True
-    sweep_interval_s: Annotated[float, Field(gt=0)] = 60.0
-    tend_interval_s: Annotated[float, Field(gt=0)] = 5.0  # how often bulk jobs are looked after
+    sweep_interval_s: Interval = 60.0
+    tend_interval_s: Interval = 5.0  # how often bulk jobs are looked after
 
     @field_validator("redis_url")
     @classmethod

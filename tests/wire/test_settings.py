@@ -83,6 +83,32 @@ def test_nobody_waits_for_ever(setting, never):
     assert getattr(Settings.read(**{setting: "604800"}), setting) == 604800
 
 
+@pytest.mark.parametrize("setting", ["sweep_interval_s", "tend_interval_s"])
+@pytest.mark.parametrize("interval", ["0", "1e-300", "1e300", "inf", "nan"])
+def test_beat_is_given_an_interval_that_it_can_keep(setting, interval):
+    with pytest.raises(BadSettings, match=setting.upper()):
+        Settings.read(**{setting: interval})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "device_memory_gb",
+        "host_memory_gb",
+        "content_cache_mb",
+        "decode_timeout_s",
+        "job_lease_s",
+        "slots",
+        "max_image_bytes",
+        "max_image_pixels",
+    ],
+)
+@pytest.mark.parametrize("huge", ["inf", "1e300", "9" * 26])
+def test_a_number_that_no_machine_can_count_with_stops_the_start(setting, huge):
+    with pytest.raises(BadSettings, match=setting.upper()):
+        WorkerSettings.read(**{setting: huge})
+
+
 def test_every_mistake_gets_a_line_with_its_name(monkeypatch):
     monkeypatch.setenv("CLIPYARD_SLOTS", "none")
     monkeypatch.setenv("CLIPYARD_DEVICE", "tpu")
