@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from .wire.disk import free_bytes
 from .wire.errors import BadSettings, ClipyardError
 from .wire.messages import EventKind, WorkerStatus
 from .wire.names import Keys
-from .wire.settings import Settings, files
+from .wire.settings import CONFIG_VARIABLE, Settings, files, given
 
 OLDEST_REDIS = 7  # what the project is tested with, and newer
 CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines
@@ -90,24 +91,35 @@ class Report:
 
 def examine() -> Report:
     """Look at the settings, Redis and the workers; never raises for what it can report."""
-    settings_found, rows = _settings()
-    findings = [settings_found]
-    if settings_found.health is not Health.SICK:
+    findings, rows = _settings()
+    if findings[0].health is not Health.SICK:
         settings = Settings.read()
         findings += disk(settings.home)
         findings += _redis_and_workers(settings)
     return Report(rows, findings)
 
 
-def _settings() -> tuple[Finding, list[dict[str, str]]]:
+def _settings() -> tuple[list[Finding], list[dict[str, str]]]:
     try:
-        shared = _worker_rows() or Settings.read().rows()
+        worker = _worker_rows()
         others = (StackSettings, GatewaySettings, DashboardSettings)
-        rows = [row for kind in others for row in kind.read().rows()] + shared
+        rows = [row for kind in others for row in kind.read().rows()]
+        rows += worker or Settings.read().rows()
         rows = list({row["setting"]: row for row in rows}.values())
     except BadSettings as error:
-        return Finding(Check.SETTINGS, Health.SICK, str(error), "correct or unset them"), []
-    return Finding(Check.SETTINGS, Health.OK, f"{len(rows)} settings can be used"), rows
+        return [Finding(Check.SETTINGS, Health.SICK, str(error), "correct or unset them")], []
+    usable = Finding(Check.SETTINGS, Health.OK, f"{len(rows)} settings can be used")
+    # Where only the client is, nobody knows what a worker reads.
+    return [usable, *(unknown_settings({row["setting"] for row in rows}) if worker else ())], rows
+
+
+def unknown_settings(known: set[str]) -> Found:
+    """Names like a setting's that nobody reads: mistyped, or of another version."""
+    for name in given():
+        if {name, name.removesuffix("_FILE")}.isdisjoint({*known, CONFIG_VARIABLE}):
+            near = get_close_matches(name, known, n=1)
+            mend = f"did you mean {near[0]}?" if near else "unset it"
+            yield Finding(Check.SETTINGS, Health.WARNING, f"{name} is no setting", mend)
 
 
 def _worker_rows() -> list[dict[str, str]] | None:

@@ -128,6 +128,12 @@ def files() -> dict[str, str]:
     }
 
 
+def given() -> list[str]:
+    """Every name with our prefix that the environment or the JSON file has, in capitals."""
+    found = (*os.environ, *_json_file(os.environ.get(CONFIG_VARIABLE, "")))
+    return sorted({name.upper() for name in found if name.lower().startswith(PREFIX)})
+
+
 @cache
 def _json_file(path: str) -> dict[str, Any]:
     if not path:

@@ -116,6 +116,20 @@ def test_a_wrong_password_is_named(look, valkey_of_my_own):
     assert (refused.health, "password" in refused.mend) == (Health.SICK, True)
 
 
+def test_a_name_that_is_no_setting_is_told_with_the_one_that_was_meant(monkeypatch, tmp_path):
+    (tmp_path / "c.json").write_text('{"clipyard_batchsize": 4, "other_program": 1}')
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(tmp_path / "c.json"))
+    monkeypatch.setenv("CLIPYARD_REDIS_URL_FILE", "/run/secrets/worker.url")
+    monkeypatch.setenv("CLIPYARD_SLOT", "3")
+    monkeypatch.delenv("CLIPYARD_EXAMPLES", raising=False)  # of these tests
+    known = {"CLIPYARD_SLOTS", "CLIPYARD_BATCH_SIZE", "CLIPYARD_REDIS_URL"}
+    told = {one.found: one.mend for one in doctor.unknown_settings(known)}
+    assert told == {
+        "CLIPYARD_BATCHSIZE is no setting": "did you mean CLIPYARD_BATCH_SIZE?",
+        "CLIPYARD_SLOT is no setting": "did you mean CLIPYARD_SLOTS?",
+    }
+
+
 @pytest.mark.parametrize(
     ("number", "health"), [("6.2.14", Health.SICK), ("7.0.0", Health.OK), ("9.1.2", Health.OK)]
 )
