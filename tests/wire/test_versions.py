@@ -1,5 +1,6 @@
 """Old and new side by side, against messages that were recorded and are never edited."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import pytest
 
 from api_client.wire import codec, messages
 from api_client.wire.errors import BadRequest
+from api_client.wire.jobs import JobState, JobStatus
 from api_client.wire.messages import Embedded, Failure, Timings
+from api_client.wire.quarantine import Evidence
 from worker.delivery import answers
 
-RECORDED = json.loads(Path(__file__).with_name("corpus").joinpath("v1.json").read_text())
+CORPUS = Path(__file__).with_name("corpus")
+RECORDED = json.loads((CORPUS / "v1.json").read_text())
+RECORDS = json.loads((CORPUS / "records.json").read_text())  # as they lay in Redis on 2026-11-28
 REQUESTS = [pytest.param(kind, fields, id=kind) for kind, fields in RECORDED["requests"]]
 
 
@@ -77,6 +82,44 @@ def test_an_old_client_reads_what_it_knows_of_a_newer_workers_records() -> None:
     told = {name: json.dumps(value) for name, value in record.items()}
     status = codec.unpack_record(messages.WorkerStatus, told)
     assert status.complaints[0].found == "full"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("worker", messages.WorkerStatus),
+        ("model", messages.ModelStatus),
+        ("event", messages.Event),
+    ],
+)
+def test_every_field_of_a_recorded_record_is_read(name: str, kind: type[messages.Message]) -> None:
+    recorded = RECORDS[name]
+    read = codec.unpack_record(kind, recorded).model_dump(mode="json")
+    assert {field: read[field] for field in recorded} == {
+        field: json.loads(value) for field, value in recorded.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("catalogue", messages.CatalogueEntry), ("evidence", Evidence)]
+)
+def test_a_recorded_entry_of_catalogue_or_quarantine_is_read(
+    name: str, kind: type[messages.Message]
+) -> None:
+    assert kind.model_validate(RECORDS[name]).model_dump(mode="json") == RECORDS[name]
+
+
+def test_the_recorded_books_of_a_job_are_read() -> None:
+    books = {name.encode(): value.encode() for name, value in RECORDS["job"].items()}
+    status = JobStatus.of("recorded", books)
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 2, 1)
+    assert status.workers == {"w1@h": 3}
+
+
+def test_a_worker_takes_a_message_that_lay_in_the_queue_while_it_was_updated() -> None:
+    nameless, payload, _ = json.loads(base64.b64decode(RECORDS["message"]["body"]))
+    request = answers.checked(messages.EmbedBatch, payload, nameless=tuple(nameless))
+    assert request.texts == ("a red circle",)
 
 
 def test_a_newer_client_is_told_to_update_the_workers_first() -> None:
