@@ -184,8 +184,10 @@ class SettingsBase(BaseSettings):
         except ValidationError as error:
             raise BadSettings("\n".join(map(cls._line, error.errors()))) from None
         except (SettingsError, RecursionError) as error:
+            field = re.search('field "(.+?)"', str(error))  # Pydantic's words, without the reason
+            name = f"{PREFIX}{field[1] if field else '*'}".upper()
             raise BadSettings(
-                f"CLIPYARD_*: {error}; give several values as a JSON list, as in "
+                f"{name}: it is no JSON; give several values as a list, as in "
                 """CLIPYARD_IMAGE_ROOTS='["/data", "/mnt"]'"""
             ) from None
 

@@ -83,6 +83,12 @@ def test_nobody_waits_for_ever(setting, never):
     assert getattr(Settings.read(**{setting: "604800"}), setting) == 604800
 
 
+def test_a_list_that_is_no_json_is_told_by_the_name_of_its_variable(monkeypatch):
+    monkeypatch.setenv("CLIPYARD_SINK_ROOTS", "/vectors")
+    with pytest.raises(BadSettings, match=r"^CLIPYARD_SINK_ROOTS: it is no JSON; .* list"):
+        WorkerSettings.read()
+
+
 @pytest.mark.parametrize("setting", ["sweep_interval_s", "tend_interval_s"])
 @pytest.mark.parametrize("interval", ["0", "1e-300", "1e300", "inf", "nan"])
 def test_beat_is_given_an_interval_that_it_can_keep(setting, interval):
