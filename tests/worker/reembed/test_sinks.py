@@ -354,6 +354,13 @@ def test_an_option_that_no_sink_of_its_kind_has_is_refused_before_anything_is_ma
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tower_that_there_is_not_is_refused(doors, tmp_path):
+    place = Place(kind="npy", where=str(tmp_path / "it"), options={"tower": "txt"})
+    with pytest.raises(JobRefused, match=r"no tower 'txt' .*; there are image, text"):
+        open_sink(place, SPACE, doors)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_written_outside_the_sink_roots(doors):
     with pytest.raises(JobRefused, match="CLIPYARD_SINK_ROOTS"):
         open_sink(Place(kind="parquet", where="/elsewhere"), SPACE, doors)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from api_client.wire.errors import JobRefused
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -19,6 +20,7 @@ from ..plugins import options_of
 from ..tables import reading_parquet
 from .shards import claimed
 
+TOWERS = {"image": "img_emb", "text": "text_emb"}
 DIGITS = 8  # the index builder takes the files in the order of their names
 
 
@@ -30,9 +32,11 @@ class ClipRetrieval:
     """
 
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
-        options = options_of(place, tower="image")
+        tower = options_of(place, tower="image")["tower"]
+        if tower not in TOWERS:
+            raise JobRefused(f"no tower {tower!r} ({place.where}); there are {', '.join(TOWERS)}")
+        self._tower = TOWERS[tower]
         self.folder, self._doors = doors.writing(place.where), doors
-        self._tower = "text_emb" if options["tower"] == "text" else "img_emb"
         self._space = claimed(self.folder, space, alone="file numbers of two jobs would collide")
 
     def write(self, shard: Shard) -> None:
