@@ -90,23 +90,28 @@ def table(
 
 
 def items(names: Sequence[str], items: Sequence[Item], *, out: Path | None, as_json: bool) -> None:
-    """One line per picture or text; a table shows the first numbers, JSON all of them."""
+    """One line per picture or text; a table shows the first numbers, JSON all of them.
+
+    What is in the file `out` is counted in the place of the table, and what failed is named.
+    """
     if as_json:
         print(json.dumps([_plain(name, item) for name, item in zip(names, items, strict=True)]))
         return
-    rows = [
-        {
-            "item": name,
-            "vector": "" if item.vector is None else _first_numbers(item.vector),
-            "error": f"{item.error.code}: {item.error}" if item.error else "",
-        }
-        for name, item in zip(names, items, strict=True)
-    ]
-    table(["item", "vector", "error"], rows, as_json=False)
+    if out:
+        failures(names, items)
+        print(f"{sum(item.error is None for item in items)} vectors in {printable(out)}")
+    else:
+        rows = [
+            {
+                "item": name,
+                "vector": "" if item.vector is None else _first_numbers(item.vector),
+                "error": f"{item.error.code}: {item.error}" if item.error else "",
+            }
+            for name, item in zip(names, items, strict=True)
+        ]
+        table(["item", "vector", "error"], rows, as_json=False)
     if cut := sum(item.truncated for item in items):
         line(f"{cut} of {len(items)} are longer than the model reads, and were cut", stderr=True)
-    if out:
-        print(f"{sum(item.error is None for item in items)} vectors in {printable(out)}")
 
 
 def failures(names: Sequence[str], items: Sequence[Item]) -> None:

@@ -62,6 +62,13 @@ def test_pictures_of_a_folder_are_embedded_in_order(clipyard, pictures):
     assert len(rows[0]["vector"]) == 16
 
 
+def test_what_is_in_a_file_is_not_shown_too(clipyard, pictures, tmp_path):
+    client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("it is broken")})
+    code, out, err = clipyard("embed", pictures, "-o", tmp_path / "v.parquet", client=client)
+    assert (code, out.splitlines()) == (1, [f"1 vectors in {tmp_path}/v.parquet"])
+    assert f"{pictures}/a.png: image_unreadable: it is broken" in err
+
+
 def test_a_picture_may_be_a_url(clipyard):
     url = "https://example.org/a.png"
     client = FakeClient(failing={url: ImageUnreadable("not opened as a file")})
@@ -222,9 +229,9 @@ def test_what_came_of_a_job_is_one_json_object(clipyard, command, field, value):
 
 def test_what_people_wrote_is_shown_as_they_wrote_it(clipyard, tmp_path):
     for words in ("[/b] hi", "a [red]circle", "a :cat:"):
+        assert words in clipyard("text", words)[1]
         code, out, _ = clipyard("text", words, "-o", tmp_path / "[b]vectors.jsonl")
         assert code == 0
-        assert words in out
         assert f"1 vectors in {tmp_path}/[b]vectors.jsonl" in out.splitlines()
 
 
