@@ -285,13 +285,21 @@ def _client() -> "Client":
 
 
 def _pictures(places: list[str]) -> list[str]:
-    """What is named, and in place of a folder the pictures below it, sorted."""
+    """What is named, and in place of a folder the pictures below it, sorted.
+
+    A folder without any is said on standard error: an empty table would not tell why.
+    """
+    from . import inputs, show
+
     found: list[str] = []
     for place in places:
         if "://" not in place and os.path.isdir(place):  # a name that cannot be one is none
             below = Path(place).rglob("*")
-            inside = (p for p in below if p.suffix.lower() in PICTURES and p.is_file())
-            found += map(str, sorted(inside))
+            inside = sorted(p for p in below if p.suffix.lower() in PICTURES and p.is_file())
+            if not inside:
+                endings = ", ".join(sorted(PICTURES))
+                show.line(f"{inputs.printable(place)} holds no pictures ({endings})", stderr=True)
+            found += map(str, inside)
         else:
             found.append(place)
     return found

@@ -152,6 +152,15 @@ def test_vectors_of_no_pictures_are_an_empty_matrix(clipyard, tmp_path):
     assert np.load(tmp_path / "vectors.npy").size == 0
 
 
+@pytest.mark.parametrize("command", [["embed"], ["search", "words"]])
+def test_a_folder_without_pictures_is_told(clipyard, pictures, command):
+    (empty := pictures / "empty").mkdir()
+    code, _, error = clipyard(*command, empty, pictures)
+    assert code == 0
+    assert error.startswith(f"{empty} holds no pictures (.bmp, ")
+    assert error.count("holds no pictures") == 1
+
+
 def test_some_failed_items_are_shown_and_told_by_the_exit_code(clipyard, pictures):
     client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("cut short")})
     code, out, _ = clipyard("embed", pictures, "--json", client=client)
