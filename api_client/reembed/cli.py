@@ -102,7 +102,8 @@ def list_(as_json: Json = False) -> None:
 
     with _client() as client:
         rows = [_row(status) for status in client.jobs()]
-    show.table(["id", "state", "done", "failed", "items", "model", "sink"], rows, as_json=as_json)
+    columns = ["id", "state", "done", "failed", "items", "model", "sink"]
+    show.table(columns, rows, as_json=as_json, unbroken="id")
 
 
 @app.command()

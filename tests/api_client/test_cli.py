@@ -161,6 +161,13 @@ def test_a_folder_without_pictures_is_told(clipyard, pictures, command):
     assert error.count("holds no pictures") == 1
 
 
+def test_the_id_of_a_job_stays_on_one_line(clipyard, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    client = FakeClient()
+    job = client.reembed("/photos", sink="/vectors/of/a/folder/with/a/long/name", id="j" * 20).id
+    assert job in clipyard("reembed", "list", client=client)[1]
+
+
 def test_some_failed_items_are_shown_and_told_by_the_exit_code(clipyard, pictures):
     client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("cut short")})
     code, out, _ = clipyard("embed", pictures, "--json", client=client)
