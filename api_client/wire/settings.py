@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -203,10 +203,10 @@ class SettingsBase(BaseSettings):
         return [
             {
                 "setting": names_of(field)[0].upper(),
-                "value": str(getattr(self, field)),
+                "value": _written(value),
                 "origin": self.origin(field),
             }
-            for field in type(self).model_fields
+            for field, value in self.model_dump(mode="json").items()
         ]
 
     def origin(self, field: str) -> str:
@@ -220,6 +220,16 @@ class SettingsBase(BaseSettings):
         if any(name in _json_file(path) for name in (*names_of(field), field)):
             return path
         return "given" if field in self.model_fields_set else "default"
+
+
+def _written(value: Any) -> str:
+    """As it is written in the environment."""
+    match value:
+        case None:
+            return "none"
+        case str():
+            return value
+    return to_json(value).decode()
 
 
 def cannot_listen(part: str, address: str, why: str | None = None) -> BadSettings:
