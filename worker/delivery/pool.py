@@ -23,7 +23,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,6 +48,7 @@ __all__ = [
     "cancelled",
     "canceller",
     "give_way",
+    "is_bulk",
     "others",
     "parked",
     "parked_bulk",
@@ -176,7 +177,8 @@ class _Run:
         self, pool: "TaskPool", work: Callable[[], None], *, task_id: str | None, limit_s: float
     ) -> None:
         self.pool = pool
-        self.is_bulk = _is_bulk(state.requests.get(task_id))
+        request = state.requests.get(task_id)
+        self.is_bulk = is_bulk(request.delivery_info if request else {})
         self._work = work
         self._task_id = task_id
         self._limit_s = limit_s
@@ -210,9 +212,13 @@ _aside: set[_Run] = set()
 _parked: set[_Run] = set()
 
 
-def _is_bulk(request: Any) -> bool:
-    info = {} if request is None else request.delivery_info
-    return bool((info.get("priority") or names.INTERACTIVE) >= names.BULK)
+def is_bulk(told: Mapping[str, Any]) -> bool:
+    """By the priority in a message's properties, or in what Celery keeps of them.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    return bool((told.get("priority") or names.INTERACTIVE) >= names.BULK)
 
 
 class TaskPool(thread.TaskPool):  # type: ignore[misc]  # celery has no types

@@ -100,7 +100,8 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
         return not self.prefetch_count or held < self.prefetch_count + pool.others()
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        _is_bulk(message)  # raises here, where it costs one message, and not with every look
+        # Raises here, where it costs one message, and not with every look.
+        pool.is_bulk(message.properties)
         info = message.delivery_info
         held = dumps([message._raw, info["exchange"], info["routing_key"]])
         self._tell(
@@ -204,21 +205,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     def _bulk_held(self) -> int:
         # Threads acknowledge by adding to `_dirty`; only this one changes `_delivered`.
         delivered, dirty = self.qos._delivered, self.qos._dirty
-        return sum(_is_bulk(message) and tag not in dirty for tag, message in delivered.items())
+        return sum(
+            pool.is_bulk(message.properties) and tag not in dirty
+            for tag, message in delivered.items()
+        )
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no types
     """A Redis transport with the channel above."""
 
     Channel = Channel
-
-
-def _is_bulk(message: Any) -> bool:
-    """
-    Raises:
-        TypeError: its priority is no number.
-    """
-    return bool((message.properties.get("priority") or names.INTERACTIVE) >= names.BULK)
 
 
 @contextmanager
