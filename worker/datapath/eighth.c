@@ -18,6 +18,7 @@ enum {
     LONGEST_CODE = 16,
     LONGEST_VALUE = 15,   /* bits after a code */
     LONGEST_DIFFERENCE = 11,
+    BRIEF = 8,            /* bits of most codes of DC; 7 is as fast, 11 and 13 are slower */
     LOOK = 13,            /* 12 and 14 are no faster; two such tables fit into 32 KiB of cache */
     BLOCK_BYTES = COEFFICIENTS * (LONGEST_CODE + LONGEST_VALUE) / 8 + 1,
     PADDING = 2 * BLOCK_BYTES, /* behind the scan, in `work` */
@@ -45,15 +46,18 @@ struct plan {
     int32_t restart;      /* after so many MCUs; 0: never */
 };
 
-/* What the next 16 bits begin with: length << 8 | symbol, or 0 if with no code. */
-typedef uint16_t lookup[1 << LONGEST_CODE];
+/* What the next 16 bits begin with: length << 8 | symbol, or 0 if with no code. And the next BRIEF
+ * ones, 0 if they do not tell: the whole table is read all over, and would not stay in the cache. */
+struct lookup {
+    uint16_t whole[1 << LONGEST_CODE], brief[1 << BRIEF];
+};
 
 /* What the next LOOK bits step over: END if the block's last, coefficients << 8, bits. */
 typedef uint16_t steps[1 << LOOK];
 #define END 0x8000
 
 struct tables {
-    lookup dc[TABLES], ac[TABLES];
+    struct lookup dc[TABLES], ac[TABLES];
     steps over[TABLES];
 };
 
@@ -63,7 +67,7 @@ struct bits {
     const uint8_t *at;    /* where the others come from */
 };
 
-static int fill_lookup(const struct codes *codes, uint16_t *look)
+static int fill_lookup(const struct codes *codes, struct lookup *look)
 {
     uint32_t first = 0;
     int symbol = 0;
@@ -73,9 +77,13 @@ static int fill_lookup(const struct codes *codes, uint16_t *look)
             if (symbol == 256 || first + share > 1u << LONGEST_CODE)
                 return 0;
             for (uint32_t j = 0; j < share; j++)
-                look[first + j] = (uint16_t)(length << 8 | codes->symbols[symbol]);
+                look->whole[first + j] = (uint16_t)(length << 8 | codes->symbols[symbol]);
             first += share;
         }
+    }
+    for (uint32_t seen = 0; seen < 1u << BRIEF; seen++) {
+        uint16_t code = look->whole[seen << (LONGEST_CODE - BRIEF)];
+        look->brief[seen] = code >> 8 <= BRIEF ? code : 0;
     }
     return 1;
 }
@@ -85,12 +93,12 @@ static inline int zeros(int symbol) { return symbol >> 4; }
 static inline int value_bits(int symbol) { return symbol & 15; }
 static inline int ends_block(int symbol) { return value_bits(symbol) == 0 && zeros(symbol) < 15; }
 
-static void fill_steps(const uint16_t *look, uint16_t *over)
+static void fill_steps(const struct lookup *look, uint16_t *over)
 {
     for (uint32_t seen = 0; seen < 1u << LOOK; seen++) {
         int bits = 0, coefficients = 0, end = 0;
         while (bits < LOOK && !end) {
-            uint16_t code = look[seen << (LONGEST_CODE - LOOK) << bits & 0xffff];
+            uint16_t code = look->whole[seen << (LONGEST_CODE - LOOK) << bits & 0xffff];
             int length = code >> 8, symbol = code & 255;
             if (!code || bits + length > LOOK || coefficients + zeros(symbol) + 1 > COEFFICIENTS)
                 break;
@@ -121,18 +129,23 @@ static inline void drop(struct bits *bits, int count)
     bits->left -= count;
 }
 
-static inline uint16_t next_code(struct bits *bits, const uint16_t *look)
+static inline uint16_t next_code(struct bits *bits, const struct lookup *look)
 {
-    uint16_t code = look[bits->next >> (64 - LONGEST_CODE)];
+    uint16_t code = look->whole[bits->next >> (64 - LONGEST_CODE)];
     drop(bits, code >> 8);
     return code;
 }
 
 /* Of DC, to that of the block before. */
-static inline int read_difference(struct bits *bits, const uint16_t *look, int *difference)
+static inline int read_difference(struct bits *bits, const struct lookup *look,
+                                  int *difference)
 {
     refill(bits);
-    uint16_t code = next_code(bits, look);
+    uint16_t code = look->brief[bits->next >> (64 - BRIEF)];
+    if (code)
+        drop(bits, code >> 8);
+    else
+        code = next_code(bits, look);
     int count = code & 255;
     if (!code || count > LONGEST_DIFFERENCE)
         return 0;
@@ -145,29 +158,34 @@ static inline int read_difference(struct bits *bits, const uint16_t *look, int *
     return 1;
 }
 
+/* With one look, by at most LOOK - 1 + LONGEST_VALUE bits; 0 if that goes over nothing. */
+static inline int step(struct bits *bits, const uint16_t *over, int *at)
+{
+    uint16_t seen = over[bits->next >> (64 - LOOK)];
+    int coefficients = seen >> 8 & 127;
+    if (!coefficients || *at + coefficients > COEFFICIENTS)
+        return 0; /* a long code, or the block's end lies between two of those seen */
+    drop(bits, seen & 255);
+    *at = seen & END ? COEFFICIENTS : *at + coefficients;
+    return 1;
+}
+
 /* From the block's second coefficient to its end. */
-static inline int step_over(struct bits *bits, const uint16_t *look, const uint16_t *over)
+static inline int step_over(struct bits *bits, const struct lookup *look, const uint16_t *over)
 {
     int at = 1;
     while (at < COEFFICIENTS) {
-        if (bits->left < LONGEST_CODE + LONGEST_VALUE)
-            refill(bits);
-        uint16_t step = over[bits->next >> (64 - LOOK)];
-        int coefficients = step >> 8 & 127;
-        if (coefficients && at + coefficients <= COEFFICIENTS) {
-            drop(bits, step & 255);
-            at += coefficients;
-            if (step & END)
-                return 1;
-        } else { /* a long code, or the block's end lies between two of those seen */
+        refill(bits); /* for two steps */
+        if (step(bits, over, &at)) {
+            if (at < COEFFICIENTS)
+                step(bits, over, &at);
+        } else {
             uint16_t code = next_code(bits, look);
             int symbol = code & 255;
             if (!code)
                 return 0;
             drop(bits, value_bits(symbol));
-            if (ends_block(symbol))
-                return 1;
-            at += zeros(symbol) + 1;
+            at = ends_block(symbol) ? COEFFICIENTS : at + zeros(symbol) + 1;
         }
     }
     return at == COEFFICIENTS;
@@ -217,8 +235,9 @@ static int decode_interval(const struct plan *plan, const struct tables *tables,
                 for (int x = 0; x < component->across; x++) {
                     int difference;
                     if (bits->at > end + sizeof bits->next
-                        || !read_difference(bits, tables->dc[component->dc], &difference)
-                        || !step_over(bits, tables->ac[component->ac], tables->over[component->ac]))
+                        || !read_difference(bits, &tables->dc[component->dc], &difference)
+                        || !step_over(bits, &tables->ac[component->ac],
+                                      tables->over[component->ac]))
                         return 0;
                     dc[c] += difference;
                     if (dc[c] < INT16_MIN || dc[c] > INT16_MAX)
@@ -241,8 +260,9 @@ int clipyard_eighth(const struct plan *plan, const uint8_t *file, size_t start, 
     struct tables *tables = calloc(1, sizeof *tables);
     int whole = tables != NULL;
     for (int i = 0; whole && i < TABLES; i++) {
-        whole = fill_lookup(&plan->dc[i], tables->dc[i]) && fill_lookup(&plan->ac[i], tables->ac[i]);
-        fill_steps(tables->ac[i], tables->over[i]);
+        whole = fill_lookup(&plan->dc[i], &tables->dc[i])
+            && fill_lookup(&plan->ac[i], &tables->ac[i]);
+        fill_steps(&tables->ac[i], tables->over[i]);
     }
     const uint8_t *scan = file + start, *end = file + size;
     int64_t mcus = (int64_t)plan->wide * plan->high, share = plan->restart ? plan->restart : mcus;
