@@ -25,6 +25,7 @@ NAMES = (
     "reembed",
     "reference",
     "residency",
+    "texts",
     "wire",
     "jobs",
 )

@@ -42,10 +42,10 @@ def _speed(work: Contestant) -> float:
     return work() / (time.perf_counter() - begun)
 
 
-def medians(speeds: Speeds, label: str = "") -> dict[str, float]:
+def medians(speeds: Speeds, label: str = "", *, what: str = "images") -> dict[str, float]:
     """As the figures of a report."""
-    images_per_s = {f"{label}{name} images/s": median(each) for name, each in speeds.items()}
-    return images_per_s | {f"{label}rounds": float(len(next(iter(speeds.values()))))}
+    a_second = {f"{label}{name} {what}/s": median(each) for name, each in speeds.items()}
+    return a_second | {f"{label}rounds": float(len(next(iter(speeds.values()))))}
 
 
 def ratio(speeds: Speeds, ours: str, theirs: str) -> float:

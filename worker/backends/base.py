@@ -93,10 +93,12 @@ class PreparedText:
     Attributes:
         tokens: what the family's text tower takes for one row.
         truncated: whether the text was cut to the context length.
+        length: what a pass takes longer with, in whatever unit; texts of like length run together.
     """
 
     tokens: NDArray[np.int64] | str
     truncated: bool = False
+    length: int = 0
 
 
 Prepared = NDArray[np.uint8] | PreparedText  # an image is (height, width, 3), not normalised

@@ -53,7 +53,8 @@ class ClipModel(TorchModel):
         return pixels_of(image, self._to_pixels)
 
     def prepare_text(self, text: str) -> PreparedText:
-        return self._tokens.of(text)
+        row, truncated = self._tokens.of(text)
+        return PreparedText(row, truncated, length=self._text_tower.length(row))
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return _on_host(self.module.encode_image(self._normalised(pixels), normalize=False))

@@ -77,11 +77,12 @@ class SentenceTransformers(TorchModel):
 
     def prepare_text(self, text: str) -> PreparedText:
         if self._longest == inf:  # then its tokenizer may be of any kind
-            return PreparedText(text)
+            return PreparedText(text, length=len(text))
         whole = self._prompt + text
         with self._alone:
             tokens = len(self._tokenizer(whole, truncation=False, verbose=False)["input_ids"])
-        return PreparedText(text, truncated=self._longest < tokens)
+        length = int(min(tokens, self._longest))
+        return PreparedText(text, truncated=self._longest < tokens, length=length)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         rows = self.module.encode(

@@ -117,7 +117,7 @@ class SimpleModel:
 
     def prepare_text(self, text: str) -> PreparedText:
         """The text as it is."""
-        return PreparedText(text)
+        return PreparedText(text, length=len(text))
 
     def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         if kind is Kind.IMAGE:

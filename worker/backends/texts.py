@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from .base import PreparedText
-
 MAX_KNOWN_WORDS = 100_000  # open_clip's tokenizer remembers every word it ever saw
 # Lengths are rounded up to these, so that few shapes occur. With steps of 8 from the start, the ten
 # tokens of a short query in float32 would take 21 ms in the place of 15.
@@ -38,13 +36,13 @@ class Tokens:
         self._compared = self._length - (getattr(tokenizer, "tokenizer_mode", "") == "clips")
         self._padding = self._row("", self._length)[self._compared - PADDED : self._compared]
 
-    def of(self, text: str) -> PreparedText:
-        """The row for one text, cut to the context length as open_clip cuts it."""
+    def of(self, text: str) -> tuple[NDArray[np.int64], bool]:
+        """The row for one text, cut to the context length as open_clip cuts it; and if it was."""
         with self._alone:
             row = self._row(text, self._length)
             truncated = self._is_full(row) and self._goes_on(text, row)
             self._forget_words()
-        return PreparedText(tokens=row.numpy(), truncated=truncated)
+        return row.numpy(), truncated
 
     def _row(self, text: str, length: int) -> Tensor:
         row: Tensor = self._tokenizer([text], context_length=length)[0]
@@ -74,17 +72,26 @@ class TextTower:
         self._model = model
         self._causal = _causal_tower(model)
 
+    def length(self, tokens: NDArray[np.int64]) -> int:
+        """How many positions the tower needs for one row; 0 where every row takes them all."""
+        return _length(tokens) if self._causal is not None else 0
+
     def encode(self, tokens: NDArray[np.int64], device: torch.device) -> Tensor:
         """(rows, dimension) for (rows, context length) token ids on the host."""
         model = self._model
         if self._causal is not None:
-            longest = int(tokens.argmax(axis=1).max()) + 1  # end-of-text has the highest id
+            longest = _length(tokens)
             step = SHORT_STEP if longest <= SHORT else STEP
             length = min(-(-longest // step) * step, tokens.shape[1])
             tokens = tokens[:, :length]
             model = _shortened(model, self._causal, length)
         rows: Tensor = model.encode_text(torch.from_numpy(tokens).to(device), normalize=False)
         return rows
+
+
+def _length(tokens: NDArray[np.int64]) -> int:
+    """Up to the end of the longest row: end-of-text has the highest id."""
+    return int(tokens.argmax(axis=-1).max()) + 1
 
 
 def _shortened(model: Any, tower: Any, length: int) -> Any:

@@ -17,12 +17,14 @@ from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Kind, Priority
 from api_client.wire.spans import Caller
 
-from ..backends.base import Model, Prepared, Traits
+from ..backends.base import Model, Prepared, PreparedText, Traits
 from .outcomes import Known, Outcome
 
 PRESENT_S = 10.0  # who asked so lately may well ask again
 
 WORTHWHILE = 2  # brief batches in an interactive one; a single one takes a twentieth longer a row
+
+LENGTHS = 4  # times as many texts are made ready, so that those of a batch are of like length
 
 NOT_YET = np.empty(0, np.uint8)
 
@@ -108,6 +110,10 @@ class Row:
     index: int
     prepared: Prepared = field(default_factory=lambda: NOT_YET)
 
+    @property
+    def length(self) -> int:
+        return self.prepared.length if isinstance(self.prepared, PreparedText) else 0
+
 
 @dataclass(eq=False)
 class Group:
@@ -147,6 +153,16 @@ class Group:
         more = self.waiting or self.preparing
         return bool(self.suspects) or len(self.ready) >= rows or (self.has_ready and not more)
 
+    def take(self, rows: int) -> list[Row]:
+        """The oldest row that is ready, and those beside it when all are sorted by length."""
+        ordered = sorted(self.ready, key=lambda row: row.length)
+        at = ordered.index(self.ready[0])
+        first = min(at - at % rows, len(ordered) - rows)
+        batch = ordered[first : first + rows]
+        taken = set(batch)
+        self.ready = deque(row for row in self.ready if row not in taken)
+        return batch
+
     @property
     def is_empty(self) -> bool:
         return not (self.waiting or self.preparing or self.ready or self.suspects)
@@ -164,10 +180,11 @@ class Turns:
     may always be `WORTHWHILE`. A bulk batch waits until it holds its share. An interactive one runs
     as soon as some call can be answered; but one beside another of its group, on a CPU, waits as
     well: a row that runs alone takes as long as five that run together, from the cores that prepare
-    the others. Of each group one batch more is prepared ahead than can run at once, so memory stays
-    bounded however much is queued. No model runs in more threads than it allows. For `PRESENT_S`
-    after an interactive call bulk batches are the `brief` ones of their model, as the next call
-    would have to wait for one.
+    the others. Each text of a pass takes as long as its longest, so a batch is the oldest row and
+    those of like length. Of each group one batch more is prepared ahead than can run at once, and
+    of texts, which are small, `LENGTHS` times as many, so memory stays bounded however much is
+    queued. No model runs in more threads than it allows. For `PRESENT_S` after an interactive call
+    bulk batches are the `brief` ones of their model, as the next call would have to wait for one.
 
     Args:
         limit: the most rows of a forward pass for this call's model and kind, as known now.
@@ -230,7 +247,7 @@ class Turns:
         else:
             call = group.ready[0].call
             rows = _even(len(group.ready), self._most(group, call, now), call.traits)
-            batch = [group.ready.popleft() for _ in range(rows)]
+            batch = group.take(rows)
         if batch[0].call.priority is Priority.BULK:
             self._bulk_turn_at = now
         self._running[batch[0].call.group] += 1
@@ -299,7 +316,10 @@ class Turns:
 
     def _group(self, call: Call) -> Group:
         if call.group not in self._groups:
-            self._groups[call.group] = Group(self._limit(call), ahead=call.traits.parallel + 1)
+            ahead = call.traits.parallel + 1
+            if call.kind is Kind.TEXT:
+                ahead *= LENGTHS
+            self._groups[call.group] = Group(self._limit(call), ahead)
         return self._groups[call.group]
 
     def _may_run(self, group: Group, priority: Priority, *, now: float) -> bool:

@@ -113,6 +113,8 @@ def test_it_answers_as_open_clip_does(tmp_path, shape):
     assert lowest_cosine(rows, images.numpy()) >= 0.99999
     rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in TEXTS])
     assert lowest_cosine(rows, texts.numpy()) >= 0.99999
+    lengths = {model.prepare_text(text).length for text in TEXTS}
+    assert lengths == {0}, "every row of such a tower takes all positions"
 
 
 def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):

@@ -250,6 +250,12 @@ def test_only_a_text_that_was_cut_is_called_truncated(backend: OpenClip, small: 
     assert flags == [False, False, False, True, True, True]
 
 
+def test_a_text_is_as_long_as_what_is_computed_of_it(backend: OpenClip, small: Entry) -> None:
+    model = backend.load(small)
+    lengths = [model.prepare_text("word " * words).length for words in (0, 3, 22, 200)]
+    assert lengths == [2, 5, 24, 24]
+
+
 def test_tokenizing_from_many_threads_gives_each_text_its_own_tokens(
     backend: OpenClip, small: Entry
 ) -> None:

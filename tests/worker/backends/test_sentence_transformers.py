@@ -60,6 +60,12 @@ def test_a_text_over_the_context_is_truncated_and_said_to_be(family, entry):
     assert [model.prepare_text(text).truncated for text in TEXTS] == [False, False, False, True]
 
 
+def test_a_text_is_as_long_as_what_is_computed_of_it(family, entry):
+    model = family.load(entry)
+    lengths = [model.prepare_text("word " * words).length for words in (1, 4, 99)]
+    assert lengths == [3, 6, 16]
+
+
 def test_a_default_prompt_makes_another_space_and_counts_for_the_context(
     family, entry, folder, tmp_path
 ):

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api_client.wire.messages import Kind, Priority
-from worker.backends.base import Traits
-from worker.datapath.turns import PRESENT_S, Call, Row, Turns
+from worker.backends.base import PreparedText, Traits
+from worker.datapath.turns import LENGTHS, PRESENT_S, Call, Row, Turns
 
 BATCH = 4
 
@@ -55,6 +57,11 @@ class Bench:
         self.turns.add(call)
         return call
 
+    def texts(self, *lengths: int) -> Call:
+        call = self.call(len(lengths), kind=Kind.TEXT, priority=Priority.BULK)
+        call.prepare = lambda index: PreparedText("", length=lengths[index])
+        return call
+
     def run(self, now: float = 0.0) -> list[Row]:
         """What the next forward pass holds; it ends at once."""
         batch = self.turns.next_batch(now)
@@ -66,6 +73,7 @@ class Bench:
         """Prepare all that may be prepared now."""
         rows = []
         while (row := self.turns.next_to_prepare(now)) is not None:
+            row.prepared = row.call.prepare(row.index)
             self.turns.prepared(row)
             rows.append(row)
         return rows
@@ -95,6 +103,62 @@ def test_a_big_call_is_split() -> None:
     bench.call(BATCH + 1)
     bench.prepare()
     assert [len(bench.run(0)) for _ in range(3)] == [BATCH, 1, 0]
+
+
+def lengths(rows: Sequence[Row]) -> list[int]:
+    return [row.length for row in rows]
+
+
+def test_texts_of_like_length_run_together_whosever_they_are() -> None:
+    bench = Bench()
+    bench.texts(70, 5, 71, 6)
+    bench.texts(8, 72, 7, 73)
+    bench.prepare()
+    assert [lengths(bench.run()) for _ in range(2)] == [[70, 71, 72, 73], [5, 6, 7, 8]]
+
+
+def test_a_text_whose_like_are_few_fills_its_batch_with_the_next_in_length() -> None:
+    bench = Bench()
+    bench.texts(40, 1, 2, 3, 4, 5)
+    bench.prepare()
+    assert [lengths(bench.run()) for _ in range(2)] == [[3, 4, 5, 40], [1, 2]]
+
+
+def test_texts_of_one_length_run_in_the_order_they_came() -> None:
+    bench = Bench()
+    calls = [bench.texts(9, 9, 9) for _ in range(4)]
+    bench.prepare()
+    ran = of(bench.run() + bench.run() + bench.run())
+    assert ran == [(call.number, index) for call in calls for index in range(3)]
+
+
+@given(st.lists(st.lists(st.integers(1, 77), min_size=1, max_size=9), min_size=1, max_size=9))
+def test_the_oldest_text_runs_next_whatever_its_length(arrivals: list[list[int]]) -> None:
+    bench = Bench()
+    waiting: list[Row] = []
+    ran: list[Row] = []
+    for of_a_call in arrivals:
+        bench.texts(*of_a_call)
+        waiting += bench.prepare()
+        batch = bench.run()
+        assert waiting[0] in batch
+        waiting = [row for row in waiting if row not in batch]
+        ran += batch
+    while batch := bench.run():
+        ran += batch
+    assert sorted(of(ran)) == [
+        (number, index)
+        for number, of_a_call in enumerate(arrivals, start=1)
+        for index in range(len(of_a_call))
+    ]
+
+
+def test_more_texts_than_pictures_are_made_ready() -> None:
+    bench = Bench()
+    bench.call(99, priority=Priority.BULK)
+    pictures = len(bench.prepare())
+    bench.texts(*range(99))
+    assert (pictures, len(bench.prepare())) == (2 * BATCH, LENGTHS * 2 * BATCH)
 
 
 def test_models_kinds_and_priorities_never_share_a_forward_pass() -> None:
