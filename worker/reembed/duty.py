@@ -49,6 +49,7 @@ from ..delivery.suspects import Start
 from ..housekeeping import live_workers
 from ..runtime import Runtime
 from .embedding import Unfit
+from .items import storable
 from .job import Job
 from .ledger import CHECK, PLAN, Claim, Claimed, JobLedger
 
@@ -181,7 +182,7 @@ def _met(app: Celery, job: Job, claim: Claim, state: JobState, error: Exception)
     """What a failure means for the job."""
     here, ledger, spec, what = runtime.here(), job.ledger, job.spec, claim.what
     _open.pop(_key(here, spec), None)  # what it holds open may be what is broken, or gone
-    sentence = f"{here.node}: {error}"
+    sentence = storable(f"{here.node}: {error}")
     if isinstance(error, Unfit):
         ledger.unfit(here.node)
         if _pass_on(app, ledger, spec, what, ledger.unfit_workers()):

@@ -1,5 +1,6 @@
 """Jobs from their submission to their report, in one process, with bad luck of every kind."""
 
+import io
 import json
 import os
 import tarfile
@@ -438,6 +439,19 @@ def test_a_source_that_cannot_be_used_ends_the_job_with_a_sentence(
     assert post.deliver_all() == ["refused"]
     assert desk.status().state is JobState.FAILED
     assert reason in desk.status().reason
+
+
+def test_a_name_of_another_encoding_may_stand_in_the_sentence_that_ends_a_job(
+    desk, post, sink, tmp_path
+):
+    with tarfile.open(tmp_path / "s.tar", "w", encoding="utf-8") as shard:
+        for ending in (b"jpg", b"json"):
+            member = tarfile.TarInfo(os.fsdecode(b"caf\xe9." + ending))
+            member.size = 1
+            shard.addfile(member, io.BytesIO(b"5"))
+    desk.submit(Place(kind="webdataset", where=str(tmp_path / "s.tar")), sink)
+    assert post.deliver_all() == ["refused"]
+    assert r"caf\xe9.json is no JSON object" in desk.status().reason
 
 
 def test_a_sink_of_another_space_ends_the_job_with_the_way_out(desk, post, pictures, sink):
