@@ -29,7 +29,9 @@ SPEND = "clipyard.spend"  # where in the scope of a request the guard leaves the
 _TAKE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local full = math.max(now, tonumber(redis.call('GET', KEYS[1]) or 0)) + ARGV[1]
+local held = tonumber(redis.call('GET', KEYS[1]) or 0)
+held = math.min(held, now + ARGV[2])  -- the clock may have been set back
+local full = math.max(now, held) + ARGV[1]
 local wait = full - now - ARGV[2]
 if wait > 0 then return tostring(wait) end
 local whole_ms = math.max(1, math.ceil((full - now) * 1000))  -- so little may be lost to rounding

@@ -72,6 +72,15 @@ def test_items_are_counted_on_every_path_and_a_refused_request_costs_none(gatewa
     assert embed(here, GREEDY, items=6).status_code == 200
 
 
+def test_a_clock_that_is_set_back_costs_no_more_than_a_minute(gateways, store, keys):
+    here, _ = gateways
+    embed(here, HURRIED)
+    minutes_later(store, keys, HURRIED, Unit.REQUESTS, seconds=-3600)
+    refused = embed(here, HURRIED)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) <= 60
+
+
 def test_more_items_than_a_minute_allows_are_no_matter_of_waiting(gateways):
     refused = embed(gateways[0], GREEDY, items=7)
     assert refused.status_code == 400
