@@ -304,6 +304,15 @@ def test_fields_that_are_no_object_are_refused_by_their_name(source, tmp_path, f
         ids(source("webdataset", tmp_path / "s.tar"))
 
 
+def test_a_shard_with_an_extended_header_that_no_reader_takes_is_refused(source, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as shard:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"GNU.sparse.map": "a,b"}
+        shard.addfile(member)
+    with pytest.raises(JobRefused, match="no whole, uncompressed tar file"):
+        ids(source("webdataset", tmp_path / "s.tar"))
+
+
 def test_what_lies_outside_the_roots_is_neither_walked_nor_told(source, tmp_path):
     outside = tmp_path.with_name(f"{tmp_path.name}-outside")
     outside.mkdir()

@@ -44,7 +44,7 @@ class Tars:
                     _refuse_rest(tar)
             except FileNotFoundError:
                 raise JobRefused(f"there is no shard {str(shard)!r} on this worker") from None
-            except tarfile.TarError as error:
+            except (tarfile.TarError, ValueError) as error:  # of an extended header, too
                 raise JobRefused(f"{shard} is no whole, uncompressed tar file: {error}") from None
             except OSError as error:
                 raise StoreDown(f"{shard}: {error.strerror}") from error
