@@ -7,6 +7,7 @@ import os
 import tarfile
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -23,6 +24,8 @@ from api_client.wire.errors import (
 from api_client.wire.jobs import Place
 from api_client.wire.messages import PathRef, UrlRef
 from worker.reembed.doors import Doors
+from worker.reembed.items import Chunk, Item, Shard, Space
+from worker.reembed.sinks import open_sink
 from worker.reembed.sources import open_source
 from worker.settings import WorkerSettings
 
@@ -278,6 +281,17 @@ def test_a_row_without_a_text_is_an_item_and_one_without_a_path_ends_the_job(sou
     assert [item.text for item in source("texts", file).walk()] == ["a", ""]
     with pytest.raises(JobRefused, match="row 2 has nothing in its column 'path'"):
         ids(source("list", file))
+
+
+def test_a_field_of_a_collection_that_is_empty_is_no_word_none(source, doors, tmp_path):
+    old = open_sink(
+        Place(kind="parquet", where=str(tmp_path / "old")), Space("m", "f", 2, "job"), doors
+    )
+    row = np.array([1, 0], np.float32)
+    items = [Item(id=f"{n}", ref="/a.jpg", meta={"caption": n}) for n in (None, 0)]
+    old.write(Shard(Chunk(0, items), [row, row]))
+    held = source("collection", tmp_path / "old", store="parquet", text="caption")
+    assert [item.text for item in held.walk()] == ["", "0"]
 
 
 @pytest.mark.parametrize("end", [1536 + 100, None], ids=["cut", "broken"])

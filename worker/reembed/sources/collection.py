@@ -36,7 +36,8 @@ class Collection:
             if wanted not in rest:
                 names = ", ".join(sorted(rest))
                 raise JobRefused(f"{item_id!r} has no field {wanted!r}; it has {names}")
-            value = str(rest.pop(wanted))
+            found = rest.pop(wanted)
+            value = "" if found is None else str(found)
             text = value if self._text else None
             ref = str(rest.pop("ref", item_id)) if self._text else value
             yield Item(id=item_id, ref=ref, text=text, meta=rest)
