@@ -294,6 +294,11 @@ def test_a_field_of_a_collection_that_is_empty_is_no_word_none(source, doors, tm
     assert [item.text for item in held.walk()] == ["", "0"]
 
 
+def test_a_text_may_be_the_number_0(source, tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": 0}\n{"text": null}\n')
+    assert [item.text for item in source("texts", tmp_path / "t.jsonl").walk()] == ["0", ""]
+
+
 @pytest.mark.parametrize("end", [1536 + 100, None], ids=["cut", "broken"])
 def test_a_shard_whose_headers_end_early_is_refused(source, tmp_path, end):
     write_tar(tmp_path / "x.tar", [(f"{n}.png", b"x" * 600) for n in range(3)])

@@ -72,7 +72,7 @@ class Texts:
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
             ref = f"{self._file.name}:{number}"
             item_id = _name(self._file, number, row, self._id) if self._id else ref
-            yield Item(id=item_id, ref=ref, text=str(text or ""), meta=meta)
+            yield Item(id=item_id, ref=ref, text="" if text is None else str(text), meta=meta)
 
     def fetch(self, item: Item) -> str:
         return item.text or ""
