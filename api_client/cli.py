@@ -162,9 +162,10 @@ def models(as_json: Json = False) -> None:
     with _client() as client:
         entries = client.models()
     show.table(
-        ["id", "dimension", "input_size", "memory_gb", "performance_rating", "recommended_use"],
+        ["id", "dimension", "input_size", "memory_gb", "recommended_use"],
         [entry.model_dump(mode="json") for entry in entries],
         as_json=as_json,
+        unbroken="id",
     )
 
 

@@ -81,7 +81,7 @@ def table(
     if as_json:
         print(json.dumps(list(rows)))
         return
-    drawn = grid(*(name.replace("_", " ") for name in columns))
+    drawn = grid(*(name.replace("_", "\n") for name in columns))
     for column in drawn.columns:
         column.no_wrap = column.header == unbroken
     for row in rows:

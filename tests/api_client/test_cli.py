@@ -168,6 +168,12 @@ def test_the_id_of_a_job_stays_on_one_line(clipyard, monkeypatch):
     assert job in clipyard("reembed", "list", client=client)[1]
 
 
+def test_the_id_of_a_model_stays_on_one_line(clipyard, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    long = MODELS[0].model_copy(update={"id": "ViT-B-16-SigLIP2-256/webli-of-somebody"})
+    assert long.id in clipyard("models", client=FakeClient(models=[long]))[1]
+
+
 def test_some_failed_items_are_shown_and_told_by_the_exit_code(clipyard, pictures):
     client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("cut short")})
     code, out, _ = clipyard("embed", pictures, "--json", client=client)
