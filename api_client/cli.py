@@ -260,12 +260,15 @@ def why(
 ) -> None:
     """Tell why a model is here, why it went, and what goes next."""
     from . import show
-    from .desk import entry_of
+    from .desk import entry_of, unlisted
     from .status import why as sentences
 
     with _client() as client:
-        entry = entry_of(client.models(), model)
-        told = sentences(client.status(), entry.id if entry else model)
+        entries, fleet = client.models(), client.status()
+    entry = entry_of(entries, model)
+    if not entry and not fleet.tells_of(model):
+        raise unlisted(entries, model)
+    told = sentences(fleet, entry.id if entry else model)
     show.line(json.dumps(told) if as_json else "\n".join(told))
 
 

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,6 +49,7 @@ from .wire.messages import (
     Unload,
 )
 
+SUGGESTIONS = 5
 PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
 
 Workers = Sequence[str] | None
@@ -276,9 +278,10 @@ class Desk:
 
     def model_info(self, model: str | None) -> Talk[CatalogueEntry]:
         wanted = (yield from self.current_model()) if model is None else model_id(model)
-        if entry := entry_of((yield from self.models()), wanted):
+        entries = yield from self.models()
+        if entry := entry_of(entries, wanted):
             return entry
-        raise UnknownModel(f"no worker lists a model {wanted!r}; see `clipyard models`")
+        raise unlisted(entries, wanted)
 
     def dimension(self, model: str | None) -> Talk[int]:
         wanted = (yield from self.current_model()) if model is None else model_id(model)
@@ -291,3 +294,12 @@ class Desk:
 def entry_of(entries: Iterable[CatalogueEntry], model: str) -> CatalogueEntry | None:
     """The one that an id or an alias means."""
     return next((entry for entry in entries if model in (entry.id, *entry.aliases)), None)
+
+
+def unlisted(entries: Iterable[CatalogueEntry], model: str) -> ClipyardError:
+    """The refusal of a model that no entry means."""
+    if not (listed := [name for entry in entries for name in (entry.id, *entry.aliases)]):
+        return NoWorker(NOBODY)  # what lists them is gone soon after the last worker
+    near = get_close_matches(model, listed, SUGGESTIONS, cutoff=0.4)
+    hint = f"nearest are {', '.join(near)}" if near else "see `clipyard models`"
+    return UnknownModel(f"no worker lists a model {model!r:.200}; {hint}")

@@ -82,6 +82,10 @@ class Fleet(Message):
             if model.id == model_id
         ]
 
+    def tells_of(self, model_id: str) -> bool:
+        """Whether a model is in memory, or was as far as the events reach back."""
+        return bool(self.holding(model_id)) or any(e.model == model_id for e in self.events)
+
 
 def read_fleet(store: redis.Redis, keys: names.Keys, *, events: int = EVENTS) -> Fleet:
     """What the workers have said of themselves; at most one heart-beat old.

@@ -18,8 +18,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from api_client import cli, pulse, show, vectorfile
-from api_client.testing import MODELS, FakeClient
+from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
+from api_client.wire.messages import Event
 
 ROOT = Path(__file__).parents[2]
 WEBSOCKET = {
@@ -271,6 +272,23 @@ def test_why_knows_a_model_by_its_alias(clipyard):
     code, out, _ = clipyard("why", "small", client=client)
     assert code == 0
     assert out.startswith("fake/small is on the device of")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_why_refuses_a_model_that_nobody_knows(clipyard, options):
+    code, out, error = clipyard("why", "fake/smal", *options)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: no worker lists a model 'fake/smal'; nearest are fake/small")
+
+
+def test_why_tells_of_a_model_that_needs_no_entry_and_went(clipyard, monkeypatch):
+    gone = Event(at=1.0, worker=NODE, kind="unloaded", model="fake/other", reason="was idle")
+    client = FakeClient()
+    fleet = client.status().model_copy(update={"events": (gone,)})
+    monkeypatch.setattr(client, "status", lambda: fleet)
+    code, out, _ = clipyard("why", "fake/other", client=client)
+    assert code == 0
+    assert "unloaded" in out
 
 
 def test_status_is_one_json_object(clipyard):
