@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lancedb
 
-from api_client import Client
+from api_client import Client, ClipyardError
 
 MODEL = "shapes/demo"  # or another of `clipyard models`
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -28,6 +28,8 @@ def main(folder: Path, query: str) -> None:
             for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True)
             if item.vector is not None  # a picture that cannot be read
         ]
+        if not rows:
+            sys.exit(f"no picture in {folder} can be read")
         table = lancedb.connect(place).create_table("pictures", rows)
         [wanted] = clip.embed_texts(query, model=MODEL)
         for row in table.search(wanted).distance_type("cosine").limit(5).to_list():
@@ -35,4 +37,9 @@ def main(folder: Path, query: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        main(Path(sys.argv[1]), sys.argv[2])
+    except ClipyardError as error:  # a text that cannot be used, nobody who answers
+        sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from api_client import Client, ClipyardError
 from api_client.integrations.langchain import ClipyardEmbeddings
 
 MODEL = "shapes/demo"  # or another of `clipyard models`
@@ -21,18 +22,27 @@ def main(folder: Path, query: str) -> None:
     pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
     if not pictures:
         sys.exit(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
-    embeddings = ClipyardEmbeddings(model=MODEL)
-    store = InMemoryVectorStore(embeddings)
-    for path, vector in zip(pictures, embeddings.embed_image(pictures), strict=True):
-        store.store[str(path)] = {
-            "id": str(path),
-            "vector": vector,
-            "text": str(path),
-            "metadata": {},
-        }
-    for document, score in store.similarity_search_with_score(query, k=5):
-        print(f"{score:.3f}  {document.page_content}")
+    with Client() as clip:
+        store = InMemoryVectorStore(ClipyardEmbeddings(clip, model=MODEL))
+        # `ClipyardEmbeddings.embed_image` wants all pictures to be readable; this skips the others.
+        for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True):
+            if item.vector is not None:
+                store.store[str(path)] = {
+                    "id": str(path),
+                    "vector": item.vector.tolist(),
+                    "text": str(path),
+                    "metadata": {},
+                }
+        if not store.store:
+            sys.exit(f"no picture in {folder} can be read")
+        for document, score in store.similarity_search_with_score(query, k=5):
+            print(f"{score:.3f}  {document.page_content}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        main(Path(sys.argv[1]), sys.argv[2])
+    except ClipyardError as error:  # a text that cannot be used, nobody who answers
+        sys.exit(f"error: {error}")

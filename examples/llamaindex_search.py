@@ -13,6 +13,7 @@ from llama_index.core.schema import ImageNode
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
+from api_client import Client, ClipyardError
 from api_client.integrations.llamaindex import ClipyardEmbedding
 
 MODEL = "shapes/demo"  # or another of `clipyard models`
@@ -23,20 +24,28 @@ def main(folder: Path, query: str) -> None:
     pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
     if not pictures:
         sys.exit(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
-    model = ClipyardEmbedding(model=MODEL)
-    store = SimpleVectorStore()
-    vectors = model.get_image_embedding_batch([str(path) for path in pictures])
-    store.add(
-        [
-            ImageNode(id_=str(path), image_path=str(path), embedding=vector)
-            for path, vector in zip(pictures, vectors, strict=True)
+    with Client() as clip:
+        model = ClipyardEmbedding(clip, model=MODEL)
+        # `get_image_embedding_batch` wants all pictures to be readable; this skips the others.
+        nodes = [
+            ImageNode(id_=str(path), image_path=str(path), embedding=item.vector.tolist())
+            for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True)
+            if item.vector is not None
         ]
-    )
-    wanted = VectorStoreQuery(query_embedding=model.get_query_embedding(query), similarity_top_k=5)
-    found = store.query(wanted)
-    for score, path in zip(found.similarities, found.ids, strict=True):
-        print(f"{score:.3f}  {path}")
+        if not nodes:
+            sys.exit(f"no picture in {folder} can be read")
+        store = SimpleVectorStore()
+        store.add(nodes)
+        wanted = model.get_query_embedding(query)
+        found = store.query(VectorStoreQuery(query_embedding=wanted, similarity_top_k=5))
+        for score, path in zip(found.similarities, found.ids, strict=True):
+            print(f"{score:.3f}  {path}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        main(Path(sys.argv[1]), sys.argv[2])
+    except ClipyardError as error:  # a text that cannot be used, nobody who answers
+        sys.exit(f"error: {error}")

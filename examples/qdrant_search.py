@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 from qdrant_client import QdrantClient
 from qdrant_client.models import Distance, PointStruct, VectorParams
 
-from api_client import Client
+from api_client import Client, ClipyardError
 
 MODEL = "shapes/demo"  # or another of `clipyard models`
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -40,6 +40,8 @@ def main(folder: Path, query: str) -> None:
             for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True)
             if item.vector is not None
         ]
+        if not points:
+            sys.exit(f"no picture in {folder} can be read")
         database.upsert("pictures", points)
         [wanted] = clip.embed_texts(query, model=MODEL)
         found = database.query_points("pictures", query=wanted.tolist(), limit=5)
@@ -48,4 +50,9 @@ def main(folder: Path, query: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        main(Path(sys.argv[1]), sys.argv[2])
+    except ClipyardError as error:  # a text that cannot be used, nobody who answers
+        sys.exit(f"error: {error}")

@@ -1,5 +1,6 @@
 """Every example finds the right picture, by the model that comes with the project."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for caption, picture in shapes.collection(24, seed=5):
         picture.save(folder / f"{caption}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
     return folder
 
 
@@ -28,3 +30,26 @@ def test_an_example_finds_the_right_picture(running, pictures, example, monkeypa
     runpy.run_path(str(example), run_name="__main__")
     best = capsys.readouterr().out.splitlines()[0]
     assert best.endswith(f"{wanted}.png")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["."], "PICTURES"),
+        (["pictures", " "], "texts[0] is empty or blank"),
+        (["broken", "a query"], "no picture in broken can be read"),
+    ],
+)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_what_an_example_cannot_use_is_one_sentence(
+    running, pictures, example, arguments, told, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").symlink_to(pictures)
+    Path("broken").mkdir()
+    Path("broken/broken.png").write_bytes(b"no picture")
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", running.url)
+    monkeypatch.setattr("sys.argv", [str(example), *arguments])
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        runpy.run_path(str(example), run_name="__main__")
