@@ -61,7 +61,7 @@ def checked(options: EmbedOptions) -> EmbedOptions:
     if (model := options.get("model")) is not None:
         model_id(model)
     if (timeout := options.get("timeout")) is not None:
-        _positive(timeout)
+        patience_s(timeout)
     keep_alive(options.get("keep_alive_s"))
     if options.get("priority", "bulk") not in list(Priority):
         raise BadRequest(f"priority is {options['priority']!r}; use {' or '.join(Priority)}")
@@ -127,10 +127,15 @@ def seconds(timeout: Any, settings: Settings) -> float:
     Raises:
         BadRequest: it is no finite number above 0.
     """
-    return settings.answer_timeout_s if timeout is None else _positive(timeout)
+    return settings.answer_timeout_s if timeout is None else patience_s(timeout)
 
 
-def _positive(timeout: Any) -> float:
+def patience_s(timeout: Any) -> float:
+    """A timeout that was given.
+
+    Raises:
+        BadRequest: it is no finite number above 0.
+    """
     if not (_is_number(timeout) and 0 < timeout <= LONGEST_S):
         raise BadRequest(
             f"timeout is {timeout!r:.50}; use a number of seconds above 0, a week at most"

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 from uuid import uuid4
 
 from pydantic import ValidationError
 
+from ..requests import patience_s
 from ..steps import Pause, Talk
 from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer
@@ -203,14 +205,14 @@ class AsyncJob:
 
 def awaited(line: Line, job: str, timeout: float | None) -> Talk[JobStatus]:
     """A job's status when it is over or paused."""
-    give_up_at = None if timeout is None else time.monotonic() + timeout
+    give_up_at = inf if timeout is None else time.monotonic() + patience_s(timeout)
     while True:
         status = yield from talks.status(line, job)
         if status.state.is_at_rest:
             return status
-        if give_up_at is not None and time.monotonic() >= give_up_at:
+        if (left_s := give_up_at - time.monotonic()) <= 0:
             raise NoAnswer(f"job {job} is still {status.state} after {timeout:g} s")
-        yield Pause(LOOK_S)
+        yield Pause(min(LOOK_S, left_s))
 
 
 # The documentation stands once, with the twin.

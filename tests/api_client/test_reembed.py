@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console, Group
 
 from api_client import cli
-from api_client.reembed import places, watching
-from api_client.reembed.job import shadow, specification
+from api_client.reembed import places, talks, watching
+from api_client.reembed.job import awaited, shadow, specification
+from api_client.testing import FakeClient
 from api_client.wire.errors import BadRequest
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
 
@@ -201,3 +202,21 @@ def test_the_rate_of_a_job_of_weeks_is_steady(watched):
 def test_what_keeps_a_job_from_going_on_is_told():
     told = " ".join(map(str, watching.drawn(status(1.0, 0, trouble="the disk is full"), rate=0)))
     assert "the disk is full" in told
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), -1, 0, "5", 10**400])
+def test_a_timeout_that_cannot_be_waited_is_refused(timeout):
+    job = FakeClient().reembed("/photos", sink="/vectors")
+    with pytest.raises(BadRequest, match=r"^timeout is .*; use a number of seconds above 0"):
+        job.wait(timeout)
+
+
+def test_a_look_at_a_job_is_not_later_than_its_caller_waits(monkeypatch):
+    def status(line, job):
+        yield print
+        return SimpleNamespace(state=JobState.RUNNING)
+
+    monkeypatch.setattr(talks, "status", status)
+    talk = awaited(None, "j", 0.01)
+    next(talk)
+    assert talk.send(None).seconds <= 0.01
