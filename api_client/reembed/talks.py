@@ -1,6 +1,8 @@
 """What is said to Redis about a job, free of waiting: `Client` and `AsyncClient` take the steps."""
 
 import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -83,9 +85,18 @@ def status(line: Line, job: str) -> Talk[JobStatus]:
 
 def _books(line: Line, job: str) -> Talk[JobStatus]:
     """How far it has come by its books, whoever is there."""
-    fields, done, flight, seen = yield partial(_look, keys=line.keys, job=job)
-    seen_at = float(seen[0]) + float(seen[1]) / 1e6
-    return JobStatus.of(job, fields, chunks_done=done, in_flight=flight, seen_at=seen_at)
+    [read] = yield from _all_books(line, [job])
+    return read()
+
+
+def _all_books(line: Line, jobs: Sequence[str]) -> Talk[list[Callable[[], JobStatus]]]:
+    """Of each job what reads its books, which may be none of ours; one round trip."""
+    seen, *told = yield partial(_look, keys=line.keys, jobs=jobs)
+    read = partial(JobStatus.of, seen_at=float(seen[0]) + float(seen[1]) / 1e6)
+    return [
+        partial(read, job, fields, chunks_done=done, in_flight=flight)
+        for job, fields, done, flight in zip(jobs, told[::3], told[1::3], told[2::3], strict=True)
+    ]
 
 
 def _attended(line: Line, jobs: list[JobStatus]) -> Talk[list[JobStatus]]:
@@ -100,11 +111,9 @@ def listing(line: Line) -> Talk[list[JobStatus]]:
     """Every job that Redis still knows, the newest first."""
     ids = yield lambda r: r.zrevrange(line.keys.jobs(), 0, -1)
     found = []
-    for job in ids:
-        try:
-            found.append((yield from _books(line, job.decode())))
-        except BadRequest:
-            continue  # its books have expired, or are of another version
+    for read in (yield from _all_books(line, [job.decode() for job in ids])):
+        with suppress(BadRequest):  # its books have expired, or are of another version
+            found.append(read())
     return (yield from _attended(line, found))
 
 
@@ -143,10 +152,11 @@ def _tend(line: Line) -> Talk[None]:
 # Steps.
 
 
-def _look(client: Any, *, keys: Keys, job: str) -> Any:
+def _look(client: Any, *, keys: Keys, jobs: Iterable[str]) -> Any:
     pipe = client.pipeline(transaction=True)
-    pipe.hgetall(keys.job(job))
-    pipe.bitcount(keys.job_done(job))
-    pipe.zcard(keys.job_flight(job))
     pipe.time()
+    for job in jobs:
+        pipe.hgetall(keys.job(job))
+        pipe.bitcount(keys.job_done(job))
+        pipe.zcard(keys.job_flight(job))
     return pipe.execute()

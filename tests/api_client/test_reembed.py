@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from api_client import cli
 from api_client.reembed import places, talks, watching
 from api_client.reembed.job import awaited, shadow, specification
+from api_client.talks import Line
 from api_client.testing import FakeClient
 from api_client.wire.errors import BadRequest
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
@@ -220,3 +221,28 @@ def test_a_look_at_a_job_is_not_later_than_its_caller_waits(monkeypatch):
     talk = awaited(None, "j", 0.01)
     next(talk)
     assert talk.send(None).seconds <= 0.01
+
+
+def test_a_list_of_jobs_takes_as_many_round_trips_as_one_and_leaves_out_what_has_expired(stage):
+    line = Line(stage.settings)
+
+    def steps(talk):
+        said, taken = None, 0
+        while True:
+            try:
+                step = talk.send(said)
+            except StopIteration as end:
+                return end.value, taken
+            said, taken = step(stage.store), taken + 1
+
+    def submit(name):
+        steps(talks.submit(line, specification("/photos", "/vectors", "m", id=name)))
+
+    submit("a")
+    [_], of_one = steps(talks.listing(line))
+    submit("b")
+    submit("c")
+    stage.store.delete(stage.keys.job("b"))
+    found, of_three = steps(talks.listing(line))
+    assert [status.id for status in found] == ["c", "a"]
+    assert of_three == of_one
