@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from hashlib import sha256
 from math import inf
 from threading import Lock
 from typing import Any
@@ -23,6 +24,7 @@ from .torch_model import TorchModel
 __all__ = ["SentenceTransformers"]
 
 PREFIX = "sentence_transformers/"
+SETTINGS = {".json", ".txt", ".model"}  # networks, poolings, tokenizers, vocabularies
 
 
 class SentenceTransformers(TorchModel):
@@ -72,8 +74,16 @@ class SentenceTransformers(TorchModel):
         return module if module.dtype == self.dtype else super().rounded(module)
 
     def space(self) -> str:
-        """Pooling and context length show in the module's text, the prompt does not."""
-        return f"{super().space()}\n{self.module}{self._prompt}"
+        """Of a folder all that says what is done with its weights, in whatever file.
+
+        Of a name on the hub what shows in the module's text, and the prompt, which does not.
+        """
+        told = f"{super().space()}\n{self.module}{self._prompt}"
+        if (folder := self.entry.checkpoint) is None:
+            return told
+        files = sorted(f for f in folder.rglob("*") if f.suffix in SETTINGS and f.is_file())
+        lines = (f"{f.relative_to(folder)} {sha256(f.read_bytes()).hexdigest()}" for f in files)
+        return "\n".join((told, *lines))
 
     def prepare_text(self, text: str) -> PreparedText:
         if self._longest == inf:  # then its tokenizer may be of any kind

@@ -6,6 +6,7 @@ It is imported where it is used: seven seconds that a process without these test
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,37 @@ def test_a_default_prompt_makes_another_space_and_counts_for_the_context(
     assert models[0].traits.fingerprint != models[1].traits.fingerprint
     nearly_full = "word " * 13
     assert [model.prepare_text(nearly_full).truncated for model in models] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("tokenizer.json", '"red":', '"rad":'),
+        ("tokenizer_config.json", '"model_max_length":16', '"model_max_length":4'),
+        ("config.json", '"hidden_act":"gelu"', '"hidden_act":"relu"'),
+        ("1_Pooling/config.json", '"pooling_mode":"mean"', '"pooling_mode":"cls"'),
+    ],
+)
+def test_the_same_weights_used_otherwise_are_another_space(
+    family, entry, folder, tmp_path, file, before, after
+):
+    changed = Path(shutil.copytree(folder, tmp_path / "changed")) / file
+    said = json.dumps(json.loads(changed.read_text()), separators=(",", ":"))
+    assert before in said
+    changed.write_text(said.replace(before, after))
+    models = family.load(entry), family.load(replace(entry, checkpoint=tmp_path / "changed"))
+    [row], [other] = (
+        model.run(Kind.TEXT, [model.prepare_text("A red dog asleep on a sofa")]) for model in models
+    )
+    assert not np.allclose(row, other)
+    assert models[0].traits.fingerprint != models[1].traits.fingerprint
+
+
+def test_a_copy_of_a_folder_is_in_its_space(family, entry, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "README.md").write_text("another")
+    models = family.load(entry), family.load(replace(entry, checkpoint=copy))
+    assert models[0].traits.fingerprint == models[1].traits.fingerprint
 
 
 def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry, tmp_path):
