@@ -16,6 +16,7 @@ from open_clip import pretrained
 from api_client.wire.errors import WeightsUnavailable
 
 PATIENCE_S = 4.0  # the hub's own client tries for 24 s, twice
+PUT_WEIGHTS = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
 
 
 def fetch(name: str, source: Mapping[str, Any], cache_dir: Path, *, offline: bool) -> Path:
@@ -59,13 +60,15 @@ def address(source: Mapping[str, Any]) -> str:
     return str(constants.ENDPOINT if source.get("hf_hub") else source.get("url", ""))
 
 
-def require(what: str, url: str, *, offline: bool) -> None:
+def require(what: str, url: str, *, offline: bool, hint: str = PUT_WEIGHTS) -> None:
     """Refuse in seconds what could only be had from a hub that cannot be asked.
+
+    Args:
+        hint: what would do without it.
 
     Raises:
         WeightsUnavailable
     """
-    hint = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
     if offline:
         raise WeightsUnavailable(f"{what} are not on this machine and offline is set; {hint}")
     if not url:

@@ -24,6 +24,7 @@ from .torch_model import TorchModel
 __all__ = ["SentenceTransformers"]
 
 PREFIX = "sentence_transformers/"
+NAME_FOLDER = "name a folder that holds them as `checkpoint` in an entry"
 SETTINGS = {".json", ".txt", ".model"}  # networks, poolings, tokenizers, vocabularies
 
 
@@ -120,7 +121,8 @@ class SentenceTransformers(TorchModel):
             raise WeightsUnavailable(f"{self._name} is not complete: {first}") from error
 
     def _fetched(self) -> SentenceTransformer:
-        hub.require(f"the files of {self._name}", ENDPOINT, offline=self.placement.offline)
+        what = f"the files of {self._name}"
+        hub.require(what, ENDPOINT, offline=self.placement.offline, hint=NAME_FOLDER)
         try:
             return self._read(offline=False)
         except OSError as error:

@@ -157,5 +157,5 @@ def test_a_name_of_the_hub_is_unavailable_offline(tmp_path):
     families = Families(Placement(offline=True, cache_dir=tmp_path))
     described = families.describe("sentence_transformers/all-MiniLM-L6-v2")
     assert described is not None
-    with pytest.raises(WeightsUnavailable, match="offline is set"):
+    with pytest.raises(WeightsUnavailable, match="offline is set; name a folder"):
         families.load(described)
