@@ -161,9 +161,12 @@ def models(as_json: Json = False) -> None:
 
     with _client() as client:
         entries = client.models()
+    rows = [entry.model_dump(mode="json") for entry in sorted(entries, key=lambda one: one.id)]
+    if not as_json:  # where 0 is what nobody has said
+        rows = [{name: value or None for name, value in row.items()} for row in rows]
     show.table(
         ["id", "dimension", "input_size", "memory_gb", "recommended_use"],
-        [entry.model_dump(mode="json") for entry in entries],
+        rows,
         as_json=as_json,
         unbroken="id",
     )

@@ -62,7 +62,7 @@ def _workers(fleet: Fleet) -> Table:
 
 def _models(fleet: Fleet) -> Table:
     rest = ("tier", "leases", "MB", "uses", "idle", "steps down", "next")
-    table = grid("worker", "model", *rest)
+    table = grid("worker", "model", *rest, unbroken="model")
     for worker in fleet.workers:
         for model in worker.held:
             table.add_row(

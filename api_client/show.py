@@ -39,9 +39,14 @@ def line(text: str, *, stderr: bool = False) -> None:
     print(text.translate(ESCAPES), file=sys.stderr if stderr else sys.stdout)
 
 
-def grid(*headers: str, **options: Any) -> Table:
-    """An empty table, which folds what does not fit: an id that is cut could not be used."""
-    return Table(*(Column(header, overflow="fold") for header in headers), **options)
+def grid(*headers: str, unbroken: str = "", **options: Any) -> Table:
+    """An empty table, which folds what does not fit: an id that is cut could not be used.
+
+    Args:
+        unbroken: the column that is never folded.
+    """
+    columns = (Column(one, overflow="fold", no_wrap=one == unbroken) for one in headers)
+    return Table(*columns, **options)
 
 
 @contextmanager
@@ -76,14 +81,12 @@ def table(
     """The rows' columns as a table, or the whole rows as a JSON list.
 
     Args:
-        unbroken: the column that is never folded.
+        unbroken: as of `grid`.
     """
     if as_json:
         print(json.dumps(list(rows)))
         return
-    drawn = grid(*(name.replace("_", "\n") for name in columns))
-    for column in drawn.columns:
-        column.no_wrap = column.header == unbroken
+    drawn = grid(*(name.replace("_", "\n") for name in columns), unbroken=unbroken)
     for row in rows:
         drawn.add_row(*(_cell(row.get(name)) for name in columns))
     console().print(drawn)

@@ -20,7 +20,7 @@ from typer.main import get_command
 from api_client import cli, pulse, show, vectorfile
 from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
-from api_client.wire.messages import Event
+from api_client.wire.messages import CatalogueEntry, Event
 
 ROOT = Path(__file__).parents[2]
 WEBSOCKET = {
@@ -173,6 +173,16 @@ def test_the_id_of_a_model_stays_on_one_line(clipyard, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     long = MODELS[0].model_copy(update={"id": "ViT-B-16-SigLIP2-256/webli-of-somebody"})
     assert long.id in clipyard("models", client=FakeClient(models=[long]))[1]
+
+
+def test_models_are_listed_by_name_and_what_nobody_has_said_of_one_is_left_out(clipyard):
+    bare = CatalogueEntry(id="mine/bare", name="", family="own", dimension=0, kinds=("text",))
+    client = FakeClient(models=[bare, *MODELS])
+    _, out, _ = clipyard("models", client=client)
+    assert out.index("fake/large") < out.index("fake/small") < out.index("mine/bare")
+    [row] = [line for line in out.splitlines() if bare.id in line]
+    assert "0" not in row
+    assert json.loads(clipyard("models", "--json", client=client)[1])[-1]["dimension"] == 0
 
 
 def test_some_failed_items_are_shown_and_told_by_the_exit_code(clipyard, pictures):

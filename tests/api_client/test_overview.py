@@ -50,3 +50,15 @@ def test_a_worker_is_shown_what_waits_for_it_and_not_for_its_namesakes(shown):
     )
     counts = [line.split("\u2502")[6].strip() for line in shown(fleet) if "\u2502 cpu0@" in line]
     assert counts == ["4", "42"]
+
+
+def test_the_id_of_a_model_in_memory_stays_on_one_line(shown, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    long = ModelStatus(
+        id="ViT-B-32/laion2b_s34b_b79k",
+        state="device",
+        last_used=NOW,
+        vram_timeout_s=9,
+        ram_timeout_s=9,
+    )
+    assert any(long.id in line for line in shown(Fleet(workers=(worker("cpu0@a", held=(long,)),))))
