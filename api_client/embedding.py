@@ -155,7 +155,7 @@ class Submitted:
     """
 
     def __init__(self, line: Line, submitted_id: str, calls: Iterable[Call] = ()) -> None:
-        if not (match := _ID.fullmatch(submitted_id)):
+        if not (isinstance(submitted_id, str) and (match := _ID.fullmatch(submitted_id))):
             raise BadRequest(f"{submitted_id!r} is no id of a submitted call")
         self.id = submitted_id
         self._line = line

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 from uuid import uuid4
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ..requests import patience_s
 from ..steps import Pause, Talk
 from ..talks import Line
-from ..wire.errors import BadRequest, NoAnswer
-from ..wire.jobs import JobSpec, JobStatus, Migration, Place
+from ..wire.errors import BadRequest, NoAnswer, UnknownJob
+from ..wire.jobs import JobId, JobSpec, JobStatus, Migration, Place
 from ..wire.messages import Managed, Priority
 from . import places, talks
 
 LOOK_S = 0.5  # between two looks at a job
+
+_ID: TypeAdapter[str] = TypeAdapter(JobId)
 
 Hold = Callable[[Talk[Any]], Any]
 
@@ -112,7 +114,7 @@ class Job:
     """
 
     def __init__(self, line: Line, hold: Hold, job: str) -> None:
-        self.id = job
+        self.id = known(job)
         self._line, self._hold = line, hold
 
     def status(self) -> JobStatus:
@@ -166,7 +168,7 @@ class AsyncJob:
     """`Job` with `await` before it."""
 
     def __init__(self, line: Line, hold: Callable[[Talk[Any]], Awaitable[Any]], job: str) -> None:
-        self.id = job
+        self.id = known(job)
         self._line, self._hold = line, hold
 
     async def status(self) -> JobStatus:
@@ -201,6 +203,18 @@ class AsyncJob:
     async def _told(self, talk: Talk[JobStatus]) -> JobStatus:
         status: JobStatus = await self._hold(talk)
         return status
+
+
+def known(job: Any) -> str:
+    """An id that a job can have.
+
+    Raises:
+        UnknownJob: no job has such a one.
+    """
+    try:
+        return _ID.validate_python(job)
+    except ValidationError:
+        raise UnknownJob(f"there is no job {job!r:.100}; see `clipyard reembed list`") from None
 
 
 def awaited(line: Line, job: str, timeout: float | None) -> Talk[JobStatus]:

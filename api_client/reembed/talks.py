@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from ..inputs import printable
 from ..steps import Step, Talk
 from ..talks import Call, Line
 from ..vigil import NOBODY
@@ -127,7 +128,7 @@ def change(line: Line, job: str, what: str, *, reason: str) -> Talk[JobStatus]:
     before = yield from _books(line, job)
     keys = job_keys(line.keys, job)
     wanted = CHANGES[what]
-    arguments = (reason, before.seen_at)
+    arguments = (printable(reason), before.seen_at)
     changed = yield lambda r: r.eval(wanted.script, len(keys), *keys, *arguments)
     if not changed:
         raise BadRequest(f"job {job} is {before.state}: {wanted.forbidden}")

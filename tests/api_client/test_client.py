@@ -537,3 +537,9 @@ def test_a_login_of_an_acl_file_that_was_printed_too_long_ago_is_told_so(
         connect(Settings.read(redis_url=url, key_prefix=prefix)).job("j").resume()
     store.acl_deluser(prefix)
     assert ":pw@" not in str(refused.value)
+
+
+@pytest.mark.parametrize("id", [None, b"x", "\udce9"])
+def test_what_is_no_id_of_a_submitted_call_is_refused(stage, connect, id):
+    with pytest.raises(BadRequest, match="is no id of a submitted call"):
+        connect(stage.settings).handle(id)

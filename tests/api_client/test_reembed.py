@@ -13,7 +13,7 @@ from api_client.reembed import places, talks, watching
 from api_client.reembed.job import awaited, shadow, specification
 from api_client.talks import Line
 from api_client.testing import FakeClient
-from api_client.wire.errors import BadRequest
+from api_client.wire.errors import BadRequest, UnknownJob
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
 
 
@@ -246,3 +246,16 @@ def test_a_list_of_jobs_takes_as_many_round_trips_as_one_and_leaves_out_what_has
     found, of_three = steps(talks.listing(line))
     assert [status.id for status in found] == ["c", "a"]
     assert of_three == of_one
+
+
+@pytest.mark.parametrize("job", ["a b", "\udce9", "", None, 7, "x" * 100_000])
+def test_an_id_that_no_job_can_have_is_of_no_job(stage, connect, job):
+    with pytest.raises(UnknownJob, match=r"^there is no job .*; see `clipyard reembed list`$"):
+        connect(stage.settings).job(job)
+
+
+def test_a_reason_that_is_not_utf8_is_written_down_escaped(stage, connect):
+    client = connect(stage.settings)
+    job = client.reembed("/photos", sink="/vectors", model="m", id="j")
+    stage.store.hset(stage.keys.job("j"), "state", "running")
+    assert job.pause("caf\udce9").reason == r"caf\udce9"
