@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import ValidationError
@@ -37,7 +38,7 @@ def source(address: str | Path | Place, options: Mapping[str, str] | None = None
     """
     if isinstance(address, Place):
         return _with(address, options)
-    kind, where = _said(str(address))
+    kind, where = _said(address)
     if kind in STORES:
         return held_by(_place(kind, where, {}), options)
     return _place(kind or _guessed_source(where), where, options or {})
@@ -51,7 +52,7 @@ def sink(address: str | Path | Place, options: Mapping[str, str] | None = None) 
     """
     if isinstance(address, Place):
         return _with(address, options)
-    kind, where = _said(str(address))
+    kind, where = _said(address)
     if not kind:
         scheme = urlsplit(where).scheme
         kinds = {"http": "qdrant", "https": "qdrant", "postgresql": "pgvector", "": "parquet"}
@@ -71,9 +72,11 @@ def _with(place: Place, options: Mapping[str, str] | None) -> Place:
     return place.model_copy(update={"options": {**place.options, **(options or {})}})
 
 
-def _said(address: str) -> tuple[str, str]:
-    found = _KIND.fullmatch(address)
-    return (found[1], found[2]) if found else ("", address)
+def _said(address: Any) -> tuple[str, str]:
+    if not isinstance(address, str | Path):
+        raise BadRequest(f"{address!r:.100} cannot be a place: pass a path or an address")
+    found = _KIND.fullmatch(str(address))
+    return (found[1], found[2]) if found else ("", str(address))
 
 
 def _guessed_source(where: str) -> str:
@@ -100,4 +103,6 @@ def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
     try:
         return Place(kind=kind, where=where, options=given)
     except ValidationError as error:
-        raise BadRequest(f"{where!r} cannot be a place: {error.errors()[0]['msg']}") from None
+        mistake = error.errors()[0]
+        field = ".".join(map(str, mistake["loc"]))
+        raise BadRequest(f"{where!r} cannot be a place: {field}: {mistake['msg']}") from None

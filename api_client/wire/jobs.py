@@ -17,6 +17,7 @@ JOB_VERSION = 1  # of the specification, in Redis and in the file job.json
 
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Option = Annotated[str, StringConstraints(min_length=0)]  # which takes no half of a surrogate pair
 Address = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
@@ -31,7 +32,7 @@ class Place(Message):
 
     kind: Kind
     where: Address
-    options: Mapping[str, str] = Field(default_factory=dict)
+    options: Mapping[str, Option] = Field(default_factory=dict)
 
 
 class Migration(Message):

@@ -259,3 +259,15 @@ def test_a_reason_that_is_not_utf8_is_written_down_escaped(stage, connect):
     job = client.reembed("/photos", sink="/vectors", model="m", id="j")
     stage.store.hset(stage.keys.job("j"), "state", "running")
     assert job.pause("caf\udce9").reason == r"caf\udce9"
+
+
+@pytest.mark.parametrize("address", [None, 7, b"/photos", ["/photos"]])
+def test_what_is_no_address_is_no_folder_of_that_name(address):
+    for place in (places.source, places.sink):
+        with pytest.raises(BadRequest, match="cannot be a place: pass a path or an address"):
+            place(address)
+
+
+def test_an_option_that_is_not_utf8_is_refused():
+    with pytest.raises(BadRequest, match="options"):
+        specification("/photos", "/vectors", "m", source_options={"column": "caf\udce9"})
