@@ -22,7 +22,7 @@ from api_client.wire.broker import celery_app
 from api_client.wire.errors import ClipyardError
 
 from . import runtime
-from .delivery import pool, transport
+from .delivery import pool, routine, transport
 from .settings import WorkerSettings
 from .showcase import Showcase
 
@@ -91,6 +91,8 @@ def _log(loglevel: int | None = None, **_: Any) -> None:
         logs.set_up(ours)
     except ClipyardError as error:  # Celery would go on, without any log
         sys.exit(str(error))
+    for name in routine.LOGGERS:
+        logging.getLogger(name).addFilter(routine.is_worth_a_line)
     log.setLevel(logging.INFO)  # whoever waits for "ready." waits whatever the level is
 
 
