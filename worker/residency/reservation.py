@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import redis
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 from redis.typing import EncodableT, FieldT
 
 from api_client.wire.codec import text
@@ -27,6 +28,7 @@ __all__ = ["Reservations"]
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_ROW = TypeAdapter(tuple[NonNegativeInt, FiniteFloat])  # bytes, and until when its holder lives
 
 
 class Reservations:
@@ -94,7 +96,7 @@ class Reservations:
     def of_others(self) -> int:
         """Bytes that other live processes hold on the device, beside what the driver shows."""
         rows = self._trying(lambda: self._store.hgetall(self._key)) or {}
-        held = {text(holder): json.loads(row) for holder, row in rows.items()}
+        held = {text(holder): _read(row) for holder, row in rows.items()}
         dead = [holder for holder, (_, until) in held.items() if until <= self._clock()]
         if dead:
             self._trying(lambda: self._store.hdel(self._key, *dead))
@@ -116,3 +118,11 @@ class Reservations:
         except redis.RedisError as error:
             log.warning("reservations of the device are not shared: %s", error)
             return None
+
+
+def _read(row: bytes | str) -> tuple[int, float]:
+    """What is no reservation holds nothing, and its holder is long dead."""
+    try:
+        return _ROW.validate_json(row)
+    except ValidationError:
+        return 0, 0.0

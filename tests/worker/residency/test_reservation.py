@@ -53,6 +53,15 @@ def test_of_two_who_want_the_same_room_the_later_one_is_refused(process):
         pass
 
 
+@pytest.mark.parametrize("row", ["rubbish", "7", "[1]", '["a", "b"]', "[NaN, 1e9]", "\xff"])
+def test_what_is_no_reservation_counts_for_nothing_and_goes(process, store, keys, row):
+    one, other = process(free=150), process(free=150)
+    store.hset(keys.reserved("GPU-1"), "whoever", row.encode("latin-1"))
+    with one.reserve(100):
+        assert other.of_others() == 100
+        assert not store.hexists(keys.reserved("GPU-1"), "whoever")
+
+
 def test_the_key_of_a_machine_that_never_comes_back_goes(process, store, keys):
     with process().reserve(100):
         assert 0 < store.ttl(keys.reserved("GPU-1")) <= 30
