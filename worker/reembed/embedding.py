@@ -8,6 +8,7 @@ from functools import partial
 
 from api_client.wire import names
 from api_client.wire.errors import (
+    Cancelled,
     ClipyardError,
     ImageForbidden,
     ImageMissing,
@@ -132,15 +133,19 @@ def embed(
                 give_way()
             refuse_another(spec, model.traits, kind, fingerprint)
             pictures = here.pictures(model, entry.id)
-            rows = here.batcher.embed(
-                model,
-                kind,
-                list(enumerate(part)),
-                partial(_prepare, model, pictures, source),
-                model_id=entry.id,
-                priority=spec.priority,
-                cancelled=canceller(),
-            )
+            try:
+                rows = here.batcher.embed(
+                    model,
+                    kind,
+                    list(enumerate(part)),
+                    partial(_prepare, model, pictures, source),
+                    model_id=entry.id,
+                    priority=spec.priority,
+                    cancelled=canceller(),
+                )
+            except Cancelled:
+                between()  # knows whether that is a stop, which is no failure
+                raise
             pictures.keep(rows.vectors)
         here.tracker.used(entry, items=len(part))
         _raise_outages(part, rows.vectors, is_outage)

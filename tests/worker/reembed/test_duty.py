@@ -23,6 +23,8 @@ from api_client.wire.quarantine import Crash, Evidence
 from tests.worker.reembed.fleet import Desk, Post, at_work, folder_of
 from worker import runtime
 from worker.catalogue import Entry
+from worker.delivery import pool
+from worker.delivery.pool import Reason
 from worker.reembed import check, duty, embedding, manifest
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
@@ -812,6 +814,28 @@ def test_while_redis_is_away_the_message_goes_back_to_its_queue(desk, post, pict
     with pytest.raises(Reject):
         post.deliver()
     here.redis.close()
+
+
+def test_a_stop_in_the_midst_of_a_slice_costs_a_chunk_none_of_its_tries(
+    desk, post, pictures, sink, monkeypatch
+):
+    desk.submit(pictures, sink)
+    post.deliver()
+    sent, stopped = list(post.sent), []
+
+    def canceller():
+        stopped.append(Reason.SHUTDOWN)
+        return lambda: Reason.SHUTDOWN
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "canceller", canceller)
+        patch.setattr(pool, "cancelled", lambda: next(iter(stopped), None))
+        with pytest.raises(Reject) as rejected:
+            post.deliver()
+    assert rejected.value.requeue
+    assert desk.store.hget(desk.keys.job("job"), "trouble") is None
+    post.sent = sent
+    assert set(post.deliver_all()) == {"done"}
 
 
 def test_a_chunk_whose_place_was_taken_goes_back_before_it_is_begun_and_never_later(
