@@ -149,9 +149,16 @@ class Desk:
 
     def _ask_all(self, task: str, request: Request, workers: Workers) -> Talk[list[Managed]]:
         chosen = yield from self._named(workers)
-        if chosen is None and not (chosen := (yield from self.line.live_workers())):
+        if chosen is None and not (chosen := (yield from self._everybody())):
             raise NoWorker(NOBODY)
         return (yield from self._ask(task, request, chosen))
+
+    def _everybody(self) -> Talk[list[str]]:
+        """The live workers; those that stop, and would answer once they are back, only if no
+        other is there."""
+        fleet = yield from self.status()
+        staying = [worker.name for worker in fleet.workers if worker.state != "stopping"]
+        return staying or [worker.name for worker in fleet.workers]
 
     def _named(self, workers: Workers) -> Talk[Sequence[str] | None]:
         """The workers a call names, which may be away for a moment; None if it names none.

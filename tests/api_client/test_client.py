@@ -305,6 +305,26 @@ def test_a_model_is_loaded_by_one_that_stays_and_works_if_there_is_one(
         client.load("fake/small", timeout=0.1)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.switch("a/b", timeout=0.1),
+        lambda c: c.unload("a/b", timeout=0.1),
+        lambda c: c.set_knobs({"slots": 1}, timeout=0.1),
+    ],
+)
+def test_what_all_are_asked_goes_past_those_that_stop_if_anybody_stays(stage, connect, quick, call):
+    store, keys, client = stage.store, stage.keys, connect(stage.settings)
+    show(stage, "a@stopping", state="stopping")
+    with pytest.raises(NoAnswer, match=r"^a@stopping: no answer"):
+        call(client)
+    store.delete(keys.queue(names.direct_queue("a@stopping"), names.INTERACTIVE))
+    show(stage, "b@there")
+    with pytest.raises(NoAnswer, match=r"^b@there: no answer"):
+        call(client)
+    assert not store.exists(keys.queue(names.direct_queue("a@stopping"), names.INTERACTIVE))
+
+
 @pytest.mark.parametrize("name", ["fake/small", "small"])
 def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect, quick, name):
     store, keys = stage.store, stage.keys
