@@ -19,6 +19,17 @@ DESCRIBED_KEPT = 1024  # a family may describe any id, a mistyped one too
 
 AtRest = Literal["int8"]
 
+# Hugging Face names that people have -> the open_clip id of the same weights.
+HUGGING_FACE = {
+    "openai/clip-vit-base-patch32": "ViT-B-32/openai",
+    "openai/clip-vit-base-patch16": "ViT-B-16/openai",
+    "openai/clip-vit-large-patch14": "ViT-L-14/openai",
+    "openai/clip-vit-large-patch14-336": "ViT-L-14@336px/openai",
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": "ViT-B-32/laion2b_s34b_b79k",
+    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": "ViT-L-14/laion2b_s32b_b82k",
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "ViT-H-14/laion2b_s32b_b79k",
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -95,14 +106,16 @@ class Catalogue:
 
     Args:
         entries: of the files, later ones win. An alias that is another entry's id, or a later
-            entry's alias too, is dropped.
+            entry's alias too, is dropped. `HUGGING_FACE` is aliases as well.
         describe: asked in turn for ids that no file lists; of one that was described once, never
             again, for every request looks its model up.
     """
 
     def __init__(self, entries: Iterable[Entry], *, describe: Iterable[Describe] = ()) -> None:
         by_id = {entry.id: entry for entry in entries}
-        self._aliases = {a: e.id for e in by_id.values() for a in e.aliases if a not in by_id}
+        given = {alias: entry.id for entry in by_id.values() for alias in entry.aliases}
+        aliases = {**HUGGING_FACE, **given}
+        self._aliases = {alias: id for alias, id in aliases.items() if alias not in by_id}
         self._entries = {entry.id: self._with_its_aliases(entry) for entry in by_id.values()}
         self._describe = tuple(describe)
         self._described = lru_cache(DESCRIBED_KEPT)(self._first_description)
@@ -121,7 +134,7 @@ class Catalogue:
         return self._entries.get(known) or self._described(known)
 
     def _with_its_aliases(self, entry: Entry) -> Entry:
-        own = tuple(alias for alias in entry.aliases if self._aliases.get(alias) == entry.id)
+        own = tuple(alias for alias, id in self._aliases.items() if id == entry.id)
         return replace(entry, aliases=own)
 
     def _first_description(self, known: str) -> Entry:

@@ -14,17 +14,6 @@ from api_client.wire.settings import default_home
 
 from . import processors
 
-# Hugging Face names that people have in CLIP_MODEL_NAME -> the open_clip id of the same weights.
-HUGGING_FACE = {
-    "openai/clip-vit-base-patch32": "ViT-B-32/openai",
-    "openai/clip-vit-base-patch16": "ViT-B-16/openai",
-    "openai/clip-vit-large-patch14": "ViT-L-14/openai",
-    "openai/clip-vit-large-patch14-336": "ViT-L-14@336px/openai",
-    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": "ViT-B-32/laion2b_s34b_b79k",
-    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": "ViT-L-14/laion2b_s32b_b82k",
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "ViT-H-14/laion2b_s32b_b79k",
-}
-
 # Protocols of fsspec that lead to this machine's own files, or past the guard of the web.
 NOT_STORES = {"file", "local", "http", "https"}
 
@@ -112,11 +101,6 @@ class WorkerSettings(LogSettings):
                     "go into CLIPYARD_IMAGE_ROOTS, web addresses into CLIPYARD_IMAGE_URLS"
                 )
         return tuple(store if store.endswith("/") else f"{store}/" for store in stores)
-
-    @field_validator("default_model")
-    @classmethod
-    def _open_clip_id(cls, name: str) -> str:
-        return HUGGING_FACE.get(name, name)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ def clean(monkeypatch):
     [
         ("CLIPYARD_SLOTS", "3", "slots", 3),
         ("RAG_CLIP_MODEL", "ViT-B-32/openai", "default_model", "ViT-B-32/openai"),
-        ("CLIP_MODEL_NAME", "openai/clip-vit-base-patch32", "default_model", "ViT-B-32/openai"),
+        ("CLIP_MODEL_NAME", "ViT-B-32/openai", "default_model", "ViT-B-32/openai"),
         ("CLIP_BATCH_SIZE", "8", "batch_size", 8),
         ("CLIP_MAX_WORKERS", "2", "decode_threads", 2),
         ("CLIP_GPU_MEMORY_THRESHOLD", "6.5", "gpu_memory_threshold_gb", 6.5),

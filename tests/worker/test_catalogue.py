@@ -34,6 +34,21 @@ def test_an_alias_finds_the_entry_it_stands_for(catalogue):
     assert catalogue["ViT-H-14/laion2b"].id == "ViT-H-14/laion2b_s32b_b79k"
 
 
+def test_a_name_of_hugging_face_is_an_alias_of_the_same_weights(catalogue):
+    name = "openai/clip-vit-large-patch14"
+    assert catalogue[name].id == "ViT-L-14/openai"
+    assert name in catalogue["ViT-L-14/openai"].public().aliases
+    known = Catalogue([], describe=[lambda id: Entry(id) if id == "ViT-B-16/openai" else None])
+    assert known["openai/clip-vit-base-patch16"].id == "ViT-B-16/openai"
+
+
+def test_somebodys_own_model_may_have_a_name_of_hugging_face():
+    name = "openai/clip-vit-base-patch32"
+    own = [Entry("ViT-B-32/openai"), Entry("mine", aliases=(name,))]
+    assert Catalogue(own)[name].id == "mine"
+    assert Catalogue([*own, Entry(name)])[name].id == name
+
+
 def test_an_unknown_model_is_told_its_nearest_neighbours(catalogue):
     with pytest.raises(UnknownModel, match="ViT-B-32/openai"):
         catalogue["VIT-B32/openai"]

@@ -11,6 +11,7 @@ from api_client.status import read_fleet
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind, Priority
 from worker import runtime
+from worker.catalogue import BUILT_IN, Catalogue
 from worker.settings import WorkerSettings
 
 PLUG_IN = """
@@ -129,6 +130,11 @@ def test_a_file_system_that_hangs_holds_up_one_look_around_and_not_those_that_fo
         here.look_around()
         assert not looks[1].is_set()
         mended.set()
+
+
+def test_a_default_model_may_have_the_name_of_hugging_face(here):
+    named = here.settings.model_copy(update={"default_model": "openai/clip-vit-base-patch32"})
+    assert runtime._by_ids(named, Catalogue.read(BUILT_IN)).default_model == "ViT-B-32/openai"
 
 
 def test_a_default_model_of_a_family_that_cannot_be_made_keeps_nobody_from_the_others(here, caplog):
