@@ -192,11 +192,13 @@ def router(client: AsyncClient) -> APIRouter:
     @routes.post("/vision/load/{model_id:path}")
     async def load(model_id: ModelId) -> Changed:
         """Bring a model onto a worker's device."""
+        await of_type(ModelType.VISION, model_id)
         return changed(model_id, await client.load(model_id))
 
     @routes.post("/vision/switch/{model_id:path}")
     async def switch(model_id: ModelId) -> Changed:
         """Make a model the current one; the one before it goes."""
+        await of_type(ModelType.VISION, model_id)
         return changed(model_id, await client.switch(model_id))
 
     @routes.post("/vision/unload/{model_id:path}")
@@ -222,8 +224,9 @@ def router(client: AsyncClient) -> APIRouter:
         )
 
     async def of_type(model_type: ModelType, model_id: str) -> None:
-        entry = await client.model_info(model_id)
-        if is_vision(entry) != (model_type is ModelType.VISION):
+        # Of one that nobody lists the workers may know more.
+        entry = entry_of(await client.models(), model_id)
+        if entry and is_vision(entry) != (model_type is ModelType.VISION):
             raise BadRequest(f"{model_id} is no {model_type} model")
 
     return routes

@@ -206,6 +206,21 @@ def test_a_type_is_unloaded_and_reloaded(http):
     assert http.post(f"{RAG}/unload/sound").status_code == 422
 
 
+@pytest.mark.parametrize("path", ["vision/load/words", "vision/switch/fake/words"])
+def test_a_text_model_is_not_brought_as_a_vision_model(http, path):
+    refused = http.post(f"{RAG}/{path}")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].endswith("words is no vision model")
+    assert http.get(f"{RAG}/vision/status").json()["current_model"]["model_id"] == "fake/small"
+
+
+@pytest.mark.parametrize("model_type", ["vision", "text"])
+def test_whether_a_model_that_nobody_lists_can_be_reloaded_is_the_workers_answer(http, model_type):
+    refused = http.post(f"{RAG}/reload/{model_type}", json={"model_id": "fake/other"})
+    assert refused.status_code == 404
+    assert "known are fake/small" in refused.json()["error"]["message"]
+
+
 def test_status_has_the_shape_that_callers_know(http):
     http.post("/encode/text", json={"text": "a"})
     http.post("/encode/text?model=fake/words", json={"text": "a"})
