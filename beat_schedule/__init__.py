@@ -5,17 +5,17 @@ celery -A beat_schedule beat
 It keeps nothing on disk: what it sends depends on no earlier sending. Two of it do no harm.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from celery import beat
+from celery.signals import beat_init
 
 from api_client.wire import names
-from api_client.wire.broker import celery_app
+from api_client.wire.broker import celery_app, check_login
 from api_client.wire.errors import ClipyardError
-from api_client.wire.settings import Settings
+from api_client.wire.settings import Settings, cannot_start
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -65,4 +65,12 @@ try:
         _settings, beat_schedule=schedule(_settings), beat_scheduler=f"{__name__}:Scheduler"
     )
 except ClipyardError as error:
-    sys.exit(str(error))
+    cannot_start(error)
+
+
+@beat_init.connect  # type: ignore[untyped-decorator]
+def _start(**_: Any) -> None:
+    try:
+        check_login(_settings)
+    except ClipyardError as error:
+        cannot_start(error)

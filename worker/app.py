@@ -18,8 +18,9 @@ from celery.bootsteps import StartStopStep
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
 
 from api_client.wire import logs, spans
-from api_client.wire.broker import celery_app
+from api_client.wire.broker import celery_app, check_login
 from api_client.wire.errors import ClipyardError
+from api_client.wire.settings import cannot_start
 
 from . import runtime
 from .delivery import pool, routine, transport
@@ -78,7 +79,7 @@ try:
     app.steps["consumer"].add(Showcase)
     app.Task.Request = "worker.delivery.consumer:Request"
 except ClipyardError as error:
-    sys.exit(str(error))  # one line a mistake, and no traceback above it
+    cannot_start(error)  # one line a mistake, and no traceback above it
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
@@ -90,7 +91,7 @@ def _log(loglevel: int | None = None, **_: Any) -> None:
     try:
         logs.set_up(ours)
     except ClipyardError as error:  # Celery would go on, without any log
-        sys.exit(str(error))
+        cannot_start(error)
     for name in routine.LOGGERS:
         logging.getLogger(name).addFilter(routine.is_worth_a_line)
     log.setLevel(logging.INFO)  # whoever waits for "ready." waits whatever the level is
@@ -100,11 +101,12 @@ def _log(loglevel: int | None = None, **_: Any) -> None:
 def _start(sender: str, **_: Any) -> None:
     gc.disable()
     try:
+        check_login(settings)
         spans.set_up(settings, service="clipyard-worker", instance=sender)
         runtime.use(runtime.build(settings, node=sender))
         transport.Channel.stands_back = runtime.here().stands_back
     except ClipyardError as error:
-        sys.exit(str(error))
+        cannot_start(error)
     except Exception:  # Celery would log it and go on without a runtime
         log.exception("the worker cannot start")
         sys.exit(1)

@@ -6,7 +6,7 @@
     ├── ServerFailed           the server is there and does not start
     ├── NoCheckout             the worker's code is not here
     ├── NotReady               a child runs and does not become ready
-    └── CrashLoop              a child dies again and again; everything was stopped
+    └── CrashLoop              a child cannot start, or dies again and again; all was stopped
 
 They never cross the wire, so they live beside what raises them.
 """
@@ -51,6 +51,6 @@ class NotReady(StackError):
 
 
 class CrashLoop(StackError):
-    """A child dies again and again; everything was stopped. Ends with the end of its log."""
+    """A child cannot start, or dies again and again; all was stopped. Ends with its log's end."""
 
     code = "crash_loop"

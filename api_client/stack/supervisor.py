@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..wire.settings import USAGE
 from .child import Child, Running
 from .errors import CrashLoop, NotReady, StackError
 
@@ -56,10 +57,10 @@ class Supervisor:
     """Runs children from `__enter__` to `__exit__`, in a thread of its own.
 
     A child that dies is started again after a growing delay. One that dies too often before it is
-    ready ends everything; one that was ready has work to come back to. At the end all children get
-    their stop signal at once and their grace each; the foundation, on which they stand, ends after
-    the last of them. An exception that arrives while the main thread waits for that (a second
-    Ctrl-C) ends every grace.
+    ready, or once with the code for wrong usage, ends everything; one that was ready has work to
+    come back to. At the end all children get their stop signal at once and their grace each; the
+    foundation, on which they stand, ends after the last of them. An exception that arrives while
+    the main thread waits for that (a second Ctrl-C) ends every grace.
 
     Args:
         logs: the directory for `<name>.log` of every child.
@@ -173,11 +174,12 @@ class Supervisor:
         post.stillbirths = self._patience.recent([*post.stillbirths, *stillborn], now=now)
         post.running, post.ready = None, False
         how = _how_it_ended(died.exit_code())
-        if self._patience.delay_s(len(post.stillbirths)) is None:
+        in_vain = bool(stillborn) and died.exit_code() == USAGE
+        if in_vain or self._patience.delay_s(len(post.stillbirths)) is None:
+            within = f"{len(post.stillbirths)} times within {self._patience.within_s:g} s"
             raise CrashLoop(
-                f"{post.child.name} {how}, {len(post.stillbirths)} times within "
-                f"{self._patience.within_s:g} s: everything is stopped. "
-                f"{post.log} ends with:\n{died.tail()}"
+                f"{post.child.name} {how}{'' if in_vain else f', {within}'}: everything is "
+                f"stopped. {post.log} ends with:\n{died.tail()}"
             )
         delay_s = self._patience.delay_s(len(post.deaths)) or self._patience.longest_delay_s
         post.due_at = now + delay_s

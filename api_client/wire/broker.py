@@ -16,7 +16,8 @@ from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 
 from . import names
-from .address import for_celery
+from .address import for_celery, masked
+from .errors import BadSettings
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -181,6 +182,25 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
         command_packer=Packer(),
         **_REDIS_OPTIONS | options,
     )
+
+
+def check_login(settings: Settings) -> None:
+    """For the start of a worker or the beat, which would try for ever. A Redis that is away comes
+    back; a login that it refuses is refused again.
+
+    Raises:
+        BadSettings: it is.
+    """
+    try:
+        with redis_client(settings, patience_s=0) as client:
+            client.ping()
+    except redis.AuthenticationError as error:
+        raise BadSettings(
+            f"Redis at {masked(settings.url())} refuses the login ({error}); "
+            "correct CLIPYARD_REDIS_URL"
+        ) from None
+    except redis.RedisError:
+        pass
 
 
 def takes_no_writes(error: Exception) -> bool:

@@ -7,10 +7,11 @@ CLIPYARD_CONFIG, the default. The environment name is CLIPYARD_ and the field's 
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
 from pydantic import (
     AliasChoices,
@@ -30,13 +31,14 @@ from pydantic_settings import (
 )
 
 from . import address
-from .errors import BadSettings, NoBroker
+from .errors import BadSettings, ClipyardError, NoBroker
 from .home import running_stack_url
 
 LONGEST_S = 7 * 24 * 3600  # that a caller waits for an answer, or an answer for its caller
 PREFIX = "clipyard_"
 OURS = "Value error, "  # what Pydantic puts before a sentence of ours
 CONFIG_VARIABLE = "CLIPYARD_CONFIG"
+USAGE = 2  # exit code of what cannot do as it is told; for a setting, starting again is in vain
 
 _TRACKER = "model_usage_tracker_"
 _PRESSURE = "lazy_loading_unloading_memory_pressure_"
@@ -230,6 +232,12 @@ def _written(value: Any) -> str:
         case str():
             return value
     return to_json(value).decode()
+
+
+def cannot_start(error: ClipyardError) -> NoReturn:
+    """End a process with the sentence alone, and a code that says: again would be in vain."""
+    print(error, file=sys.stderr)
+    sys.exit(USAGE)
 
 
 def cannot_listen(part: str, address: str, why: str | None = None) -> BadSettings:

@@ -76,6 +76,16 @@ def test_a_crash_loop_ends_everything_and_shows_the_end_of_the_log(tmp_path, tol
         supervisor.wait()
 
 
+def test_a_child_that_cannot_start_as_it_is_set_up_is_not_tried_again(tmp_path, told):
+    unusable = python("unusable", "import sys; print('no such device'); sys.exit(2)")
+    with (
+        pytest.raises(CrashLoop, match=r"(?s)unusable exited with code 2: .*no such device"),
+        Supervisor([unusable], logs=tmp_path, tell=told, patience=BRISK) as supervisor,
+    ):
+        supervisor.wait()
+    assert (tmp_path / "unusable.log").read_text().count("no such device") == 1
+
+
 def test_a_child_that_was_ready_is_started_again_however_often_it_dies(tmp_path, told):
     brief = python("brief", "import sys, time; print('here', flush=True); time.sleep(0.2)")
     brisk = Patience(deaths=3, first_delay_s=0.01, longest_delay_s=0.02)

@@ -40,7 +40,7 @@ def test_without_a_redis_it_says_so_in_one_line():
         text=True,
         check=False,
     )
-    assert told.returncode != 0
+    assert told.returncode == 2
     assert "no Redis is configured" in told.stderr
     assert "Traceback" not in told.stderr
 

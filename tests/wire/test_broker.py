@@ -8,7 +8,15 @@ from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
 from api_client.wire import names
-from api_client.wire.broker import LARGE, Packer, celery_app, redis_client, takes_no_writes
+from api_client.wire.broker import (
+    LARGE,
+    Packer,
+    celery_app,
+    check_login,
+    redis_client,
+    takes_no_writes,
+)
+from api_client.wire.errors import BadSettings
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 
@@ -110,3 +118,13 @@ def test_large_values_arrive_as_they_were(valkey_url: str, prefix: str) -> None:
     with redis_client(Settings.read(redis_url=valkey_url)) as client:
         client.hset(prefix, mapping={"0": picture, "1": "small"})
         assert client.hgetall(prefix) == {b"0": picture, b"1": b"small"}
+
+
+def test_a_login_is_checked_and_a_redis_that_is_away_is_no_reason_to_end(valkey_url: str) -> None:
+    check_login(Settings.read(redis_url=valkey_url))
+    check_login(Settings.read(redis_url="redis://:any@127.0.0.1:1/0"))
+    wrong = valkey_url.replace("redis://:", "redis://:not-")
+    for url in (wrong, f"redis://{valkey_url.partition('@')[2]}"):
+        with pytest.raises(BadSettings, match="refuses the login") as raised:
+            check_login(Settings.read(redis_url=url))
+        assert "not-" not in str(raised.value)

@@ -2,11 +2,31 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 
 def test_a_worker_that_cannot_start_says_why_in_one_sentence_and_shows_no_traceback():
     argv = (sys.executable, "-m", "celery", "-A", "tests.light_app", "worker", "-P", "threads")
     env = {"CLIPYARD_REDIS_URL": "redis://unused", "CLIPYARD_BACKENDS": '["fake"]'}
     ran = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, check=False)
-    assert ran.returncode == 1
+    assert ran.returncode == 2
     assert ran.stderr.endswith("CLIPYARD_BACKENDS: there is a model family 'fake' already\n")
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("part", [("tests.light_app", "worker"), ("beat_schedule", "beat")])
+def test_a_login_that_redis_refuses_ends_worker_and_beat_with_a_sentence(valkey_url, part):
+    app, command = part
+    wrong = valkey_url.replace("redis://:", "redis://:not-")
+    ran = subprocess.run(
+        (sys.executable, "-m", "celery", "-A", app, command),
+        env=os.environ | {"CLIPYARD_REDIS_URL": wrong},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.endswith("; correct CLIPYARD_REDIS_URL\n")
+    assert "refuses the login" in ran.stderr
     assert "Traceback" not in ran.stderr
