@@ -73,7 +73,7 @@ _GIVE_BACK = (
     ),
 )
 _JOB_COMMANDS = (
-    "+hset +hsetnx +hget +hmget +hgetall +hkeys +hdel +hexists +hincrby +hincrbyfloat"
+    "+hset +hsetnx +hget +hmget +hgetall +hkeys +hlen +hdel +hexists +hincrby +hincrbyfloat"
     " +zadd +zrem +zscore +zrange +zrevrange +zrangebyscore +zcard +getbit +setbit +bitcount"
     " +sadd +srem +smembers +exists +expire +ttl +persist +del +eval +evalsha"
 )

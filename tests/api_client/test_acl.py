@@ -1,12 +1,20 @@
 """Passwords and URLs of the roles; that they give the least rights is tested in tests/security."""
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
-from api_client.acl import Role, database_of, passwords_in, write_urls
+from api_client import vigil
+from api_client.acl import Role, acl_file, database_of, passwords_in, write_urls
+from api_client.gateway import budgets
+from api_client.wire import jobscripts
 from api_client.wire.address import parsed
 from api_client.wire.errors import BadRequest
+from worker.datapath import content_cache
+from worker.delivery import quarantine, suspects
+from worker.reembed import ledger
 
 
 def test_a_password_that_was_never_written_is_made(tmp_path: Path) -> None:
@@ -48,3 +56,25 @@ def test_a_url_with_a_login_or_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(BadRequest, match="without a login") as raised:
         database_of(url)
     assert "geheim" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("role", "scripts", "key"),
+    [
+        (Role.CLIENT, jobscripts, "jobs"),
+        (Role.CLIENT, vigil, "unacked"),
+        (Role.CLIENT, budgets, "budget:*"),
+        (Role.WORKER, ledger, "jobs"),
+        (Role.WORKER, suspects, "started:*"),
+        (Role.WORKER, quarantine, "quarantine"),
+        (Role.WORKER, content_cache, "cached:*"),
+    ],
+)
+def test_who_sends_a_script_may_do_what_it_does(role: Role, scripts: object, key: str) -> None:
+    lines = acl_file(dict.fromkeys(Role, "x"), prefix="p").splitlines()
+    (line,) = (one for one in lines if one.startswith(f"user p-{role} "))
+    everywhere, *selectors = line.split("(")
+    (there,) = (one for one in selectors if f"~p:{key}" in one and "+eval" in one)
+    done = set(re.findall(r"redis\.call\('(\w+)'", inspect.getsource(scripts)))
+    assert done
+    assert {f"+{command.lower()}" for command in done} <= {*everywhere.split(), *there.split()}
