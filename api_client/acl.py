@@ -42,7 +42,7 @@ _EVERYBODY = (
     " +unwatch +time +script|load +script|exists"
 )
 _QUEUES = "embed* control* *.dq2*"
-_STATUS = "workers worker:* model:* current catalogue events usage:*"
+_STATUS = "workers worker:* model:* current catalogue events"
 _EVENTS = "celeryev*"
 
 _PUBLISH = (
@@ -51,7 +51,7 @@ _PUBLISH = (
     # What a worker says of tasks whose sender listens; nobody of ours does.
     Right("+get", "celery-task-meta-*"),
 )
-_LOOK = (Right("+get +hget +hgetall +smembers +exists +ttl +xrange +xrevrange", _STATUS),)
+_LOOK = (Right("+get +hget +hgetall +smembers +xrevrange", _STATUS),)
 # Kombu keeps a list of who listens for replies and events, by scripts, and cleans it up.
 _LISTEN = (
     Right(
@@ -72,33 +72,39 @@ _GIVE_BACK = (
         f"unacked unacked_index {_QUEUES}",
     ),
 )
-_JOB_COMMANDS = (
-    "+hset +hsetnx +hget +hmget +hgetall +hkeys +hlen +hdel +hexists +hincrby +hincrbyfloat"
-    " +zadd +zrem +zscore +zrange +zrevrange +zrangebyscore +zcard +getbit +setbit +bitcount"
-    " +sadd +srem +smembers +exists +expire +ttl +persist +del +eval +evalsha"
-)
-_JOBS = (Right(_JOB_COMMANDS, "jobs job:*"),)
 _ASK = (
     Right("+blmove +rpush +expire", "answer:*"),
     # Whether a request is still on its way: one script, over all of these.
-    Right("+eval +evalsha +hvals +llen +lrange", f"unacked {_QUEUES}"),
-    Right("+hget +hgetall +hdel", "quarantine"),
+    Right("+eval +hvals +llen +lrange", f"unacked {_QUEUES}"),
     Right("+del", "started:* answer:*"),  # to send one again
 )
+# Its books are read and changed by scripts, in `wire/jobscripts.py` and the workers' ledger.
+_JOBS = "jobs job:*"
 _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
     Role.CLIENT: (
-        *_PUBLISH,
+        Right("+lpush", _QUEUES),
+        Right("+smembers", "_kombu.binding*"),
         *_LOOK,
-        *_JOBS,
+        Right(
+            "+hset +hget +hgetall +hkeys +hdel +hexists +hincrby +zadd +zrange +zrevrange +zcard"
+            " +getbit +setbit +bitcount +exists +expire +persist +del +eval",
+            _JOBS,
+        ),
         Right("+hset +expire +del", "blobs:*"),
-        Right("+get +set +eval +evalsha", "budget:*"),
+        Right("+get +set +evalsha", "budget:*"),
         *_ASK,
+        Right("+hget +hgetall +hdel", "quarantine"),
     ),
     Role.WORKER: (
         *_PUBLISH,
         *_LISTEN,
         *_GIVE_BACK,
-        *_JOBS,
+        Right(
+            "+hset +hsetnx +hget +hmget +hgetall +hlen +hdel +hexists +hincrby +hincrbyfloat"
+            " +zadd +zrem +zscore +zrange +zrangebyscore +zcard +getbit +setbit"
+            " +sadd +srem +smembers +exists +expire +ttl +persist +del +eval",
+            _JOBS,
+        ),
         Right("+brpop +rpop +llen +lrange +del +exists +expire +persist", _QUEUES),
         Right("+expire +persist", "_kombu.binding*"),
         Right("+hgetall +del", "blobs:*"),
@@ -110,7 +116,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         Right(
             "+hset +hget +hgetall +hdel +hincrby +expire +ttl +del +exists +get +set +sadd +srem"
             " +smembers +xadd",
-            f"{_STATUS} will:* reserved:* safe-batches",
+            f"{_STATUS} usage:* will:* reserved:* safe-batches",
         ),
         Right(
             "+hget +hsetnx +hstrlen +hdel +zadd +zpopmin +get +set +del +expire +eval +evalsha",
@@ -125,18 +131,18 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         *_LOOK,
         *_LISTEN,
         *_GIVE_BACK,
-        Right("+hgetall +zrevrange +bitcount +zcard", "jobs job:*"),
+        Right("+hgetall +zrevrange +bitcount +zcard", _JOBS),
         Right("+eval +evalsha +type +llen", _QUEUES),  # KEDA comes with this login
         Right("+brpop +rpop +llen +lrange +del", _EVENTS),
     ),
 }
 # Channels: remote control to the workers, what workers say of themselves, and results, for which
-# Celery listens whether anybody wants them or not. Whoever listens to a pattern must be allowed
-# the very same pattern, and Kombu's carry the number of the database.
+# Celery's own senders listen whether anybody wants them or not. Whoever listens to a pattern must
+# be allowed the very same pattern, and Kombu's carry the number of the database.
 _CONTROL, _EVENT, _RESULT = "/{db}.celery.pidbox", "/{db}.celeryev/*", "celery-task-meta-*"
 _LISTENS = "+subscribe +psubscribe +unsubscribe +punsubscribe"
 _CHANNELS: Mapping[Role, Right] = {
-    Role.CLIENT: Right(f"+publish {_LISTENS}", f"{_CONTROL} {_RESULT}"),
+    Role.CLIENT: Right("+publish", _CONTROL),
     Role.WORKER: Right(f"+publish {_LISTENS}", f"{_CONTROL} {_EVENT} {_RESULT}"),
     Role.BEAT: Right(_LISTENS, _RESULT),
     Role.DASHBOARD: Right(f"+publish {_LISTENS}", f"{_CONTROL} {_EVENT}"),

@@ -170,8 +170,17 @@ FORBIDDEN = {
         "SET {p}:gate:sweep 1",
         "ZADD {p}:unacked_index 1 a",
         "SUBSCRIBE {p}:/0.celeryev/worker.heartbeat",
+        "SUBSCRIBE {p}:/0.celery.pidbox",
+        "GET {p}:celery-task-meta-x",
+        "SADD {p}:_kombu.binding.embed x",
+        "SADD {p}:jobs x",
     ],
-    Role.WORKER: ["HSET {p}:blobs:x a 1", "LPOP {p}:answer:x", "DEL {p}:gate:sweep"],
+    Role.WORKER: [
+        "HSET {p}:blobs:x a 1",
+        "LPOP {p}:answer:x",
+        "DEL {p}:gate:sweep",
+        "HKEYS {p}:job:x",
+    ],
     Role.BEAT: [
         "HGETALL {p}:worker:x",
         "LRANGE {p}:answer:x 0 0",
@@ -184,6 +193,7 @@ FORBIDDEN = {
         "HGETALL {p}:blobs:x",
         "HSET {p}:worker:x a 1",
         "HSET {p}:job:x a 1",
+        "HGETALL {p}:quarantine",
     ],
 }
 NOBODYS = [
