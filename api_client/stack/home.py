@@ -65,8 +65,9 @@ def _locked(path: Path) -> int:
 
 def rewrite(descriptor: int, text: str) -> None:
     """Replace what a held file says, in place: a new file would not carry the lock."""
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
+    with _said_plainly("the stack's home, CLIPYARD_HOME"):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 @contextmanager
@@ -97,8 +98,8 @@ def announce(descriptor: int, url: str) -> None:
 
 
 @contextmanager
-def _said_plainly(path: Path) -> Iterator[None]:
+def _said_plainly(place: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StackError(f"cannot use {path}: {error.strerror}") from error
+        raise StackError(f"cannot use {place}: {error.strerror}") from error

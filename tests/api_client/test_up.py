@@ -18,7 +18,8 @@ from rich.console import Console
 
 from api_client.stack import up
 from api_client.stack.devices import devices_in
-from api_client.stack.errors import CrashLoop, InUse, NoCheckout
+from api_client.stack.errors import CrashLoop, InUse, NoCheckout, StackError
+from api_client.stack.home import rewrite
 from api_client.stack.settings import StackSettings
 from api_client.stack.supervisor import Patience
 from api_client.stack.up import Extra, Options, find_checkout, node_names, run, temporary_stack
@@ -188,6 +189,12 @@ def test_a_configured_redis_is_used_instead_of_a_private_one(home, checkout, tol
             assert stack.url == theirs.url
         assert theirs.running.exit_code() is None
     assert not (home / "valkey").exists()
+
+
+def test_a_home_that_takes_no_more_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (tmp_path / "file").open("rb") as full, pytest.raises(StackError, match="CLIPYARD_HOME"):
+        rewrite(full.fileno(), "anything")
 
 
 def test_two_stacks_run_side_by_side_and_never_in_one_home(home, checkout, told, tmp_path):
