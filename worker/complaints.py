@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from api_client.wire.disk import free_bytes
+from api_client.wire.disk import free_bytes, may_write
 from api_client.wire.messages import Complaint, ComplaintAbout
 
 from .settings import WorkerSettings
@@ -59,6 +59,12 @@ def _disk(folder: Path, least_free_bytes: int) -> Iterator[Complaint]:
             about=ComplaintAbout.DISK,
             found=f"{free / 1e9:.1f} GB free below {folder}",
             mend="make room: prepared checkpoints are kept there (CLIPYARD_CACHE_DIR)",
+        )
+    elif not may_write(folder):
+        yield Complaint(
+            about=ComplaintAbout.DISK,
+            found=f"{folder} cannot be written to: every load converts its checkpoint again",
+            mend="let this worker write there, or correct CLIPYARD_CACHE_DIR",
         )
 
 

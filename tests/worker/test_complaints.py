@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from api_client.wire.messages import ComplaintAbout
@@ -35,6 +37,13 @@ def test_a_folder_that_cannot_even_be_looked_at_is_told(about, tmp_path, name):
     root, disk = about(image_roots=(folder,), cache_dir=folder)
     assert (root.about, disk.about) == (ComplaintAbout.IMAGE_ROOT, ComplaintAbout.DISK)
     assert "cannot be looked at" in disk.found
+
+
+def test_a_folder_for_checkpoints_that_is_read_only_is_told(about, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # root may always
+    [disk] = about()
+    assert disk.about is ComplaintAbout.DISK
+    assert "cannot be written to" in disk.found
 
 
 def test_a_full_disk_is_told(about):
