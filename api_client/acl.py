@@ -1,7 +1,7 @@
 """Who may do what in Redis: an ACL file with the least rights of each role.
 
 A role's rights are rows of keys and the commands for them, which become selectors: what is
-allowed on one kind of key is not allowed on another. Needs Redis 7 or Valkey.
+allowed on one kind of key is not allowed on another. Needs Redis 7.2 or Valkey.
 """
 
 import hashlib
