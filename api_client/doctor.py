@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -237,12 +238,14 @@ def _beat(worker: WorkerStatus, settings: Settings, *, now: float) -> Found:
 
 
 def _models(fleet: Fleet) -> Found:
-    """A model whose last word on a worker is a refusal, and that is not in memory there."""
+    """A model whose last word on a worker is a refusal, and that is not in memory there. What was
+    refused to its predecessor, or to one that has gone, may have been mended since."""
+    started_at = {worker.name: worker.started_at for worker in fleet.workers}
     seen = {
         (w.name, model.id) for w in fleet.workers for model in w.held if model.state != "loading"
     }
     for event in fleet.events:  # newest first
-        if (event.worker, event.model) in seen:
+        if (event.worker, event.model) in seen or event.at < started_at.get(event.worker, inf):
             continue
         seen.add((event.worker, event.model))
         if event.kind in (EventKind.REFUSED, EventKind.OUT_OF_MEMORY):

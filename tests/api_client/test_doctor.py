@@ -201,9 +201,12 @@ def test_a_broken_worker_is_sick(tell, show):
 
 
 def test_a_model_that_was_refused_is_told_until_it_is_there(tell, show, store, keys):
-    refused = Event(kind=EventKind.REFUSED, model="clip/a", worker="gpu0@a", reason="in use")
-    store.xadd(keys.events, pack_record(refused))
     show(models=("clip/a",))
+    refused = {"kind": EventKind.REFUSED, "model": "clip/a", "reason": "in use"}
+    gone = Event(**refused, worker="gpu1@a", at=time.time())
+    before = Event(**(refused | {"model": "clip/b"}), worker="gpu0@a", at=1.0)
+    for event in (gone, before, Event(**refused, worker="gpu0@a", at=time.time())):
+        store.xadd(keys.events, pack_record(event))
     told = []
     for state in ("loading", "device"):
         status = ModelStatus(id="clip/a", state=state)
