@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import distributions
@@ -146,7 +148,13 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         device=memory.uuid() or f"{node.partition('@')[2]}/{placement.device}",
         free_bytes=lambda: seen.free if (seen := memory.device()) else None,
     )
-    ledger = Ledger(device=memory.device, host=memory.host, reserve=reservations.reserve)
+    ledger = Ledger(
+        device=memory.device,
+        host=memory.host,
+        kept=memory.kept,
+        reserve=reservations.reserve,
+        headroom=settings.headroom,
+    )
     tracker = Tracker(
         store,
         keys,
@@ -186,12 +194,19 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     def say(found: Verdict) -> None:
         tracker.say(found.state, trouble=found.trouble)
 
+    @contextmanager
+    def weighed(model_id: str) -> Iterator[None]:
+        with memory.peak() as peak_bytes:
+            yield
+        ledger.ran(model_id, peak_batch_bytes=peak_bytes())
+
     batcher = Batcher(
         batch_size=settings.batch_size,
         decode_threads=settings.decode_threads,
         runners=processors.available() if placement.device == "cpu" else 1,
         sizes=_sizes(store, keys, memory.name()),
         on_pass=meter.ran,
+        around_pass=weighed,
     )
 
     def farewell(reason: str) -> None:

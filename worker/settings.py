@@ -45,6 +45,7 @@ class WorkerSettings(LogSettings):
 
     slots: Count = 2  # models on the device at once
     device_memory_gb: Limit | None = None  # for weights; None: measured
+    headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of what is free, beside other models
     host_memory_gb: Annotated[float, Field(ge=0, le=1e6)] | None = None  # at rest; None: any
     slot_wait_s: Seconds = 30.0  # for a place, before a request is told that the model is busy
     min_residency_s: Seconds = 0.0  # against thrash: how long a model that was lifted may stay

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -72,6 +72,7 @@ class Batcher:
         sizes: how many rows are known to fit; without it this process learns for itself.
         bulk_waits_s: how long interactive work may keep bulk waiting.
         on_pass: told of every forward pass: kind, rows, and what came of it; must not raise.
+        around_pass: held while a model runs, which it is given the id of.
         clock, wall: seconds, monotonic and unix.
     """
 
@@ -84,12 +85,13 @@ class Batcher:
         sizes: Sizes | None = None,
         bulk_waits_s: float = BULK_WAITS_S,
         on_pass: Callable[[Kind, int, Passed], None] = lambda kind, rows, passed: None,
+        around_pass: Callable[[str], AbstractContextManager[None]] = lambda model_id: nullcontext(),
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._clock, self._wall = clock, wall
         self._batch_size = batch_size
-        self._on_pass = on_pass
+        self._on_pass, self._around_pass = on_pass, around_pass
         self._sizes = sizes or Sizes()
         self._turns = Turns(limit=self._limit, bulk_waits_s=bulk_waits_s)
         self._pace = Pace(limit=self._limit, wall=wall)
@@ -324,7 +326,8 @@ class Batcher:
             self._passes.begun(this)
         passed: Passed = "ok"
         try:
-            raw = call.model.run(call.kind, [row.prepared for row in batch])
+            with self._around_pass(call.model_id):
+                raw = call.model.run(call.kind, [row.prepared for row in batch])
             shape = (len(batch), call.traits.dimension)
             outcomes = normalised(raw, shape, who=call.model_id)
         except BaseException as error:

@@ -14,7 +14,6 @@ __all__ = ["Ledger", "Measured", "Probe", "Reserve"]
 Probe = Callable[[], Bytes | None]  # None: there is no such memory, or nobody can tell
 Reserve = Callable[[int], AbstractContextManager[None]]
 
-HEADROOM = 0.2  # of the free device memory stays free while others are resident
 POLL_S = 0.25
 SETTLE_S = 5.0  # the driver may take this long to show memory that was given back
 RESIDUE_BYTES = 64 * 2**20  # allocators round up: less than this is not worth a word
@@ -41,6 +40,7 @@ class Ledger:
 
     Args:
         device, host: how much memory there is now.
+        kept: bytes that this process holds on the device for batches to come.
         reserve: held around a lift, so that other processes on the same device count it in; may
             raise OutOfMemory.
         headroom: fraction of the free device memory left alone while other models are resident.
@@ -52,14 +52,15 @@ class Ledger:
         *,
         device: Probe = lambda: None,
         host: Probe = lambda: None,
+        kept: Callable[[], int] = lambda: 0,
         reserve: Reserve = lambda size: nullcontext(),
-        headroom: float = HEADROOM,
+        headroom: float = 0.0,
         residue_bytes: int = RESIDUE_BYTES,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.reserve = reserve
-        self._device, self._host = device, host
+        self._device, self._host, self._kept = device, host, kept
         self._headroom = headroom
         self._residue_bytes = residue_bytes
         self._clock, self._sleep = clock, sleep
@@ -98,7 +99,7 @@ class Ledger:
         peak = self[model_id].peak_batch_bytes
         peak_of_all = max([peak, *(self[other].peak_batch_bytes for other in resident)])
         booked = seen.total - sum(self[other].device_bytes for other in resident)
-        by_driver = size + peak - int(seen.free * share)
+        by_driver = size + max(0, peak - self._kept()) - int(seen.free * share)
         by_ledger = size + peak_of_all - int(booked * share)
         return max(0, by_driver, by_ledger)
 

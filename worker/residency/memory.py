@@ -1,6 +1,7 @@
 """How much memory is free, and how pressing that is: the driver, the cgroup, psutil."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -54,6 +55,32 @@ class Memory:
 
         free, total = torch.cuda.mem_get_info(self._device)
         return Bytes(total, free)
+
+    @contextmanager
+    def peak(self) -> Iterator[Callable[[], int]]:
+        """Around a forward pass, one at a time; afterwards tells how many bytes of device memory it
+        took at its worst moment. By torch's own count, so 0 for what does not ask torch for them.
+
+        Weights that come or go meanwhile do not count: what is held at the end comes off as well.
+        """
+        if not self._device.startswith("cuda"):
+            yield lambda: 0
+            return
+        import torch.cuda as cuda
+
+        before = cuda.memory_allocated(self._device)
+        cuda.reset_peak_memory_stats(self._device)
+        yield lambda: worst - held
+        worst = cuda.max_memory_allocated(self._device)
+        held = max(before, cuda.memory_allocated(self._device))
+
+    def kept(self) -> int:
+        """Bytes of device memory that torch keeps for passes to come, and that count as used."""
+        if not self._device.startswith("cuda"):
+            return 0
+        import torch.cuda as cuda
+
+        return int(cuda.memory_reserved(self._device) - cuda.memory_allocated(self._device))
 
     def uuid(self) -> str | None:
         """The GPU's own, the same in every container that sees it; None where there is no GPU."""

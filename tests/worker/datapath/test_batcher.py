@@ -396,6 +396,28 @@ def test_an_item_that_does_not_fit_alone_is_out_of_memory(desk: Desk) -> None:
     assert "some/model" in str(outcome)
 
 
+def test_what_is_held_around_a_pass_hears_of_its_model_and_of_what_it_raises() -> None:
+    heard: list[str] = []
+
+    @contextmanager
+    def around(model_id: str) -> Iterator[None]:
+        try:
+            yield
+            heard.append(f"{model_id} ran")
+        except RuntimeError:
+            heard.append(f"{model_id} failed")
+            raise
+
+    def refuse(numbers: list[int]) -> None:
+        raise RuntimeError
+
+    with a_desk(around_pass=around) as desk:
+        desk.embed(1)
+        desk.model.misbehave = refuse
+        desk.embed(2)
+    assert heard == ["some/model ran", "some/model failed"]
+
+
 def test_the_culprits_of_a_failed_batch_are_found_and_their_mates_served(desk: Desk) -> None:
     def choke(numbers: list[int]) -> None:
         if {2, 5} & set(numbers):

@@ -52,7 +52,7 @@ def test_alone_a_model_may_take_all_that_is_free():
 
 
 def test_with_others_resident_a_fifth_of_what_is_free_stays_free():
-    ledger = Driver(free=100).ledger()
+    ledger = Driver(free=100).ledger(headroom=0.2)
     assert ledger.shortfall("a", 80, resident=["b"]) == 0
     assert ledger.shortfall("a", 100, resident=["b"]) == 20
 
@@ -61,6 +61,13 @@ def test_a_model_needs_its_batches_too():
     ledger = Driver(free=100).ledger()
     ledger.ran("a", peak_batch_bytes=30)
     assert ledger.shortfall("a", 80, resident=[]) == 10
+
+
+@pytest.mark.parametrize(("kept", "missing"), [(0, 10), (20, 0), (99, 0)])
+def test_batches_take_first_what_this_process_holds_for_them(kept, missing):
+    ledger = Driver(free=100).ledger(kept=lambda: kept)
+    ledger.ran("a", peak_batch_bytes=30)
+    assert ledger.shortfall("a", 80, resident=[]) == missing
 
 
 def test_the_ledger_counts_what_the_driver_does_not_show():

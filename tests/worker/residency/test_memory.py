@@ -125,6 +125,35 @@ def test_the_gauge_follows_the_fullest_memory_and_does_not_flicker():
     assert gauge.read(None) is Pressure.NORMAL
 
 
+@pytest.mark.parametrize(
+    ("before", "worst", "after", "peak"),
+    [(100, 130, 100, 30), (100, 190, 160, 30), (100, 130, 40, 30)],
+    ids=["alone", "while another is lifted", "while another leaves"],
+)
+def test_the_peak_of_a_pass_is_what_it_took_beside_all_weights(
+    monkeypatch, before, worst, after, peak
+):
+    held, began = iter([before, after]), []
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: next(held))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", began.append)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: worst)
+    with Memory("cuda:1").peak() as took:
+        assert began == ["cuda:1"]
+    assert took() == peak
+
+
+def test_what_torch_keeps_for_passes_to_come_is_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 100)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 170)
+    assert (Memory("cuda:1").kept(), Memory("cpu").kept()) == (70, 0)
+
+
+def test_without_a_gpu_no_pass_has_a_peak():
+    with Memory("cpu").peak() as took:
+        pass
+    assert took() == 0
+
+
 def test_a_gpu_is_named_by_what_it_is(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"a card at {device}")
     assert (Memory("cuda:0").name(), Memory("cpu").name()) == ("a card at cuda:0", "cpu")
