@@ -41,7 +41,8 @@ Model = Annotated[
 ]
 Images = Annotated[list[str], typer.Argument(help="Pictures, folders of them, URLs, or data URIs.")]
 Workers = Annotated[
-    list[str] | None, typer.Option("--worker", "-w", help="A worker's node name; repeatable.")
+    list[str] | None,
+    typer.Option("--worker", "-w", help="A worker's node name, or all; repeatable."),
 ]
 
 

@@ -118,7 +118,8 @@ class Client:
         keep_alive_s: float | None = None,
         timeout: float | None = None,
     ) -> list[Managed]:
-        """Bring a model onto the device of the given workers; of one of them if none is given.
+        """Bring a model onto the device of the given workers, with `["all"]` of each; of one of
+        them if none is given.
 
         Args:
             keep_alive_s: how long it stays unused: negative for ever, None as the settings say.

@@ -50,6 +50,7 @@ from .wire.messages import (
 )
 
 SUGGESTIONS = 5
+EVERYBODY = ["all"]  # in the place of names, which all have an @
 PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
 
 Workers = Sequence[str] | None
@@ -149,14 +150,19 @@ class Desk:
 
     def _ask_all(self, task: str, request: Request, workers: Workers) -> Talk[list[Managed]]:
         chosen = yield from self._named(workers)
-        if chosen is None and not (chosen := (yield from self._everybody())):
-            raise NoWorker(NOBODY)
+        chosen = chosen or (yield from self._everybody())
         return (yield from self._ask(task, request, chosen))
 
     def _everybody(self) -> Talk[list[str]]:
         """The live workers; those that stop, and would answer once they are back, only if no
-        other is there."""
+        other is there.
+
+        Raises:
+            NoWorker: nobody is there.
+        """
         fleet = yield from self.status()
+        if not fleet.workers:
+            raise NoWorker(NOBODY)
         staying = [worker.name for worker in fleet.workers if worker.state != "stopping"]
         return staying or [worker.name for worker in fleet.workers]
 
@@ -167,6 +173,8 @@ class Desk:
             BadRequest: nobody is known by one of these names. NoWorker: nor is anybody there.
         """
         named = node_names(workers)
+        if named == EVERYBODY:
+            return (yield from self._everybody())
         if named and (unknown := (yield from self.line.unknown_workers(named))):
             if not (alive := (yield from self.line.live_workers())):
                 raise NoWorker(NOBODY)

@@ -325,6 +325,19 @@ def test_what_all_are_asked_goes_past_those_that_stop_if_anybody_stays(stage, co
     assert not store.exists(keys.queue(names.direct_queue("a@stopping"), names.INTERACTIVE))
 
 
+def test_a_model_is_loaded_by_every_worker_if_all_are_asked(stage, connect, quick):
+    client = connect(stage.settings)
+    with pytest.raises(NoWorker):
+        client.load("fake/small", workers=["all"], timeout=0.1)
+    fleet = ["a@here", "b@there"]
+    for name in fleet:
+        show(stage, name)
+    with pytest.raises(NoAnswer):
+        client.load("fake/small", workers=["all"], timeout=0.1)
+    queues = [stage.keys.queue(names.direct_queue(name), names.INTERACTIVE) for name in fleet]
+    assert stage.store.exists(*queues) == 2
+
+
 @pytest.mark.parametrize("name", ["fake/small", "small"])
 def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect, quick, name):
     store, keys = stage.store, stage.keys

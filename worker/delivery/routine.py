@@ -29,4 +29,5 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
         return True
     if logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
         return True
-    return None not in (came_of_it, _CLOCKWORK[task]) and came_of_it != _CLOCKWORK[task]
+    nothing = _CLOCKWORK[task]
+    return nothing is not None and came_of_it not in (None, nothing)

@@ -159,11 +159,12 @@ def _relieve(view: View, memory: Bytes | None, tier: Tier, to: Tier | None) -> l
     if memory is None:
         return []
     is_critical = view.pressure is Pressure.CRITICAL
+    is_full = is_critical and memory.used_fraction >= BEGINS[Pressure.CRITICAL]
     excess = memory.total - memory.free - view.pressure_threshold * memory.total
     where = "VRAM" if tier is Tier.DEVICE and not view.unified else "RAM"
     reason = f"{view.pressure} pressure: {memory.used_fraction:.0%} of {where} used"
     moves: list[Move] = []
-    if excess <= 0:
+    if excess <= 0 and not is_full:  # the threshold may lie above
         return moves
     for slot in sorted(view.movable(tier), key=lambda slot: slot.used_at):
         if is_critical or (excess > 0 and view.idle_s(slot) > view.pressure_timeout_s):

@@ -139,6 +139,12 @@ def test_at_critical_pressure_all_idle_ones_go():
     assert ids(under_pressure(seen)) == ["a", "b"]
 
 
+def test_at_critical_pressure_they_go_even_below_a_threshold_that_lies_above():
+    full = {"pressure": Pressure.CRITICAL, "pressure_threshold": 0.98}
+    assert ids(under_pressure(view(slot(), device=Bytes(100, 4), **full))) == ["a"]
+    assert under_pressure(view(slot(), device=Bytes(100, 6), **full)) == []
+
+
 def test_a_memory_that_is_not_full_is_left_alone_while_another_is():
     seen = view(
         slot("a", idle_s=999, size=50),
