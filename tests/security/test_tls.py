@@ -1,5 +1,6 @@
 """rediss:// with a throw-away certificate: through a terminator, and by a server that can."""
 
+import asyncio
 import shutil
 import socket
 import ssl
@@ -14,7 +15,7 @@ import redis
 from celery.contrib.testing.worker import start_worker
 
 from api_client.stack.valkey import _free_port
-from api_client.wire.broker import celery_app, redis_client
+from api_client.wire.broker import async_redis_client, celery_app, redis_client
 from api_client.wire.settings import Settings
 from tests.security.installation import until
 
@@ -118,6 +119,11 @@ def settings(port: tuple[int, str], query: str = "", host: str = "localhost") ->
     return Settings.read(redis_url=f"rediss://{login}{host}:{number}/0{query}", key_prefix="tls")
 
 
+async def _awaited_ping(asked: Settings) -> bool:
+    async with async_redis_client(asked, patience_s=0) as client:
+        return await client.ping()
+
+
 def test_a_worker_and_its_client_speak_tls(port: tuple[int, str], certificate: Path) -> None:
     trusting = settings(port, f"?ssl_ca_certs={certificate}")
     app = celery_app(trusting)
@@ -130,6 +136,7 @@ def test_a_worker_and_its_client_speak_tls(port: tuple[int, str], certificate: P
     with start_worker(app, pool="threads", perform_ping_check=False, shutdown_timeout=10):
         app.send_task("test.echo", args=["hello"], ignore_result=True)
         assert store.blpop(["tls:echo"], timeout=20) == (b"tls:echo", b"hello")
+    assert asyncio.run(_awaited_ping(trusting))
     store.close()
     app.close()
 
@@ -141,6 +148,8 @@ def test_a_strangers_certificate_is_refused_by_everybody(
     asked = settings(port, f"?ssl_ca_certs={certificate}" if trusted else "", host)
     with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
         redis_client(asked, patience_s=0).ping()
+    with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
+        asyncio.run(_awaited_ping(asked))
     app = celery_app(asked)
     broker = app.connection_for_write(transport_options={"max_retries": 1})
     with broker, pytest.raises(broker.connection_errors, match="certificate verify failed"):
