@@ -25,10 +25,12 @@ def up(
     flower: Annotated[
         bool, typer.Option("--flower", help="Also run the dashboard, and tell it of every task.")
     ] = False,
+    gateway: Annotated[bool, typer.Option("--gateway", help="Also answer HTTP.")] = False,
 ) -> None:
     """Run a private stack: Redis, one worker per device, beat. Ctrl-C drains and stops it."""
     from .. import show
-    from ..dashboard import child
+    from ..dashboard import child as dashboard_child
+    from ..gateway import child as gateway_child
     from . import up as stack
     from .devices import visible_devices
     from .settings import StackSettings
@@ -39,8 +41,11 @@ def up(
         devices=tuple(device or visible_devices(cuda_visible=settings.cuda_visible_devices)),
         redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
         metrics_port=settings.metrics_port,
-        env=settings.for_workers() | (child.WORKER_ENV if flower else {}),
-        extras=(child.extra(),) if flower else (),
+        env=settings.for_workers() | (dashboard_child.WORKER_ENV if flower else {}),
+        extras=(
+            *((dashboard_child.extra(),) if flower else ()),
+            *((gateway_child.extra(),) if gateway else ()),
+        ),
     )
     stack.run(options, console=show.console())
 

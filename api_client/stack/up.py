@@ -31,6 +31,7 @@ class Extra:
     argv: tuple[str, ...]
     address: str
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    grace_s: float = 5.0
     ready: Callable[[str], bool] | None = None
 
 
@@ -173,7 +174,14 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
         )
     ]
     others = [
-        Child(name=one.name, argv=one.argv, cwd=checkout, env={**one.env, **here}, ready=one.ready)
+        Child(
+            name=one.name,
+            argv=one.argv,
+            cwd=checkout,
+            env={**one.env, **here},
+            grace_s=one.grace_s,
+            ready=one.ready,
+        )
         for one in (Extra(name="beat", argv=beat, address=""), *options.extras)
     ]
     return workers + others

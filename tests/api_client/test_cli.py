@@ -18,6 +18,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from api_client import cli, pulse, show, vectorfile
+from api_client.gateway import child
+from api_client.stack import up as stack
 from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 from api_client.wire.messages import CatalogueEntry, Event
@@ -405,6 +407,22 @@ def test_a_stack_that_cannot_be_started_is_one_line_on_standard_error(
     assert clipyard("up") == (1, "", f"error: cannot use {pictures}/a.png: File exists\n")
 
 
+@pytest.mark.parametrize(
+    ("argv", "extras"),
+    [
+        ([], []),
+        (["--flower"], ["flower"]),
+        (["--gateway"], ["gateway"]),
+        (["--gateway", "--flower"], ["flower", "gateway"]),
+    ],
+)
+def test_a_stack_has_what_else_was_asked_for(clipyard, monkeypatch, argv, extras):
+    started = []
+    monkeypatch.setattr(stack, "run", lambda options, **_: started.append(options))
+    assert clipyard("up", "--device", "cpu", *argv)[0] == 0
+    assert [extra.name for extra in started[0].extras] == extras
+
+
 @pytest.mark.parametrize("command", ["gateway", "dashboard"])
 def test_a_port_that_is_taken_is_one_sentence_and_exit_code_2(command):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -436,7 +454,8 @@ def gateway_that_ended():
     argv = [sys.executable, "-m", "api_client", "gateway", "--port", "0"]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True) as gateway:
-        [url] = next(filter(None, (re.findall(r"http://[\d.:]+", line) for line in gateway.stderr)))
+        running = next(line for line in gateway.stderr if child.extra().ready(line))
+        [url] = re.findall(r"http://[\d.:]+", running)
         assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
         httpx.get(f"{url}/encode/text?text=geheim", headers=WEBSOCKET, timeout=20)
         gateway.terminate()

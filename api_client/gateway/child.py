@@ -1,0 +1,25 @@
+"""The gateway as one more process of the stack that `clipyard up` runs."""
+
+import sys
+
+from ..stack.up import Extra
+from .settings import GatewaySettings
+
+__all__ = ["extra"]
+
+_GRACE_S = 30.0  # as long as the gateway itself waits for those it answers
+
+
+def extra() -> Extra:
+    """As the settings say."""
+    settings, env = GatewaySettings.read(), {}
+    if logs := settings.log_dir:  # it stands in the checkout, as the workers do
+        env = {"CLIPYARD_LOG_DIR": str(logs.expanduser().absolute())}
+    return Extra(
+        name="gateway",
+        argv=(sys.executable, "-m", "api_client", "gateway"),
+        address=f"http://{settings.gateway_host}:{settings.gateway_port}",
+        env=env,
+        grace_s=_GRACE_S,
+        ready=lambda said: "Uvicorn running on" in said,
+    )
