@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_a_service_is_confined(name: str) -> None:
     assert service["restart"] == "unless-stopped"
     assert not service.get("privileged")
     assert "user" in service or "USER 10001" in DOCKERFILE
+
+
+def test_what_the_image_has_is_pinned_and_opens_the_stores_of_the_docs() -> None:
+    [given] = re.findall(r"'\.\[(.+)\]'", DOCKERFILE)
+    extras = given.split(",")
+    assert {"s3", "gs"} < set(extras)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    parts = [project["dependencies"], *(project["optional-dependencies"][one] for one in extras)]
+    asked = {re.split(r"\W*[\[<>=]", one)[0].replace("_", "-") for part in parts for one in part}
+    pinned = {one.partition("==")[0] for one in (ROOT / "constraints.txt").read_text().split()}
+    assert asked - pinned == set()
 
 
 def test_only_what_asks_for_a_password_is_published_and_only_on_this_machine() -> None:
