@@ -49,6 +49,8 @@ class Stores:
             raise ImageMissing(f"there is no object {name}") from None
         except PermissionError:
             raise ImageForbidden(f"the worker may not read {name}") from None
+        except ImportError as error:  # fsspec's own words: what to install
+            raise ImageUnreachable(f"{name} cannot be read on this worker: {error}") from None
         except Exception as error:  # every store has a client of its own
             raise ImageUnreachable(
                 f"{name} cannot be read from its store ({type(error).__name__})"

@@ -57,6 +57,12 @@ def test_a_store_is_bounded_and_says_what_is_missing(stores: Stores) -> None:
         Stores(["nosuchprotocol://bucket/"], max_bytes=1).read("nosuchprotocol://bucket/a")
 
 
+def test_a_driver_that_is_not_installed_is_named() -> None:
+    fsspec.register_implementation("driverless", "no_such_module.Files", errtxt="Install a driver")
+    with pytest.raises(ImageUnreachable, match="on this worker: Install a driver"):
+        Stores(["driverless://bucket/"], max_bytes=1).read("driverless://bucket/a")
+
+
 @pytest.mark.parametrize(
     "store",
     ["file:///srv/", "local://srv/", "http://a/", "s3://", "s3", "/srv", "simplecache::s3://b/"],
