@@ -1,18 +1,17 @@
-"""Beside infinity's own server: same architecture, same pictures, same load, one machine.
+"""Beside infinity's server and clip-retrieval's inference: same architecture, pictures and machine.
 
 Four clients send sixteen pictures a call, each its next call once the last one is answered: to
-infinity as data URIs, to us as paths and as bytes.
+infinity as data URIs, to us as paths and as bytes. clip-retrieval's inference serves nobody: it
+reads as many from a folder.
 `defaults` is what either does unasked; `float32` and `bfloat16` set both to the same precision,
 where the CPU computes in bfloat16: elsewhere that is what both do unasked.
-Only one server works at a time, and they take turns. The first run builds infinity's environment
-(5 GB) from the package registry and keeps it beside the fixtures; that is not timed.
+Only one of them works at a time, and they take turns. The first run builds the peers' environments
+(6 GB each) from the package registry and keeps them beside the fixtures; that is not timed.
 """
 
 import json
-import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from base64 import b64encode
@@ -22,7 +21,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection
-from importlib.metadata import version
 from itertools import chain, cycle, islice
 from pathlib import Path
 from statistics import median
@@ -32,20 +30,22 @@ import open_clip
 from api_client import Client
 from worker.backends.placement import best_precision
 
-from . import fixtures
+from . import clip_retrieval, fixtures
+from .environment import NoPeer, interpreter, last_line, offline
 from .report import Options, Report
 from .rounds import Contestant, medians, p99, per_second, ratio, timed
 from .stack import stack
 
 INFINITY = "0.0.78"
-CLIENTS, PER_CALL, CALLS = 4, 16, 2
-QUICK_CALLS, QUICK_TEXTS = 1, 20
+CLIENTS, PER_CALL = 4, 16
+QUICK_TEXTS = 20
 TEXT = "a photo of a dog on a beach"
 READY_S = 180.0  # of which importing is most
 AT_DEFAULTS = {"640x480": 3.0, "4000x3000": 10.0}  # goals where the CPU computes in bfloat16
 AHEAD = 1.0
 
-SIZES = ((640, 480), (4000, 3000))
+# Of each client, by the pictures' width and height.
+CALLS, QUICK_CALLS = {(640, 480): 2, (4000, 3000): 1}, {(640, 480): 1}
 TEXTS, TEXT_ROUNDS = 150, 2
 WITHIN_S = 70.0  # of one size
 
@@ -62,16 +62,14 @@ t.CLIPProcessor(t.CLIPImageProcessor(), tokenizer).save_pretrained(folder)
 """
 
 
-class NoPeer(Exception):
-    """infinity cannot be had or does not start here."""
-
-
 def run(options: Options) -> Report:
     begun = time.monotonic()
     if options.device != "cpu":
         return Report("peers", time.monotonic() - begun, note="a comparison on CPUs only")
     try:
-        python = _environment()
+        needs = (f"infinity-emb[torch,vision,server]=={INFINITY}", "aiohttp")
+        python = interpreter("infinity", INFINITY, *needs)
+        clip_retrieval.build()
         begun = time.monotonic()
         return _compared(python, _model_folder(python), quick=options.quick, begun=begun)
     except NoPeer as error:
@@ -84,6 +82,7 @@ def _compared(python: Path, folder: Path, *, quick: bool, begun: float) -> Repor
     figures: dict[str, float] = {}
     goals: dict[str, float] = {}
     with ExitStack() as up, ThreadPoolExecutor(CLIENTS) as clients:
+        retrieval = up.enter_context(clip_retrieval.inference())
         theirs = {
             dtype: up.enter_context(infinity(python, folder, dtype))
             for dtype in dict.fromkeys(dtype for dtype, _ in pairs.values())
@@ -94,13 +93,19 @@ def _compared(python: Path, folder: Path, *, quick: bool, begun: float) -> Repor
         }
         for server in theirs.values():
             server.wait_ready()
-        for width, height in SIZES[:1] if quick else SIZES:
+        retrieval.wait_ready()
+        for (width, height), often in (QUICK_CALLS if quick else CALLS).items():
             size = f"{width}x{height}"
             files = list(islice(cycle(fixtures.photos(width, height)), PER_CALL))
             calls = _calls(theirs, ours, files)
-            spread = partial(_spread, clients, QUICK_CALLS if quick else CALLS)
+            in_folder = retrieval.folder(files, CLIENTS * PER_CALL * often)
             speeds = per_second(
-                {name: partial(spread, call) for name, call in calls.items()},
+                {
+                    **{
+                        name: partial(_spread, clients, often, call) for name, call in calls.items()
+                    },
+                    "clip-retrieval": partial(retrieval.embed, in_folder),
+                },
                 within_s=0.0 if quick else WITHIN_S,
                 warm_ups=calls,
             )
@@ -109,6 +114,10 @@ def _compared(python: Path, folder: Path, *, quick: bool, begun: float) -> Repor
                     row = f"{kind} {size}, {way}"
                     ratios[row] = ratio(speeds, f"ours {precision} {way}", f"infinity {dtype}")
                     goals[row] = AT_DEFAULTS[size] if _fast_default(kind) else AHEAD
+                if dtype == "auto":  # float32, which clip-retrieval computes in as well
+                    row = f"clip-retrieval, {kind} {size}, paths"
+                    ratios[row] = ratio(speeds, f"ours {precision} paths", "clip-retrieval")
+                    goals[row] = AHEAD
             figures |= medians(speeds, f"{size} ")
         spans = _text_ms(theirs, ours, quick=quick)
     for name, each in spans.items():
@@ -126,7 +135,8 @@ def _compared(python: Path, folder: Path, *, quick: bool, begun: float) -> Repor
         goals=goals,
         figures=figures,
         note=f"infinity {INFINITY}, which loads CLIP in float32 on a CPU whatever --dtype says;"
-        f" {CLIENTS} clients x {PER_CALL} pictures a call",
+        f" {CLIENTS} clients x {PER_CALL} pictures a call; clip-retrieval {clip_retrieval.VERSION},"
+        f" as many in a folder, {clip_retrieval.BATCH} a batch",
     )
 
 
@@ -207,7 +217,7 @@ class Server:
                 time.sleep(0.5)
             else:
                 return
-        raise NoPeer(f"infinity {INFINITY} did not start: {_last_line(self.log.read_text())}")
+        raise NoPeer(f"infinity {INFINITY} did not start: {last_line(self.log.read_text())}")
 
     def embed(self, body: bytes) -> int:
         """The vectors that came back."""
@@ -238,7 +248,7 @@ def infinity(python: Path, folder: Path, dtype: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="clipyard-infinity-") as kept:
         log = Path(kept) / "log"
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out, env=_offline())
+            process = subprocess.Popen(command, stdout=out, stderr=out, env=offline())
         try:
             yield Server(process, port, log)
         finally:
@@ -250,10 +260,6 @@ def infinity(python: Path, folder: Path, dtype: str) -> Iterator[Server]:
                 process.wait()
 
 
-def _offline() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
-
-
 def _body(inputs: Sequence[str], *, modality: str) -> bytes:
     return json.dumps({"input": inputs, "modality": modality}).encode()
 
@@ -262,39 +268,12 @@ def _data_uri(file: Path) -> str:
     return f"data:image/jpeg;base64,{b64encode(file.read_bytes()).decode()}"
 
 
-def _environment() -> Path:
-    """The interpreter of infinity's own environment, built once, with our torch.
-
-    Raises:
-        NoPeer: it cannot be built here.
-    """
-    below = fixtures.folder() / "peers" / f"infinity-{INFINITY}-torch-{version('torch')}"
-    python, built = below / "bin" / "python", below / "built"
-    if not built.exists():
-        _uv("venv", "--quiet", "--clear", "--python", sys.executable, below)
-        needs = [f"infinity-emb[torch,vision,server]=={INFINITY}", "aiohttp"]
-        needs += [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-        _uv("pip", "install", "--quiet", "--python", python, *needs)
-        built.touch()
-    return python
-
-
-def _uv(*arguments: str | Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "uv", *arguments], stderr=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        raise NoPeer(
-            f"nothing measured: infinity's environment was not built ({_last_line(done.stderr)})"
-        )
-
-
 def _model_folder(python: Path) -> Path:
     folder = python.parents[1] / "ViT-B-32"
     if not (folder / "preprocessor_config.json").exists():
         folder.mkdir(exist_ok=True)
         _write_tokenizer(folder)
-        subprocess.run([python, "-c", _WRITE_MODEL, folder], check=True, env=_offline())
+        subprocess.run([python, "-c", _WRITE_MODEL, folder], check=True, env=offline())
     return folder
 
 
@@ -306,8 +285,3 @@ def _write_tokenizer(folder: Path) -> None:
     merges = chain(["#version: 0.2"], (" ".join(pair) for pair in ours.bpe_ranks))
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("\n".join(merges) + "\n")
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
