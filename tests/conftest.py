@@ -4,10 +4,12 @@ import atexit
 import gc
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,15 @@ class Valkey:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(10)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Its port takes connections and nobody says a word, as of a machine that swaps."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")

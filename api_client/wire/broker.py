@@ -40,15 +40,19 @@ VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarte
 
 _RECONNECT = {"interval_start": 0.2, "interval_step": 0.6, "interval_max": 2.0}  # seconds
 _BACKOFF = ExponentialBackoff(cap=1, base=0.05)
+
+# How long a Redis may say nothing to who has no patience at all: a command of ours blocks for a
+# second at most, and one that a script holds up says so after five.
+SILENT_S = 5.0
+_LONGEST_SILENCE_S = 30.0
+
 _REDIS_OPTIONS: dict[str, Any] = {
     "socket_keepalive": True,
     "socket_connect_timeout": 5,
-    "socket_timeout": 30,
     "health_check_interval": 25,
     "socket_read_size": 2**18,  # with 2**16, redis-py's own, pictures take a third longer to read
     # Opened as needed, one for each call that waits; a process may usually open 1,024 files.
     "max_connections": 900,
-    "retry_on_error": [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
 }
 
 
@@ -173,14 +177,15 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
     """A client for our own keys. Bytes in, bytes out.
 
     Args:
-        patience_s: about how long a command is retried while Redis is away.
+        patience_s: about how long a command is retried while Redis is away. One that is there and
+            silent, or behind a network that is, may be so for a few seconds more.
         options: of redis-py, instead of what everybody else has.
     """
     return redis.Redis.from_url(
         settings.url(),
-        retry=Retry(_BACKOFF, _tries(patience_s)),
+        retry=Retry(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
         command_packer=Packer(),
-        **_REDIS_OPTIONS | options,
+        **_REDIS_OPTIONS | {"socket_timeout": _silence_s(patience_s)} | options,
     )
 
 
@@ -216,8 +221,22 @@ def async_redis_client(settings: Settings, *, patience_s: float = 30.0) -> "Asyn
     from redis.asyncio.retry import Retry
 
     return Redis.from_url(
-        settings.url(), retry=Retry(_BACKOFF, _tries(patience_s)), **_REDIS_OPTIONS
+        settings.url(),
+        retry=Retry(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
+        socket_timeout=_silence_s(patience_s),
+        **_REDIS_OPTIONS,
     )
+
+
+def _silence_s(patience_s: float) -> float:
+    """How long a Redis that says nothing is waited for, each time."""
+    return min(patience_s + SILENT_S, _LONGEST_SILENCE_S)
+
+
+def _repeated_after(patience_s: float) -> tuple[type[redis.RedisError], ...]:
+    """The errors after which a command is tried again; silence uses a small patience up at once."""
+    has_time = patience_s >= _silence_s(patience_s)
+    return (redis.ConnectionError, redis.TimeoutError) if has_time else (redis.ConnectionError,)
 
 
 def _tries(patience_s: float) -> int:

@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from api_client.wire.errors import (
 )
 from api_client.wire.jobs import JobSpec, Place
 from api_client.wire.messages import ModelStatus, WorkerStatus
+from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from tests.flow.processes import until
 
@@ -111,6 +113,38 @@ def test_a_stream_reads_its_source_a_window_ahead(stage, connect):
         window = stage.settings.in_flight * stage.settings.chunk_size
         assert len(read) <= window + stage.settings.chunk_size
         stream.close()
+
+
+def test_a_redis_that_is_silent_is_given_up_on_soon_and_told_nothing_twice(
+    valkey_of_my_own, prefix, connect, monkeypatch
+):
+    pauses: list[float] = []
+
+    async def pause(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr("redis.retry.sleep", pauses.append)
+    monkeypatch.setattr("redis.asyncio.retry.sleep", pause)
+    monkeypatch.setattr("api_client.wire.broker.SILENT_S", 0.05)
+    for client in ("client", "aio"):  # time for one more try
+        monkeypatch.setattr(f"api_client.{client}.PATIENCE_S", 0.2)
+    client = connect(Settings.read(redis_url=valkey_of_my_own.url, key_prefix=prefix))
+
+    def is_answered():
+        with suppress(NoBroker):  # so hasty a client may give up on a server that is only busy
+            return client.jobs() == []
+
+    until(is_answered)  # what a connection begins with has been said
+    with valkey_of_my_own.silent():
+        with pytest.raises(NoBroker, match="is it running"):
+            client.submit_texts(["a"], model="fake/vision")
+        with pytest.raises(NoBroker, match="is it running"):  # over a new connection
+            client.jobs()
+    assert not pauses
+    until(is_answered)
+    queue = Keys(prefix).queue(names.EMBED, names.INTERACTIVE)
+    with redis.Redis.from_url(valkey_of_my_own.url) as store:
+        assert store.llen(queue) == 1
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("theirs"), OperationalError("theirs")])
