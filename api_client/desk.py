@@ -24,6 +24,7 @@ from .requests import (
     managing,
     model_id,
     node_names,
+    own_model,
     seconds,
     settable,
     text_calls,
@@ -109,12 +110,12 @@ class Desk:
         self, model: str, workers: Workers, timeout: float | None, keep_alive_s: float | None
     ) -> Talk[list[Managed]]:
         kept_s = keep_alive(keep_alive_s)
-        request = self._about(Load, timeout, model=model_id(model), keep_alive_s=kept_s)
+        request = self._about(Load, timeout, model=own_model(model), keep_alive_s=kept_s)
         chosen = (yield from self._named(workers)) or [(yield from self._best_for(model)).name]
         return (yield from self._ask(names.LOAD, request, chosen))
 
     def reload(self, model: str, workers: Workers, timeout: float | None) -> Talk[list[Managed]]:
-        request = self._about(Reload, timeout, model=model_id(model))
+        request = self._about(Reload, timeout, model=own_model(model))
         chosen = yield from self._named(workers)
         if chosen is None:
             holding = yield from self._loaded(model)
@@ -123,7 +124,7 @@ class Desk:
 
     def switch(self, model: str, workers: Workers, timeout: float | None) -> Talk[list[Managed]]:
         reach = "fleet" if workers is None else "worker"
-        request = self._about(Switch, timeout, model=model_id(model), reach=reach)
+        request = self._about(Switch, timeout, model=own_model(model), reach=reach)
         return (yield from self._ask_all(names.SWITCH, request, workers))
 
     def unload(
@@ -134,7 +135,7 @@ class Desk:
         workers: Workers,
         timeout: float | None,
     ) -> Talk[list[Managed]]:
-        named = None if model is None else model_id(model)
+        named = None if model is None else own_model(model)
         request = self._about(Unload, timeout, model=named, scope=scope, family=family)
         return (yield from self._ask_all(names.UNLOAD, request, workers))
 
@@ -265,7 +266,7 @@ class Desk:
         migration: Migration | None,
         options: JobOptions,
     ) -> Talk[str]:
-        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        wanted = (yield from self.current_model()) if model is None else own_model(model)
         spec = specification(
             source, sink, wanted, migration=migration, asked_by=self._asked_by, **options
         )

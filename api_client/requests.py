@@ -15,7 +15,7 @@ from .inputs import Picture
 from .talks import Call
 from .wire import names
 from .wire.errors import BadRequest
-from .wire.messages import MAX_ITEMS, EmbedBatch, Knobs, Priority, Request
+from .wire.messages import AUTO, MAX_ITEMS, EmbedBatch, Knobs, Priority, Request
 from .wire.settings import LONGEST_S, OURS, Settings
 
 _T = TypeVar("_T")
@@ -108,6 +108,17 @@ def model_id(model: Any) -> str:
     if not isinstance(model, str) or not 1 <= len(model) <= 200:
         raise BadRequest(f"model is {model!r}; name one as `clipyard models` lists it")
     return model
+
+
+def own_model(model: Any) -> str:
+    """As `model_id`, where nothing chooses among models.
+
+    Raises:
+        BadRequest: it is `auto`, or can be no model.
+    """
+    if model == AUTO:
+        raise BadRequest("model is 'auto'; name one, as `clipyard models` lists it")
+    return model_id(model)
 
 
 def keep_alive(given: Any) -> float | None:
