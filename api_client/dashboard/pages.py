@@ -26,7 +26,10 @@ ACTIONS: dict[str, Action] = {
     "set": lambda client, asked: client.set_knobs(
         {asked["name"]: asked["value"]}, workers=_workers(asked)
     ),
-    "sweep": lambda client, asked: client.unload(scope="timeout", workers=_workers(asked)),
+    "sweep": lambda client, asked: [
+        *client.unload(scope="timeout", workers=_workers(asked)),
+        *client.unload(scope="pressure", workers=_workers(asked)),
+    ],
 }
 
 

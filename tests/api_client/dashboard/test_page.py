@@ -10,6 +10,7 @@ import pytest
 from api_client.client import Client
 from api_client.dashboard.pages import ACTIONS
 from api_client.reembed.talks import submission
+from api_client.testing import NODE, FakeClient
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import NoAnswer
 from api_client.wire.jobs import JobSpec, Place
@@ -193,6 +194,19 @@ def test_a_button_waits_as_long_as_the_setting_says(store, keys, valkey_url, pre
         pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"),
     ):
         ACTIONS[name](client, asked)
+
+
+def test_a_sweep_goes_by_the_timeouts_and_then_by_what_memory_is_still_short_of():
+    asked = []
+
+    class Asked(FakeClient):
+        def unload(self, model=None, **options):
+            asked.append(options)
+            return super().unload(model, **options)
+
+    answers = ACTIONS["sweep"](Asked(), {"worker": NODE})
+    assert asked == [{"scope": scope, "workers": [NODE]} for scope in ("timeout", "pressure")]
+    assert len(answers) == 2
 
 
 def test_flowers_own_pages_work_and_lead_to_ours(http):
