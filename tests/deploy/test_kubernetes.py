@@ -94,9 +94,14 @@ def test_a_worker_is_not_restarted_because_redis_is_away(
 def test_every_secret_queue_and_metric_that_is_named_exists() -> None:
     [scaled] = [m for m in MANIFESTS if m["kind"] == "ScaledObject"]
     lists = [t["metadata"]["listName"] for t in scaled["spec"]["triggers"] if t["type"] == "redis"]
+    from api_client.wire.metrics import QUEUE_AGE_S
     from api_client.wire.names import BULK, EMBED, INTERACTIVE, Keys
 
     assert lists == [Keys("clipyard").queue(EMBED, step) for step in (INTERACTIVE, BULK)]
+    [query] = [
+        t["metadata"]["query"] for t in scaled["spec"]["triggers"] if t["type"] == "prometheus"
+    ]
+    assert query == f'max({QUEUE_AGE_S.name}{{queue="{EMBED}",priority="interactive"}})'
     alerts = (FOLDER.parent / "prometheus" / "alerts.yml").read_text()
     assert "clipyard_oldest_call_age_seconds" in alerts
 
