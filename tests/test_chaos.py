@@ -58,6 +58,15 @@ def test_a_model_too_many_on_the_device_is_noticed() -> None:
     assert invariants.over_the_limit(fleet("ready", held=3)) == ["w0 has 3 models on 2 slots"]
 
 
+def test_a_lease_that_nobody_gave_back_is_noticed() -> None:
+    seen = fleet("ready", "ready")
+    assert invariants.leased(seen) == []
+    held = ModelStatus(id="m/0", state="device", leases=2)
+    kept = seen.workers[1].model_copy(update={"held": (held,)})
+    seen = seen.model_copy(update={"workers": (seen.workers[0], kept)})
+    assert invariants.leased(seen) == ["w1 has 2 on m/0"]
+
+
 def test_a_worker_that_is_not_back_is_noticed_though_its_old_status_is_there() -> None:
     seen = fleet("ready", "starting", "ready")
     assert invariants.not_ready(seen, {"w0": 0, "w1": 1, "w2": 77, "w3": None}) == [

@@ -27,6 +27,16 @@ def over_the_limit(fleet: Fleet) -> list[str]:
     ]
 
 
+def leased(fleet: Fleet) -> list[str]:
+    """Workers with models that are in use."""
+    return [
+        f"{worker.name} has {model.leases} on {model.id}"
+        for worker in fleet.workers
+        for model in worker.held
+        if model.leases
+    ]
+
+
 def not_ready(fleet: Fleet, pids: Mapping[str, int | None]) -> list[str]:
     """Workers that are not ready; the status of a killed one outlives it by half a minute.
 

@@ -20,6 +20,7 @@ def violations(world: World) -> list[str]:
     """All of it, but for workers and messages, which one waits for."""
     folders = (world.disks[plan.SINKS].folder, world.folder / "cache")
     return [
+        *(f"a lease is left: {one}" for one in leased(world)),
         *(f"stays for ever: {one}" for one in unbounded(world)),
         *(f"left behind: {one}" for one in invariants.left_behind(folders)),
         *logged(world),
@@ -45,6 +46,12 @@ def not_answering(world: World) -> list[str]:
             except Exception as error:
                 told.append(f"{node} does not answer on its own queue: {error}")
     return told
+
+
+def leased(world: World) -> list[str]:
+    """Models in use, though nobody asks for anything: a worker that has answered has told of all
+    its leases."""
+    return not_answering(world) or invariants.leased(read_fleet(world.store, world.keys, events=1))
 
 
 def held(world: World) -> list[str]:

@@ -125,6 +125,7 @@ class _Run:
             self._jobs.join(SETTLE_S)
             tell(f"all is answered after {time.monotonic() - begun:.0f} s")
             gone_s = until(lambda: not remains.held(world), self._options.visibility_s * 2 + 30)
+        until(lambda: not remains.leased(world), BACK_S)
         account, covered = self._callers.account, self._jobs.coverage
         violations = [
             *(f"not ready again: {one}" for one in away),
