@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from api_client import Client
 from api_client.results import Item
 from api_client.wire.errors import ClipyardError, ImageUnreachable, NoAnswer, Quarantined
 
+from . import elsewhere
 from .truth import Truth
 from .world import FILE_MODEL, World
 
@@ -27,10 +29,15 @@ class Way(StrEnum):
     """How a call is made."""
 
     TEXTS = "texts"
-    SUBMITTED = "submitted texts"  # and waited for twice
+    SUBMITTED = "submitted texts"  # and waited for twice, as all that is submitted
+    TEXTS_ELSEWHERE = "texts that the client process submits"
     PATHS = "paths"
     BYTES = "bytes"
+    BYTES_ELSEWHERE = "bytes that the client process submits"
     URLS = "urls"
+
+
+OF_TEXTS = (Way.TEXTS, Way.SUBMITTED, Way.TEXTS_ELSEWHERE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def calls(seed: int, items: int, *, over_s: float, models: Sequence[str]) -> Ite
     while asked < items:
         size = min(items - asked, dice.choice((1, 1, 2, 4, 8, 16, MOST_ITEMS)))
         model = dice.choice(models)
-        way = dice.choice((Way.TEXTS, Way.SUBMITTED))
+        way = dice.choice(OF_TEXTS)
         if model not in ("fake/text", "fake/words"):
             way = dice.choice(list(Way))
         yield Call(number, over_s * asked / items, model, way, size)
@@ -178,12 +185,17 @@ class Callers:
                 return client.embed_texts_detailed(contents, **options)
             case Way.SUBMITTED:
                 handle = client.submit_texts(contents, **options, batch_size=8)
-                first, again = handle.wait(CALL_S), handle.wait(CALL_S)
-                if [_bytes(item) for item in first] != [_bytes(item) for item in again]:
-                    with self._counting:
-                        self.account.doubled += call.items
-                        self.account.told.append(f"doubled: {call} has two answers")
-                return first
+                return self._twice(call, partial(handle.wait, CALL_S))
+            case Way.TEXTS_ELSEWHERE | Way.BYTES_ELSEWHERE:
+                id = elsewhere.submitted(
+                    self._world.submissions,
+                    "texts" if call.way in OF_TEXTS else "pictures",
+                    contents,
+                    within_s=PATIENCE_S,
+                    **options | {"timeout": PATIENCE_S, "batch_size": 8},
+                )
+                fetch = partial(elsewhere.fetched, client, id, within_s=PATIENCE_S + CALL_S)
+                return self._twice(call, fetch)
             case Way.PATHS:
                 return client.embed_images_detailed(contents, **options)
             case Way.BYTES:
@@ -194,9 +206,18 @@ class Callers:
                 urls = [f"{at}/{Path(path).name}" for path in contents]
                 return client.embed_images_detailed(urls, **options)
 
+    def _twice(self, call: Call, wait: Callable[[], list[Item]]) -> list[Item]:
+        """What was submitted, as both looks at it have to find it."""
+        first, again = wait(), wait()
+        if [_bytes(item) for item in first] != [_bytes(item) for item in again]:
+            with self._counting:
+                self.account.doubled += call.items
+                self.account.told.append(f"doubled: {call} has two answers")
+        return first
+
     def contents(self, call: Call) -> list[str | Path]:
         """The texts, or the files of the pictures, of a call."""
-        if call.way not in (Way.TEXTS, Way.SUBMITTED):
+        if call.way not in OF_TEXTS:
             return [
                 self._pictures[(call.number + i) % len(self._pictures)] for i in range(call.items)
             ]

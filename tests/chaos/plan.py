@@ -67,6 +67,7 @@ class _Ways:
 
 
 BEAT = "beat"
+CLIENT = "client"
 REDIS = "redis"
 SINKS = "sinks"
 NOBODY = ("",)
@@ -105,7 +106,7 @@ _WAYS = {
     Kind.HOST_SLOW: _Ways(5, (1.0, 10.0), NOBODY, amounts=(0.5, 1.5, 30.0)),
     Kind.HOST_DEAD: _Ways(5, (1.0, 10.0), NOBODY),
 }
-_ALSO_BEAT = (Kind.KILLED, Kind.TERMINATED, Kind.PAUSED, Kind.CLOCK)
+_OF_PROCESSES = (Kind.KILLED, Kind.TERMINATED, Kind.PAUSED, Kind.CLOCK)
 _ALSO_REDIS = (Kind.CLOCK,)
 
 
@@ -148,8 +149,8 @@ def _fault(
 ) -> Fault:
     ways = _WAYS[kind]
     targets = list(ways.targets or workers)
-    if kind in _ALSO_BEAT:
-        targets.append(BEAT)
+    if kind in _OF_PROCESSES:
+        targets += [BEAT, CLIENT]
     if kind in _ALSO_REDIS:
         targets.append(REDIS)
     return Fault(

@@ -14,6 +14,7 @@ ANSWER_S = 30.0
 # In no worker's log, whatever happens: what the strict fake family says to itself, a worker that
 # ends without being told to, a task whose message nobody gives up.
 NEVER_LOGGED = ("AssertionError", "Unrecoverable error", "could not be recorded")
+NEVER_BY_CLIENT = ("Traceback",)
 
 
 def violations(world: World) -> list[str]:
@@ -76,10 +77,11 @@ def unbounded(world: World) -> list[str]:
 
 
 def logged(world: World) -> list[str]:
-    """Lines of workers' logs that should not be."""
+    """Lines of workers' logs, and of the client's, that should not be."""
+    never = {**dict.fromkeys(world.workers, NEVER_LOGGED), plan.CLIENT: NEVER_BY_CLIENT}
     return [
         f"{name} says {line[:200]}"
-        for name in world.workers
+        for name, words in never.items()
         for line in world.log(name).splitlines()
-        if any(one in line for one in NEVER_LOGGED)
+        if any(one in line for one in words)
     ]

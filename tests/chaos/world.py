@@ -91,14 +91,14 @@ class World:
         self._megabytes = megabytes
         self._real = real
         self._env = dict(env or {})
-        self.orders = folder / "orders"
+        self.orders, self.submissions = folder / "orders", folder / "submissions"
         self.pictures, self.models = folder / "pictures", folder / "models"
         self.checkpoint = self.models / "weights.safetensors"
         self.keys = Keys("clipyard")
 
     def __enter__(self) -> Self:
         with ExitStack() as parts:
-            for path in (self.orders, self.pictures, self.models):
+            for path in (self.orders, self.submissions, self.pictures, self.models):
                 path.mkdir(parents=True)
             self.clocks = Clocks(self.folder / "clocks")
             self._write_inputs()
@@ -113,7 +113,7 @@ class World:
             self.url = self.valkey.url.replace(f":{self.valkey.port}/", f":{self.proxy.port}/")
             self.supervisor = parts.enter_context(
                 Supervisor(
-                    [*map(self._worker, self.workers), self._beat()],
+                    [*map(self._worker, self.workers), self._beat(), self._client()],
                     logs=self.folder / "logs",
                     tell=lambda line: None,
                     patience=Patience(deaths=sys.maxsize, longest_delay_s=1.0),
@@ -141,7 +141,7 @@ class World:
         return Client(Settings.read(redis_url=self.url, **given), asked_by="chaos")
 
     def pid(self, target: str) -> int | None:
-        """Of a worker, the beat or Redis, as it runs now."""
+        """Of a worker, the beat, the client or Redis, as it runs now."""
         if target == plan.REDIS:
             return self.valkey.pid
         for process in psutil.Process().children():
@@ -185,14 +185,17 @@ class World:
         options = "worker -P threads -l INFO --without-gossip --without-mingle"
         return self._child(
             name,
-            f"-A tests.chaos.app {options} -n {name}@{HOST}",
+            f"celery -A tests.chaos.app {options} -n {name}@{HOST}",
             ready=lambda said: " ready." in said,
             grace_s=30.0,
         )
 
     def _beat(self) -> Child:
         schedule = self.folder / "schedule"
-        return self._child(plan.BEAT, f"-A beat_schedule beat --schedule {schedule}")
+        return self._child(plan.BEAT, f"celery -A beat_schedule beat --schedule {schedule}")
+
+    def _client(self) -> Child:
+        return self._child(plan.CLIENT, f"tests.chaos.elsewhere {self.submissions}")
 
     def _child(self, name: str, command: str, **more: Any) -> Child:
         roots = [str(self.pictures), str(self.models), str(self.disks[plan.SINKS].folder)]
@@ -226,7 +229,7 @@ class World:
             **self.clocks.env(name),
             **self._env,
         }
-        argv = (sys.executable, "-m", "celery", *command.split())
+        argv = (sys.executable, "-m", *command.split())
         return Child(name=name, argv=argv, cwd=ROOT, env=env, **more)
 
 
