@@ -307,11 +307,12 @@ def _put(
     queue: str,
     message: str,
 ) -> None:
-    # One by one: Redis reads large values twice as fast that way.
-    for position, blob in blobs.items():
+    # One by one: Redis reads large values twice as fast that way. The expiry is right behind the
+    # first: a client may be killed before the next, or lose its connection.
+    for number, (position, blob) in enumerate(blobs.items()):
         pipe.hset(blobs_key, position, blob)
-    if blobs:
-        pipe.expire(blobs_key, ttl_s)
+        if number == 0:
+            pipe.expire(blobs_key, ttl_s)
     pipe.lpush(queue, message)
 
 

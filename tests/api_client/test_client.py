@@ -298,6 +298,15 @@ def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, co
     assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
 
 
+def test_pictures_expire_also_when_their_client_is_killed_between_two_of_them(stage):
+    key = stage.keys.blobs("1")
+    with stage.store.pipeline(transaction=False) as pipe:
+        talks._put(pipe, blobs={0: b"a", 1: b"b"}, blobs_key=key, ttl_s=60, queue="q", message="m")
+        del pipe.command_stack[2:]
+        pipe.execute()
+    assert 0 < stage.store.ttl(key) <= 60
+
+
 def test_a_handle_says_when_there_is_no_answer_in_time(stage, connect, quick):
     stage.show_worker()
     handle = connect(stage.settings).submit_texts(["a"])
