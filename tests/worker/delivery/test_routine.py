@@ -22,7 +22,7 @@ def lines(caplog):
             return given
 
         app = Celery(set_as_current=False, broker="memory://")
-        task = app.task(work, name=name)
+        task = app.task(work, name=name, shared=False)
         assert trace.build_tracer(name, task, app=app)("an-id", (), {}).retval == given
         return [record.getMessage() for record in caplog.records]
 
