@@ -125,12 +125,13 @@ class _Run:
             self._jobs.join(SETTLE_S)
             tell(f"all is answered after {time.monotonic() - begun:.0f} s")
             gone_s = until(lambda: not remains.held(world), self._options.visibility_s * 2 + 30)
+            held = remains.held(world)  # before workers are asked once more
         until(lambda: not remains.leased(world), BACK_S)
         account, covered = self._callers.account, self._jobs.coverage
         violations = [
             *(f"not ready again: {one}" for one in away),
             *silent,
-            *(f"a message is left: {one}" for one in remains.held(world)),
+            *(f"a message is left: {one}" for one in held),
             *sorted(watch.told),
             *self._chaos.failed,
             *account.told,
