@@ -44,7 +44,7 @@ class AsyncClient:
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
     ) -> Vectors:
         return await self._hold(
-            self._desk.rows(self._desk.images(images, options), options.get("model"))
+            self._desk.rows(self._desk.images(images, options).all(), options.get("model"))
         )
 
     async def embed_images_detailed(
@@ -66,13 +66,13 @@ class AsyncClient:
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
     ) -> Vectors:
         return await self._hold(
-            self._desk.rows(self._desk.texts(texts, options), options.get("model"))
+            self._desk.rows(self._desk.each_text(texts, options), options.get("model"))
         )
 
     async def embed_texts_detailed(
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
     ) -> list[Item]:
-        return await self._hold(self._desk.texts(texts, options).all())
+        return await self._hold(self._desk.each_text(texts, options))
 
     async def submit_texts(
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]

@@ -58,7 +58,9 @@ class Client:
                 by item instead.
             ClipyardError: the call failed as a whole.
         """
-        return self._hold(self._desk.rows(self._desk.images(images, options), options.get("model")))
+        return self._hold(
+            self._desk.rows(self._desk.images(images, options).all(), options.get("model"))
+        )
 
     def embed_images_detailed(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
@@ -89,13 +91,15 @@ class Client:
         A text longer than the model's context is cut, as open_clip does; `embed_texts_detailed`
         tells which.
         """
-        return self._hold(self._desk.rows(self._desk.texts(texts, options), options.get("model")))
+        return self._hold(
+            self._desk.rows(self._desk.each_text(texts, options), options.get("model"))
+        )
 
     def embed_texts_detailed(
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
     ) -> list[Item]:
         """As `embed_texts`, but every text gets an Item."""
-        return self._hold(self._desk.texts(texts, options).all())
+        return self._hold(self._desk.each_text(texts, options))
 
     def submit_texts(self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]) -> "Handle":
         """As `submit_images`, for texts."""

@@ -77,9 +77,23 @@ class Desk:
         )
 
     def texts(self, texts: str | Iterable[str], options: EmbedOptions) -> Embedding:
+        return self._texts(inputs.texts(texts), options)
+
+    def each_text(self, texts: str | Iterable[str], options: EmbedOptions) -> Talk[list[Item]]:
+        """All items, in order.
+
+        A text takes as long as the longest of its message, so those of like length travel together.
+        The longest go first: what runs last is short, and of a model to be chosen whoever chooses
+        knows what it has to hold.
+        """
         found = inputs.texts(texts)
+        order = sorted(range(len(found)), key=lambda at: -len(found[at]))
+        items = yield from self._texts([found[at] for at in order], options).all()
+        return [items[at] for at in np.argsort(order)]
+
+    def _texts(self, checked_texts: list[str], options: EmbedOptions) -> Embedding:
         return self._embedding(
-            lambda named: text_calls(found, named, self._settings, self._asked_by), options
+            lambda named: text_calls(checked_texts, named, self._settings, self._asked_by), options
         )
 
     def _embedding(self, calls_of: CallsOf, options: EmbedOptions) -> Embedding:
@@ -93,8 +107,8 @@ class Desk:
             options = {**options, "timeout": float(self._settings.answer_ttl_s)}
         return embed(items, options)
 
-    def rows(self, embedding: Embedding, model: str | None) -> Talk[Vectors]:
-        items: list[Item] = yield from embedding.all()
+    def rows(self, asked: Talk[list[Item]], model: str | None) -> Talk[Vectors]:
+        items = yield from asked
         if items:
             return matrix(items)
         usual = None if model == AUTO else model  # nothing was asked for that could be chosen by

@@ -92,6 +92,7 @@ class Stage:
 
     Attributes:
         published: what reached the worker, as (task, id).
+        lengths: of the texts of each message.
         failing: item -> the error it gets.
     """
 
@@ -100,6 +101,7 @@ class Stage:
         self.store = redis.Redis.from_url(url)
         self.keys = Keys(prefix)
         self.published: list[tuple[str, str]] = []
+        self.lengths: list[list[int]] = []
         self._starts = 0
         self.failing: dict[str, ClipyardError] = {}
 
@@ -127,6 +129,7 @@ class Stage:
             def task(self, **fields):
                 stage.published.append((task_name, self.request.id))
                 request = kind.model_validate(fields)
+                stage.lengths.append([len(text) for text in getattr(request, "texts", None) or ()])
                 blobs = stage.store.hgetall(stage.keys.blobs(self.request.id))
                 frame = answers.frame(request, {int(i): blob for i, blob in blobs.items()})
                 with stage.store.pipeline() as pipe:

@@ -51,6 +51,16 @@ def test_rows_come_in_the_order_of_many_messages(stage, connect):
     assert np.allclose(np.linalg.norm(rows, axis=1), 1)
 
 
+def test_texts_of_like_length_travel_together_and_come_back_in_order(stage, connect):
+    texts = ["a" * length for length in (3, 50, 1, 40, 2, 60)]
+    with stage.worker():
+        client = connect(stage.settings)
+        items = client.embed_texts_detailed(texts)
+        alone = [client.embed_texts(text)[0] for text in texts]
+    assert [item.vector.tolist() for item in items] == [row.tolist() for row in alone]
+    assert sorted(stage.lengths[:3]) == [[2, 1], [40, 3], [60, 50]]
+
+
 def test_pictures_go_by_path_url_and_value(stage, connect, tmp_path):
     not_utf8 = tmp_path / "caf\udce9.jpg"
     not_utf8.write_bytes(b"bytes")
