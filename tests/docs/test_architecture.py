@@ -1,11 +1,12 @@
-"""The page about the layout lists what a worker can be asked."""
+"""The page about the layout lists every room, and what a worker can be asked."""
 
 import re
 from pathlib import Path
 
 from api_client.wire import names
 
-PAGE = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PREFIX = "clipyard."
 
 
@@ -13,3 +14,15 @@ def test_every_task_is_documented_and_no_other():
     told = re.findall(rf"^\| `({re.escape(PREFIX)}\w+)` \|", PAGE, re.MULTILINE)
     known = [it for it in vars(names).values() if isinstance(it, str) and it.startswith(PREFIX)]
     assert sorted(told) == sorted(known)
+
+
+def test_the_tree_names_every_room_and_none_that_is_gone():
+    rooms = [ROOT / room for room in ("api_client", "worker", "api_client/wire")]
+    rooms += [ROOT / "worker" / room for room in ("residency", "datapath", "delivery")]
+    inside = [it for room in rooms for it in room.iterdir() if not it.name.startswith("_")]
+    modules = {it.name for it in inside if it.suffix == ".py"}
+    folders = {f"{it.name}/" for it in inside if (it / "__init__.py").exists()}
+    told = set(re.findall(r"[\w-]+(?:\.py|/)(?=\s)", PAGE.split("```")[1]))
+    assert modules | folders <= told
+    known = {it.name for top in ("api_client", "worker", "tasks") for it in (ROOT / top).rglob("*")}
+    assert {it for it in told if it.endswith(".py")} <= known
