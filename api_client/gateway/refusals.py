@@ -177,7 +177,9 @@ def _named(steps: Sequence[str | int]) -> str:
 
 def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, ValueError | RecursionError):  # FastAPI's, of no syntax error
+    if isinstance(error.__cause__, RecursionError):
+        return refuse(422, "not_understood", "the body is nested too deeply")
+    if isinstance(error.__cause__, ValueError):  # FastAPI's, of no syntax error
         return refuse(422, "not_understood", f"the body cannot be read: {error.__cause__}")
     answer = refuse(error.status_code, f"http_{error.status_code}", error.detail)
     answer.headers.update(error.headers or {})
