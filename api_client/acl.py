@@ -91,6 +91,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
             _JOBS,
         ),
         Right("+hset +expire +del", "blobs:*"),
+        Right("+hset +expire +hmget", "sent:*"),
         Right("+get +set +evalsha", "budget:*"),
         *_ASK,
         Right("+hget +hgetall +hdel", "quarantine"),

@@ -98,7 +98,7 @@ class Embedding:
             while make := (yield from self._next()):
                 call = replace((yield from self._made(make)), id=f"{trunk}.{len(self._pending)}")
                 self._pending.append(call)
-                yield from self._line.send(call)
+                yield from self._line.submit(call)
         except BaseException:
             yield from self.end()
             raise
@@ -148,7 +148,7 @@ class Submitted:
 
     Args:
         submitted_id: `<trunk>.<number of messages>`; message i travels as `<trunk>.<i>`.
-        calls: where they are known, a message that was lost is sent again.
+        calls: where they are known, a message that was lost is made anew, with its pictures' bytes.
 
     Raises:
         BadRequest: the id is none of `submit`.

@@ -108,10 +108,31 @@ class Line:
         """
         yield partial(_together, parts=(self.letter(call),))
 
+    def submit(self, call: Call) -> Talk[None]:
+        """`send` for whoever will wait, in this process or another: with a copy of the message."""
+        again = self._message(replace(call, is_first=False))
+        copy = partial(
+            _copy,
+            key=self.keys.sent(call.id),
+            ttl_s=math.ceil(_seconds_left(call.until)),
+            fields={"queue": self._queue(call), "message": again},
+        )
+        yield partial(_together, parts=(copy, self.letter(call)))
+
     def letter(self, call: Call) -> Part:
         """What `send` sends."""
+        return partial(
+            _put,
+            blobs=call.blobs,
+            blobs_key=self.keys.blobs(call.id),
+            ttl_s=int(_seconds_left(call.until) + self.settings.answer_ttl_s),
+            queue=self._queue(call),
+            message=self._message(call),
+        )
+
+    def _message(self, call: Call) -> str:
         fields = call.request.model_dump(mode="json", exclude_defaults=True)
-        message = self._envelopes.write(
+        return self._envelopes.write(
             call.task,
             signed(fields, task=call.task, request=call.id, settings=self.settings),
             id=call.id,
@@ -124,14 +145,6 @@ class Line:
                 names.CORRELATION: correlation.current() or call.id,
                 names.FIRST: call.is_first,
             },
-        )
-        return partial(
-            _put,
-            blobs=call.blobs,
-            blobs_key=self.keys.blobs(call.id),
-            ttl_s=int(_seconds_left(call.until) + self.settings.answer_ttl_s),
-            queue=self._queue(call),
-            message=message,
         )
 
     def _queue(self, call: Call) -> str:
@@ -186,9 +199,8 @@ class Line:
         call: Call | None = None,
         unsent: Call | None = None,
     ) -> Talk[Answer]:
-        """As `wait`, for an id; without the call nothing can be sent again."""
+        """As `wait`, for an id; without the call it is sent again as it was submitted."""
         vigil = Vigil(self.keys)
-        queue = self._queue(call) if call else None
         while True:
             left_s = _seconds_left(until)
             # Redis takes a timeout of zero as for ever.
@@ -206,9 +218,17 @@ class Line:
                     f"no answer to {request_id} in time; look at `clipyard status`, or allow it "
                     "more: by CLIPYARD_ANSWER_TIMEOUT_S, or the call's own timeout"
                 )
-            is_lost = yield from vigil.look(request_id, queue=queue)
-            if call and is_lost:
+            yield from self._tend(request_id, vigil, call)
+
+    def _tend(self, request_id: str, vigil: Vigil, call: Call | None) -> Talk[None]:
+        """After a slice without an answer: send it again if it may be lost."""
+        if call:
+            if (yield from vigil.look(request_id, queue=self._queue(call))):
                 yield from self.send(replace(call, is_first=False))
+            return
+        queue, copy = yield partial(_copied, key=self.keys.sent(request_id))
+        if (yield from vigil.look(request_id, queue=queue)) and copy:
+            yield partial(_push, queue=queue, message=copy)
 
     def withdraw(self, ids: Sequence[str]) -> Talk[None]:
         """Nobody wants these any more: unstarted ones are dropped, started ones stop.
@@ -314,6 +334,19 @@ def _put(
         if number == 0:
             pipe.expire(blobs_key, ttl_s)
     pipe.lpush(queue, message)
+
+
+def _copy(pipe: Any, *, key: str, ttl_s: int, fields: Mapping[str, str]) -> None:
+    pipe.hset(key, mapping=fields)
+    pipe.expire(key, max(1, ttl_s))
+
+
+def _copied(client: Any, *, key: str) -> Any:
+    return client.hmget(key, "queue", "message")
+
+
+def _push(client: Any, *, queue: bytes, message: bytes) -> Any:
+    return client.lpush(queue, message)
 
 
 def _await(client: Any, *, key: str, block_s: float) -> Any:

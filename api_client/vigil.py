@@ -51,7 +51,7 @@ class Vigil:
         self._missed = False
         self._crew: Crew = frozenset()
 
-    def look(self, request_id: str, *, queue: str | None) -> Talk[bool]:
+    def look(self, request_id: str, *, queue: str | bytes | None) -> Talk[bool]:
         """After a slice without an answer: whether the message may be lost, to be sent again.
 
         Args:
@@ -88,7 +88,7 @@ def alive(keys: Keys) -> Talk[Crew]:
 # Steps. Each is one round trip, and returns an awaitable if the client does.
 
 
-def _find(client: Any, *, id: str, queue: str, keys: Keys) -> Any:
+def _find(client: Any, *, id: str, queue: str | bytes, keys: Keys) -> Any:
     return client.eval(_FIND, 2, keys.held(), queue, id, SEARCHED)
 
 

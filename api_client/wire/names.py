@@ -90,6 +90,11 @@ class Keys:
         """Hash of position -> file bytes, for pictures sent by value. Expires."""
         return f"{self._prefix}:blobs:{request}"
 
+    def sent(self, request: str) -> str:
+        """Hash: the message of a submitted request, and the list that it was pushed to, for whoever
+        waits to send it again. Expires."""
+        return f"{self._prefix}:sent:{request}"
+
     def queue(self, queue: str, priority: int) -> str:
         """List: messages that wait in one priority step of a queue. Kombu's, not ours."""
         step = f"\x06\x16{priority}" if priority else ""

@@ -491,6 +491,24 @@ def test_a_message_that_is_nowhere_is_sent_again_under_its_id(stage, asking):
     assert stage.published[0][1].encode() in lost
 
 
+def test_a_submitted_message_that_is_nowhere_is_sent_again_by_whoever_waits(stage, connect, quick):
+    stage.show_worker()
+    with Client(stage.settings) as gone:
+        id = gone.submit_texts(["a", "b", "c"], timeout=60).id
+    queue = stage.keys.queue(names.EMBED, names.BULK)
+    _, lost = stage.store.brpop(queue, 20)
+    with ThreadPoolExecutor(1) as pool:
+        items = pool.submit(connect(stage.settings).handle(id).wait, 60)
+        until(lambda: stage.store.llen(queue) == 2)
+        [again] = stage.store.lrange(queue, 0, 0)
+        with stage.worker():
+            assert len(items.result(30)) == 3
+    first = id.replace(".2", ".0")
+    told = [json.loads(one)["headers"] for one in (lost, again)]
+    assert [(one["id"], one[names.FIRST]) for one in told] == [(first, True), (first, False)]
+    assert stage.store.ttl(stage.keys.sent(first)) > 0
+
+
 def test_a_message_that_waits_its_turn_is_not_sent_again(stage, connect, quick):
     stage.show_worker()
     client = connect(stage.settings)

@@ -166,6 +166,7 @@ FORBIDDEN = {
         "HSET {p}:worker:x a 1",
         "SET {p}:current x",
         "HGETALL {p}:blobs:x",
+        "DEL {p}:sent:x",
         "HSET {p}:safe-batches a 1",
         "SET {p}:gate:sweep 1",
         "ZADD {p}:unacked_index 1 a",
@@ -177,6 +178,7 @@ FORBIDDEN = {
     ],
     Role.WORKER: [
         "HSET {p}:blobs:x a 1",
+        "HMGET {p}:sent:x queue",
         "LPOP {p}:answer:x",
         "DEL {p}:gate:sweep",
         "HKEYS {p}:job:x",
