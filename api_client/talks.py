@@ -110,14 +110,17 @@ class Line:
 
     def submit(self, call: Call) -> Talk[None]:
         """`send` for whoever will wait, in this process or another: with a copy of the message."""
+        yield partial(_together, parts=(self.copy(call), self.letter(call)))
+
+    def copy(self, call: Call) -> Part:
+        """What whoever waits can send again, until the deadline."""
         again = self._message(replace(call, is_first=False))
-        copy = partial(
+        return partial(
             _copy,
             key=self.keys.sent(call.id),
             ttl_s=math.ceil(_seconds_left(call.until)),
             fields={"queue": self._queue(call), "message": again},
         )
-        yield partial(_together, parts=(copy, self.letter(call)))
 
     def letter(self, call: Call) -> Part:
         """What `send` sends."""

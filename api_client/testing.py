@@ -264,8 +264,11 @@ class _FakeLine(Line):
     def letter(self, call: Call) -> Part:
         return lambda pipe: self._worker.take(call)
 
-    def notice(self, ids: Sequence[str]) -> Part:
+    def copy(self, call: Call) -> Part:
         return lambda pipe: None  # nothing is ever on its way
+
+    def notice(self, ids: Sequence[str]) -> Part:
+        return lambda pipe: None
 
     def close(self) -> None:
         """Nothing is open."""
