@@ -179,19 +179,16 @@ class Slots:
         """Bring a model up that nobody has asked for yet, as long as nobody has to leave for it.
 
         Returns:
-            False where it was there already, has no room, or would be in somebody's way.
+            False where it is here already, has no room, or would be in somebody's way.
 
         Raises:
             OutOfMemory, LoadFailed, BackendFailed: as `lease`.
         """
         with self._changed:
-            slot = self._slots.get(entry.id)
-            is_new = slot is None
-            if slot is not None and (to is Tier.HOST or slot.state is not State.HOST):
+            is_here = self._slots.get(entry.id) is not None
+            if is_here or self._closed or self._loads or self._lifts:
                 return False
-            if self._closed or self._loads or self._lifts or (slot and not slot.is_idle):
-                return False
-            slot = slot or self._slots.add(Slot(entry, self._clock()))
+            slot = self._slots.add(Slot(entry, self._clock()))
             slot.flight = flight = Flight(Condition(self._lock))
         is_warm = False
         try:
@@ -200,7 +197,7 @@ class Slots:
             error = _typed(raised, entry)
             raise error from error.__cause__
         finally:
-            if is_new and slot.model is not None and not is_warm:
+            if slot.model is not None and not is_warm:
                 self._carrier.unload(slot)
                 slot.model = None
             self._land(slot, flight, None)
@@ -378,15 +375,14 @@ class Slots:
         self._carrier.tell(EventKind.LIFTED, slot.id, reason, asked_by, size=size, since=started)
 
     def _warm(self, slot: Slot, to: Tier, reason: str, asked_by: str) -> bool:
-        if slot.model is None:
-            guess = self._check(slot.entry)
-            with self._changed:
-                older = self._slots.older_in_host(slot, guess, short=0)
-                has_room = older == [] if to is Tier.HOST else self._slots.fits(guess)
-            if not has_room:
-                return False
-            load = partial(self._carrier.load, slot.entry, guess=guess)
-            self._load(slot, load, reason, asked_by)
+        guess = self._check(slot.entry)
+        with self._changed:
+            older = self._slots.older_in_host(slot, guess, short=0)
+            has_room = older == [] if to is Tier.HOST else self._slots.fits(guess)
+        if not has_room:
+            return False
+        load = partial(self._carrier.load, slot.entry, guess=guess)
+        self._load(slot, load, reason, asked_by)
         if to is Tier.DEVICE:
             size = self._device_bytes(slot)
             with self._changed:
