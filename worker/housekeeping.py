@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import redis
+from pydantic_core import from_json
 
 from api_client.wire import names
 from api_client.wire.codec import text
@@ -48,6 +49,11 @@ def live_workers(store: redis.Redis, keys: Keys) -> list[str]:
                 _forget(pipe, keys, name)
             pipe.execute()
     return [name for name, there in zip(seen, alive, strict=True) if there]
+
+
+def state_of(store: redis.Redis, key: str) -> str:
+    """What the status hash of a worker or a model says; empty without one."""
+    return str(from_json(store.hget(key, "state") or '""'))
 
 
 def _forget(pipe: "redis.client.Pipeline", keys: Keys, worker: str) -> None:

@@ -25,6 +25,7 @@ from api_client.wire.names import Keys
 
 from .backends.base import Tier
 from .catalogue import Entry
+from .housekeeping import state_of
 from .residency import usage
 from .residency.ledger import Ledger
 from .residency.memory import Bytes, Memory, Pressure, PressureGauge
@@ -374,12 +375,12 @@ class Tracker:
         """It is ready, and does not bring its first model either: then each would leave all that
         comes to the other, for as long as both load."""
         key = self._keys.worker(name)
-        if self._store.hget(key, "state") != b'"ready"':
+        if state_of(self._store, key) != "ready":
             return False
         models = self._store.hget(key, "models")  # one by one, as the ACL lets a worker
         keys = [self._keys.model(name, one) for one in from_json(models or "[]")]
-        held = [self._store.hget(key, "state") for key in keys]
-        return b'"device"' in held or b'"loading"' not in held
+        held = [state_of(self._store, key) for key in keys]
+        return "device" in held or "loading" not in held
 
     def _model(self, slot: SlotView) -> ModelStatus:
         now, ticks, timeouts = self._clock(), self._ticks(), self.timeouts(slot)

@@ -46,7 +46,7 @@ from .. import runtime
 from ..delivery.consumer import LONGEST_RUN_S
 from ..delivery.pool import stop_if_cancelled
 from ..delivery.suspects import Start
-from ..housekeeping import live_workers
+from ..housekeeping import live_workers, state_of
 from ..runtime import Runtime
 from .embedding import Unfit
 from .items import storable
@@ -209,14 +209,10 @@ def _pass_on(
     """To a live worker that goes on and is not known to be unfit, on its own queue."""
     here = runtime.here()
     others = [node for node in live_workers(here.redis, here.keys) if node not in unfit]
-    fit = [node for node in others if not _is_stopping(here, node)]
+    fit = [n for n in others if state_of(here.redis, here.keys.worker(n)) != "stopping"]
     if fit:
         send(app, ledger, spec, [what], queue=names.direct_queue(random.choice(fit)))
     return bool(fit)
-
-
-def _is_stopping(here: Runtime, node: str) -> bool:
-    return here.redis.hget(here.keys.worker(node), "state") == b'"stopping"'
 
 
 @contextmanager
