@@ -11,6 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from .content import sha256
+
 LIMIT_BYTES = 32 * 2**30  # a dozen of the largest models that people ask for
 
 
@@ -65,7 +67,7 @@ class Checkpoints:
 
     def sha256(self, file: Path) -> str:
         """Of the file's bytes, in hex; read once per version of the file."""
-        return self.remember(file, "sha256", lambda: _sha256(file))
+        return self.remember(file, "sha256", lambda: sha256(file))
 
     def _path(self, source: Path, form: str) -> Path:
         return self._folder / f"{_key(source, form)}.safetensors"
@@ -126,8 +128,3 @@ def _touch(file: Path) -> None:
 def _flush(file: Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

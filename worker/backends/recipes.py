@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
 
 from ..catalogue import Entry
+from . import content
 
 # Texts in, rows of token ids out; keyword context_length.
 Tokenizer = Callable[..., Tensor]
@@ -162,10 +163,7 @@ class Recipe:
             return ""
         folder = Path(self.architecture).parent
         files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
-        digest = hashlib.sha256()
-        for file in sorted(filter(Path.is_file, files)):
-            digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
-        return digest.hexdigest()
+        return hashlib.sha256("".join(content.lines(folder, files)).encode()).hexdigest()
 
     def _tokenizer(self, cache_dir: str) -> Tokenizer:
         text = self.model["text_cfg"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from hashlib import sha256
 from math import inf
 from threading import Lock
 from typing import Any
@@ -17,7 +16,7 @@ from api_client.wire.errors import LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from . import hub
+from . import content, hub
 from .base import About, PreparedText
 from .torch_model import TorchModel
 
@@ -82,9 +81,8 @@ class SentenceTransformers(TorchModel):
         told = f"{super().space()}\n{self.module}{self._prompt}"
         if (folder := self.entry.checkpoint) is None:
             return told
-        files = sorted(f for f in folder.rglob("*") if f.suffix in SETTINGS and f.is_file())
-        lines = (f"{f.relative_to(folder)} {sha256(f.read_bytes()).hexdigest()}" for f in files)
-        return "\n".join((told, *lines))
+        files = (file for file in folder.rglob("*") if file.suffix in SETTINGS)
+        return "\n".join((told, *content.lines(folder, files)))
 
     def prepare_text(self, text: str) -> PreparedText:
         if self._longest == inf:  # then its tokenizer may be of any kind

@@ -1,12 +1,10 @@
 """The short way to a family: one class that loads one model and embeds pictures, texts or both."""
 
 import gc
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import ClassVar, cast
 
 import numpy as np
@@ -28,6 +26,7 @@ from .base import (
     Traits,
     fingerprint,
 )
+from .content import sha256
 
 __all__ = ["SimpleBackend", "SimpleModel"]
 
@@ -89,7 +88,10 @@ class SimpleModel:
         Here: the class, its version, the entry and the content of its checkpoint.
         """
         entry, file = self.entry, self.entry.checkpoint
-        content = _sha256(file) if file is not None else ""
+        try:
+            content = sha256(file) if file is not None else ""
+        except OSError as error:
+            raise LoadFailed(f"checkpoint {file}: {error.strerror}") from None
         options = json.dumps(dict(entry.options), sort_keys=True, default=str)
         own = (type(self).__qualname__, self.about.version)
         return "\n".join((*own, entry.architecture, entry.tag, content, options))
@@ -193,18 +195,6 @@ def require(packages: Sequence[str]) -> None:
         except PackageNotFoundError:
             sentence = f"it needs {package}, which is not installed: pip install {package}"
             raise BackendFailed(sentence) from None
-
-
-def _sha256(file: Path) -> str:
-    """
-    Raises:
-        LoadFailed: it cannot be read.
-    """
-    try:
-        with file.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise LoadFailed(f"checkpoint {file}: {error.strerror}") from None
 
 
 def _own_bytes(process: psutil.Process) -> int:
