@@ -62,8 +62,8 @@ def _heart() -> _Outline:
     return np.stack([x, y - 2.5], axis=1) / 17
 
 
-def _cross(*, reach: float = 0.95, half_width: float = 0.27) -> _Outline:
-    a, b = half_width, reach
+def _cross() -> _Outline:
+    a, b = 0.27, 0.95  # half the width of an arm, and its reach
     arm = np.array([(-a, -a), (-a, -b), (a, -b)])
     quarter_turn = np.array([(0.0, 1.0), (-1.0, 0.0)])
     return np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])

@@ -29,7 +29,7 @@ class Child:
     Attributes:
         name: names its log file and its lines in reports.
         env: on top of our own environment.
-        grace_s: how long it may take to end after `stop_signal`, before SIGKILL.
+        grace_s: how long it may take to end after SIGTERM, before SIGKILL.
         ready: tells from what it has written since it started whether it is ready.
         pass_fds: descriptors it shares with us, such as a lock that must live as long as it does.
     """
@@ -38,7 +38,6 @@ class Child:
     argv: tuple[str, ...]
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 5.0
     ready: Callable[[str], bool] | None = None
     pass_fds: tuple[int, ...] = ()
@@ -111,7 +110,7 @@ class Running:
         """Send the stop signal, once: a second one means "at once" to many programs."""
         if self._grace_ends_at is None:
             self._grace_ends_at = time.monotonic() + self.child.grace_s
-            self._process.send_signal(self.child.stop_signal)
+            self._process.terminate()
 
     def end(self, *, hurry: threading.Event | None = None) -> None:
         """Ask, wait for the end within the grace, then kill what is left of its group.

@@ -215,7 +215,7 @@ def takes_no_writes(error: Exception) -> bool:
     return any(isinstance(one, _NO_WRITES) for one in answers) or said.startswith(NO_WRITES)
 
 
-def async_redis_client(settings: Settings, *, patience_s: float = 30.0) -> "AsyncRedis":
+def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis":
     """As `redis_client`, for asyncio, where redis-py never copies what is large."""
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry

@@ -10,7 +10,6 @@ CALM = Pulse(
     oldest_s=0,
     active_s=0,
     last_forward_ok=None,
-    batches=0,
     rows=0,
     calls={},
     ages_s={},

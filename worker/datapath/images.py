@@ -44,10 +44,9 @@ class ImageReader:
 
     Args:
         settings: the `image_...` and `max_image_...` ones and `decode` count.
-        web: fetches http(s) URLs; the settings decide unless given.
     """
 
-    def __init__(self, settings: WorkerSettings, *, web: Web | None = None) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         self._roots = tuple(
             Path(os.path.realpath(root.expanduser())) for root in settings.image_roots
         )
@@ -61,8 +60,8 @@ class ImageReader:
                 settings.decode_processes, limits=self._limits, timeout_s=settings.decode_timeout_s
             )
         self._stores = Stores(settings.image_stores, max_bytes=settings.max_image_bytes)
-        self._web = web
-        if settings.image_urls and web is None:
+        self._web: Web | None = None
+        if settings.image_urls:
             self._web = Web(
                 hosts=settings.image_url_hosts,
                 max_bytes=settings.max_image_bytes,

@@ -23,7 +23,7 @@ class Pulse:
         last_forward_ok: whether the last forward pass worked; None before the first.
         active: id of the model in that pass.
         failing: ids of the models whose own last pass gave no vector.
-        batches, rows: forward passes that worked since the start, and what they held.
+        rows: of the forward passes that worked, since the start.
         calls: unanswered ones by model id. ages_s: of the oldest of them.
     """
 
@@ -31,7 +31,6 @@ class Pulse:
     oldest_s: float
     active_s: float
     last_forward_ok: bool | None
-    batches: int
     rows: int
     calls: Mapping[str, int]
     ages_s: Mapping[str, float]
@@ -58,7 +57,7 @@ class Passes:
         self.last_ok: bool | None = None
         self._active: set[Pass] = set()
         self._failing: set[str] = set()
-        self._batches = self._rows = 0
+        self._rows = 0
 
     def begun(self, this: Pass) -> None:
         self._active.add(this)
@@ -76,7 +75,6 @@ class Passes:
         else:
             self._failing.discard(this.model_id)
         if ok:
-            self._batches += 1
             self._rows += rows
 
     def pulse(self, calls: Collection[Call], *, queued: int, now: float) -> Pulse:
@@ -89,7 +87,6 @@ class Passes:
             oldest_s=max(ages_s.values(), default=0.0),
             active_s=now - oldest.start if oldest else 0.0,
             last_forward_ok=self.last_ok,
-            batches=self._batches,
             rows=self._rows,
             calls=Counter(call.model_id for call in calls),
             ages_s=ages_s,

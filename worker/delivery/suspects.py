@@ -66,22 +66,12 @@ class Suspects:
 
     Args:
         started_at: of this process, as its status hash tells it.
-        clock: unix seconds.
     """
 
-    def __init__(
-        self,
-        store: redis.Redis,
-        keys: Keys,
-        *,
-        node: str,
-        started_at: float,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, store: redis.Redis, keys: Keys, *, node: str, started_at: float) -> None:
         self._store, self._keys, self._node = store, keys, node
         self._lines = Lines(store)
         self._process = _process(node, repr(started_at))
-        self._clock = clock
         self._at_work: dict[str, str] = {}
         self._noting = threading.Lock()
         self._seat = threading.Lock()  # of the one suspect that runs
@@ -150,7 +140,7 @@ class Suspects:
         """What would be known of a start, if this process died now."""
         beside = [told for other, told in self._at_work.copy().items() if other != id]
         told = tuple(beside[:BESIDE_TOLD])
-        return Crash(worker=self._node, at=self._clock(), beside=told, place=place)
+        return Crash(worker=self._node, at=time.time(), beside=told, place=place)
 
     def _crashes(self, notes: list[bytes]) -> tuple[Crash, ...]:
         """Of processes that are gone, the oldest first.
@@ -247,7 +237,7 @@ class Start:
             meanwhile: done once, while the answer is on its way.
         """
         suspects, keys = self._suspects, self._suspects._keys
-        left_s = 0.0 if self.deadline is None else self.deadline - suspects._clock()
+        left_s = 0.0 if self.deadline is None else self.deadline - time.time()
         mark_s = math.ceil(max(0.0, min(LONGEST_S, left_s)))
         answer = _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, ttl_s, mark_s
         suspects._lines.ask("EVAL", *answer, meanwhile=meanwhile)

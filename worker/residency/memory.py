@@ -148,13 +148,11 @@ BEGINS: Mapping[Pressure, float] = MappingProxyType(
 HYSTERESIS = 0.03
 
 
-def next_level(
-    level: Pressure, used_fraction: float, *, begins: Mapping[Pressure, float] = BEGINS
-) -> Pressure:
+def next_level(level: Pressure, used_fraction: float) -> Pressure:
     """The level after `level`, once so much is used."""
     order = list(Pressure)
     reached = Pressure.NORMAL
-    for candidate, begin in begins.items():
+    for candidate, begin in BEGINS.items():
         is_on = order.index(candidate) <= order.index(level)
         if used_fraction >= begin - (HYSTERESIS if is_on else 0.0):
             reached = candidate
@@ -164,12 +162,11 @@ def next_level(
 class PressureGauge:
     """Remembers the level between two readings."""
 
-    def __init__(self, *, begins: Mapping[Pressure, float] = BEGINS) -> None:
+    def __init__(self) -> None:
         self.level = Pressure.NORMAL
-        self._begins = begins
 
     def read(self, *memories: Bytes | None) -> Pressure:
         """The level of the fullest of these memories."""
         used = max((memory.used_fraction for memory in memories if memory), default=0.0)
-        self.level = next_level(self.level, used, begins=self._begins)
+        self.level = next_level(self.level, used)
         return self.level
