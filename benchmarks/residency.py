@@ -187,7 +187,7 @@ class _Worker:
         self.score.requests += 1
         self.score.loads += model not in before
         self.score.waited_s += self.now - asked_at
-        self._uses[model].add(items=1, at=self.now)
+        self._uses[model].add(self.now)
         self._hours[model, usage.hour_of_week(self.now)] += 1
 
     def _sweep(self) -> None:

@@ -44,7 +44,7 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
         _refuse_another_kind(request, model.traits.kinds, entry.id)  # an entry may say too much
         _refuse_another_space(request, model.traits.fingerprint, entry.id)
         rows = _embed(call, model, entry.id)
-        here.tracker.used(entry, items=len(rows.vectors))
+        here.tracker.used(entry)
     vectors = [row for row in rows.vectors if not isinstance(row, ClipyardError)]
     answer = Embedded(
         model=entry.id,

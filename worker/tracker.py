@@ -116,11 +116,11 @@ class Tracker:
             self._events.append(event.model_copy(update={"worker": self._node, "at": at}))
         self._wake.set()
 
-    def used(self, entry: Entry, *, items: int = 1) -> None:
-        """A model has answered a request of so many items."""
+    def used(self, entry: Entry) -> None:
+        """A model has answered a request."""
         now = self._clock()
         with self._lock:
-            self._uses[entry.id].add(items=items, at=now)
+            self._uses[entry.id].add(now)
             self._hours[entry.id, usage.hour_of_week(now)] += 1
 
     def say(self, state: State, *, trouble: str = "") -> None:

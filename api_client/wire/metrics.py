@@ -8,7 +8,7 @@ Label sets are bounded: models by the catalogue, codes by the error tree, the re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -41,30 +41,18 @@ class Metric:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
-    @property
-    def series(self) -> tuple[str, ...]:
-        """What a query may name."""
-        if self.kind is not Kind.HISTOGRAM:
-            return (self.name,)
-        return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
-
     def family(self) -> GaugeMetricFamily:
         """For a gauge that is read when somebody scrapes."""
         return GaugeMetricFamily(self.name, self.help, labels=self.labels)
 
 
-def _worker(
-    name: str, kind: Kind, text: str, *labels: str, buckets: tuple[float, ...] = ()
+def _metric(
+    side: Side, name: str, kind: Kind, text: str, *labels: str, buckets: tuple[float, ...] = ()
 ) -> Metric:
-    return Metric(f"clipyard_{name}", kind, Side.WORKER, text, labels, buckets)
+    return Metric(f"clipyard_{name}", kind, side, text, labels, buckets)
 
 
-def _gateway(
-    name: str, kind: Kind, text: str, *labels: str, buckets: tuple[float, ...] = ()
-) -> Metric:
-    return Metric(f"clipyard_{name}", kind, Side.GATEWAY, text, labels, buckets)
-
-
+_worker, _gateway = partial(_metric, Side.WORKER), partial(_metric, Side.GATEWAY)
 _C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 
 # Of the worker: what happened.

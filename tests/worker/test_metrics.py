@@ -21,7 +21,8 @@ REPOSITORY = Path(__file__).parents[2]
 ALERTS = REPOSITORY / "deploy" / "prometheus" / "alerts.yml"
 GRAFANA = REPOSITORY / "deploy" / "grafana" / "clipyard.json"
 BARE = {one.name.removesuffix("_total") for one in metrics.METRICS}  # of `_created`
-SERIES = {name for one in metrics.METRICS for name in one.series}
+PARTS = {metrics.Kind.HISTOGRAM: ("_bucket", "_sum", "_count")}
+SERIES = {one.name + part for one in metrics.METRICS for part in PARTS.get(one.kind, ("",))}
 
 
 def samples(text):

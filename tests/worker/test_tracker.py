@@ -100,7 +100,7 @@ def test_a_worker_and_its_models_are_shown_with_what_a_person_asks_first(make, s
     tracker.slots.load(VISION, asked_by="ann")
     watch.now += 10
     with tracker.slots.lease(VISION):
-        tracker.used(VISION, items=64)
+        tracker.used(VISION)
         tracker.say("ready")
         tracker.beat()
         [worker] = read_fleet(store, keys).workers
@@ -206,8 +206,8 @@ def test_a_beat_that_breaks_is_logged_and_the_next_one_is_tried(make, store, key
 
 def test_uses_are_counted_by_the_hour_over_all_processes(make, store, keys, watch):
     for tracker in (make("gpu0@here"), make("gpu1@here")):
-        tracker.used(VISION, items=64)
-        tracker.used(VISION, items=1)
+        tracker.used(VISION)
+        tracker.used(VISION)
         tracker.beat()
         tracker.beat()
     counts = usage.histogram(store, keys, "clip/a")

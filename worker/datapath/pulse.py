@@ -18,7 +18,6 @@ class Pulse:
 
     Attributes:
         queued: items that wait to be prepared or to run.
-        oldest_s: age of the oldest unanswered call.
         active_s: age of the oldest forward pass that is running; 0 when none is.
         last_forward_ok: whether the last forward pass worked; None before the first.
         active: id of the model in that pass.
@@ -28,7 +27,6 @@ class Pulse:
     """
 
     queued: int
-    oldest_s: float
     active_s: float
     last_forward_ok: bool | None
     rows: int
@@ -84,7 +82,6 @@ class Passes:
         oldest = min(self._active, key=lambda one: one.start, default=None)
         return Pulse(
             queued=queued,
-            oldest_s=max(ages_s.values(), default=0.0),
             active_s=now - oldest.start if oldest else 0.0,
             last_forward_ok=self.last_ok,
             rows=self._rows,

@@ -147,7 +147,7 @@ def embed(
                 between()  # knows whether that is a stop, which is no failure
                 raise
             pictures.keep(rows.vectors)
-        here.tracker.used(entry, items=len(part))
+        here.tracker.used(entry)
         _raise_outages(part, rows.vectors, is_outage)
         found.rows.update(zip((item.id for item in part), rows.vectors, strict=True))
         found.decode_s += rows.decode_s

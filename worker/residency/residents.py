@@ -96,7 +96,6 @@ class Slot:
     gates: int = 0
     held: Footprint = field(default_factory=Footprint)
     keep_alive_s: float | None = None
-    uses: int = 0
     loaded_at: float = 0.0
     load_s: float = 0.0
     lifted_at: float = 0.0
@@ -150,7 +149,6 @@ class Residents:
 
     def lease(self, slot: Slot, *, now: float, times: int = 1) -> None:
         slot.leases += times
-        slot.uses += times
         self._touch(slot, now)
 
     def give_back(self, slot: Slot, *, now: float) -> None:
@@ -231,7 +229,6 @@ class Residents:
                 leases=slot.leases,
                 footprint=slot.held,
                 used_at=slot.used_at,
-                uses=slot.uses,
                 loaded_at=slot.loaded_at,
                 load_s=slot.load_s,
                 keep_alive_s=slot.keep_alive_s,

@@ -56,7 +56,6 @@ class SlotView:
     leases: int
     footprint: Footprint
     used_at: float
-    uses: int
     loaded_at: float
     load_s: float
     keep_alive_s: float | None

@@ -40,15 +40,13 @@ class Use:
     """What one model has been used for since the process started. Times are unix seconds."""
 
     count: int = 0
-    items: int = 0
     last_used: float = 0.0
     pauses_s: deque[float] = field(default_factory=lambda: deque(maxlen=PAUSES_KEPT))
 
-    def add(self, *, items: int, at: float) -> None:
+    def add(self, at: float) -> None:
         if self.count and at - self.last_used >= LONG_PAUSE_S:
             self.pauses_s.append(at - self.last_used)
         self.count += 1
-        self.items += items
         self.last_used = at
 
 

@@ -26,7 +26,6 @@ A_SLOT = SlotView(
     leases=0,
     footprint=Footprint(),
     used_at=NOW,
-    uses=1,
     loaded_at=0.0,
     load_s=0.0,
     keep_alive_s=None,

@@ -15,16 +15,16 @@ def test_the_week_begins_on_monday_at_midnight_utc():
 def test_pauses_are_kept_between_uses_the_newest_ones():
     use = Use()
     for at in range(0, 100 * 60, 60):
-        use.add(items=64, at=at)
-    assert (use.count, use.items, use.last_used) == (100, 6400, 99 * 60)
+        use.add(at)
+    assert (use.count, use.last_used) == (100, 99 * 60)
     assert list(use.pauses_s) == [60.0] * usage.PAUSES_KEPT
 
 
 def test_short_pauses_belong_to_one_visit_and_a_clock_set_back_makes_none():
     use = Use()
-    use.add(items=1, at=100)
-    use.add(items=1, at=50)
-    use.add(items=1, at=109)
+    use.add(100)
+    use.add(50)
+    use.add(109)
     assert list(use.pauses_s) == []
 
 
