@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
+from .options import FAILED, INTERRUPTED, NOBODY, USAGE, Json, Model, a_client
 from .quarantine import cli as quarantine
 from .reembed import cli as reembed
 from .stack import cli as stack
 
 if TYPE_CHECKING:
-    from .client import Client
     from .results import Item
 
 app = typer.Typer(
@@ -32,14 +32,13 @@ app.add_typer(stack.app)
 app.add_typer(reembed.app, name="reembed")
 app.add_typer(quarantine.app, name="quarantine")
 
-FAILED, USAGE, NOBODY, INTERRUPTED = 1, 2, 3, 130
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="A model id; the current model if not given.")
-]
+ModelId = Annotated[str, typer.Argument(help="A model id.")]
 Images = Annotated[list[str], typer.Argument(help="Pictures, folders of them, URLs, or data URIs.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Write vectors: .npy, .parquet or .jsonl.")
+]
 Workers = Annotated[
     list[str] | None,
     typer.Option("--worker", "-w", help="A worker's node name, or all; repeatable."),
@@ -83,21 +82,14 @@ def main() -> NoReturn:
 
 
 @app.command()
-def embed(
-    images: Images,
-    model: Model = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write vectors: .npy, .parquet or .jsonl.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def embed(images: Images, model: Model = None, out: Out = None, as_json: Json = False) -> None:
     """Embed pictures."""
     from . import inputs, show, vectorfile
 
     if out:
         vectorfile.checked(out)
     paths = _pictures(images)
-    with _client() as client, show.progress("embedding", len(paths)) as advance:
+    with a_client() as client, show.progress("embedding", len(paths)) as advance:
         options: dict[str, Any] = {"model": model, "progress": advance}
         items = client.embed_images_detailed(paths, **options)
     _embedded([inputs.printable(path) for path in paths], items, out, as_json)
@@ -107,9 +99,7 @@ def embed(
 def text(
     texts: Annotated[list[str], typer.Argument(help="Texts to embed.")],
     model: Model = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write vectors: .npy, .parquet or .jsonl.")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Embed texts."""
@@ -117,7 +107,7 @@ def text(
 
     if out:
         vectorfile.checked(out)
-    with _client() as client:
+    with a_client() as client:
         items = client.embed_texts_detailed(texts, model=model)
     _embedded(texts, items, out, as_json)
 
@@ -135,7 +125,7 @@ def search(
     from .results import similarity
 
     paths = _pictures(images)
-    with _client() as client, show.progress("embedding", len(paths)) as advance:
+    with a_client() as client, show.progress("embedding", len(paths)) as advance:
         [wanted] = client.embed_texts(query, model=model)
         items = client.embed_images_detailed(paths, model=model, progress=advance)
     names = [inputs.printable(path) for path in paths]
@@ -160,7 +150,7 @@ def models(as_json: Json = False) -> None:
     """List the models that can be asked for."""
     from . import show
 
-    with _client() as client:
+    with a_client() as client:
         entries = client.models()
     rows = [entry.model_dump(mode="json") for entry in sorted(entries, key=lambda one: one.id)]
     if not as_json:  # where 0 is what nobody has said
@@ -174,35 +164,23 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def load(
-    model: Annotated[str, typer.Argument(help="A model id.")],
-    worker: Workers = None,
-    as_json: Json = False,
-) -> None:
+def load(model: ModelId, worker: Workers = None, as_json: Json = False) -> None:
     """Bring a model onto a worker's device."""
-    with _client() as client:
+    with a_client() as client:
         _managed(client.load(model, workers=worker), as_json)
 
 
 @app.command()
-def switch(
-    model: Annotated[str, typer.Argument(help="A model id.")],
-    worker: Workers = None,
-    as_json: Json = False,
-) -> None:
+def switch(model: ModelId, worker: Workers = None, as_json: Json = False) -> None:
     """Make a model the current one; the one before it goes."""
-    with _client() as client:
+    with a_client() as client:
         _managed(client.switch(model, workers=worker), as_json)
 
 
 @app.command()
-def reload(
-    model: Annotated[str, typer.Argument(help="A model id.")],
-    worker: Workers = None,
-    as_json: Json = False,
-) -> None:
+def reload(model: ModelId, worker: Workers = None, as_json: Json = False) -> None:
     """Read a model's checkpoint again."""
-    with _client() as client:
+    with a_client() as client:
         _managed(client.reload(model, workers=worker), as_json)
 
 
@@ -221,7 +199,7 @@ def unload(
     as_json: Json = False,
 ) -> None:
     """Let a model go, or all of a kind, or what the sweeps would let go now."""
-    with _client() as client:
+    with a_client() as client:
         gone = client.unload(model, scope=cast("Any", scope), family=family, workers=worker)
         _managed(gone, as_json)
 
@@ -234,7 +212,7 @@ def set_(
 ) -> None:
     """Change settings of workers while they run."""
     given = dict(_name_and_value(knob) for knob in knobs)
-    with _client() as client:
+    with a_client() as client:
         _managed(client.set_knobs(given, workers=worker), as_json)
 
 
@@ -248,7 +226,7 @@ def status(
         raise typer.BadParameter("--watch draws on a terminal; --json shows it once")
     from . import overview
 
-    with _client() as client:
+    with a_client() as client:
         if watch:
             overview.watch(client.status)
         elif as_json:
@@ -267,7 +245,7 @@ def why(
     from .desk import entry_of, unlisted
     from .status import why as sentences
 
-    with _client() as client:
+    with a_client() as client:
         entries, fleet = client.models(), client.status()
     entry = entry_of(entries, model)
     if not entry and not fleet.tells_of(model):
@@ -284,12 +262,6 @@ def _checked(words: list[str]) -> None:
         if not word or re.fullmatch("--[a-z-]+=", word):
             place = repr(word) if word else f"what follows {before!r:.100}"
             raise BadRequest(f"{place} is empty; give it a value, or leave it out")
-
-
-def _client() -> "Client":
-    from .client import Client
-
-    return Client(asked_by="cli")
 
 
 def _pictures(places: list[str]) -> list[str]:

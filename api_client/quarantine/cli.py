@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..options import Json, a_client
+
 if TYPE_CHECKING:
-    from ..client import Client
     from ..wire.quarantine import Evidence
 
 app = typer.Typer(
@@ -15,7 +16,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Id = Annotated[str, typer.Argument(help="An id, see `clipyard quarantine list`.")]
 
 
@@ -25,7 +25,7 @@ def list_(as_json: Json = False) -> None:
     from .. import show
     from . import talks
 
-    with _client() as client:
+    with a_client() as client:
         found = client._hold(talks.held(client._desk.line))
     rows = [_row(evidence) for evidence in found]
     columns = ["id", "task", "model", "workers", "items", "at"]
@@ -38,7 +38,7 @@ def show_(id: Id, as_json: Json = False) -> None:
     from .. import show
     from . import talks
 
-    with _client() as client:
+    with a_client() as client:
         evidence = client._hold(talks.one(client._desk.line, id))
     if as_json:
         print(evidence.model_dump_json(exclude={"payload"}))
@@ -52,7 +52,7 @@ def retry(id: Id, as_json: Json = False) -> None:
     """Send one again with a clean record, and wait for its answer."""
     from . import talks
 
-    with _client() as client:
+    with a_client() as client:
         answer = client._hold(talks.again(client._desk.line, id))
     print(answer.model_dump_json() if as_json else f"{id} was answered")
 
@@ -62,7 +62,7 @@ def drop(ids: Annotated[list[str], typer.Argument(help="Ids; repeatable.")]) -> 
     """Forget what is known of some."""
     from . import talks
 
-    with _client() as client:
+    with a_client() as client:
         for id in ids:
             client._hold(talks.forgotten(client._desk.line, id))
 
@@ -94,9 +94,3 @@ def _everything(evidence: "Evidence") -> dict[str, Any]:
 
 def _clock(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-
-
-def _client() -> "Client":
-    from ..client import Client
-
-    return Client(asked_by="cli")

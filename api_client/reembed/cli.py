@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..options import FAILED, Json, Model, a_client
+
 if TYPE_CHECKING:
     from ..client import Client
     from ..wire.jobs import JobStatus
@@ -15,15 +17,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-FAILED = 1
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 JobArgument = Annotated[str, typer.Argument(help="A job's id, see `clipyard reembed list`.")]
 Sink = Annotated[
     str, typer.Option("--sink", "-o", help="A folder, or e.g. qdrant:http://host:6333#photos.")
-]
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="A model id; the current model if not given.")
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="How it is done, e.g. chunk_size=256; repeatable.")
@@ -56,7 +52,7 @@ def submit(
         "source_options": _pairs(source_options),
         "sink_options": _pairs(sink_options),
     }
-    with _client() as client:
+    with a_client() as client:
         job = client.reembed(source, sink=sink, model=model, **options)
         _submitted(client, job.id, watch=watch, as_json=as_json)
 
@@ -80,7 +76,7 @@ def migrate(
 
     held, sink, migration = shadow(alias, old, into_new)
     options: dict[str, Any] = {**_settings(settings), "source_options": _pairs(source_options)}
-    with _client() as client:
+    with a_client() as client:
         job = client.reembed(source or held, sink=sink, model=model, migration=migration, **options)
         _submitted(client, job.id, watch=watch, as_json=as_json)
 
@@ -88,7 +84,7 @@ def migrate(
 @app.command()
 def watch(job: JobArgument, as_json: Json = False) -> None:
     """Show how far a job has come until it is over or pauses. Ctrl-C leaves it at work."""
-    with _client() as client:
+    with a_client() as client:
         status = _watched(client, job)
     if as_json:
         print(status.model_dump_json())
@@ -100,7 +96,7 @@ def list_(as_json: Json = False) -> None:
     """List the jobs of the last month, the newest first."""
     from .. import show
 
-    with _client() as client:
+    with a_client() as client:
         rows = [_row(status) for status in client.jobs()]
     columns = ["id", "state", "done", "failed", "items", "model", "sink"]
     show.table(columns, rows, as_json=as_json, unbroken="id")
@@ -109,42 +105,42 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 def show(job: JobArgument, as_json: Json = False) -> None:
     """Everything about one job."""
-    with _client() as client:
+    with a_client() as client:
         _show(client.job(job).status(), as_json=as_json)
 
 
 @app.command()
 def pause(job: JobArgument, as_json: Json = False) -> None:
     """Start nothing more of a job; what is at work is finished."""
-    with _client() as client:
+    with a_client() as client:
         _show(client.job(job).pause(), as_json=as_json)
 
 
 @app.command()
 def resume(job: JobArgument, as_json: Json = False) -> None:
     """Go on with a paused job."""
-    with _client() as client:
+    with a_client() as client:
         _show(client.job(job).resume(), as_json=as_json)
 
 
 @app.command()
 def cancel(job: JobArgument, as_json: Json = False) -> None:
     """Stop a job for good; what is in the sink stays there."""
-    with _client() as client:
+    with a_client() as client:
         _show(client.job(job).cancel(), as_json=as_json)
 
 
 @app.command("retry-failed")
 def retry_failed(job: JobArgument, as_json: Json = False) -> None:
     """Do the chunks again in which items failed."""
-    with _client() as client:
+    with a_client() as client:
         _show(client.job(job).retry_failed(), as_json=as_json)
 
 
 @app.command()
 def verify(job: JobArgument, as_json: Json = False) -> None:
     """Compare manifest, markers and sink once more; what is missing is done again."""
-    with _client() as client:
+    with a_client() as client:
         handle = client.job(job)
         handle.verify()
         status = handle.wait()
@@ -155,21 +151,15 @@ def verify(job: JobArgument, as_json: Json = False) -> None:
 @app.command()
 def switch(job: JobArgument, as_json: Json = False) -> None:
     """Let a migration's name lead to the new collection."""
-    with _client() as client:
+    with a_client() as client:
         _switched(client.job(job).switch(), as_json=as_json)
 
 
 @app.command("switch-back")
 def switch_back(job: JobArgument, as_json: Json = False) -> None:
     """Let a migration's name lead to the old collection again."""
-    with _client() as client:
+    with a_client() as client:
         _switched(client.job(job).switch_back(), as_json=as_json)
-
-
-def _client() -> "Client":
-    from ..client import Client
-
-    return Client(asked_by="cli")
 
 
 def _submitted(client: "Client", job: str, *, watch: bool, as_json: bool) -> None:

@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..options import FAILED, USAGE, Json
+
 app = typer.Typer()
-
-FAILED, USAGE = 1, 2
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()

@@ -39,7 +39,7 @@ def clipyard(monkeypatch, capsys):
 
     def run(*argv, client=None):
         for commands in (cli, cli.reembed):
-            monkeypatch.setattr(commands, "_client", lambda: client or FakeClient())
+            monkeypatch.setattr(commands, "a_client", lambda: client or FakeClient())
         monkeypatch.setattr(sys, "argv", ["clipyard", *map(str, argv)])
         with pytest.raises(SystemExit) as end:
             cli.main()
