@@ -72,7 +72,8 @@ class Vigil:
             raise NoWorker(NOBODY)
         if queue and self._slices % SEARCH_EVERY == 0:
             # Twice in a row: a worker that takes a message holds it nowhere for a moment.
-            is_missed = not (yield partial(_find, id=request_id, queue=queue, keys=self._keys))
+            held = self._keys.held()
+            is_missed = not (yield lambda r: r.eval(_FIND, 2, held, queue, request_id, SEARCHED))
             is_lost, self._missed = is_lost or (is_missed and self._missed), is_missed
         return is_lost
 
@@ -83,13 +84,6 @@ def alive(keys: Keys) -> Talk[Crew]:
     members = sorted(seen)
     started = yield partial(_started, keys=[keys.worker(name.decode()) for name in members])
     return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
-
-
-# Steps. Each is one round trip, and returns an awaitable if the client does.
-
-
-def _find(client: Any, *, id: str, queue: str | bytes, keys: Keys) -> Any:
-    return client.eval(_FIND, 2, keys.held(), queue, id, SEARCHED)
 
 
 def _started(client: Any, *, keys: Sequence[str]) -> Any:

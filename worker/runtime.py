@@ -230,7 +230,8 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         trouble=families.trouble,
         wedged_after_s=settings.wedged_after_s,
     )
-    tracker.start(slots, memory, ledger, renew=renew)
+    tracker.attach(slots, memory, ledger, renew=renew)
+    tracker.start()
     here = Runtime(
         node=node,
         settings=settings,

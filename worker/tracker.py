@@ -57,10 +57,16 @@ class Tracker:
         node: this worker's name.
         settings: as the environment says; `change` puts others in their place.
         device: what the worker runs on.
-        versions: what a person asks for first when something is odd.
         beat_s, expiry_s: of the status hashes.
         clock: unix seconds.
         ticks: the slots' clock.
+
+    Attributes:
+        versions: of the packages that a person asks for first when something is odd.
+        started_at: of this process, in unix seconds: with the node's name, what tells it from the
+            last.
+        has_company: whether another worker was of use, when this one last had no model that was
+            ready.
     """
 
     def __init__(
@@ -78,10 +84,10 @@ class Tracker:
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._keys = store, keys
-        self._node, self._device, self._versions = node, device, dict(versions or {})
+        self._node, self._device, self.versions = node, device, dict(versions or {})
         self._beat_s, self._expiry_s = beat_s, expiry_s
         self._clock, self._ticks = clock, ticks
-        self._started_at = clock()
+        self.started_at = clock()
         self._environment = settings
         self._lock = threading.Lock()  # of the notes
         self._writing = threading.Lock()  # two writers would tell an event twice
@@ -97,7 +103,7 @@ class Tracker:
         self._hours: Counter[tuple[str, int]] = Counter()
         self._events: deque[Event] = deque(maxlen=EVENTS_UNSENT)
         self._shown: set[str] = set()  # models with a hash of this process's
-        self._has_company = False
+        self.has_company = False
         self._gauge = PressureGauge()
         self._redis_away = False
         self._wake, self._stop = threading.Event(), threading.Event()
@@ -134,29 +140,14 @@ class Tracker:
         self._complaints = found
 
     @property
-    def versions(self) -> Mapping[str, str]:
-        """Of the packages that a person asks for first."""
-        return self._versions
-
-    @property
     def state(self) -> State:
         """What was said last."""
         return self._state
 
     @property
-    def started_at(self) -> float:
-        """Of this process, in unix seconds: with the node's name, what tells it from the last."""
-        return self._started_at
-
-    @property
     def swept_at(self) -> float:
         """When the last sweep came, in unix seconds; before the first, when this worker started."""
-        return self._swept_at or self._started_at
-
-    @property
-    def has_company(self) -> bool:
-        """Whether another worker was of use, when this one last had no model that was ready."""
-        return self._has_company
+        return self._swept_at or self.started_at
 
     def swept(self) -> float:
         """A sweep has just looked at this worker; gives how long after the one before, in s."""
@@ -264,16 +255,8 @@ class Tracker:
         """
         self._slots, self._memory, self._ledger, self._renew = slots, memory, ledger, renew
 
-    def start(
-        self,
-        slots: Slots,
-        memory: Memory,
-        ledger: Ledger,
-        *,
-        renew: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`attach`, and show this worker until `close`."""
-        self.attach(slots, memory, ledger, renew=renew)
+    def start(self) -> None:
+        """Show this worker until `close`, after `attach`."""
         self._thread.start()
 
     def beat(self) -> None:
@@ -338,7 +321,7 @@ class Tracker:
             self._fleet = told
         view = self._slots.view()
         if not any(slot.tier is Tier.DEVICE for slot in view):
-            self._has_company = any(map(self._is_company, self._others()))
+            self.has_company = any(map(self._is_company, self._others()))
         settings = self.settings
         for slot in view:
             key = self._keys.model(self._node, slot.model_id)
@@ -417,7 +400,7 @@ class Tracker:
             name=self._node,
             device=self._device,
             pid=os.getpid(),
-            started_at=self._started_at,
+            started_at=self.started_at,
             beat_at=self._clock(),
             state=state,
             current=self.current(),
@@ -432,7 +415,7 @@ class Tracker:
             trouble=trouble,
             last_sweep_at=self._swept_at,
             settings={name: str(getattr(settings, name)) for name in Knobs.model_fields},
-            versions=self._versions,
+            versions=self.versions,
             complaints=self._complaints,
         )
 

@@ -1,8 +1,6 @@
 """Messages in quarantine: looked at, forgotten, or sent again."""
 
 import time
-from functools import partial
-from typing import Any
 
 from ..steps import Talk
 from ..talks import Call, Line
@@ -20,7 +18,6 @@ from ..wire.messages import (
     Switch,
     Unload,
 )
-from ..wire.names import Keys
 from ..wire.quarantine import Evidence
 
 KINDS: dict[str, type[Request]] = {
@@ -73,7 +70,7 @@ def again(line: Line, id: str) -> Talk[Message]:
         id=id,
         is_first=False,
     )
-    yield partial(_clean, keys=line.keys, id=id)
+    yield lambda r: r.delete(line.keys.answer(id), line.keys.started(id))
     answer = yield from line.ask(call)
     yield lambda r: r.hdel(line.keys.quarantine, id)
     return answer.message
@@ -90,7 +87,3 @@ def forgotten(line: Line, id: str) -> Talk[None]:
 
 def _evidence(text: bytes) -> Evidence:
     return Evidence.model_validate_json(text, extra="ignore")  # a newer worker's may have more
-
-
-def _clean(client: Any, *, keys: Keys, id: str) -> Any:
-    return client.delete(keys.answer(id), keys.started(id))

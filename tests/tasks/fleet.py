@@ -81,7 +81,8 @@ def parts(settings: WorkerSettings, node: str) -> Any:
         on_event=tracker.on_event,
     )
     tracker.say("ready")
-    tracker.start(slots, memory, ledger)
+    tracker.attach(slots, memory, ledger)
+    tracker.start()
     return SimpleNamespace(
         node=node,
         settings=settings,

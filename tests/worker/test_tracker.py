@@ -1,5 +1,4 @@
 import threading
-from functools import partial
 
 import pytest
 import redis
@@ -86,7 +85,6 @@ def make(store, keys, watch, settings):
         )
         tracker.room = Room()
         tracker.attach(tracker.slots, tracker.room, ledger)
-        tracker.begin = partial(tracker.start, tracker.slots, tracker.room, ledger)
         trackers.append(tracker)
         return tracker
 
@@ -368,7 +366,7 @@ def test_what_was_heard_of_the_fleet_is_left_to_the_successor(make, settings, st
 def test_the_last_worker_to_leave_takes_the_fleets_current_model_with_it(make, store, keys):
     trackers = make("gpu0@here"), make("gpu1@here")
     for tracker in trackers:
-        tracker.begin()
+        tracker.start()
         tracker.say("ready")
     trackers[0].close()
     trackers[1].close()
@@ -379,7 +377,7 @@ def test_the_last_worker_to_leave_takes_the_fleets_current_model_with_it(make, s
 
 def test_a_worker_that_closes_still_tells_its_last_moves(make, store, keys):
     tracker = make(beat_s=3600)
-    tracker.begin()
+    tracker.start()
     tracker.slots.load(VISION)
     tracker.close()
     fleet = read_fleet(store, keys)
@@ -389,7 +387,7 @@ def test_a_worker_that_closes_still_tells_its_last_moves(make, store, keys):
 
 def test_an_event_is_written_at_once_and_not_with_the_next_beat(make, store, keys):
     tracker = make(beat_s=3600)
-    tracker.begin()
+    tracker.start()
     tracker.slots.load(VISION)
     [(_, entries)] = store.xread({keys.events: 0}, block=WITHIN_S * 1000)
     assert entries
@@ -435,6 +433,7 @@ def test_a_worker_that_brings_its_first_model_too_is_no_company(make):
 def test_beats_renew_what_the_process_has_reserved(make):
     renewed = threading.Event()
     tracker = make(beat_s=3600)
-    tracker.begin(renew=renewed.set)
+    tracker._renew = renewed.set
+    tracker.start()
     assert renewed.wait(WITHIN_S)
     tracker.close()

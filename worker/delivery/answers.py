@@ -129,7 +129,8 @@ def checked(kind: type[R], payload: Mapping[str, Any], *, nameless: tuple[Any, .
         return kind.model_validate(payload)
     except ValidationError as error:
         mistakes = error.errors(include_url=False, include_context=False, include_input=False)
-    sentences = [f"{_place(kind, mistake['loc'])}: {mistake['msg']}" for mistake in mistakes]
+    places = [".".join(map(str, mistake["loc"])) or kind.__name__ for mistake in mistakes]
+    sentences = [f"{place}: {one['msg']}" for place, one in zip(places, mistakes, strict=True)]
     if (untold := len(sentences) - MISTAKES_TOLD) > 0:
         sentences[MISTAKES_TOLD:] = [f"and {untold} more"]
     raise BadRequest("; ".join(sentences))
@@ -138,10 +139,6 @@ def checked(kind: type[R], payload: Mapping[str, Any], *, nameless: tuple[Any, .
 def _opened(task: Task, payload: Mapping[str, Any]) -> dict[str, Any]:
     settings = runtime.here().settings
     return opened(payload, task=task.name, request=task.request.id, settings=settings)
-
-
-def _place(kind: type[Request], loc: tuple[int | str, ...]) -> str:
-    return ".".join(str(step) for step in loc) or kind.__name__
 
 
 def _meet(

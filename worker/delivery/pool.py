@@ -30,7 +30,7 @@ from contextvars import ContextVar
 from enum import StrEnum
 from functools import partial
 from threading import Event, Lock
-from typing import Any, NoReturn
+from typing import Any
 
 from celery.concurrency import thread
 from celery.concurrency.base import ExceptionInfo, apply_target
@@ -98,13 +98,7 @@ def stop_if_cancelled() -> None:
     A revoked task already has its result and its acknowledgement (`Ignore`); one that a shutdown
     interrupts goes back to the queue (`Reject`); one past its time limit has failed.
     """
-    reason = cancelled()
-    if reason is not None:
-        _stop(reason)
-
-
-def _stop(reason: Reason) -> NoReturn:
-    match reason:
+    match reason := cancelled():
         case Reason.REVOKED:
             raise Ignore(reason)
         case Reason.SHUTDOWN:

@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start me again
 LOOK_S = 1.0
-LAST_MESSAGE_S = (
-    1.5  # kombu's blocking pop returns after a second; what it brings is given back too
-)
+LAST_MESSAGE_S = 1.5  # kombu's blocking pop ends after a second; what it brings goes back too
 LAST_WORDS_S = 15.0  # for all of it, Redis being as slow as it may be
 
 

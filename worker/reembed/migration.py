@@ -17,7 +17,7 @@ from ..datapath.images import ImageReader
 from . import manifest
 from .items import Item, Vector
 from .manifest import Manifest
-from .sinks import Sink, Switchable, open_old
+from .sinks import Sink, Switchable, open_sink
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved:
     ids = [item.id for item in items]
     new = job.sink.read(ids)
     go_on()
-    old = open_old(job.spec.migration.old, job.doors).read(ids)
+    old = open_sink(job.spec.migration.old, None, job.doors).read(ids)
     go_on()
     both = [item for item in items if item.id in new and item.id in old]
     if len(both) < 2:
@@ -86,7 +86,7 @@ def switched(job: "Job", to: Literal["new", "old"]) -> tuple[bool, str]:
     if to == "new" and status.state is not JobState.COMPLETE:
         raise BadRequest(f"job {job.spec.id} is {status.state}: switch when it is complete")
     place = job.spec.sink if to == "new" else migration.old
-    sink = _switchable(job.sink if to == "new" else open_old(place, job.doors), place)
+    sink = _switchable(job.sink if to == "new" else open_sink(place, None, job.doors), place)
     before = sink.target(migration.alias)
     sink.switch(migration.alias)
     now = sink.target(migration.alias)
@@ -106,7 +106,7 @@ def refuse_unready(job: "Job") -> None:
     """
     if job.spec.migration is not None:
         alias, place = job.spec.migration.alias, job.spec.migration.old
-        _switchable(open_old(place, job.doors), place).target(alias)
+        _switchable(open_sink(place, None, job.doors), place).target(alias)
 
 
 def refuse_taken(job: "Job", sink: Sink) -> None:

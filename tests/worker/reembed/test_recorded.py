@@ -9,7 +9,7 @@ from worker.reembed.check import compare
 from worker.reembed.doors import Doors
 from worker.reembed.items import Item
 from worker.reembed.papers import Papers
-from worker.reembed.sinks import open_old
+from worker.reembed.sinks import open_sink
 from worker.settings import WorkerSettings
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -20,7 +20,7 @@ def test_the_proof_of_a_recorded_job_finds_what_it_found_then(tmp_path):
     papers = Papers(sink / "_job-recorded")
     doors = Doors(WorkerSettings.read(sink_roots=[tmp_path]))
     plan = manifest.read(papers.manifest)
-    held = open_old(Place(kind="parquet", where=str(sink)), doors)
+    held = open_sink(Place(kind="parquet", where=str(sink)), None, doors)
     found = compare(papers, plan, held, go_on=lambda: None)
     assert (found.done, found.failed, found.unfinished) == (2, 1, [])
     assert found.codes == {"image_missing": 1}

@@ -20,7 +20,7 @@ from api_client.wire.jobs import Place
 from worker.reembed import papers
 from worker.reembed.doors import Doors
 from worker.reembed.items import Chunk, Item, Shard, Space
-from worker.reembed.sinks import lance, open_old, open_sink, qdrant
+from worker.reembed.sinks import lance, open_sink, qdrant
 from worker.reembed.sinks.qdrant import point_id
 from worker.settings import WorkerSettings
 
@@ -139,14 +139,14 @@ def test_a_sink_without_vectors_is_of_the_space_that_it_was_made_for(make, kind)
 
 def test_a_sink_that_is_not_there_cannot_be_read(places, doors, kind):
     with pytest.raises(JobRefused):
-        open_old(places(kind, "nowhere"), doors)
+        open_sink(places(kind, "nowhere"), None, doors)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "qdrant", "lancedb", "pgvector"])
 def test_a_sink_can_be_walked_as_a_source(make, places, doors, kind):
     sink = make(kind)
     sink.write(shard(0, lost=()))
-    found = dict(open_old(places(kind), doors).rows())
+    found = dict(open_sink(places(kind), None, doors).rows())
     assert found["0/2"] == {"ref": "/p/2.jpg", "n": 2}
     assert len(found) == 4
 
@@ -162,7 +162,7 @@ def test_a_sink_can_be_walked_as_a_source(make, places, doors, kind):
 def test_a_table_that_no_job_wrote_can_be_walked(tmp_path, doors, row, expected):
     lancedb.connect(tmp_path).create_table("photos", [{"ref": "/p/7.jpg", **row}])
     place = Place(kind="lancedb", where=str(tmp_path), options={"table": "photos"})
-    assert list(open_old(place, doors).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
+    assert list(open_sink(place, None, doors).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
 
 
 def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make, postgres_url):
@@ -201,7 +201,7 @@ def test_a_table_without_ids_is_refused_with_what_it_has(tmp_path, doors):
     lancedb.connect(tmp_path).create_table("photos", [{"key": "a", "path": "/p/a.jpg"}])
     place = Place(kind="lancedb", where=str(tmp_path), options={"table": "photos"})
     with pytest.raises(JobRefused, match="has no column 'id'; it has key, path"):
-        list(open_old(place, doors).rows())
+        list(open_sink(place, None, doors).rows())
 
 
 def test_a_name_is_switched_and_switched_back(make, places, doors, kind):

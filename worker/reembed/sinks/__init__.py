@@ -97,21 +97,12 @@ def walked(where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     return item_id, rest | (meta if isinstance(meta, dict) else {"meta": meta} if meta else {})
 
 
-def open_old(place: Place, doors: Doors) -> Sink:
-    """A collection as it is, to be read or to be what a name leads to.
+def open_sink(place: Place, space: Space | None, doors: Doors) -> Sink:
+    """The sink that a job names, ready for this space; without one a collection as it is, to be
+    read or to be what a name leads to.
 
     Raises:
-        JobRefused: there is none.
-    """
-    sink: Sink = find(GROUP, BUILT_IN, place.kind)(place, None, doors)
-    return sink
-
-
-def open_sink(place: Place, space: Space, doors: Doors) -> Sink:
-    """The sink that a job names, ready for this space.
-
-    Raises:
-        JobRefused: there is no such kind, or the worker may not write there.
+        JobRefused: there is no such kind or collection, or the worker may not write there.
         SpaceMismatch: it holds vectors of another space.
         StoreDown: it does not answer.
     """

@@ -7,7 +7,7 @@ from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Item
-from ..sinks import Walkable, open_old
+from ..sinks import Walkable, open_sink
 from . import Content
 from .refs import content
 
@@ -27,7 +27,7 @@ class Collection:
         self._store = Place(kind=options.pop("store", "qdrant"), where=place.where, options=options)
 
     def walk(self) -> Iterator[Item]:
-        held = open_old(self._store, self._doors)
+        held = open_sink(self._store, None, self._doors)
         if not isinstance(held, Walkable):
             raise JobRefused(f"a sink of kind {self._store.kind!r} cannot be walked")
         wanted = self._text or self._ref
