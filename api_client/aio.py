@@ -163,12 +163,11 @@ class AsyncClient:
         migration: Migration | None = None,
         **options: Unpack[JobOptions],
     ) -> AsyncJob:
-        return self._job(
-            await self._hold(self._desk.reembed(source, sink, model, migration, options))
-        )
+        wanted = self._desk.reembed(source, sink, model, migration, options)
+        return self.job(await self._hold(wanted))
 
     def job(self, id: str) -> AsyncJob:
-        return self._job(id)
+        return AsyncJob(self._desk.line, self._hold, id)
 
     async def jobs(self) -> list[JobStatus]:
         return await self._hold(self._desk.jobs())
@@ -185,9 +184,6 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def _job(self, id: str) -> AsyncJob:
-        return AsyncJob(self._desk.line, self._hold, id)
 
     async def _stream(self, embedding: Embedding) -> AsyncIterator[Item]:
         try:

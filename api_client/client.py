@@ -230,11 +230,11 @@ class Client:
             model: the current one unless given; its vector space is pinned when the job begins.
             migration: what the sink is to replace, see `reembed.job.shadow`.
         """
-        return self._job(self._hold(self._desk.reembed(source, sink, model, migration, options)))
+        return self.job(self._hold(self._desk.reembed(source, sink, model, migration, options)))
 
     def job(self, id: str) -> Job:
         """A job that was submitted, by this process or another."""
-        return self._job(id)
+        return Job(self._desk.line, self._hold, id)
 
     def jobs(self) -> list[JobStatus]:
         """Every job of the last month, the newest first."""
@@ -253,9 +253,6 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _job(self, id: str) -> Job:
-        return Job(self._desk.line, self._hold, id)
 
     def _stream(self, embedding: Embedding) -> Iterator[Item]:
         try:

@@ -131,10 +131,7 @@ def similarity(a: Vectors, b: Vectors) -> Vectors:
     Raises:
         SpaceMismatch: the dimensions differ.
     """
-    first, second = (
-        np.atleast_2d(np.asarray(a, np.float32)),
-        np.atleast_2d(np.asarray(b, np.float32)),
-    )
+    first, second = (np.atleast_2d(np.asarray(given, np.float32)) for given in (a, b))
     if first.shape[1] != second.shape[1]:
         raise SpaceMismatch(
             f"vectors of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared"

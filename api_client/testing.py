@@ -312,6 +312,8 @@ class MemoryStore:
     def llen(self, key: str) -> int:
         return 0
 
+    bitcount = zcard = llen
+
     def eval(self, script: str, count: int, *rest: Any) -> int:
         """A job is submitted, and over; nothing can be done to one that is over."""
         keys, (job, _, *flat) = rest[:count], rest[count:]
@@ -325,20 +327,13 @@ class MemoryStore:
     def zrevrange(self, key: str, *_: int) -> list[bytes]:
         return list(reversed(self._values.get(key, [])))
 
-    def bitcount(self, key: str) -> int:
-        return 0
-
-    def zcard(self, key: str) -> int:
-        return 0
-
     def time(self) -> tuple[int, int]:
         return int(time.time()), 0
 
     def lrange(self, *_: Any) -> list[Any]:
         return []
 
-    def xrevrange(self, *_: Any) -> list[Any]:
-        return []
+    xrevrange = lrange
 
     def rpush(self, key: str, value: bytes) -> None:
         self._values.setdefault(key, []).append(value)

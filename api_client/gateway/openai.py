@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from ..aio import AsyncClient
 from ..results import Item
 from ..wire.errors import BadRequest
-from ..wire.messages import MAX_TEXT_CHARS, CatalogueEntry
+from ..wire.messages import MAX_TEXT_CHARS, CatalogueEntry, ModelId
 from .budgets import Spend
 from .inputs import Modality, embed
 from .refusals import ONE, RESPONSES, SEVERAL
@@ -30,7 +30,6 @@ def _no_number(given: Any) -> Any:
 # A picture as a data URI may be as long as the body; the client looks at the length of texts.
 Input = Annotated[str, StringConstraints(min_length=1, pattern=r"\S"), BeforeValidator(_no_number)]
 Inputs = Annotated[list[Input], Field(min_length=1)]
-Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -44,7 +43,7 @@ class EmbeddingsRequest(BaseModel):
         description=f"Texts of up to {MAX_TEXT_CHARS} characters; pictures as data:image/... "
         "URIs or http(s) addresses"
     )
-    model: Model | None = Field(None, description="An id of GET /v1/models; else the current one")
+    model: ModelId | None = Field(None, description="An id of GET /v1/models; else the current one")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
         None, description="The model's own number; these models cannot be cut"
@@ -118,7 +117,7 @@ def router(client: AsyncClient, *, most_items: int) -> APIRouter:
         return ModelList(data=[card(entry) for entry in await client.models()])
 
     @routes.get("/models/{model_id:path}")
-    async def model(model_id: Model) -> ModelCard:
+    async def model(model_id: ModelId) -> ModelCard:
         """One model."""
         return card(await client.model_info(model_id))
 

@@ -8,14 +8,15 @@ from pydantic import BaseModel, StringConstraints
 from ..aio import AsyncClient
 from ..results import matrix
 from ..wire.errors import BadRequest
-from ..wire.messages import MAX_TEXT_CHARS
+from ..wire.messages import MAX_TEXT_CHARS, ModelId
 from .budgets import Spend
 from .inputs import comparable
 from .refusals import RESPONSES
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS, pattern=r"\S")]
-Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-AskedModel = Annotated[Model | None, Query(description="A model id; the current one if not given")]
+AskedModel = Annotated[
+    ModelId | None, Query(description="A model id; the current one if not given")
+]
 
 
 class TextBody(BaseModel):

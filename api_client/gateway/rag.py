@@ -3,23 +3,22 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, StringConstraints
+from pydantic import BaseModel
 
 from ..aio import AsyncClient
 from ..desk import PRESSURES, entry_of
 from ..results import Pressure
 from ..status import Fleet
 from ..wire.errors import BadRequest, UnknownModel
-from ..wire.messages import CatalogueEntry, Kind, Managed, ModelStatus
+from ..wire.messages import CatalogueEntry, Kind, Managed, ModelId, ModelStatus
 from .refusals import RESPONSES
 
 MB = 1024 * 1024
 CURRENT = "clip_vision_embedding"  # the tracker's name for the current vision model
 
-ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Health = Literal["healthy", "degraded", "unhealthy"]
 
 

@@ -66,9 +66,7 @@ class Recording:
         self, service: str, *, instance: str, processor: SpanProcessor | None = None
     ) -> None:
         ours = Resource.create({SERVICE_NAME: service, SERVICE_INSTANCE_ID: instance})
-        self.resource = ours.merge(
-            OTELResourceDetector().detect()
-        )  # what the environment says wins
+        self.resource = ours.merge(OTELResourceDetector().detect())  # the environment wins
         self._provider = TracerProvider(resource=self.resource)
         # What Redis is asked outside of any request, such as heart-beats, is nobody's trace.
         within = TracerProvider(

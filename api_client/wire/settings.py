@@ -76,7 +76,16 @@ def names_of(field: str) -> tuple[str, ...]:
     return (PREFIX + field, *ALSO.get(field, ()))
 
 
-class _JsonFile(PydanticBaseSettingsSource):
+class _ByField(PydanticBaseSettingsSource):
+    """Looks for one field after the other."""
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields.items()
+        values = {name: self.get_field_value(field, name)[0] for name, field in fields}
+        return {PREFIX + name: value for name, value in values.items() if value is not None}
+
+
+class _JsonFile(_ByField):
     """The JSON file: our names and the older ones; keys of other programs are left alone."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
@@ -86,15 +95,8 @@ class _JsonFile(PydanticBaseSettingsSource):
                 return found[name], field_name, False
         return None, field_name, False
 
-    def __call__(self) -> dict[str, Any]:
-        values = {
-            name: self.get_field_value(field, name)[0]
-            for name, field in self.settings_cls.model_fields.items()
-        }
-        return {PREFIX + name: value for name, value in values.items() if value is not None}
 
-
-class _SecretFiles(PydanticBaseSettingsSource):
+class _SecretFiles(_ByField):
     """CLIPYARD_REDIS_URL_FILE and its like: a secret that is in a file, not in the environment."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
@@ -110,11 +112,6 @@ class _SecretFiles(PydanticBaseSettingsSource):
         if not secret:  # as if there were none, everybody would be let in
             raise BadSettings(f"{_file_variable(field_name)}: {path} is empty")
         return secret, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        fields = self.settings_cls.model_fields.items()
-        values = {name: self.get_field_value(field, name)[0] for name, field in fields}
-        return {PREFIX + name: value for name, value in values.items() if value is not None}
 
 
 def _file_variable(field: str) -> str:

@@ -13,8 +13,6 @@ from . import family, plan
 from .plan import Fault, Kind
 from .world import World, replace
 
-PROCESSES_S = 10.0  # for a process that is just being started again
-
 
 class Chaos:
     """Does what a plan says, in threads of its own.

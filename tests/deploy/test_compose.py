@@ -24,7 +24,6 @@ from tests.security.installation import until
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if name != "redis"}
 DOCKERFILE = (ROOT / "worker" / "Dockerfile").read_text()
 PORTS = {"gateway": "7000", "flower": "5555"}
 START_WITHIN_S = 90.0

@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import mkdtemp
@@ -177,7 +178,8 @@ class OpenClip:
         try:
             with self._checkpoints.prepared(source, form=form, write=write) as file:
                 mapped = weights.read(file)
-                return mapped, self._identity(file, mapped)
+                identity = partial(weights.identity, mapped)
+                return mapped, self._checkpoints.remember(file, "state", identity)
         except OSError as error:
             log.warning("no prepared copy of %s: %s; every load converts it", source, error)
             state = self._converted(source, model)
@@ -189,9 +191,6 @@ class OpenClip:
             name: state[name].to(tensor.dtype, copy=True, memory_format=torch.contiguous_format)
             for name, tensor in model.state_dict().items()
         }
-
-    def _identity(self, file: Path, state: weights.State) -> str:
-        return self._checkpoints.remember(file, "state", lambda: weights.identity(state))
 
     def _traits(self, entry: Entry, recipe: Recipe, model: nn.Module, identity: str) -> Traits:
         space = {
