@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -24,15 +24,11 @@ _WORKER_GRACE_S = 30.0  # a batch of large pictures on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extra:
+class Extra(Child):
     """One more process of the stack, such as a dashboard, and the address to show for it."""
 
-    name: str
-    argv: tuple[str, ...]
+    cwd: Path = Path()  # the checkout, once it is found
     address: str
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    grace_s: float = 5.0
-    ready: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,18 +169,8 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
             zip(node_names(options.devices), options.devices, strict=True)
         )
     ]
-    others = [
-        Child(
-            name=one.name,
-            argv=one.argv,
-            cwd=checkout,
-            env={**one.env, **here},
-            grace_s=one.grace_s,
-            ready=one.ready,
-        )
-        for one in (Extra(name="beat", argv=beat, address=""), *options.extras)
-    ]
-    return workers + others
+    others = (Extra(name="beat", argv=beat, address=""), *options.extras)
+    return [*workers, *(replace(one, cwd=checkout, env={**one.env, **here}) for one in others)]
 
 
 def _listening(stack: Stack, options: Options) -> Table:
