@@ -229,9 +229,9 @@ class Line:
             if (yield from vigil.look(request_id, queue=self._queue(call))):
                 yield from self.send(replace(call, is_first=False))
             return
-        queue, copy = yield partial(_copied, key=self.keys.sent(request_id))
+        queue, copy = yield lambda r: r.hmget(self.keys.sent(request_id), "queue", "message")
         if (yield from vigil.look(request_id, queue=queue)) and copy:
-            yield partial(_push, queue=queue, message=copy)
+            yield lambda r: r.lpush(queue, copy)
 
     def withdraw(self, ids: Sequence[str]) -> Talk[None]:
         """Nobody wants these any more: unstarted ones are dropped, started ones stop.
@@ -342,14 +342,6 @@ def _put(
 def _copy(pipe: Any, *, key: str, ttl_s: int, fields: Mapping[str, str]) -> None:
     pipe.hset(key, mapping=fields)
     pipe.expire(key, max(1, ttl_s))
-
-
-def _copied(client: Any, *, key: str) -> Any:
-    return client.hmget(key, "queue", "message")
-
-
-def _push(client: Any, *, queue: bytes, message: bytes) -> Any:
-    return client.lpush(queue, message)
 
 
 def _await(client: Any, *, key: str, block_s: float) -> Any:
