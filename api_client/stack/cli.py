@@ -38,6 +38,7 @@ def up(
         home=settings.home,
         devices=tuple(device or visible_devices(cuda_visible=settings.cuda_visible_devices)),
         redis_url=settings.redis_url.get_secret_value() if settings.redis_url else None,
+        metrics_host=settings.metrics_host,
         metrics_port=settings.metrics_port,
         env=settings.for_workers() | (dashboard_child.WORKER_ENV if flower else {}),
         extras=(

@@ -25,6 +25,7 @@ class StackSettings(Settings):
     jobs_dir: Path | None = None
     log_dir: Path | None = None
     default_model: str | None = None
+    metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the first worker
     # As CUDA itself reads it: empty is no GPU, where for other settings it is as good as not set.
     cuda_visible_devices: str | None = Field(

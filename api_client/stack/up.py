@@ -40,6 +40,7 @@ class Options:
         devices: one worker each, such as ("cpu",) or ("cuda:0", "cuda:1").
         redis_url: a Redis to use instead of a private one.
         env: settings for the workers, as environment variables.
+        metrics_host: where the workers' metrics are said to be.
         metrics_port: of the first worker; the others count upwards. 0 is no metrics.
     """
 
@@ -47,6 +48,7 @@ class Options:
     devices: tuple[str, ...]
     redis_url: str | None = field(default=None, repr=False)
     env: Mapping[str, str] = field(default_factory=dict)
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     extras: tuple[Extra, ...] = ()
     patience: Patience = field(default_factory=Patience)
@@ -160,7 +162,7 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
                 **options.env,
                 **here,
                 "CLIPYARD_DEVICE": device,
-                "CLIPYARD_METRICS_PORT": str(options.metrics_port and options.metrics_port + n),
+                "CLIPYARD_METRICS_PORT": str(_metrics_port(options, n)),
             },
             grace_s=_WORKER_GRACE_S,
             ready=lambda said: " ready." in said,
@@ -173,11 +175,18 @@ def _children(options: Options, *, url: str, checkout: Path) -> list[Child]:
     return [*workers, *(replace(one, cwd=checkout, env={**one.env, **here}) for one in others)]
 
 
+def _metrics_port(options: Options, worker: int) -> int:
+    return options.metrics_port and options.metrics_port + worker
+
+
 def _listening(stack: Stack, options: Options) -> Table:
     table = Table("what", "where", title="Clipyard")
     table.add_row("redis", masked(stack.url))
-    for name, device in zip(node_names(options.devices), options.devices, strict=True):
+    names = node_names(options.devices)
+    for n, (name, device) in enumerate(zip(names, options.devices, strict=True)):
         table.add_row(f"worker {name}", device)
+        if port := _metrics_port(options, n):
+            table.add_row("  metrics", f"http://{options.metrics_host}:{port}/metrics")
     for extra in options.extras:
         table.add_row(extra.name, extra.address)
     table.add_row("logs", str(stack.logs))

@@ -268,9 +268,9 @@ class Meters:
 INTRODUCTION = """\
 A worker serves them at `/metrics` of `CLIPYARD_METRICS_HOST` and `CLIPYARD_METRICS_PORT` (off
 unless a port is set, on loopback unless told otherwise; the workers of `clipyard up` count upwards
-from the port). The gateway serves its own at `/metrics`, behind its token. A Grafana dashboard is
-in deploy/grafana, alert rules are in deploy/prometheus. This page is made by
-`python -m api_client.wire.metrics`."""
+from the port, and it shows the addresses). The gateway serves its own at `/metrics`, behind its
+token. A Grafana dashboard is in deploy/grafana, alert rules are in deploy/prometheus. This page is
+made by `python -m api_client.wire.metrics`."""
 
 
 def document() -> str:

@@ -231,6 +231,17 @@ def test_what_listens_where_is_shown_with_the_password_masked(home, checkout):
     assert "http://127.0.0.1:5555" in shown
 
 
+def test_each_workers_metrics_are_shown_where_it_serves_them(home):
+    wanted = options(home, "cpu", "cpu", metrics_host="10.0.0.1", metrics_port=9300)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(up._listening(up.Stack(url="redis://h", logs=home, supervisor=None), wanted))
+    shown = console.file.getvalue()
+    one, other, _ = up._children(wanted, url="", checkout=home)
+    for worker, port in ((one, 9300), (other, 9301)):
+        assert worker.env["CLIPYARD_METRICS_PORT"] == str(port)
+        assert f"http://10.0.0.1:{port}/metrics" in shown
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_drains_the_run_and_leaves_nothing(home, checkout, gone, how):
     with run_elsewhere(home, checkout) as process:
