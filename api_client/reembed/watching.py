@@ -69,7 +69,7 @@ def finished(status: JobStatus) -> int:
 
 
 def stages(status: JobStatus) -> str:
-    """Each stage's share of the time that the chunks took."""
+    """The time of each stage, summed over chunks, and its share."""
     spent = {
         "read": status.read_s,
         "decode": status.decode_s,
@@ -77,7 +77,14 @@ def stages(status: JobStatus) -> str:
         "write": status.write_s,
     }
     total = sum(spent.values()) or 1.0
-    return "  ".join(f"{name} {seconds / total:.0%}" for name, seconds in spent.items())
+    return "  ".join(
+        f"{name} {_spent(seconds)} {seconds / total:.0%}" for name, seconds in spent.items()
+    )
+
+
+def _spent(seconds: float) -> str:
+    """Four digits at most: all stages stand in one line."""
+    return f"{seconds:.0f} s" if seconds < 10_000 else f"{seconds / 3600:.0f} h"
 
 
 def _eta(left: int, rate: float) -> str:

@@ -154,13 +154,16 @@ def test_rate_and_time_left_come_from_what_was_seen():
     assert "300/1000" in told
     assert "20/s" in told
     assert "about 0:00:35 left" in told
-    assert "read 25%" in told
+    assert "read 1 s 25%" in told
 
 
 def test_a_terminal_of_eighty_columns_has_room_for_what_people_ask_for():
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    console.print(Group(*watching.drawn(status(20.0, 300, failed=12), rate=20.0)))
-    assert "running  312/1000  failed 12  20/s  about 0:00:34 left" in console.file.getvalue()
+    spent = {"read_s": 9_999, "decode_s": 9_999, "forward_s": 36e6, "write_s": 36e5}
+    console.print(Group(*watching.drawn(status(20.0, 300, failed=12, **spent), rate=20.0)))
+    shown = console.file.getvalue()
+    assert "running  312/1000  failed 12  20/s  about 0:00:34 left" in shown
+    assert "read 9999 s 0%  decode 9999 s 0%  forward 10000 h 91%  write 1000 h 9%" in shown
 
 
 def test_what_others_named_does_nothing_to_the_terminal():
