@@ -85,6 +85,11 @@ class Modest(Good):
         return Footprint()
 
 
+class Boastful(Good):
+    def footprint(self):
+        return Footprint(host_bytes=300_000_000)
+
+
 LEAKED = []
 
 
@@ -160,6 +165,7 @@ def elsewhere():
     ("kind", "check", "sentence"),
     [
         (Modest, "bytes_reported", "reports 0 MiB"),
+        (Boastful, "bytes_reported", "reports 286 MiB: others would be unloaded for nothing"),
         (Leaky, "memory_comes_back", "left .* MiB behind"),
     ],
 )
