@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from pyarrow import parquet
@@ -29,6 +30,8 @@ from worker.reembed.sinks import open_sink
 from worker.reembed.sources import open_source
 from worker.settings import WorkerSettings
 
+STORES = ("memory", "kept", "picky", "away", "ftp")
+
 
 @pytest.fixture
 def doors(tmp_path):
@@ -36,7 +39,7 @@ def doors(tmp_path):
         WorkerSettings.read(
             image_roots=[tmp_path],
             sink_roots=[tmp_path],
-            image_stores=["memory://photos/", "kept://photos/"],
+            image_stores=[f"{name}://photos/" for name in STORES],
         )
     )
 
@@ -393,6 +396,37 @@ def test_a_store_that_cannot_be_listed_is_worth_another_try_and_says_why(
     told = f"memory:///photos: {type(error).__name__}: {error}"
     with pytest.raises(StoreDown, match=told):
         ids(source("fsspec", "memory://photos"))
+
+
+class Picky(AbstractFileSystem):
+    protocol = "picky"
+
+    def __init__(self, account, **_):
+        super().__init__()
+
+
+class Away(AbstractFileSystem):
+    """Connects as soon as it is made."""
+
+    protocol = "away"
+
+    def __init__(self, **_):
+        raise NoCredentialsError("no key\nwas found in ten places")
+
+
+@pytest.mark.parametrize(
+    ("where", "refused", "sentence"),
+    [
+        ("picky://photos", JobRefused, r"missing .* 'account'\); set FSSPEC_PICKY_<ARGUMENT>"),
+        ("away://photos", StoreDown, "away:// cannot be .* moment: NoCredentialsError: no key$"),
+        ("ftp://photos/2024", JobRefused, "names a host.* mount it and name the folder$"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_one_sentence(source, where, refused, sentence):
+    for driver in (Picky, Away):
+        fsspec.register_implementation(driver.protocol, driver, clobber=True)
+    with pytest.raises(refused, match=sentence):
+        source("fsspec", where)
 
 
 @pytest.mark.parametrize("where", ["photos/../private", "photos/%2e%2e/private"])

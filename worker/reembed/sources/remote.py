@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import fsspec
+
 from api_client.wire.errors import ClipyardError, JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
@@ -30,7 +32,7 @@ class Remote:
             raise JobRefused(f"{place.where!r} is no URL such as s3://bucket/folder")
         base, pattern = split(path)
         self._protocol = protocol
-        self._files: Any = _file_system(protocol)
+        self._files: Any = _file_system(protocol, f"{protocol}://{base}")
         self._base = str(self._files._strip_protocol(f"{protocol}://{base}")).rstrip("/")
         self._match = matching(pattern)
 
@@ -60,8 +62,32 @@ class Remote:
         return content(item.ref, self._doors)
 
 
-def _file_system(protocol: str) -> Any:
+def _file_system(protocol: str, where: str) -> Any:
+    """
+    Raises:
+        JobRefused: it has no driver here, or one that wants what no address of ours tells it.
+        StoreDown: it may be away. Some drivers connect at once, each with errors of its own.
+    """
     try:
+        driver: Any = fsspec.get_filesystem_class(protocol)
+        base = str(driver._strip_protocol(where)).strip("/")
+        if not where.startswith(f"{protocol}://{base}"):
+            raise JobRefused(
+                f"{where!r} names a host, which {protocol}:// leaves out of the addresses of what "
+                "it lists; leave it to fsspec's configuration, or mount it and name the folder"
+            )
         return file_system(protocol)
+    except ClipyardError:
+        raise
     except (ValueError, ImportError) as error:
         raise JobRefused(f"{protocol}:// cannot be opened on this worker: {error}") from None
+    except TypeError as error:
+        raise JobRefused(
+            f"{protocol}:// cannot be opened by an address alone ({error}); "
+            f"set FSSPEC_{protocol.upper()}_<ARGUMENT> on the workers"
+        ) from None
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise StoreDown(
+            f"{protocol}:// cannot be opened at the moment: {type(error).__name__}: {first}"
+        ) from error
