@@ -17,6 +17,10 @@ from api_client.wire.errors import WeightsUnavailable
 
 PATIENCE_S = 4.0  # the hub's own client tries for 24 s, twice
 PUT_WEIGHTS = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
+NAME_CONFIG = (
+    "set CLIPYARD_OFFLINE if they were downloaded before, or name as `architecture` an open_clip "
+    "config that finds them on this machine"
+)
 
 
 def fetch(name: str, source: Mapping[str, Any], cache_dir: Path, *, offline: bool) -> Path:
@@ -75,7 +79,7 @@ def require(what: str, url: str, *, offline: bool, hint: str = PUT_WEIGHTS) -> N
         raise WeightsUnavailable(f"{what} are not on this machine and no hub has them; {hint}")
     if not _answers(url):
         host = urllib.parse.urlsplit(url).hostname
-        raise WeightsUnavailable(f"{what} are not on this machine and {host} is away; {hint}")
+        raise WeightsUnavailable(f"{what} are to come from {host}, which is away; {hint}")
 
 
 def _answers(url: str) -> bool:

@@ -114,8 +114,8 @@ class OpenClip:
 
     def _build(self, recipe: Recipe) -> nn.Module:
         if recipe.asks_hub and not self._placement.offline:
-            what = f"text files of {recipe.architecture}"
-            hub.require(what, huggingface_hub.constants.ENDPOINT, offline=False)
+            what, where = f"text files of {recipe.architecture}", huggingface_hub.constants.ENDPOINT
+            hub.require(what, where, offline=False, hint=hub.NAME_CONFIG)
         return recipe.build(self._dtype)
 
     def _local(self, entry: Entry) -> Path | None:

@@ -613,8 +613,17 @@ def test_a_hub_that_does_not_answer_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(hub, "PATIENCE_S", 0.1)
     monkeypatch.setattr(hub, "address", lambda source: "https://192.0.2.1/")  # nobody, by design
-    with pytest.raises(WeightsUnavailable, match=r"192\.0\.2\.1 is away"):
+    with pytest.raises(WeightsUnavailable, match=r"192\.0\.2\.1, which is away; put"):
         backend.load(Entry(id="ViT-B-32/openai", architecture="ViT-B-32", tag="openai"))
+
+
+def test_weights_are_no_cure_for_text_files_that_are_missing(
+    backend: OpenClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_answers", lambda _: False)
+    entry = Entry(id="", architecture="ViT-B-16-SigLIP", tag="webli")
+    with pytest.raises(WeightsUnavailable, match=r"^text files of .*SigLIP .* is away; set"):
+        backend.check(entry)
 
 
 def test_an_earlier_download_is_used_without_asking(
