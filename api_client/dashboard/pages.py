@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import redis
+from flower.api.tasks import GetQueueLengths
 from flower.views import BaseHandler
 from tornado import web
 
@@ -15,7 +17,7 @@ from ..wire.messages import Managed
 from . import picture
 from .settings import DashboardSettings
 
-__all__ = ["Models", "ModelsAction", "ModelsNow"]
+__all__ = ["Models", "ModelsAction", "ModelsNow", "QueueLengths"]
 
 Action = Callable[[Client, dict[str, Any]], list[Managed]]
 
@@ -97,3 +99,14 @@ class ModelsAction(_Handler):
     def _refuse(self, status: int, error: ClipyardError) -> None:
         self.set_status(status)
         self.write({"error": str(error), "code": error.code})
+
+
+class QueueLengths(GetQueueLengths):  # type: ignore[misc]  # flower has no types
+    """GET: as Flower has it, which answers 500 with a traceback while Redis is away."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        try:
+            await super().get()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise web.HTTPError(503, "cannot reach Redis: %s", error) from None

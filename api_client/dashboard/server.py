@@ -1,30 +1,36 @@
 """Flower as we run it: one door before every path, a link to the Models page, and the page.
 
 Flower 2.2 has no plug-ins. What is used of it: its `Flower` application class and its options
-(both as its own command uses them), Tornado's `add_handlers` and template loaders, and the place
-of the last link in its `navbar.html`, which a test watches.
+(both as its own command uses them), its thread that listens for events, Tornado's `add_handlers`
+and template loaders, and the place of the last link in its `navbar.html`, which a test watches.
 """
 
 import hmac
+import logging
 import signal
+import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.events import EventReceiver
 from flower.app import Flower
+from flower.events import Events
 from flower.options import options
 from flower.urls import settings as flower_settings
-from tornado import template, web
+from tornado import ioloop, template, web
 from tornado.httputil import HTTPServerRequest
 
 from ..client import Client
 from ..wire.broker import celery_app
 from ..wire.settings import cannot_listen
-from .pages import Models, ModelsAction, ModelsNow
+from .pages import Models, ModelsAction, ModelsNow, QueueLengths
 from .settings import DashboardSettings
 
 __all__ = ["Dashboard", "serve"]
+
+log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 LAST_LINK = ">Broker</a>\n        </li>\n"
@@ -35,6 +41,7 @@ OUR_LINK = """\
         </li>
 """
 TASKS_KEPT = 10_000  # Flower's 100,000 take a gigabyte
+AGAIN_S = 1.0
 
 
 class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
@@ -48,12 +55,19 @@ class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
     def __init__(self, settings: DashboardSettings, *, capp: Celery, client: Client) -> None:
         _set_options(settings)
         known = {"template_loader": _Loader(), "basic_auth": None}
-        super().__init__(capp=capp, options=options, **(flower_settings | known))
+        events = _Events(
+            capp,
+            ioloop.IOLoop.current(),
+            max_workers_in_memory=options.max_workers,
+            max_tasks_in_memory=options.max_tasks,
+        )
+        super().__init__(capp=capp, options=options, events=events, **(flower_settings | known))
         self._login = b"Basic " + b64encode(settings.guarded().login.encode())
         parts = {"client": client, "settings": settings}
         self.add_handlers(
             r".*$",
             [
+                (r"/api/queues/length", QueueLengths),
                 (r"/models", Models, parts),
                 (r"/models/now", ModelsNow, parts),
                 (r"/models/do/(load|switch|unload|set|sweep)", ModelsAction, parts),
@@ -97,6 +111,27 @@ def _set_options(settings: DashboardSettings) -> None:
     options.basic_auth = [settings.login]  # also switches its check against other sites' pages on
     options.read_only = settings.dashboard_read_only
     options.max_tasks = TASKS_KEPT
+
+
+class _Events(Events):  # type: ignore[misc]  # flower has no types
+    """Flower's own doubles its pauses without end: when Redis has been away for an hour, it may
+    take another until tasks are seen again."""
+
+    def run(self) -> None:
+        is_away = False
+        while True:
+            try:
+                with self.capp.connection() as connection:
+                    receiver = EventReceiver(
+                        connection, handlers={"*": self.on_event}, app=self.capp
+                    )
+                    is_away = False
+                    receiver.capture(limit=None, timeout=None, wakeup=True)
+            except Exception as error:
+                if not is_away:
+                    log.warning("tasks are not seen until Redis is back: %s", error)
+                is_away = True
+                time.sleep(AGAIN_S)
 
 
 class _Stranger(web.RequestHandler):
