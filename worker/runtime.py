@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 PACKAGES = {"clipyard", "celery", "kombu", "redis", "torch", "open_clip_torch"}
 SAFE_BATCHES_KEPT_S = 30 * 24 * 3600
 PROBE_S = 30.0
-HASTE_S = 1.0  # how long a load waits for Redis over a reservation
+HASTE_S = 1.0  # how long Redis is waited for where it can be done without
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,11 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     listed = [*families.discover(), *Catalogue.read(*files)]  # a file's entry wins
     catalogue = Catalogue(listed, describe=[families.describe])
     settings = _by_ids(settings, catalogue)
+    # Answers, beats and the books of jobs have nowhere else to go: they wait a silence out.
     store, keys = redis_client(settings), Keys(settings.key_prefix)
     memory = Memory(placement.device)
     reservations = Reservations(
-        redis_client(settings, patience_s=HASTE_S),
+        _hasty_client(settings),
         keys,
         device=memory.uuid() or f"{node.partition('@')[2]}/{placement.device}",
         free_bytes=lambda: seen.free if (seen := memory.device()) else None,
@@ -320,8 +321,14 @@ def _content_cache(settings: WorkerSettings, keys: Keys) -> ContentCache | None:
     if not settings.content_cache_mb:
         return None
     budget_bytes = int(settings.content_cache_mb * 1e6)
-    client = redis_client(settings, patience_s=HASTE_S)
-    return ContentCache(client, keys, budget_bytes=budget_bytes)
+    return ContentCache(_hasty_client(settings), keys, budget_bytes=budget_bytes)
+
+
+def _hasty_client(settings: WorkerSettings) -> redis.Redis:
+    """Where Redis is silent, a load asks it three times and a batch of pictures often."""
+    return redis_client(
+        settings, patience_s=HASTE_S, socket_timeout=HASTE_S, socket_connect_timeout=HASTE_S
+    )
 
 
 def _sizes(store: redis.Redis, keys: Keys, device: str) -> Sizes:

@@ -12,6 +12,7 @@ from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind, Priority
 from worker import runtime
 from worker.catalogue import BUILT_IN, Catalogue
+from worker.residency.reservation import Reservations
 from worker.settings import WorkerSettings
 
 PLUG_IN = """
@@ -130,6 +131,20 @@ def test_a_file_system_that_hangs_holds_up_one_look_around_and_not_those_that_fo
         here.look_around()
         assert not looks[1].is_set()
         mended.set()
+
+
+def test_a_redis_that_is_silent_holds_no_load_up(valkey_of_my_own, keys, monkeypatch):
+    monkeypatch.setattr(runtime, "HASTE_S", 0.1)
+    settings = WorkerSettings.read(redis_url=valkey_of_my_own.url)
+    with runtime._hasty_client(settings) as store, ThreadPoolExecutor() as threads:
+        reservations = Reservations(store, keys, device="GPU-1")
+
+        def load():
+            with reservations.reserve(100):
+                pass
+
+        with valkey_of_my_own.silent():
+            threads.submit(load).result(8)
 
 
 def test_a_default_model_may_have_the_name_of_hugging_face(here):

@@ -8,7 +8,7 @@ finds it; it is float32, as the model gave it.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from threading import Lock
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ __all__ = ["ContentCache", "Pictures"]
 log = logging.getLogger(__name__)
 
 KEPT_S = 30 * 24 * 3600  # after the last use of any of it
+LEFT_ALONE_S = 5.0  # where Redis was away: each picture would wait for it again
 # What Valkey 9 takes for an entry of a hash and of a sorted set, beside the vector itself.
 OVERHEAD_BYTES = 330
 
@@ -63,24 +64,36 @@ class ContentCache:
     """What all workers share. A Redis that is away costs the look-up, never an item.
 
     Args:
+        client: of little patience.
         budget_bytes: of Redis' memory; beyond it the least recently used vectors go.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, *, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        *,
+        budget_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._redis: Any = client
         self._keys = (keys.cached("vectors"), keys.cached("used"), keys.cached("bytes"))
-        self._budget_bytes = budget_bytes
+        self._budget_bytes, self._clock = budget_bytes, clock
+        self._alone_until = 0.0
 
     def find(self, space: str, digest: bytes, *, dimension: int) -> NDArray[np.float32] | None:
         """The vector of the picture with these bytes, (dimension,), if it is kept."""
         member, (vectors, used, _) = _member(space, digest), self._keys
+        if self._clock() < self._alone_until:
+            return None
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hget(vectors, member)
                 pipe.zadd(used, {member: time.time()}, xx=True)
                 data, _ = pipe.execute()
         except redis.RedisError as error:
-            log.warning("no look into the content cache: %s", error)
+            log.warning("no look into the content cache for %g s: %s", LEFT_ALONE_S, error)
+            self._alone_until = self._clock() + LEFT_ALONE_S
             return None
         if data is None or len(data) != 4 * dimension:
             return None
@@ -93,7 +106,7 @@ class ContentCache:
             for digest, vector in vectors.items()
             for part in (_member(space, digest), vector.astype(np.float32).tobytes())
         ]
-        if not entries:
+        if not entries or self._clock() < self._alone_until:
             return
         fixed = (time.time(), self._budget_bytes, OVERHEAD_BYTES, KEPT_S)
         try:

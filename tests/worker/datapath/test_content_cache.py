@@ -17,7 +17,7 @@ from worker.backends.base import Model, Placement
 from worker.backends.fake import Fake
 from worker.catalogue import Entry
 from worker.datapath.batcher import Batcher, Rows
-from worker.datapath.content_cache import ContentCache, Pictures
+from worker.datapath.content_cache import LEFT_ALONE_S, ContentCache, Pictures
 from worker.datapath.images import ImageReader
 from worker.settings import WorkerSettings
 
@@ -118,6 +118,24 @@ def test_a_redis_that_is_away_costs_the_look_up_only(desk: Desk, keys: Keys) -> 
     desk.cache = ContentCache(nobody, keys, budget_bytes=BUDGET_BYTES)
     rows = desk.embed(desk.picture("a.png", 10))
     assert isinstance(rows.vectors[0], np.ndarray)
+
+
+def test_a_redis_that_is_away_is_left_alone_for_a_while(
+    store: redis.Redis, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, vector = [0.0], np.ones(2, np.float32)
+    with redis.Redis(port=1, retry=None) as nobody:
+        cache = ContentCache(nobody, keys, budget_bytes=BUDGET_BYTES, clock=lambda: now[0])
+        for _ in range(3):
+            assert cache.find("space", b"a", dimension=2) is None
+            cache.keep("space", {b"a": vector})
+    assert len(caplog.messages) == 1
+    cache._redis = store
+    cache.keep("space", {b"a": vector})
+    now[0] += LEFT_ALONE_S
+    assert cache.find("space", b"a", dimension=2) is None
+    cache.keep("space", {b"a": vector})
+    assert cache.find("space", b"a", dimension=2) is not None
 
 
 def test_beyond_the_budget_the_least_recently_used_go(
