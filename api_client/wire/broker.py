@@ -220,12 +220,26 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
 
-    return Redis.from_url(
+    client = Redis.from_url(
         settings.url(),
         retry=Retry(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
         socket_timeout=_silence_s(patience_s),
         **_REDIS_OPTIONS,
     )
+    pool = client.connection_pool
+
+    class Piecewise(pool.connection_class):  # type: ignore[misc,name-defined]  # with TLS or without
+        """Each piece has the socket's timeout for itself, as in the waiting client: else all the
+        pictures of a message share it, and a slow network counts as a silent one."""
+
+        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            is_one = isinstance(command, str | bytes)
+            for piece in [command] if is_one else ([part] for part in command):
+                await super().send_packed_command(piece, check_health)
+                check_health = False
+
+    pool.connection_class = Piecewise
+    return client
 
 
 def _silence_s(patience_s: float) -> float:

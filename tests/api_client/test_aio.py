@@ -1,7 +1,11 @@
 import asyncio
 import json
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -9,6 +13,7 @@ from api_client.aio import AsyncClient
 from api_client.client import Client
 from api_client.wire import names
 from api_client.wire.codec import unpack_answer
+from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 
 
@@ -68,6 +73,47 @@ def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage):
     assert len(list(stage.store.scan_iter(f"{prefix}:answer:*"))) == 1  # says Cancelled
     with stage.worker():
         pass
+
+
+@contextmanager
+def slow_network(url):
+    """A way to Redis, for one connection; it lets eight megabytes through bit by bit, at first."""
+    at = urlsplit(url)
+
+    def copy(source, target, slow_bytes):
+        while data := source.recv(2**15):
+            target.sendall(data)
+            slow_bytes -= len(data)
+            if slow_bytes > 0:
+                time.sleep(0.001)
+
+    def carry():
+        near, _ = door.accept()
+        with near, socket.create_connection((at.hostname, at.port)) as far:
+            back = threads.submit(copy, far, near, 0)
+            with suppress(ConnectionError):  # given up on
+                copy(near, far, 2**23)
+            far.shutdown(socket.SHUT_WR)
+            back.result()
+
+    with socket.create_server(("127.0.0.1", 0)) as door, ThreadPoolExecutor() as threads:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
+        carrying = threads.submit(carry)
+        yield url.replace(f":{at.port}/", f":{door.getsockname()[1]}/")
+        carrying.result()
+
+
+def test_a_network_that_is_slow_and_not_silent_is_not_given_up_on(store, valkey_url, prefix):
+    pictures, queue = [bytes(2**18)] * 48, Keys(prefix).queue(names.EMBED, names.INTERACTIVE)
+
+    async def story(url):
+        settings = Settings.read(redis_url=f"{url}?socket_timeout=0.3", key_prefix=prefix)
+        async with AsyncClient(settings) as client:
+            await client.submit_images(pictures, model="fake/vision")
+
+    with slow_network(valkey_url) as url:
+        asyncio.run(story(url))
+    assert store.llen(queue) == 1
 
 
 def test_a_switch_that_is_cancelled_is_withdrawn_from_every_worker(stage):
