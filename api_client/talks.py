@@ -276,7 +276,7 @@ class Line:
 
         A worker is known by its status hash, and before and after that by its direct queue, which
         keeps what is sent there until it is back: from its first start on, over restarts, until a
-        sweep finds that it is gone without a farewell.
+        sweep finds that it is gone without a farewell, or for a day after one.
         """
         bindings, _ = self.keys.bindings(names.DIRECT_EXCHANGE)
         looks: list[Part] = [

@@ -33,6 +33,7 @@ def sweep_fleet(task: Task) -> int:
             expires=interval_s,
         )
     housekeeping.keep_reachable(here.redis, here.keys, alive)
+    housekeeping.forget_absent(here.redis, here.keys, alive)
     housekeeping.expire_replies(here.redis, here.keys)
     return len(alive)
 

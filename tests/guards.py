@@ -411,6 +411,12 @@ GUARDS = [
     ),
     (
         HOUSEKEEPING,
+        "pipe.srem(table, *gone)",
+        "pass",
+        "worker/test_housekeeping.py -k known_for_a_day",
+    ),
+    (
+        HOUSEKEEPING,
         "count > BINDINGS_KEPT and empty",
         "False",
         "worker/test_housekeeping.py -k who_listen",

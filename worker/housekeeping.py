@@ -1,6 +1,6 @@
 """What somebody has to do for the whole fleet once in a while."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import redis
 from pydantic_core import from_json
@@ -16,7 +16,8 @@ REFUSALS_KEPT_PERIODS = 5  # after the last one
 REPLIES_A_TIME = 1000
 REPLY_KEPT_S = 60
 BINDINGS_KEPT = 1000  # processes that have used remote control lately
-ORPHANS_KEPT_S = 24 * 3600  # messages for a worker that has not come back
+ORPHANS_KEPT_S = 24 * 3600  # messages for a worker that has not come back, and its queue
+ABSENT_A_TIME = 1000
 
 
 def first_in_period(store: redis.Redis, keys: Keys, what: str, *, period_s: float) -> bool:
@@ -70,10 +71,34 @@ def _forget(pipe: "redis.client.Pipeline", keys: Keys, worker: str) -> None:
         pipe.expire(key, ORPHANS_KEPT_S)
 
 
-def keep_reachable(store: redis.Redis, keys: Keys, workers: Iterable[str]) -> None:
-    """Whoever was struck off and has come back is not forgotten after all."""
+def forget_absent(store: redis.Redis, keys: Keys, alive: Collection[str]) -> None:
+    """Who said farewell may only be starting again: it is known until its queue has expired, which
+    begins now. A thousand at a time, picked by chance, so all have their turn.
+    """
+    tables = keys.bindings(names.DIRECT_EXCHANGE)
+    members: list[bytes] = store.srandmember(tables[0], ABSENT_A_TIME)  # type: ignore[assignment]
+    bound = {text(member).partition("\x06")[0]: member for member in members}
+    absent = sorted(bound.keys() - set(alive))
     with store.pipeline(transaction=False) as pipe:
-        for queue in map(names.direct_queue, workers):
+        for queue in map(names.direct_queue, absent):
+            for key in _kept_for(keys, queue):
+                pipe.expire(key, ORPHANS_KEPT_S, nx=True)
+        pipe.execute()
+        for queue in map(names.direct_queue, absent):
+            pipe.scard(keys.bindings(queue)[0])
+        gone = [bound[name] for name, left in zip(absent, pipe.execute(), strict=True) if not left]
+        for table in tables if gone else ():
+            pipe.srem(table, *gone)
+        pipe.execute()
+
+
+def keep_reachable(store: redis.Redis, keys: Keys, workers: Iterable[str]) -> None:
+    """Whoever was struck off and has come back, or was starting, is not forgotten after all."""
+    with store.pipeline(transaction=False) as pipe:
+        for worker in workers:
+            queue = names.direct_queue(worker)
+            for table in keys.bindings(names.DIRECT_EXCHANGE):
+                pipe.sadd(table, names.binding(worker, queue))
             for key in _kept_for(keys, queue):
                 pipe.persist(key)
         pipe.execute()

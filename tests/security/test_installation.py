@@ -25,6 +25,7 @@ from api_client.wire.broker import celery_app
 from api_client.wire.errors import NotSigned
 from api_client.wire.names import Keys
 from tests.security.installation import Installation, until
+from worker import housekeeping
 
 CANARY = "canary7f3a"
 PROCESSES = [Role.CLIENT, Role.WORKER, Role.BEAT, Role.DASHBOARD]
@@ -78,6 +79,20 @@ def test_a_worker_that_holds_no_model_looks_at_the_others_and_is_still_shown(
         finally:
             admin.srem(keys.workers, "cpu1@here")
             admin.delete(keys.worker("cpu1@here"))
+    assert not denials(installation)
+
+
+def test_the_name_of_a_worker_that_was_stopped_goes_under_these_rights(
+    installation: Installation,
+) -> None:
+    keys, left = Keys(installation.prefix), names.binding("cpu9@gone", "cpu9@gone.dq2")
+    tables = keys.bindings(names.DIRECT_EXCHANGE)
+    with installation.connect(Role.ADMIN) as admin, installation.connect(Role.WORKER) as store:
+        for table in tables:
+            admin.sadd(table, left)
+        housekeeping.forget_absent(store, keys, ["cpu0@here"])
+        housekeeping.keep_reachable(store, keys, ["cpu0@here"])
+        assert not any(admin.sismember(table, left) for table in tables)
     assert not denials(installation)
 
 

@@ -1,7 +1,13 @@
 import pytest
 
 from worker import housekeeping
-from worker.housekeeping import expire_replies, first_in_period, live_workers
+from worker.housekeeping import (
+    expire_replies,
+    first_in_period,
+    forget_absent,
+    keep_reachable,
+    live_workers,
+)
 
 
 def test_only_the_first_beat_in_a_period_passes_the_gate(store, keys):
@@ -41,6 +47,56 @@ def test_what_is_kept_by_the_name_of_a_worker_that_has_gone_goes_and_comes_back(
     assert not store.exists(keys.bindings("celery.pidbox")[0])
     housekeeping.keep_reachable(store, keys, ["gpu0@a"])
     assert all(store.ttl(key) == -1 for key in (*lists, *tables))
+
+
+@pytest.fixture
+def bound(store, keys):
+    """Leaves behind what a worker that was stopped does; gives the tables it stands in."""
+
+    def bound(name):
+        queue = f"{name}.dq2"
+        for table in keys.bindings("C.dq2"):
+            store.sadd(table, f"{name}\x06\x16\x06\x16{queue}")
+        for table in keys.bindings(queue):
+            store.sadd(table, f"{queue}\x06\x16\x06\x16{queue}")
+        return [keys.bindings(queue)[0], *keys.bindings("C.dq2")]
+
+    return bound
+
+
+def test_a_worker_that_was_stopped_is_known_for_a_day(store, keys, bound, monkeypatch):
+    table, *direct = bound("gpu0@a")
+    bound("gpu1@a")
+    store.lpush(keys.queue("gpu0@a.dq2", 0), "message")
+    forget_absent(store, keys, ["gpu1@a"])
+    lasting = [table, keys.queue("gpu0@a.dq2", 0)]
+    assert all(0 < store.ttl(key) <= housekeeping.ORPHANS_KEPT_S for key in lasting)
+    assert [store.scard(key) for key in direct] == [2, 2]
+    assert store.ttl(keys.bindings("gpu1@a.dq2")[0]) == -1
+    monkeypatch.setattr(housekeeping, "ORPHANS_KEPT_S", 2 * housekeeping.ORPHANS_KEPT_S)
+    forget_absent(store, keys, ["gpu1@a"])
+    assert store.ttl(table) <= housekeeping.ORPHANS_KEPT_S / 2  # counted from the first time
+    store.delete(*keys.bindings("gpu0@a.dq2"))  # a day later
+    forget_absent(store, keys, ["gpu1@a"])
+    assert [store.smembers(key) for key in direct] == [{b"gpu1@a\x06\x16\x06\x16gpu1@a.dq2"}] * 2
+
+
+def test_a_worker_that_started_while_it_was_forgotten_is_known_again(store, keys, bound):
+    _, *direct = bound("gpu0@a")
+    before = [store.smembers(key) for key in direct]
+    store.delete(*direct)
+    keep_reachable(store, keys, ["gpu0@a"])
+    assert [store.smembers(key) for key in direct] == before
+
+
+def test_of_many_who_were_stopped_all_are_forgotten_in_the_end(store, keys, bound, monkeypatch):
+    monkeypatch.setattr(housekeeping, "ABSENT_A_TIME", 3)
+    for n in range(8):
+        bound(f"gpu0@{n}")
+        store.delete(*keys.bindings(f"gpu0@{n}.dq2"))
+    for _ in range(3):
+        forget_absent(store, keys, [])
+    assert not any(store.exists(table) for table in keys.bindings("C.dq2"))
 
 
 def test_nobody_alive_is_an_empty_list(store, keys):
