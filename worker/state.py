@@ -53,6 +53,8 @@ class State(Collector):
         yield _family(metrics.READY, (), here.tracker.state == "ready")
         yield _family(metrics.PRESSURE, (), LEVELS.index(here.tracker.pressure()))
         yield _family(metrics.LAST_SWEEP, (), here.tracker.swept_at)
+        if here.settings.sweeps_enabled:
+            yield _family(metrics.SWEEP_INTERVAL_S, (), here.settings.sweep_interval_s)
         tiers = {"device": memory.device(), "host": memory.host()}
         yield from _memories({tier: seen for tier, seen in tiers.items() if seen})
 

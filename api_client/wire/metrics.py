@@ -185,6 +185,11 @@ LAST_SWEEP = _worker(
     _G,
     "Unix time of the last sweep, or of the worker's start before the first one.",
 )
+SWEEP_INTERVAL_S = _worker(
+    "sweep_interval_seconds",
+    _G,
+    "How often the beat should have this worker swept; not there where sweeps are switched off.",
+)
 
 # Of the gateway.
 HTTP_REQUESTS = _gateway(

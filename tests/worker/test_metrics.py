@@ -170,8 +170,39 @@ def test_every_query_of_the_dashboard_and_the_alerts_names_existing_series():
         assert named <= SERIES
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's package prometheus has it")
+promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="Debian's package prometheus has it"
+)
+
+
+@promtool
 def test_prometheus_takes_the_alert_rules_and_what_we_serve(meter):
     subprocess.run(["promtool", "check", "rules", ALERTS], check=True, capture_output=True)
     text = generate_latest(meter.registry)
     subprocess.run(["promtool", "check", "metrics"], input=text, check=True, capture_output=True)
+
+
+@promtool
+def test_the_beat_is_missed_by_the_interval_that_is_set_and_not_where_sweeps_are_off(tmp_path):
+    intervals = {"usual": 60, "slow": 600, "quick": 1}
+    told = {f'sweep_interval_seconds{{instance="{who}"}}': s for who, s in intervals.items()}
+    swept = dict.fromkeys((*intervals, "off"), 0)
+    told |= {f'last_sweep_timestamp_seconds{{instance="{w}"}}': at for w, at in swept.items()}
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f"clipyard_{name}", "values": f"{value}x60"} for name, value in told.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (instance) (ALERTS{alertname="ClipyardBeatMissing"})',
+                "eval_time": f"{minutes}m",
+                "exp_samples": [{"labels": f'{{instance="{w}"}}', "value": 1} for w in missed],
+            }
+            for minutes, missed in ((5, ()), (10, ("quick", "usual")), (55, (*intervals,)))
+        ],
+    }
+    rules = tmp_path / "test.yml"
+    rules.write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": [test]}))
+    done = subprocess.run(["promtool", "test", "rules", rules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

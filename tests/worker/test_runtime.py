@@ -2,18 +2,21 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
 import pytest
 
 from api_client.status import read_fleet
+from api_client.wire import metrics
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind, Priority
 from worker import runtime
 from worker.catalogue import BUILT_IN, Catalogue
 from worker.residency.reservation import Reservations
 from worker.settings import WorkerSettings
+from worker.state import State
 
 PLUG_IN = """
 import threading
@@ -111,6 +114,13 @@ def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
 def test_a_pinned_model_that_nobody_knows_is_told(caplog, here):
     told = [one.getMessage() for one in caplog.get_records("setup")]
     assert any(one.startswith("CLIPYARD_PINNED: no model 'nobody/knows'") for one in told)
+
+
+def test_where_sweeps_are_off_nobody_is_told_of_an_interval(here):
+    off = here.settings.model_copy(update={"sweeps_enabled": False})
+    scrapes = [State(worker).collect() for worker in (here, replace(here, settings=off))]
+    told = [{one.name for one in scrape} for scrape in scrapes]
+    assert told[0] - told[1] == {metrics.SWEEP_INTERVAL_S.name}
 
 
 def test_a_file_system_that_hangs_holds_up_one_look_around_and_not_those_that_follow(
