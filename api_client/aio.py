@@ -18,6 +18,7 @@ from .steps import Blocking, Pause, Step, Talk
 from .talks import Line
 from .wire.broker import async_redis_client
 from .wire.codec import Vectors
+from .wire.errors import BadRequest
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import CatalogueEntry, Managed
 from .wire.settings import Settings
@@ -28,8 +29,8 @@ _T = TypeVar("_T")
 class AsyncClient:
     """`Client` with `await` before it: same calls, same arguments, same errors; see there.
 
-    It belongs to the event loop that it is first used in. A call that is cancelled withdraws what
-    it has sent.
+    It belongs to the event loop that it is first used in, and raises BadRequest in another. A call
+    that is cancelled withdraws what it has sent.
     """
 
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
@@ -39,6 +40,7 @@ class AsyncClient:
         self._desk = Desk(Line(settings), asked_by=asked_by)
         self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
         self._ending = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose its connections are
 
     async def embed_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
@@ -173,6 +175,7 @@ class AsyncClient:
         return await self._hold(self._desk.jobs())
 
     async def close(self) -> None:
+        self._require_loop()
         # One that is broken off ends when it is collected, which may be after this.
         for stream in tuple(self._resting):
             await self._end(stream)
@@ -204,6 +207,7 @@ class AsyncClient:
         return AsyncHandle(self._desk, self._hold, await self._hold(embedding.submit()))
 
     async def _hold(self, talk: Talk[_T]) -> _T:
+        self._require_loop()
         async with self._seats:
             following: Callable[[], Step] = partial(next, talk)
             while True:
@@ -219,6 +223,15 @@ class AsyncClient:
                     following = partial(talk.throw, error)
                 else:
                     following = partial(talk.send, said)
+
+    def _require_loop(self) -> None:
+        here = asyncio.get_running_loop()
+        self._loop = self._loop or here
+        if self._loop is not here:
+            raise BadRequest(
+                "this AsyncClient belongs to the event loop that it was first used in; make one in "
+                "each loop, as each asyncio.run is, or use a Client, which any of them may share"
+            )
 
     async def _take(self, step: Step) -> Any:
         if isinstance(step, Blocking):

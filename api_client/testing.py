@@ -96,6 +96,9 @@ class FakeAsyncClient(AsyncClient):
         self._desk = Desk(_FakeLine(worker), asked_by="fake")
         self._resting, self._ending = set(), asyncio.Lock()
 
+    def _require_loop(self) -> None:
+        """It has no connections, which would belong to one."""
+
 
 class FakeWorker:
     """Answers requests as a worker does, with vectors made of a hash of each item."""

@@ -8,11 +8,13 @@ from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 import numpy as np
+import pytest
 
 from api_client.aio import AsyncClient
 from api_client.client import Client
 from api_client.wire import names
 from api_client.wire.codec import unpack_answer
+from api_client.wire.errors import BadRequest
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 
@@ -152,3 +154,14 @@ def test_calls_beyond_the_connections_wait_their_turn(stage):
         with Client(few) as client, ThreadPoolExecutor(len(calls)) as pool:
             waited = list(pool.map(client.embed_texts, calls))
     assert np.array_equal(awaited, waited)
+
+
+def test_a_client_that_another_event_loop_has_used_says_what_would_work(stage):
+    async def story():
+        async with AsyncClient(stage.settings) as client:
+            await client.models()
+            for call in (client.models, client.close):
+                with pytest.raises(BadRequest, match="make one in each loop"):
+                    await asyncio.to_thread(asyncio.run, call())
+
+    asyncio.run(story())
