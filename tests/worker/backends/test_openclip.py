@@ -256,6 +256,38 @@ def test_a_text_is_as_long_as_what_is_computed_of_it(backend: OpenClip, small: E
     assert lengths == [2, 5, 24, 24]
 
 
+LONG_TEXTS = [
+    "a red  circle,\n" * 400,
+    "\n".join(f"line {i}: naïve café &amp; 🚀" for i in range(200)),
+    "\n" * 5000 + "words " * 50 + "\nand more",
+    f"{'&amp;' * 900}\n" * 2,
+    "<b>&lt;\n" * 700,
+    "ΟΔΟΣ " * 30 + "\n" * 5000 + "words",
+]
+
+
+def test_the_first_lines_of_a_long_text_have_the_tokens_of_all_of_it(
+    backend: OpenClip, small: Entry
+) -> None:
+    model = backend.load(small)
+    prepared = [model.prepare_text(text) for text in LONG_TEXTS]
+    whole = open_clip.tokenize(LONG_TEXTS, context_length=24)
+    assert np.array_equal(np.stack([one.tokens for one in prepared]), whole.numpy())
+    assert all(one.truncated for one in prepared)
+
+
+def test_no_more_lines_of_a_long_text_are_cleaned_than_are_read(
+    backend: OpenClip, small: Entry
+) -> None:
+    model = backend.load(small)
+    tokenizer = model._tokens._tokenizer
+    seen: list[int] = []
+    clean = tokenizer.clean_fn
+    tokenizer.clean_fn = lambda text: seen.append(len(text)) or clean(text)
+    model.prepare_text("a\n" * 50_000)
+    assert max(seen) < 10_000
+
+
 def test_tokenizing_from_many_threads_gives_each_text_its_own_tokens(
     backend: OpenClip, small: Entry
 ) -> None:
