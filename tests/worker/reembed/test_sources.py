@@ -278,6 +278,21 @@ def test_shards_are_read_by_the_places_of_their_members(source, tmp_path):
     assert ids(source("webdataset", tmp_path / "s-*.tar")) == [item.id for item in found]
 
 
+def test_no_picture_of_a_shard_is_left_out_for_the_dots_in_its_name(source, tmp_path):
+    """webdataset's keys end at the first dot; what people make by `tar` has names with several."""
+    names = ["v1.0/a.b.jpg", "v1.0/a.b.txt", "v1.0/a.c.JPG", "s.left.png", "s.right.png"]
+    usual = ["7.jpg", "7.mask.png", "7.txt", "._7.jpg", ".hidden.jpg"]
+    write_tar(tmp_path / "x.tar", [(name, b"it") for name in names + usual])
+    found = {item.id: item.meta for item in source("webdataset", tmp_path / "x.tar").walk()}
+    assert found == {
+        "x/v1.0/a.b": {"caption": "it"},
+        "x/v1.0/a.c": {},
+        "x/s.left": {},
+        "x/s.right": {},
+        "x/7": {"caption": "it"},
+    }
+
+
 def test_a_row_without_a_text_is_an_item_and_one_without_a_path_ends_the_job(source, tmp_path):
     file = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"text": ["a", None], "path": ["a.jpg", None]}), file)

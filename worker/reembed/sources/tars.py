@@ -24,8 +24,10 @@ MOST_SHARDS = 10**6  # of a run; their names are held in memory
 class Tars:
     """Pictures in the shards that `where` names: a glob, or `shard-{00000..00099}.tar`.
 
-    Ids are `<shard>/<key>`. A `.txt` beside a picture becomes `caption`, the fields of a `.json`
-    become metadata. A picture is read by its place in the shard, without the members before it.
+    Ids are `<shard>/<name>`, without the ending. A `.txt` beside a picture becomes `caption`, the
+    fields of a `.json` become metadata. Of a sample that has a picture by its key, as `7.jpg`, no
+    other one is meant; else all are, as `7.left.jpg`, or `2024.01.jpg` of who knew of no keys. A
+    picture is read by its place in the shard, without the members before it.
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
@@ -77,11 +79,13 @@ def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
         folder, slash, name = file.name.rpartition("/")
         stem, _, ending = name.partition(".")
         found = f"{folder}{slash}{stem}"
+        if not stem:  # hidden, as what macOS puts beside each file
+            continue
         if found != key:
-            yield from _sample(shard, key, members, tar)
+            yield from _pictures(shard, members, tar)
             key, members = found, {}
         members[f".{ending.lower()}"] = file
-    yield from _sample(shard, key, members, tar)
+    yield from _pictures(shard, members, tar)
 
 
 def _refuse_rest(tar: tarfile.TarFile) -> None:
@@ -92,25 +96,26 @@ def _refuse_rest(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
 
 
-def _sample(
-    shard: Path, key: str, members: dict[str, tarfile.TarInfo], tar: tarfile.TarFile
+def _pictures(
+    shard: Path, members: dict[str, tarfile.TarInfo], tar: tarfile.TarFile
 ) -> Iterator[Item]:
-    picture = next((m for ending, m in members.items() if ending in PICTURES), None)
-    if picture is None:
-        return
-    meta: dict[str, Any] = {}
-    if text := members.get(".txt"):
-        meta["caption"] = _small(tar, text).decode(errors="replace")
-    if fields := members.get(".json"):
-        try:
-            meta |= json.loads(_small(tar, fields) or b"{}")
-        except (ValueError, TypeError, RecursionError):
-            raise JobRefused(f"{shard}: {fields.name} is no JSON object") from None
-    yield Item(
-        id=f"{shard.stem}/{key}",
-        ref=member(shard, picture.name, begin=picture.offset_data, length=picture.size),
-        meta=meta,
-    )
+    """Of one sample."""
+    plain = [ending for ending in members if ending in PICTURES][:1]
+    for ending in plain or [ending for ending in members if ending.endswith(PICTURES)]:
+        picture, inside = members[ending], ending.rpartition(".")[0]
+        meta: dict[str, Any] = {}
+        if text := members.get(f"{inside}.txt"):
+            meta["caption"] = _small(tar, text).decode(errors="replace")
+        if fields := members.get(f"{inside}.json"):
+            try:
+                meta |= json.loads(_small(tar, fields) or b"{}")
+            except (ValueError, TypeError, RecursionError):
+                raise JobRefused(f"{shard}: {fields.name} is no JSON object") from None
+        yield Item(
+            id=f"{shard.stem}/{picture.name.rpartition('.')[0]}",
+            ref=member(shard, picture.name, begin=picture.offset_data, length=picture.size),
+            meta=meta,
+        )
 
 
 def _small(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
