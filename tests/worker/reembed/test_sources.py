@@ -312,6 +312,16 @@ def test_a_field_of_a_collection_that_is_empty_is_no_word_none(source, doors, tm
     assert [item.text for item in held.walk()] == ["", "0"]
 
 
+@pytest.mark.parametrize("value", [b"picture", {"bytes": b"picture", "path": "a.jpg"}, ["a", "b"]])
+def test_a_column_of_pictures_themselves_or_of_lists_is_refused(source, tmp_path, value):
+    """As data sets have them: their Python form would be a path that is missing, or a text."""
+    file = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"image": [value]}), file)
+    for kind in ("list", "texts"):
+        with pytest.raises(JobRefused, match=r"row 1 has .* in its column 'image'"):
+            ids(source(kind, file, column="image"))
+
+
 def test_a_text_may_be_the_number_0(source, tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": 0}\n{"text": null}\n')
     assert [item.text for item in source("texts", tmp_path / "t.jsonl").walk()] == ["0", ""]

@@ -131,7 +131,13 @@ def _cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
         names = ", ".join(str(name) for name in chain(row))
         raise JobRefused(f"{file}, row {number} has no {column!r}; its columns are {names}")
-    return row[column]
+    value = row[column]
+    if isinstance(value, bytes | dict | list):  # what `str` makes of it nobody means
+        raise JobRefused(
+            f"{file}, row {number} has {type(value).__name__} in its column {column!r}; name one "
+            "of paths, URLs or texts"
+        )
+    return value
 
 
 def _name(file: Path, number: int, row: Mapping[str, Any], column: str) -> str:
