@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
@@ -31,8 +32,6 @@ app = typer.Typer(
 app.add_typer(stack.app)
 app.add_typer(reembed.app, name="reembed")
 app.add_typer(quarantine.app, name="quarantine")
-
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 
 ModelId = Annotated[str, typer.Argument(help="A model id.")]
 Images = Annotated[list[str], typer.Argument(help="Pictures, folders of them, URLs, or data URIs.")]
@@ -270,12 +269,12 @@ def _pictures(places: list[str]) -> list[str]:
     A folder without any is said on standard error: an empty table would not tell why.
     """
     from . import inputs, show
+    from .wire.endings import PICTURES
 
     found: list[str] = []
     for place in places:
         if "://" not in place and os.path.isdir(place):  # a name that cannot be one is none
-            below = Path(place).rglob("*")
-            inside = sorted(p for p in below if p.suffix.lower() in PICTURES and p.is_file())
+            inside = sorted(p for p in _below(place) if p.name.lower().endswith(PICTURES))
             if not inside:
                 endings = ", ".join(sorted(PICTURES))
                 show.line(f"{inputs.printable(place)} holds no pictures ({endings})", stderr=True)
@@ -283,6 +282,21 @@ def _pictures(places: list[str]) -> list[str]:
         else:
             found.append(place)
     return found
+
+
+def _below(folder: str) -> Iterator[Path]:
+    """Its files, but hidden ones, as in a job.
+
+    Raises:
+        OSError: not all of it may be read.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
 def _embedded(names: list[str], items: "list[Item]", out: Path | None, as_json: bool) -> None:

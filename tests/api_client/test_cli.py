@@ -65,6 +65,33 @@ def test_pictures_of_a_folder_are_embedded_in_order(clipyard, pictures):
     assert len(rows[0]["vector"]) == 16
 
 
+def test_of_a_folder_nothing_is_left_out_but_what_is_hidden(clipyard, pictures):
+    (pictures / "IMG_1.HEIC").write_bytes(b"no worker opens it, and says so")
+    (pictures / "gone.jpg").symlink_to("nowhere.jpg")
+    for hidden in ("._a.png", ".trash/c.png"):
+        (pictures / hidden).parent.mkdir(exist_ok=True)
+        (pictures / hidden).write_bytes(b"no picture")
+    _, out, _ = clipyard("embed", pictures, "--json")
+    found = [Path(row["item"]).name for row in json.loads(out)]
+    assert found == ["IMG_1.HEIC", "a.png", "b.png", "gone.jpg"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(
+    clipyard, pictures, monkeypatch
+):
+    scan = os.scandir
+
+    def refuse(place):
+        if Path(place).name == "locked":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    (pictures / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    code, _, error = clipyard("embed", pictures)
+    assert (code, error) == (1, f"error: [Errno 13] Permission denied: '{pictures}/locked'\n")
+
+
 def test_what_is_in_a_file_is_not_shown_too(clipyard, pictures, tmp_path):
     client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("it is broken")})
     code, out, err = clipyard("embed", pictures, "-o", tmp_path / "v.parquet", client=client)
@@ -160,7 +187,7 @@ def test_a_folder_without_pictures_is_told(clipyard, pictures, command):
     (empty := pictures / "empty").mkdir()
     code, _, error = clipyard(*command, empty, pictures)
     assert code == 0
-    assert error.startswith(f"{empty} holds no pictures (.bmp, ")
+    assert error.startswith(f"{empty} holds no pictures (.apng, ")
     assert error.count("holds no pictures") == 1
 
 

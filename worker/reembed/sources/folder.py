@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from api_client.wire.endings import PICTURES
 from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
@@ -14,7 +15,6 @@ from ..plugins import options_of
 from . import Content
 from .refs import content
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 MAGIC = frozenset("*?[")
 
 

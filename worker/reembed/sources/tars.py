@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from api_client.wire.endings import OPENED, PICTURES
 from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
@@ -14,7 +15,7 @@ from ..doors import Doors
 from ..items import Item
 from ..plugins import options_of
 from . import Content
-from .folder import MAGIC, PICTURES, matching, split
+from .folder import MAGIC, matching, split
 from .refs import content, member
 
 META_BYTES = 64 * 1024  # of a caption or a JSON file beside a picture
@@ -100,7 +101,7 @@ def _pictures(
     shard: Path, members: dict[str, tarfile.TarInfo], tar: tarfile.TarFile
 ) -> Iterator[Item]:
     """Of one sample."""
-    plain = [ending for ending in members if ending in PICTURES][:1]
+    plain = [ending for ending in members if ending in OPENED][:1]
     for ending in plain or [ending for ending in members if ending.endswith(PICTURES)]:
         picture, inside = members[ending], ending.rpartition(".")[0]
         meta: dict[str, Any] = {}
