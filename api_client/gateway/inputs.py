@@ -13,6 +13,8 @@ from ..wire.errors import BadRequest, ClipyardError
 Modality = Literal["text", "image"]
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
+# What a JPEG, PNG, GIF or WebP begins with in base64: other services take pictures so.
+_BARE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/]{60}")
 
 
 async def embed(
@@ -59,9 +61,12 @@ def comparable(items: list[Item]) -> list[Item]:
 def guess(item: str) -> Modality:
     """What a string is meant as. A sentence that mentions an address is a text.
 
-    One of a kind that nobody here can fetch (file:, s3:) is a picture too, to be refused as such.
+    One of a kind that nobody here can fetch (file:, s3:) is a picture too, to be refused as such;
+    so is one in base64 that does not say so.
     """
     item = item.strip()
+    if _BARE.match(item):
+        return "image"
     if not (is_data_uri(item) or _ADDRESS.match(item)):
         return "text"
     name = re.split(";base64,", item, maxsplit=1, flags=re.IGNORECASE)[0]  # then come lines
@@ -95,5 +100,5 @@ def picture(item: str) -> str | bytes:
             return of_data_uri(item)
     raise BadRequest(
         "a picture is sent as data:image/...;base64,... or as an http(s) address; a text that "
-        "looks like another address, with modality=text"
+        "looks like base64 or another address, with modality=text"
     )

@@ -150,6 +150,18 @@ def test_a_sentence_that_begins_with_an_address_is_a_text(http, words):
     assert np.allclose(row["embedding"], FakeClient().embed_texts([words])[0])
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_a_picture_in_bare_base64_is_not_taken_for_a_text(http, format):
+    file = io.BytesIO()
+    Image.effect_noise((20, 20), 50).save(file, format)
+    for write in (base64.b64encode, base64.encodebytes):  # the latter in lines
+        bare = write(file.getvalue()).decode()
+        answer = http.post("/v1/embeddings", json={"input": bare})
+        assert answer.status_code == 400
+        assert "data:image/...;base64,..." in answer.json()["error"]["message"]
+    assert http.post("/v1/embeddings", json={"input": bare, "modality": "text"}).is_success
+
+
 def test_an_address_is_a_text_where_the_caller_says_so(http):
     asked = {"input": "https://example.com/cat.jpg", "modality": "text"}
     [row] = http.post("/v1/embeddings", json=asked).json()["data"]
