@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, IOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,7 +117,8 @@ def several(images: Iterable[Picture]) -> Iterable[Picture]:
     Raises:
         BadRequest: it is one picture, or no pictures at all.
     """
-    if isinstance(images, str | bytes | Path | np.ndarray) or not isinstance(images, Iterable):
+    single = str | bytes | bytearray | memoryview | Path | np.ndarray | IOBase  # a file has lines
+    if isinstance(images, single) or not isinstance(images, Iterable):
         raise BadRequest(f"images is {type(images).__name__}; pass a list of pictures")
     return images
 

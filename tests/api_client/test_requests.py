@@ -104,9 +104,10 @@ def test_what_is_no_text_is_refused_with_its_position(bad):
         texts(bad)
 
 
-def test_one_picture_instead_of_a_list_is_refused():
+@pytest.mark.parametrize("one", ["a.jpg", b"it", bytearray(b"it"), io.BytesIO(b"has\nlines")])
+def test_one_picture_instead_of_a_list_is_refused(one):
     with pytest.raises(BadRequest, match="list"):
-        several("a.jpg")
+        several(one)
 
 
 @pytest.mark.parametrize(
