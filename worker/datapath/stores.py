@@ -40,7 +40,8 @@ class Stores:
         name = repr(url if len(url) <= 200 else f"{url[:100]}...{url[-97:]}")
         if not url.startswith(self._prefixes) or climbs(url):
             allowed = ", ".join(self._prefixes) or "none; set CLIPYARD_IMAGE_STORES"
-            raise ImageForbidden(f"{name} is outside the image stores ({allowed})")
+            hint = "; pass the path of a file alone" if url.lower().startswith("file:") else ""
+            raise ImageForbidden(f"{name} is outside the image stores ({allowed}){hint}")
         protocol, _, path = url.partition("://")
         try:
             with file_system(protocol).open(path, "rb") as file:

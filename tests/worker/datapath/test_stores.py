@@ -48,6 +48,11 @@ def test_nothing_else_is_asked_for(stores: Stores, url: str) -> None:
         stores.read(url)
 
 
+def test_a_file_that_is_named_by_a_url_is_to_be_named_by_its_path(stores: Stores) -> None:
+    with pytest.raises(ImageForbidden, match="pass the path of a file alone"):
+        stores.read("file:///photos/a.png")
+
+
 def test_a_store_is_bounded_and_says_what_is_missing(stores: Stores) -> None:
     with pytest.raises(ImageMissing):
         stores.read(f"{PREFIX}none.png")
