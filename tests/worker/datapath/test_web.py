@@ -17,6 +17,7 @@ from api_client.wire.errors import (
     ImageTooLarge,
     ImageUnreachable,
 )
+from worker.datapath.decoding import FORMATS
 from worker.datapath.web import IpAddress, Web, is_public
 
 # In these tests 127.0.0.1 stands for the internet and 127.0.0.2 for our own network.
@@ -122,6 +123,19 @@ def web(server: Server, names: Names | None = None, **options: object) -> Web:
         "allowed": lambda address: address in (OUTSIDE, ip_address("127.0.0.3")),
     }
     return Web(**settings | options)
+
+
+def test_a_server_that_may_choose_is_told_what_can_be_opened(server: Server) -> None:
+    accepted: list[str] = []
+
+    def note(handler: BaseHTTPRequestHandler) -> None:
+        accepted.extend(handler.headers["Accept"].split(", "))
+        picture(handler)
+
+    server.answers["/a"] = note
+    web(server).fetch(f"http://good.test:{server.port}/a")
+    assert accepted[-1] == "*/*;q=0.1"
+    assert set(accepted[:-1]) == {f"image/{format.lower()}" for format in FORMATS} - {"image/ppm"}
 
 
 def test_a_public_picture_is_fetched_under_its_own_name(server: Server) -> None:
