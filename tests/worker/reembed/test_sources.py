@@ -96,6 +96,14 @@ def test_a_glob_means_what_a_shell_means(source, tmp_path, glob, expected):
     assert ids(source("folder", tmp_path / glob)) == expected
 
 
+@pytest.mark.parametrize("name", ["Trip [2024]", "what?", "a*b"])
+def test_a_folder_or_a_shard_may_be_called_as_a_glob_is_written(source, tmp_path, name):
+    tree(tmp_path, f"{name}/1.jpg")
+    assert ids(source("folder", tmp_path / name)) == ["1.jpg"]
+    write_tar(tmp_path / f"{name}.tar", [("1.jpg", b"x")])
+    assert ids(source("webdataset", tmp_path / f"{name}.tar")) == [f"{name}/1"]
+
+
 def test_a_file_name_that_is_no_utf8_has_an_id_that_is(source, tmp_path):
     (tmp_path / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")).write_bytes(b"x")
     [item] = source("folder", tmp_path).walk()

@@ -28,7 +28,8 @@ class Folder:
 
     def __init__(self, place: Place, doors: Doors) -> None:
         options_of(place)
-        base, pattern = split(place.where)
+        # A folder may be called `Trip [2024]`.
+        base, pattern = (place.where, "") if os.path.isdir(place.where) else split(place.where)
         self._doors = doors
         self._base = doors.reading(base)
         self._match = matching(pattern)

@@ -1,6 +1,7 @@
 """Tar shards as webdataset lays them out: files that share a name up to its first dot."""
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def _expand(where: str, doors: Doors) -> list[Path]:
             raise JobRefused(f"{run[0]} is more than {MOST_SHARDS} shards; name fewer")
         numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
         return [Path(where[: run.start()] + n + where[run.end() :]) for n in numbers]
-    if not MAGIC & set(where):
+    if not MAGIC & set(where) or os.path.isfile(where):
         return [Path(where)]
     folder, pattern = split(where)
     base, meant = doors.reading(folder), matching(pattern)
