@@ -1,11 +1,12 @@
 """What may be asked: options and arguments checked, inputs cut into messages."""
 
-import sys
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import ValidationError
@@ -56,7 +57,7 @@ def checked(options: EmbedOptions) -> EmbedOptions:
     if unknown := options.keys() - known.keys():
         raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     size = options.get("batch_size", 1)
-    if not isinstance(size, int) or not 1 <= size <= MAX_ITEMS:
+    if not isinstance(size, Integral) or not 1 <= size <= MAX_ITEMS:
         raise BadRequest(f"batch_size is {size!r}; use 1 to {MAX_ITEMS}")
     if (model := options.get("model")) is not None:
         model_id(model)
@@ -240,12 +241,14 @@ def _common(
     return {
         "model": options.get("model"),
         "priority": priority,
-        "keep_alive_s": options.get("keep_alive_s"),
+        "keep_alive_s": keep_alive(options.get("keep_alive_s")),
         "deadline": time.time() + seconds(options.get("timeout"), settings),
         "asked_by": asked_by,
     }
 
 
 def _is_number(value: Any) -> bool:
-    # A comparison, as an integer may be too large for a float.
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    try:
+        return isinstance(value, Real) and math.isfinite(value)  # numpy's are some, too
+    except OverflowError:  # an integer too large for a float
+        return False

@@ -119,6 +119,13 @@ def test_an_impossible_option_is_refused_by_name(option):
         checked(option)
 
 
+def test_numbers_of_numpy_are_numbers():
+    options = {"batch_size": np.int64(2), "timeout": np.float32(3), "keep_alive_s": np.int32(4)}
+    calls = [make() for make in text_calls(["a"] * 3, checked(options), Settings.read(), "test")]
+    assert [len(call.request.texts) for call in calls] == [2, 1]
+    assert calls[0].request.keep_alive_s == 4
+
+
 def test_an_option_that_is_none_of_ours_is_a_type_error():
     with pytest.raises(TypeError, match="batchsize"):
         checked({"batchsize": 3})
