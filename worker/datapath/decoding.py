@@ -1,9 +1,9 @@
 """The bytes of a picture to its pixels, within limits, whatever the bytes are.
 
-What comes out is what open_clip's own loading would have seen: orientation tags are not applied,
-16-bit, CMYK, palette and transparent pictures keep their mode until the model's preprocessing
-converts them with Pillow's `convert("RGB")` (16-bit values above 255 become white), and of an
-animation the first frame counts.
+What comes out is what open_clip's own loading would have seen: orientation tags are not applied
+(but by Pillow, of TIFF), 16-bit, CMYK, palette and transparent pictures keep their mode until the
+model's preprocessing converts them with Pillow's `convert("RGB")` (16-bit values above 255 become
+white), and of an animation the first frame counts.
 """
 
 import io

@@ -352,7 +352,10 @@ def test_of_an_animation_the_first_frame_counts(reader: ImageReader) -> None:
 def test_orientation_tags_are_not_applied_as_open_clip_does_not(reader: ImageReader) -> None:
     tags = Image.Exif()
     tags[0x0112] = 6  # turned by a quarter
-    assert blob(reader, encoded(PHOTO, "JPEG", exif=tags)).size == PHOTO.size
+    for format in ("JPEG", "PNG", "WEBP"):
+        assert blob(reader, encoded(PHOTO, format, exif=tags)).size == PHOTO.size
+    turned = blob(reader, encoded(PHOTO, "TIFF", tiffinfo={0x0112: 6}))  # Pillow does, of TIFF
+    assert extent_of(turned) == turned.size == PHOTO.size[::-1]
 
 
 @pytest.mark.parametrize(
