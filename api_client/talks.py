@@ -218,8 +218,9 @@ class Line:
                 return _open(frame)
             if left_s <= block_s:
                 raise NoAnswer(
-                    f"no answer to {request_id} in time; look at `clipyard status`, or allow it "
-                    "more: by CLIPYARD_ANSWER_TIMEOUT_S, or the call's own timeout"
+                    f"no answer to {request_id} in time; look at `clipyard status`, at what "
+                    "`clipyard doctor` says of the clocks, or allow it more: by "
+                    "CLIPYARD_ANSWER_TIMEOUT_S, or the call's own timeout"
                 )
             yield from self._tend(request_id, vigil, call)
 

@@ -320,7 +320,8 @@ def test_pictures_expire_also_when_their_client_is_killed_between_two_of_them(st
 def test_a_handle_says_when_there_is_no_answer_in_time(stage, connect, quick):
     stage.show_worker()
     handle = connect(stage.settings).submit_texts(["a"])
-    with pytest.raises(NoAnswer):
+    # Workers drop what is past its deadline by their clocks: of that its caller hears nothing else.
+    with pytest.raises(NoAnswer, match="`clipyard doctor` says of the clocks"):
         handle.wait(timeout=0.2)
 
 
