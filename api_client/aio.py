@@ -188,6 +188,8 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    __reduce__ = Client.__reduce__
+
     async def _stream(self, embedding: Embedding) -> AsyncIterator[Item]:
         try:
             while items := await self._hold(embedding.more()):
@@ -254,6 +256,8 @@ class AsyncHandle:
     ) -> None:
         self.id = submitted.id
         self._desk, self._hold, self._submitted = desk, hold, submitted
+
+    __reduce__ = Handle.__reduce__
 
     async def wait(self, timeout: float | None = None) -> list[Item]:
         items: list[Item] = await self._hold(self._desk.wait(self._submitted, timeout))

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 from .desk import Desk
 from .embedding import Embedding, Submitted
@@ -254,6 +254,9 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a client stays in its process; make one in each, of the same CLIPYARD_*")
+
     def _stream(self, embedding: Embedding) -> Iterator[Item]:
         try:
             while items := self._hold(embedding.more()):
@@ -298,6 +301,9 @@ class Handle:
     def __init__(self, desk: Desk, hold: Callable[[Talk[Any]], Any], submitted: Submitted) -> None:
         self.id = submitted.id
         self._desk, self._hold, self._submitted = desk, hold, submitted
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a handle stays in its process; give its id away, for `Client.handle`")
 
     def wait(self, timeout: float | None = None) -> list[Item]:
         """All items, in order; any number of times, until the answers expire.

@@ -1,4 +1,5 @@
 import json
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -323,6 +324,15 @@ def test_a_handle_says_when_there_is_no_answer_in_time(stage, connect, quick):
     # Workers drop what is past its deadline by their clocks: of that its caller hears nothing else.
     with pytest.raises(NoAnswer, match="`clipyard doctor` says of the clocks"):
         handle.wait(timeout=0.2)
+
+
+def test_what_pickles_a_client_or_a_handle_hears_what_to_send_instead(stage, connect, quick):
+    stage.show_worker()
+    client = connect(stage.settings)
+    handle = client.submit_texts(["a"])
+    for one, hint in ((client, "make one in each"), (handle, "give its id away")):
+        with pytest.raises(TypeError, match=hint):
+            pickle.dumps(one)
 
 
 def test_nobody_alive_is_said_soon(stage, connect, quick):
