@@ -230,6 +230,12 @@ def test_a_missing_column_is_refused_with_those_that_are_there(source, tmp_path)
         list(source("list", tmp_path / "list.csv").walk())
 
 
+def test_a_url_with_a_comma_is_not_cut_there(source, tmp_path):
+    (tmp_path / "x.csv").write_text("path\nhttps://a/b.jpg?crop=20,30\n")
+    with pytest.raises(JobRefused, match="line 2 has more columns than the first one; quote what"):
+        ids(source("list", tmp_path / "x.csv"))
+
+
 @pytest.mark.parametrize(
     ("name", "body"),
     [

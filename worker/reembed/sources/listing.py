@@ -115,7 +115,11 @@ def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
 def _csv(file: Path, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
-        yield from rows
+        for row in rows:
+            if None in row:  # the rest of a URL with a comma, as a rule
+                many = f"line {rows.line_num} has more columns than the first one"
+                raise ValueError(f"{many}; quote what holds a {delimiter!r}")
+            yield row
 
 
 def _lines(file: Path, *, column: str) -> Iterator[Mapping[str, Any]]:
