@@ -169,7 +169,7 @@ def _opening(path: str) -> Iterator[None]:
     except ItemError:
         raise
     except (FileNotFoundError, NotADirectoryError):
-        raise ImageMissing(f"there is no file {name}") from None
+        raise ImageMissing(f"there is no file {name} on this worker") from None
     except IsADirectoryError:
         raise ImageUnreadable(f"{name} is not a regular file") from None
     except PermissionError:
