@@ -228,7 +228,8 @@ def _everything(status: "JobStatus") -> dict[str, Any]:
         "id": status.id,
         "state": status.state,
         "reason": status.reason or status.trouble,
-        "items": f"{status.done} done, {status.failed} failed, of {status.items}",
+        "items": f"{status.done} done, {status.failed} failed, of {status.items}"
+        + (f"; {status.cut} texts were cut" if status.cut else ""),
         "chunks": f"{status.chunks_done} of {status.chunks}, {status.in_flight} at work",
         "model": f"{spec.model} {status.fingerprint}",
         "from": f"{spec.source.kind}: {spec.source.where}",

@@ -49,6 +49,8 @@ def drawn(status: JobStatus, *, rate: float) -> list[Padding | Text]:
         f"stages  {stages(status)}",
         f"workers  {', '.join(f'{name} {items}' for name, items in status.workers.items())}",
     ]
+    if status.cut:
+        lines.append(f"{status.cut} texts were longer than the model reads, and were cut")
     if told := status.reason or status.trouble:
         lines.append(told)
     bar = ProgressBar(total=status.items or 1, completed=finished(status), width=60)

@@ -156,6 +156,7 @@ class JobStatus(Message):
 
     Attributes:
         done, failed: items with a vector, and items recorded as failures.
+        cut: texts that were longer than the model reads; counted when the job is over.
         read_s, decode_s, forward_s, write_s: summed over chunks; chunks overlap.
         trouble: what keeps the job from going on at the moment.
         workers: node name -> items that it finished.
@@ -171,6 +172,7 @@ class JobStatus(Message):
     in_flight: int = 0
     done: int = 0
     failed: int = 0
+    cut: int = 0
     dimension: int = 0
     fingerprint: str = ""
     papers: str = ""

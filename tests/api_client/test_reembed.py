@@ -166,6 +166,11 @@ def test_a_terminal_of_eighty_columns_has_room_for_what_people_ask_for():
     assert "read 9999 s 0%  decode 9999 s 0%  forward 10000 h 91%  write 1000 h 9%" in shown
 
 
+def test_texts_that_were_cut_are_told():
+    [*_, told] = watching.drawn(status(1.0, 1000, cut=12), rate=0)
+    assert str(told) == "12 texts were longer than the model reads, and were cut"
+
+
 def test_what_others_named_does_nothing_to_the_terminal():
     [*_, told] = watching.drawn(status(1.0, 0, reason="\x1b]0;mine\x07.png: is empty"), rate=0)
     assert "\x1b" not in str(told)

@@ -26,6 +26,7 @@ class Findings:
         begun: of `done` and `failed`, those in unfinished chunks.
         missing: the ids of such items; the first hundred.
         losses: of the failures, the first hundred; and `codes` of all.
+        cut: texts that were longer than the model reads.
         pace: for every chunk, when it was finished and how many items it has.
     """
 
@@ -36,6 +37,7 @@ class Findings:
     missing: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
     pace: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -64,6 +66,7 @@ def compare(papers: Papers, plan: Manifest, sink: Sink, *, go_on: Callable[[], N
         if marker:
             found.losses += marker.losses[: TOLD - len(found.losses)]
             found.codes.update(loss.code for loss in marker.losses)
+            found.cut += marker.cut
             found.pace.append((marker.at, marker.items))
         if marker is None or missing:
             found.unfinished.append(number)

@@ -81,9 +81,14 @@ class Unfit(SpaceMismatch):
 
 @dataclass
 class Embedded:
-    """A vector or an error by an item's id, and the seconds that the stages took."""
+    """A vector or an error by an item's id, and the seconds that the stages took.
+
+    Attributes:
+        cut: texts that were longer than the model reads.
+    """
 
     rows: dict[str, Vector | ClipyardError]
+    cut: int = 0
     decode_s: float = 0.0
     forward_s: float = 0.0
 
@@ -150,6 +155,7 @@ def embed(
         here.tracker.used(entry)
         _raise_outages(part, rows.vectors, is_outage)
         found.rows.update(zip((item.id for item in part), rows.vectors, strict=True))
+        found.cut += len(rows.truncated)
         found.decode_s += rows.decode_s
         found.forward_s += rows.forward_s
     start.note()  # what dies from here on dies of no item

@@ -133,7 +133,7 @@ class Job:
         missing = plan.items - found.done - found.failed
         reason = f"{missing} items are neither in the sink nor recorded" if missing else ""
         report.write(self.papers, self.ledger.status(), found, state=state, moved=moved)
-        counts = {"done": found.done, "failed": found.failed}
+        counts = {"done": found.done, "failed": found.failed, "cut": found.cut}
         self.ledger.end(state, reason, at=JobState.CHECKING, **counts)
         return []
 
@@ -183,6 +183,7 @@ class Job:
                 "forward_s": round(found.forward_s, 4),
                 "write_s": round(time.monotonic() - embedded, 4),
             },
+            cut=found.cut + (before.cut if before else 0),
         )
         self.papers.mark(marker)
         self._here.meter.chunk(

@@ -351,7 +351,7 @@ class JobLedger:
 
         Args:
             at: of the job, in which that makes sense; it may have paused there.
-            counts: `done` and `failed`, as the check found them.
+            counts: `done`, `failed` and `cut`, as the check found them.
         """
         now = self.now()
         return bool(self._run(_END, at, state, reason, now, OVER_KEPT_S, *_pairs(counts)))

@@ -120,6 +120,7 @@ class Marker:
     Attributes:
         round: of retries; 0 for the first try.
         at: unix seconds, by Redis's clock as the job's other times.
+        cut: texts that were longer than the model reads, of this round and those before it.
     """
 
     chunk: int
@@ -129,6 +130,7 @@ class Marker:
     worker: str
     at: float
     stages: Mapping[str, float]
+    cut: int = 0
 
     @property
     def done(self) -> int:
@@ -165,8 +167,11 @@ class Papers:
             return JobSpec.read((self.folder / "job.json").read_bytes())
 
     def mark(self, marker: Marker) -> None:
+        told = asdict(marker)
+        if not marker.cut:  # a worker of before this field takes a marker with it for none
+            del told["cut"]
         with replacing(self._marker(marker.chunk)) as out:
-            out.write(json.dumps(asdict(marker), ensure_ascii=False).encode())
+            out.write(json.dumps(told, ensure_ascii=False).encode())
 
     def marker(self, chunk: int) -> Marker | None:
         """What became of a chunk, or None while nothing has."""

@@ -44,6 +44,7 @@ def summary(
         "vectors": found.done,
         "failures": found.failed,
         "failure_codes": dict(found.codes.most_common()),
+        "cut_texts": found.cut,
         "failed_items": [
             {"id": loss.id, "code": loss.code, "message": loss.message} for loss in found.losses
         ],
@@ -85,6 +86,7 @@ def page(told: dict[str, Any]) -> str:
         ("items", told["items"]),
         ("vectors", told["vectors"]),
         ("failures", f"{told['failures']} {told['failure_codes'] or ''}"),
+        ("longer than the model reads", f"{told['cut_texts']} texts, which were cut"),
         ("missing", f"{told['missing']} {', '.join(told['missing_ids'][:10])}"),
         ("model", f"{told['model']}, {told['dimension']} numbers, {told['fingerprint']}"),
         ("from", f"{told['source']['kind']}: {told['source']['where']}"),

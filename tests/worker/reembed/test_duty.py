@@ -867,6 +867,17 @@ def test_texts_are_embedded_and_blank_ones_recorded(desk, post, sink, tmp_path):
     assert [row["error"] for row in rows(sink)] == [None, "text_invalid"]
 
 
+def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_path):
+    texts = ["a dog", " ", "a dog " * 100, "a cat " * 100]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
+    for _ in range(2):
+        post.deliver_all()
+        assert (report(sink)["cut_texts"], desk.status().cut) == (2, 2)
+        assert desk.do(RETRY_FAILED)
+        desk.tend()
+
+
 def test_shares_of_two_jobs_take_turns(desk, post, pictures, sink, tmp_path, store, keys):
     for job in ("job", "job2"):
         place = Place(kind="parquet", where=str(tmp_path / job))
