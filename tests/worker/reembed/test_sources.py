@@ -342,6 +342,14 @@ def test_a_column_of_pictures_themselves_or_of_lists_is_refused(source, tmp_path
             ids(source(kind, file, column="image"))
 
 
+def test_pictures_beside_their_addresses_are_no_metadata_of_theirs(source, tmp_path):
+    """As img2dataset writes them: a job's manifest would hold every picture once more."""
+    row = {"path": "a.jpg", "jpg": b"picture", "n": 1, "more": {"bytes": b"it"}, "tags": ["a", "b"]}
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    [item] = source("list", tmp_path / "t.parquet").walk()
+    assert item.meta == {"n": 1, "tags": ["a", "b"]}
+
+
 def test_a_text_may_be_the_number_0(source, tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": 0}\n{"text": null}\n')
     assert [item.text for item in source("texts", tmp_path / "t.jsonl").walk()] == ["0", ""]

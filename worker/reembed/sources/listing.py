@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,7 +31,7 @@ class Listing:
     """References, one a row: `.csv`, `.tsv`, `.jsonl` or `.parquet`, anything else a line each.
 
     Options: `column` holds paths or URLs (`path`), `id` the ids (the reference itself). The other
-    columns become metadata. Relative paths count from the list's folder.
+    columns become metadata, but for those of bytes. Relative paths count from the list's folder.
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
@@ -42,7 +42,7 @@ class Listing:
 
     def walk(self) -> Iterator[Item]:
         folder = str(self._file.parent)
-        for number, row in _rows(self._file, self._column):
+        for number, row in _rows(self._file, self._column, self._id):
             ref = _name(self._file, number, row, self._column)
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
             item_id = _name(self._file, number, row, self._id) if self._id else ref
@@ -67,7 +67,7 @@ class Texts:
         self._column, self._id = options["column"], options["id"]
 
     def walk(self) -> Iterator[Item]:
-        for number, row in _rows(self._file, self._column):
+        for number, row in _rows(self._file, self._column, self._id):
             text = _cell(self._file, number, row, self._column)
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
             ref = f"{self._file.name}:{number}"
@@ -78,12 +78,12 @@ class Texts:
         return item.text or ""
 
 
-def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _rows(file: Path, column: str, id: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows with their numbers, from 1."""
     if not file.is_file():
         raise JobRefused(f"there is no file {str(file)!r} on this worker")
     read: Mapping[str, Reader] = {
-        ".parquet": _parquet,
+        ".parquet": partial(_parquet, needed=(column, id)),
         ".jsonl": _jsonl,
         ".csv": partial(_csv, delimiter=","),
         ".tsv": partial(_csv, delimiter="\t"),
@@ -97,10 +97,18 @@ def _rows(file: Path, column: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise StoreDown(f"{file}: {error.strerror}") from error
 
 
-def _parquet(file: Path) -> Iterator[Mapping[str, Any]]:
+def _parquet(file: Path, *, needed: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    """Of the other columns not those of bytes, as of the pictures themselves: no metadata."""
     with reading_parquet():
-        for batch in parquet.ParquetFile(file).iter_batches(ROWS):
+        table = parquet.ParquetFile(file)
+        columns = [f.name for f in table.schema_arrow if f.name in needed or not _is_bytes(f.type)]
+        for batch in table.iter_batches(ROWS, columns=columns):
             yield from batch.to_pylist()
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return is_plain or any(_is_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
