@@ -17,7 +17,14 @@ from .inputs import Modality, embed
 from .refusals import ONE, RESPONSES, SEVERAL
 
 
-def _no_number(given: Any) -> Any:
+def _as_ours(given: Any) -> Any:
+    """The forms that other services take, each with what is taken here."""
+    if isinstance(given, dict):  # {"image": ...}, {"text": ...}
+        raise PydanticCustomError(
+            "object",
+            "Input should be a string, for a picture too: data:image/...;base64,... or an http(s) "
+            "address",
+        )
     if isinstance(given, int | list):
         raise PydanticCustomError(
             "token_numbers",
@@ -28,7 +35,7 @@ def _no_number(given: Any) -> Any:
 
 
 # A picture as a data URI may be as long as the body; the client looks at the length of texts.
-Input = Annotated[str, StringConstraints(min_length=1, pattern=r"\S"), BeforeValidator(_no_number)]
+Input = Annotated[str, StringConstraints(min_length=1, pattern=r"\S"), BeforeValidator(_as_ours)]
 Inputs = Annotated[list[Input], Field(min_length=1)]
 
 

@@ -162,6 +162,13 @@ def test_a_picture_in_bare_base64_is_not_taken_for_a_text(http, format):
     assert http.post("/v1/embeddings", json={"input": bare, "modality": "text"}).is_success
 
 
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: ["a text", one]])
+def test_an_object_as_other_services_take_them_hears_what_to_send(http, wrap):
+    answer = http.post("/v1/embeddings", json={"input": wrap({"image": "https://a/b.jpg"})})
+    assert answer.status_code == 422
+    assert "data:image/...;base64,..." in answer.json()["error"]["message"]
+
+
 def test_an_address_is_a_text_where_the_caller_says_so(http):
     asked = {"input": "https://example.com/cat.jpg", "modality": "text"}
     [row] = http.post("/v1/embeddings", json=asked).json()["data"]
