@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 
 from ..aio import AsyncClient
 from ..wire import logs, spans
@@ -15,7 +16,7 @@ from ..wire.settings import cannot_listen
 from . import health, metrics, openai, plain, rag, refusals
 from .budgets import Budgets
 from .correlating import Correlating
-from .guard import Guard
+from .guard import DOCS_FILES, Guard
 from .settings import GatewaySettings
 
 KEEP_ALIVE_S = 5
@@ -31,12 +32,13 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         await budgets.close()
         await client.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Clipyard",
         description="Pictures and texts into CLIP vectors. Errors have the shape "
         '`{"error": {"code", "message"}}`.',
         lifespan=lifespan,
         redoc_url=None,
+        static_url=DOCS_FILES,
     )
     # The guard looks at the token before it reads a body; here it is for the OpenAPI page.
     bearer = [Security(HTTPBearer(auto_error=False))] if settings.gateway_tokens else []

@@ -16,7 +16,11 @@ from .passes import Pass, Unit, holder
 from .refusals import answer_to, refuse
 from .settings import GatewaySettings, is_loopback
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
+DOCS_FILES = "/docs/files"
+OF_DOCS = {
+    f"{DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+}
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"} | OF_DOCS)
 ALWAYS = OPEN_PATHS | {"/metrics"}  # however much is at work: then most is to be seen there
 
 

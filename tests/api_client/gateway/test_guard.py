@@ -1,4 +1,5 @@
 import asyncio
+import re
 import socket
 import threading
 
@@ -21,6 +22,15 @@ def settings(**given):
 
 def http(**given):
     return TestClient(build(FakeAsyncClient(), settings(**given)), base_url="http://127.0.0.1")
+
+
+def test_the_page_for_people_asks_nobody_else_and_its_files_want_no_token():
+    client = http(gateway_tokens=[TOKEN])
+    page = client.get("/docs").text
+    named = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert len(named) == 3
+    assert [client.get(name).status_code for name in named] == [200, 200, 200]
+    assert re.findall(r"https?://", page) == []
 
 
 @pytest.mark.parametrize(
