@@ -47,7 +47,7 @@ class Parts:
         self.batcher = Batcher(batch_size=16, decode_threads=2)
         self.images = ImageReader(self.settings)
         self.meter = Meter()
-        self.tracker = SimpleNamespace(used=lambda entry, items: None)
+        self.tracker = SimpleNamespace(used=lambda entry: None)
         self.started_at, self.ends = 1.5, []
         self.suspects = Suspects(store, keys, node=node, started_at=self.started_at)
         self.watchdog = SimpleNamespace(end=self.ends.append)
