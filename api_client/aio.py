@@ -11,8 +11,8 @@ from .desk import Desk
 from .embedding import Embedding, Submitted
 from .inputs import Picture
 from .reembed.job import AsyncJob, JobOptions
-from .requests import EmbedOptions, Scope
-from .results import Item, Loaded, MemoryUse, Pressure, similarity
+from .requests import EmbedOptions
+from .results import Item, Loaded, MemoryUse, similarity
 from .status import Fleet
 from .steps import Blocking, Pause, Step, Talk
 from .talks import Line
@@ -20,7 +20,7 @@ from .wire.broker import async_redis_client
 from .wire.codec import Vectors
 from .wire.errors import BadRequest
 from .wire.jobs import JobStatus, Migration, Place
-from .wire.messages import CatalogueEntry, Managed
+from .wire.messages import CatalogueEntry, Managed, Pressure, Scope
 from .wire.settings import Settings
 
 _T = TypeVar("_T")

@@ -10,15 +10,15 @@ from .desk import Desk
 from .embedding import Embedding, Submitted
 from .inputs import Picture
 from .reembed.job import Job, JobOptions
-from .requests import EmbedOptions, Scope
-from .results import Item, Loaded, MemoryUse, Pressure, similarity
+from .requests import EmbedOptions
+from .results import Item, Loaded, MemoryUse, similarity
 from .status import Fleet
 from .steps import Step, Talk
 from .talks import Line
 from .wire.broker import redis_client
 from .wire.codec import Vectors
 from .wire.jobs import JobStatus, Migration, Place
-from .wire.messages import CatalogueEntry, Managed
+from .wire.messages import CatalogueEntry, Managed, Pressure, Scope
 from .wire.settings import Settings
 
 PATIENCE_S = 2.0

@@ -17,7 +17,6 @@ from .reembed.talks import listing, submit
 from .requests import (
     EmbedOptions,
     MakeCall,
-    Scope,
     checked,
     image_calls,
     keep_alive,
@@ -29,7 +28,7 @@ from .requests import (
     settable,
     text_calls,
 )
-from .results import Item, Loaded, MemoryUse, Pressure, matrix
+from .results import Item, Loaded, MemoryUse, matrix
 from .status import Fleet, Worker, fleet_talk
 from .steps import Talk
 from .talks import Call, Line
@@ -43,8 +42,10 @@ from .wire.messages import (
     CatalogueEntry,
     Load,
     Managed,
+    Pressure,
     Reload,
     Request,
+    Scope,
     Set,
     Switch,
     Unload,

@@ -22,9 +22,6 @@ from .wire.settings import LONGEST_S, OURS, Settings
 _T = TypeVar("_T")
 MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
 
-# Of an unload, see `Unload`.
-Scope = Literal["one", "vision", "text", "family", "timeout", "pressure", "everything"]
-
 
 class EmbedOptions(TypedDict, total=False):
     """What every embedding call takes beside its items.

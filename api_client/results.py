@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
 from .wire.codec import Vectors
 from .wire.errors import ClipyardError, ItemError, SpaceMismatch
 from .wire.messages import Embedded, ModelStatus
-
-Pressure = Literal["normal", "elevated", "high", "critical"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from redis.typing import EncodableT, FieldT
 
 from api_client.wire.codec import pack_record, text
-from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerStatus
+from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerState, WorkerStatus
 from api_client.wire.names import Keys
 
 from .backends.base import Tier
@@ -45,8 +45,6 @@ EVENTS_UNSENT = 1000  # kept while Redis is away
 EVENTS_KEPT = 10_000  # in the stream, about
 WILL_KEPT_S = 30 * 24 * 3600
 CLOSE_WITHIN_S = 5.0
-
-State = Literal["starting", "ready", "broken", "stopping"]
 
 
 class Tracker:
@@ -94,7 +92,7 @@ class Tracker:
         self._knobs = Knobs()
         self._own: str | None = None  # the model that this worker alone was switched to
         self._fleet: str | None = None  # the fleet's current model, as far as it was heard of
-        self._state: State = "starting"
+        self._state: WorkerState = "starting"
         self._trouble = ""
         self._swept_at = 0.0
         self._complaints: tuple[Complaint, ...] = ()
@@ -129,7 +127,7 @@ class Tracker:
             self._uses[entry.id].add(now)
             self._hours[entry.id, usage.hour_of_week(now)] += 1
 
-    def say(self, state: State, *, trouble: str = "") -> None:
+    def say(self, state: WorkerState, *, trouble: str = "") -> None:
         """How the worker is; `trouble` is a sentence for people."""
         with self._lock:
             self._state, self._trouble = state, trouble
@@ -140,7 +138,7 @@ class Tracker:
         self._complaints = found
 
     @property
-    def state(self) -> State:
+    def state(self) -> WorkerState:
         """What was said last."""
         return self._state
 

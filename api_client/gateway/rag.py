@@ -10,10 +10,9 @@ from pydantic import BaseModel
 
 from ..aio import AsyncClient
 from ..desk import PRESSURES, entry_of
-from ..results import Pressure
 from ..status import Fleet
 from ..wire.errors import BadRequest, UnknownModel
-from ..wire.messages import CatalogueEntry, Kind, Managed, ModelId, ModelStatus
+from ..wire.messages import CatalogueEntry, Kind, Managed, ModelId, ModelStatus, Pressure
 from .refusals import RESPONSES
 
 MB = 1024 * 1024

@@ -153,9 +153,7 @@ def _print(
 ) -> None:
     def label(i: int) -> str:
         return (
-            collection.captions[i]
-            if collection.captions
-            else printable(Path(collection.files[i].name))
+            collection.captions[i] if collection.captions else printable(collection.files[i].name)
         )
 
     rows = [

@@ -161,10 +161,8 @@ class Packer:
 
     def __init__(self) -> None:
         encoder = Encoder("utf-8", "strict", decode_responses=False)  # type: ignore[no-untyped-call]
-        self._small, self._large = (
-            HiredisRespSerializer(),
-            PythonRespSerializer(LARGE, encoder.encode),
-        )
+        self._small = HiredisRespSerializer()
+        self._large = PythonRespSerializer(LARGE, encoder.encode)
 
     def pack(self, *args: Any) -> list[bytes]:
         """What goes to the socket, in pieces."""

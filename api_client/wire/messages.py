@@ -15,6 +15,9 @@ MAX_BATCH_CHARS = 2**24  # of all texts or references together; bounds a message
 
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Scope = Literal["one", "vision", "text", "family", "timeout", "pressure", "everything"]
+Pressure = Literal["normal", "elevated", "high", "critical"]
+WorkerState = Literal["starting", "ready", "broken", "stopping"]
 
 
 class Message(BaseModel):
@@ -211,7 +214,7 @@ class Unload(Request):
     """
 
     model: ModelId | None = None
-    scope: Literal["one", "vision", "text", "family", "timeout", "pressure", "everything"] = "one"
+    scope: Scope = "one"
     family: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
 
     @model_validator(mode="after")
@@ -336,7 +339,7 @@ class WorkerStatus(Message):
     pid: int
     started_at: float
     beat_at: float
-    state: Literal["starting", "ready", "broken", "stopping"]
+    state: WorkerState
     current: str | None = None
     default: str = ""
     models: tuple[str, ...] = ()
@@ -345,7 +348,7 @@ class WorkerStatus(Message):
     device_free: int = 0
     host_total: int = 0
     host_free: int = 0
-    pressure: Literal["normal", "elevated", "high", "critical"] = "normal"
+    pressure: Pressure = "normal"
     trouble: str = ""
     last_sweep_at: float = 0.0  # 0: not since it started; is the beat running?
     settings: dict[str, str] = {}  # those that can be changed at run time

@@ -5,8 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from api_client import Client
 from api_client.acl import Role, acl_file, passwords_in
 from api_client.stack.valkey import _free_port, server_binary
 from api_client.wire.settings import Settings
+from tests.flow.processes import until
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = """
@@ -161,12 +161,3 @@ def _answers(server: redis.Redis) -> bool:
 
 def _ready(server: redis.Redis, prefix: str) -> bool:
     return server.hget(f"{prefix}:worker:cpu0@here", "state") == b'"ready"'
-
-
-def until(condition: Callable[[], object], *, within_s: float = 30.0) -> None:
-    """Wait for what another process does."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still not so after {within_s} s")
-        time.sleep(0.02)

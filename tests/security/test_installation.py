@@ -24,7 +24,8 @@ from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.errors import NotSigned
 from api_client.wire.names import Keys
-from tests.security.installation import Installation, until
+from tests.flow.processes import until
+from tests.security.installation import Installation
 from worker import housekeeping
 
 CANARY = "canary7f3a"

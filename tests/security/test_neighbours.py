@@ -11,7 +11,8 @@ from api_client import requests
 from api_client.acl import Role
 from api_client.wire.broker import celery_app
 from api_client.wire.errors import NoBroker
-from tests.security.installation import Installation, until
+from tests.flow.processes import until
+from tests.security.installation import Installation
 from tests.security.test_installation import PROCESSES, _refused, denials, listening
 
 # Of every kind of key, and of channels; what is refused is refused before the kind is looked at.

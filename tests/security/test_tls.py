@@ -17,7 +17,7 @@ from celery.contrib.testing.worker import start_worker
 from api_client.stack.valkey import _free_port
 from api_client.wire.broker import async_redis_client, celery_app, redis_client
 from api_client.wire.settings import Settings
-from tests.security.installation import until
+from tests.flow.processes import until
 
 
 @pytest.fixture(scope="module")
