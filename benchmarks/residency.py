@@ -194,7 +194,6 @@ class _Worker:
         view = View(
             slots=self._slots.view(),
             now=self.now,
-            vision=self._timeouts(),
             own={model: self._own(use) for model, use in self._uses.items()},
             device=Bytes(self._device.total, self._device.free),
             host=Bytes(self._host.total, self._host.free),

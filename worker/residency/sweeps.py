@@ -80,7 +80,7 @@ class View:
         slots: least recently used first.
         now: of the slots' clock.
         unified: device and host are one memory, and only `ram_s` applies.
-        vision, text: timeouts by type; `own` has those of single models, by id.
+        own: timeouts of each model, by id.
         device, host: memory now; None cannot be told, or is the other one.
         pressure: of the fuller one.
         pressure_threshold: used fraction of a memory above which idle models leave it.
@@ -90,8 +90,6 @@ class View:
     slots: tuple[SlotView, ...]
     now: float
     unified: bool = False
-    vision: Timeouts = Timeouts()
-    text: Timeouts = Timeouts()
     own: Mapping[str, Timeouts] = field(default_factory=dict)
     device: Bytes | None = None
     host: Bytes | None = None
@@ -107,7 +105,7 @@ class View:
         return self.now - slot.used_at
 
     def timeouts(self, slot: SlotView) -> Timeouts:
-        return self.own.get(slot.model_id, self.vision if slot.is_vision else self.text)
+        return self.own.get(slot.model_id, Timeouts())
 
 
 def kept_alive(view: View) -> list[Move]:

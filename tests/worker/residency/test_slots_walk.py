@@ -177,7 +177,7 @@ class Walk(RuleBasedStateMachine):
             self.slots.view(),
             self.now,
             unified=self.unified,
-            vision=Timeouts(vram_s=60, ram_s=120),
+            own=dict.fromkeys(SIZES, Timeouts(vram_s=60, ram_s=120)),
             pressure=self.gauge.read(*memories.values()),
             pressure_timeout_s=10,
             **memories,

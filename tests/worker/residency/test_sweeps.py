@@ -67,17 +67,7 @@ def test_without_an_accelerator_only_the_ram_timeout_applies():
     assert ids(idle_in_ram(seen)) == ["b"]
 
 
-def test_vision_and_text_models_have_timeouts_of_their_own():
-    seen = view(
-        slot("vision", idle_s=50),
-        slot("text", idle_s=50, is_vision=False),
-        vision=Timeouts(vram_s=100),
-        text=Timeouts(vram_s=10),
-    )
-    assert ids(idle_in_vram(seen)) == ["text"]
-
-
-def test_a_single_model_may_have_timeouts_of_its_own():
+def test_a_model_may_have_timeouts_of_its_own():
     seen = view(slot("a", idle_s=700), slot("b", idle_s=700), own={"a": Timeouts(vram_s=800)})
     assert ids(idle_in_vram(seen)) == ["b"]
 
