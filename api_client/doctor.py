@@ -255,7 +255,7 @@ def _models(fleet: Fleet) -> Found:
 
 
 def two_beats(client: Any, settings: Settings) -> Found:
-    refused = int(client.get(Keys(settings.key_prefix).refused("sweep")) or 0)
+    refused = int(client.get(Keys(settings.key_prefix).refused) or 0)
     if refused >= GATES_REFUSED:
         found = f"{refused} sweeps were asked for twice"
         mend = "stop one of the beats: they do no harm, but one is enough"

@@ -72,7 +72,7 @@ class Vigil:
             raise NoWorker(NOBODY)
         if queue and self._slices % SEARCH_EVERY == 0:
             # Twice in a row: a worker that takes a message holds it nowhere for a moment.
-            held = self._keys.held()
+            held = self._keys.held
             is_missed = not (yield lambda r: r.eval(_FIND, 2, held, queue, request_id, SEARCHED))
             is_lost, self._missed = is_lost or (is_missed and self._missed), is_missed
         return is_lost

@@ -22,7 +22,7 @@ def sweep_fleet(task: Task) -> int:
     """
     here = runtime.here()
     interval_s = here.settings.sweep_interval_s
-    if not housekeeping.first_in_period(here.redis, here.keys, "sweep", period_s=interval_s):
+    if not housekeeping.first_in_period(here.redis, here.keys, period_s=interval_s):
         return 0  # another beat's
     alive = housekeeping.live_workers(here.redis, here.keys)
     for worker in alive:

@@ -20,14 +20,14 @@ ORPHANS_KEPT_S = 24 * 3600  # messages for a worker that has not come back, and 
 ABSENT_A_TIME = 1000
 
 
-def first_in_period(store: redis.Redis, keys: Keys, what: str, *, period_s: float) -> bool:
+def first_in_period(store: redis.Redis, keys: Keys, *, period_s: float) -> bool:
     """True for the first to ask in a period, so that a second beat changes nothing."""
     gate_ms = max(1, int(period_s * GATE_SHARE * 1000))
-    if store.set(keys.gate(what), 1, nx=True, px=gate_ms):
+    if store.set(keys.gate, 1, nx=True, px=gate_ms):
         return True
     with store.pipeline() as pipe:  # `clipyard doctor` tells two beats by it
-        pipe.incr(keys.refused(what))
-        pipe.pexpire(keys.refused(what), max(1, int(period_s * REFUSALS_KEPT_PERIODS * 1000)))
+        pipe.incr(keys.refused)
+        pipe.pexpire(keys.refused, max(1, int(period_s * REFUSALS_KEPT_PERIODS * 1000)))
         pipe.execute()
     return False
 
@@ -117,18 +117,18 @@ def expire_replies(store: redis.Redis, keys: Keys) -> int:
     time, picked by chance, so all have their turn. Who listens still is in nobody's way: replies
     are fetched long before they expire, and each command enters its client into the table again.
     """
-    bindings: list[bytes] = store.srandmember(keys.reply_queues(), REPLIES_A_TIME)  # type: ignore[assignment]
+    bindings: list[bytes] = store.srandmember(keys.reply_queues, REPLIES_A_TIME)  # type: ignore[assignment]
     queues = [keys.reply_queue(text(binding)) for binding in bindings]
     with store.pipeline(transaction=False) as pipe:
         for queue in queues:
             pipe.ttl(queue)
-        pipe.scard(keys.reply_queues())
+        pipe.scard(keys.reply_queues)
         *ttls, count = pipe.execute()
         lasting = [queue for queue, ttl in zip(queues, ttls, strict=True) if ttl == -1]
         for queue in lasting:
             pipe.expire(queue, REPLY_KEPT_S)
         empty = [one for one, ttl in zip(bindings, ttls, strict=True) if ttl == -2]
         if count > BINDINGS_KEPT and empty:
-            pipe.srem(keys.reply_queues(), *empty[: count - BINDINGS_KEPT])
+            pipe.srem(keys.reply_queues, *empty[: count - BINDINGS_KEPT])
         pipe.execute()
     return len(lasting)

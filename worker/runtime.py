@@ -339,12 +339,12 @@ def _sizes(store: redis.Redis, keys: Keys, device: str) -> Sizes:
     """
 
     def get(space: str) -> int | None:
-        rows = store.hget(keys.safe_batches(), f"{space} {device}")
+        rows = store.hget(keys.safe_batches, f"{space} {device}")
         return int(rows) if rows else None
 
     def put(space: str, rows: int) -> None:
-        store.hset(keys.safe_batches(), f"{space} {device}", rows)
-        store.expire(keys.safe_batches(), SAFE_BATCHES_KEPT_S)
+        store.hset(keys.safe_batches, f"{space} {device}", rows)
+        store.expire(keys.safe_batches, SAFE_BATCHES_KEPT_S)
 
     return Sizes(get=get, put=put)
 

@@ -56,7 +56,7 @@ def submission(keys: Keys, spec: JobSpec, settings: Settings) -> Step:
         "patience_s": spec.patience_s,
         "cursor": 0,
     }
-    places = [*job_keys(keys, spec.id), keys.jobs()]
+    places = [*job_keys(keys, spec.id), keys.jobs]
     flat = [part for pair in fields.items() for part in pair]
     arguments = (spec.id, spec.submitted_at, *flat)
     return lambda r: r.eval(SUBMIT, len(places), *places, *arguments)
@@ -110,7 +110,7 @@ def _attended(line: Line, jobs: list[JobStatus]) -> Talk[list[JobStatus]]:
 
 def listing(line: Line) -> Talk[list[JobStatus]]:
     """Every job that Redis still knows, the newest first."""
-    ids = yield lambda r: r.zrevrange(line.keys.jobs(), 0, -1)
+    ids = yield lambda r: r.zrevrange(line.keys.jobs, 0, -1)
     found = []
     for read in (yield from _all_books(line, [job.decode() for job in ids])):
         with suppress(BadRequest):  # its books have expired, or are of another version

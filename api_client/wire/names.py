@@ -64,6 +64,16 @@ class Keys:
         self.current = f"{prefix}:current"  # string: the model for requests that name none
         self.catalogue = f"{prefix}:catalogue"  # hash: model id -> CatalogueEntry as JSON
         self.quarantine = f"{prefix}:quarantine"  # hash: id -> quarantine.Evidence; expires
+        self.jobs = f"{prefix}:jobs"  # sorted set: job id -> when it was submitted, in unix seconds
+        self.safe_batches = f"{prefix}:safe-batches"  # hash: space, device -> rows that fit
+        # Strings that expire: set once per sweep, which makes a second beat harmless; and how often
+        # it was found set lately.
+        self.gate = f"{prefix}:gate:sweep"
+        self.refused = f"{self.gate}:refused"
+        # Kombu's, not ours. Hash: messages that workers have taken and not yet finished. Set: where
+        # answers to remote-control commands go.
+        self.held = f"{prefix}:unacked"
+        self.reply_queues, _ = self.bindings("reply.celery.pidbox")
 
     def worker(self, worker: str) -> str:
         """Hash: one worker process, expiring soon after the process is gone."""
@@ -100,10 +110,6 @@ class Keys:
         step = f"\x06\x16{priority}" if priority else ""
         return f"{self._prefix}:{queue}{step}"
 
-    def held(self) -> str:
-        """Hash: messages that workers have taken and not yet finished. Kombu's, not ours."""
-        return f"{self._prefix}:unacked"
-
     def bindings(self, exchange: str) -> tuple[str, str]:
         """Sets: which queues an exchange leads to; and of those, the lasting. Kombu's, not ours."""
         kombu = f"{self._prefix}:_kombu"
@@ -113,22 +119,10 @@ class Keys:
         """Channel: remote control of every worker. Kombu's, not ours."""
         return f"{self._prefix}:/{db}.celery.pidbox"
 
-    def reply_queues(self) -> str:
-        """Set: where answers to remote-control commands go. Kombu's, not ours."""
-        return self.bindings("reply.celery.pidbox")[0]
-
     def reply_queue(self, binding: str) -> str:
         """List: the replies that one member of `reply_queues` leads to. Kombu's, not ours."""
         _, _, queue = binding.rpartition("\x16")
         return f"{self._prefix}:{queue}"
-
-    def gate(self, what: str) -> str:
-        """String, set once per period: makes a second beat harmless. Expires."""
-        return f"{self._prefix}:gate:{what}"
-
-    def refused(self, what: str) -> str:
-        """String: how often the gate was shut to somebody lately. Expires."""
-        return f"{self._prefix}:gate:{what}:refused"
 
     def budget(self, holder: str, unit: str) -> str:
         """String: when a gateway's caller has its whole budget again. Expires then."""
@@ -145,14 +139,6 @@ class Keys:
     def cached(self, part: str) -> str:
         """Hash, sorted set, string: vectors by content, see `content_cache`. Within its budget."""
         return f"{self._prefix}:cached:{part}"
-
-    def safe_batches(self) -> str:
-        """Hash of (model, precision, device) -> the batch size that is known to fit."""
-        return f"{self._prefix}:safe-batches"
-
-    def jobs(self) -> str:
-        """Sorted set: job id -> when it was submitted, in unix seconds."""
-        return f"{self._prefix}:jobs"
 
     def job(self, job: str) -> str:
         """Hash: one bulk job, see `jobs.JobStatus`."""

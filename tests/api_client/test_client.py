@@ -470,7 +470,7 @@ def asking(stage, connect, quick):
 def test_a_message_that_a_worker_took_to_its_grave_is_sent_again(stage, asking):
     queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
     _, taken = stage.store.brpop(queue, 20)
-    stage.store.hset(stage.keys.held(), "tag", taken)  # the broker will deliver it, much later
+    stage.store.hset(stage.keys.held, "tag", taken)  # the broker will deliver it, much later
     while not stage.store.llen(queue):
         stage.show_worker()
     with stage.worker():
@@ -484,7 +484,7 @@ def test_a_worker_that_came_back_before_the_first_look_may_have_taken_it_too(sta
     with ThreadPoolExecutor(1) as pool:
         rows = pool.submit(connect(stage.settings).embed_texts, ["a"], timeout=60)
         _, taken = stage.store.brpop(queue, 20)
-        stage.store.hset(stage.keys.held(), "tag", taken)
+        stage.store.hset(stage.keys.held, "tag", taken)
         _, again = stage.store.brpop(queue, 20)
         stage.store.lpush(queue, again)
         with stage.worker():

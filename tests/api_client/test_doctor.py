@@ -180,10 +180,10 @@ def test_a_worker_without_a_beat_is_told(tell, show):
 
 def test_a_second_beat_is_told_by_the_gates_it_finds_shut(store, keys, prefix):
     settings = Settings.read(key_prefix=prefix)
-    housekeeping.first_in_period(store, keys, "sweep", period_s=60)
+    housekeeping.first_in_period(store, keys, period_s=60)
     assert list(doctor.two_beats(store, settings)) == []
     for _ in range(doctor.GATES_REFUSED):
-        housekeeping.first_in_period(store, keys, "sweep", period_s=60)
+        housekeeping.first_in_period(store, keys, period_s=60)
     [two] = doctor.two_beats(store, settings)
     assert two.check is Check.TWO_BEATS
 

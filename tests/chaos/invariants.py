@@ -53,7 +53,7 @@ def unbounded(keys: Mapping[str, tuple[int, int]], known: Keys) -> list[str]:
     Args:
         keys: name -> (time to live, members).
     """
-    bounded = {known.workers, known.jobs(), known.events}
+    bounded = {known.workers, known.jobs, known.events}
     return sorted(
         f"{key} ({members} members)"
         for key, (ttl, members) in keys.items()

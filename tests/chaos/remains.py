@@ -64,7 +64,7 @@ def held(world: World) -> list[str]:
         for step in (names.INTERACTIVE, names.BULK):
             waiting += store.lrange(world.keys.queue(queue, step), 0, -1)
     found = [json.loads(one) for one in waiting]
-    found += [json.loads(one)[0] for one in store.hvals(world.keys.held())]
+    found += [json.loads(one)[0] for one in store.hvals(world.keys.held)]
     return invariants.lasting(one["headers"]["task"] for one in found)
 
 

@@ -91,6 +91,6 @@ def leave_replies_and_a_worker_behind(client, store, keys):
         app.control.inspect(timeout=0.001).ping()
         app.send_task("clipyard.sweep", queue=f"{GONE}.dq2")
     reply = "0.reply.celery.pidbox"
-    store.sadd(keys.reply_queues(), f"0\x06\x16\x06\x16{reply}")
+    store.sadd(keys.reply_queues, f"0\x06\x16\x06\x16{reply}")
     store.lpush(keys.queue(reply, 0), "pong")
     store.sadd(keys.workers, GONE)

@@ -371,14 +371,14 @@ class JobLedger:
 
 def known_jobs(store: redis.Redis, keys: Keys) -> list[str]:
     """Every job's id, the oldest first; those whose hash has expired are struck off."""
-    found: Any = store.zrange(keys.jobs(), 0, -1)
+    found: Any = store.zrange(keys.jobs, 0, -1)
     ids = [job.decode() for job in found]
     with store.pipeline(transaction=False) as pipe:
         for job in ids:
             pipe.exists(keys.job(job))
         there = pipe.execute()
     if gone := [job for job, exists in zip(ids, there, strict=True) if not exists]:
-        store.zrem(keys.jobs(), *gone)
+        store.zrem(keys.jobs, *gone)
     return [job for job, exists in zip(ids, there, strict=True) if exists]
 
 

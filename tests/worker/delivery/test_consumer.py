@@ -48,10 +48,10 @@ def test_every_message_in_hand_goes_back_to_its_queue(valkey_url, prefix, keys, 
         with app.connection_for_write() as connection:
             channel = connection.default_channel
             held = [channel.basic_get("embed") for _ in range(2)]
-            assert store.hlen(keys.held()) == len(held)
+            assert store.hlen(keys.held) == len(held)
             giver = SimpleNamespace(task_consumer=SimpleNamespace(channel=channel))
             assert consumer.Consumer.give_back(giver) == len(held)
-            assert store.hlen(keys.held()) == 0
+            assert store.hlen(keys.held) == 0
             assert store.llen(keys.queue("embed", 0)) == 3
 
 

@@ -107,16 +107,16 @@ def test_what_is_held_is_in_redis_until_it_is_acknowledged(url: str, prefix: str
         take(channel, "one")
         take(channel, "two")
         channel.qos.hear()
-        assert store.hkeys(keys.held()) == [b"one", b"two"]
+        assert store.hkeys(keys.held) == [b"one", b"two"]
         assert channel.qos.restore_by_tag("two") is None
         channel.basic_ack("one")
         channel.qos.hear()
-        assert not store.exists(keys.held())
+        assert not store.exists(keys.held)
         assert store.llen(keys.queue(names.EMBED, names.INTERACTIVE)) == 1
         take(channel, "three")
         channel.basic_ack("three")
     with client_of(url) as store:
-        assert not store.exists(keys.held())  # a channel that closes has heard of everything
+        assert not store.exists(keys.held)  # a channel that closes has heard of everything
 
 
 def test_a_refusal_is_raised_with_the_next_look_and_the_one_after_finds_all_in_order(
@@ -131,7 +131,7 @@ def test_a_refusal_is_raised_with_the_next_look_and_the_one_after_finds_all_in_o
         channel.qos.hear()
         store.config_set("maxmemory", 0)
         take_and_hear(channel, "held")
-        assert store.hkeys(Keys(prefix).held()) == [b"held"]
+        assert store.hkeys(Keys(prefix).held) == [b"held"]
 
 
 def test_a_message_goes_on_before_its_hold_is_heard_of_and_the_refusal_is_not_missed(
@@ -161,7 +161,7 @@ def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
         with pytest.raises(ConnectionError):
             take_and_hear(channel, "lost")
         take_and_hear(channel, "after")
-        assert b"after" in store.hkeys(Keys(prefix).held())
+        assert b"after" in store.hkeys(Keys(prefix).held)
 
 
 class Tally:
@@ -390,5 +390,5 @@ def test_a_body_that_cannot_be_taken_apart_is_not_held(
         send(app, "interactive", "text")
         tally.wait_until(lambda: tally.done == ["text"])
         until(lambda: "odd could not be recorded" in caplog.text)
-        until(lambda: not store.exists(keys.held()), within_s=5)
+        until(lambda: not store.exists(keys.held), within_s=5)
     assert "canary" not in caplog.text

@@ -353,7 +353,7 @@ def test_books_of_ended_jobs_expire_and_leave_the_list(book, store, keys):
     assert all(store.ttl(key) > 0 for key in (keys.job("job"), keys.job_done("job")))
     store.delete(keys.job("job"))
     assert known_jobs(store, keys) == []
-    assert store.zcard(keys.jobs()) == 0
+    assert store.zcard(keys.jobs) == 0
 
 
 def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds(store, keys):
