@@ -23,11 +23,7 @@ from .stack import cli as stack
 if TYPE_CHECKING:
     from .results import Item
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 app.add_typer(stack.app)
 app.add_typer(reembed.app, name="reembed")
@@ -236,8 +232,7 @@ def status(
 
 @app.command()
 def why(
-    model: Annotated[str, typer.Argument(help="A model id or alias.")],
-    as_json: Json = False,
+    model: Annotated[str, typer.Argument(help="A model id or alias.")], as_json: Json = False
 ) -> None:
     """Tell why a model is here, why it went, and what goes next."""
     from . import show

@@ -72,11 +72,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def table(
-    columns: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    as_json: bool,
-    unbroken: str = "",
+    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, as_json: bool, unbroken: str = ""
 ) -> None:
     """The rows' columns as a table, or the whole rows as a JSON list.
 

@@ -195,12 +195,7 @@ class Line:
                 yield partial(_together, parts=parts)
 
     def fetch(
-        self,
-        request_id: str,
-        *,
-        until: float,
-        call: Call | None = None,
-        unsent: Call | None = None,
+        self, request_id: str, *, until: float, call: Call | None = None, unsent: Call | None = None
     ) -> Talk[Answer]:
         """As `wait`, for an id; without the call it is sent again as it was submitted."""
         vigil = Vigil(self.keys)
@@ -323,13 +318,7 @@ def _together(client: Any, *, parts: Sequence[Part]) -> Any:
 
 
 def _put(
-    pipe: Any,
-    *,
-    blobs: Mapping[int, bytes],
-    blobs_key: str,
-    ttl_s: int,
-    queue: str,
-    message: str,
+    pipe: Any, *, blobs: Mapping[int, bytes], blobs_key: str, ttl_s: int, queue: str, message: str
 ) -> None:
     # One by one: Redis reads large values twice as fast that way. The expiry is right behind the
     # first: a client may be killed before the next, or lose its connection.
@@ -351,13 +340,7 @@ def _await(client: Any, *, key: str, block_s: float) -> Any:
 
 
 def _refuse(
-    client: Any,
-    *,
-    keys: names.Keys,
-    ids: Sequence[str],
-    frame: bytes,
-    ttl_s: int,
-    notice: Part,
+    client: Any, *, keys: names.Keys, ids: Sequence[str], frame: bytes, ttl_s: int, notice: Part
 ) -> Any:
     pipe = client.pipeline()
     for request_id in ids:

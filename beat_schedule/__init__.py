@@ -30,11 +30,7 @@ def _every(seconds: float, task: str) -> dict[str, Any]:
     return {
         "task": task,
         "schedule": seconds,
-        "options": {
-            "queue": names.CONTROL,
-            "priority": names.INTERACTIVE,
-            "expires": seconds,
-        },
+        "options": {"queue": names.CONTROL, "priority": names.INTERACTIVE, "expires": seconds},
     }
 
 

@@ -77,12 +77,7 @@ class Report:
 
 
 # Of x86, the best first: how Linux and how people call it.
-UNITS = {
-    "amx_bf16": "AMX",
-    "avx512_bf16": "AVX512-BF16",
-    "avx512f": "AVX-512",
-    "avx2": "AVX2",
-}
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def machine() -> dict[str, Any]:

@@ -248,10 +248,5 @@ class _Worker:
 
 
 def _entry(model: str) -> Entry:
-    options = {
-        "device_bytes": WEIGHT,
-        "host_bytes": WEIGHT,
-        "load_s": LOAD_S,
-        "lift_s": LIFT_S,
-    }
+    options = {"device_bytes": WEIGHT, "host_bytes": WEIGHT, "load_s": LOAD_S, "lift_s": LIFT_S}
     return Entry(model, backend="fake", memory_gb=WEIGHT / 2**30, options=options)

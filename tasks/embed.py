@@ -34,10 +34,7 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
     begun = time.monotonic()
     keep_alive_s = request.keep_alive_s if here.settings.keep_models else 0.0
     with here.slots.lease(
-        entry,
-        keep_alive_s=keep_alive_s,
-        patience_s=_patience_s(request),
-        asked_by=request.asked_by,
+        entry, keep_alive_s=keep_alive_s, patience_s=_patience_s(request), asked_by=request.asked_by
     ) as model:
         give_way()
         loaded = time.monotonic()

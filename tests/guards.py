@@ -312,12 +312,7 @@ GUARDS = [
         "",
         "worker/delivery/test_answers.py -k hears_a_signed",
     ),
-    (
-        ANSWERS,
-        "kind is EmbedBatch and ",
-        "",
-        "worker/delivery/test_answers.py -k moves_models",
-    ),
+    (ANSWERS, "kind is EmbedBatch and ", "", "worker/delivery/test_answers.py -k moves_models"),
     (
         ANSWERS,
         "here.watchdog.end(str(lost))",
@@ -385,12 +380,7 @@ GUARDS = [
         "in self.crashes) >= 1",
         "worker/reembed/test_portions.py -k condemned",
     ),
-    (
-        "worker/reembed/duty.py",
-        ">= CRASHES",
-        ">= 99",
-        "worker/reembed/test_duty.py -k of_no_item",
-    ),
+    ("worker/reembed/duty.py", ">= CRASHES", ">= 99", "worker/reembed/test_duty.py -k of_no_item"),
     (
         "api_client/wire/jobscripts.py",
         "redis.call('EXPIRE', key, {OVER_KEPT_S})",

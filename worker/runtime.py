@@ -75,10 +75,7 @@ class Runtime:
     def pictures(self, model: Model, model_id: str) -> Pictures:
         """What prepares the pictures of one call."""
         return Pictures(
-            model,
-            self.images,
-            self.content_cache,
-            on_look=partial(self.meter.looked_up, model_id),
+            model, self.images, self.content_cache, on_look=partial(self.meter.looked_up, model_id)
         )
 
     def stands_back(self) -> bool:

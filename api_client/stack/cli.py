@@ -121,8 +121,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def acl(
     secrets: Annotated[
-        Path,
-        typer.Option(file_okay=False, help="Where the passwords are; missing ones are made."),
+        Path, typer.Option(file_okay=False, help="Where the passwords are; missing ones are made.")
     ],
     url: Annotated[
         str | None, typer.Option(help="Where Redis is, without a login: also write <role>.url.")

@@ -23,11 +23,7 @@ from .messages import Embedded, Managed, Message, Refused
 Vectors = NDArray[np.float32]  # (rows, dimension), L2-normalised
 
 _LENGTH = struct.Struct("<I")
-_KINDS: dict[str, type[Message]] = {
-    "embedded": Embedded,
-    "managed": Managed,
-    "refused": Refused,
-}
+_KINDS: dict[str, type[Message]] = {"embedded": Embedded, "managed": Managed, "refused": Refused}
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 _Record = TypeVar("_Record", bound=BaseModel)
 

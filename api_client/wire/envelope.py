@@ -86,11 +86,7 @@ class Envelopes:
             "expires": datetime.fromtimestamp(expires_at, UTC).isoformat(),
             **headers,
         }
-        properties = {
-            **form["properties"],
-            "correlation_id": id,
-            "delivery_tag": str(uuid4()),
-        }
+        properties = {**form["properties"], "correlation_id": id, "delivery_tag": str(uuid4())}
         told = {"body": body, "headers": about, "exchange": "", "routing_key": queue}
         signals.before_task_publish.send(
             sender=task, **told, properties=properties, declare=[], retry_policy=None

@@ -107,11 +107,7 @@ def healing(valkey_url, tmp_path_factory):
         "PYTHONPATH": str(ROOT),
     }
     child = Child(
-        name="worker",
-        argv=argv(NODE),
-        cwd=ROOT,
-        env=env,
-        ready=lambda said: " ready." in said,
+        name="worker", argv=argv(NODE), cwd=ROOT, env=env, ready=lambda said: " ready." in said
     )
     said = []
     with (

@@ -91,18 +91,7 @@ class Installation:
 
 
 WORKER = (
-    *(
-        "-m",
-        "celery",
-        "-A",
-        "tests.light_app",
-        "worker",
-        "-P",
-        "threads",
-        "-n",
-        "cpu0@here",
-        "-E",
-    ),
+    *("-m", "celery", "-A", "tests.light_app", "worker", "-P", "threads", "-n", "cpu0@here", "-E"),
     *("-l", "debug", "--without-gossip", "--without-mingle"),
 )
 BEAT = ("-m", "celery", "-A", "beat_schedule", "beat", "-l", "info", "-s", os.devnull)

@@ -259,9 +259,7 @@ def test_a_message_that_cannot_be_read_ends_no_worker_and_is_not_shown(
     with app.connection_for_write() as connection, installation.client() as client:
         for headers in [{}, *odd]:
             connection.Producer(serializer="json").publish(
-                [[], {"texts": [CANARY]}, {}],
-                routing_key=names.EMBED,
-                headers=fit | headers,
+                [[], {"texts": [CANARY]}, {}], routing_key=names.EMBED, headers=fit | headers
             )
         assert len(client.embed_texts(["behind them"])) == 1
     app.close()

@@ -9,10 +9,7 @@ INK, FAINT, LINE, WARM = "#222222", "#888888", "#1f4e9e", "#eeeeee"
 
 
 def draw(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    told: Mapping[str, str],
-    *,
-    warm_s: float,
+    series: Mapping[str, Sequence[tuple[float, float]]], told: Mapping[str, str], *, warm_s: float
 ) -> Image.Image:
     """A graph each, from zero up; what lies in the grey part is not counted.
 

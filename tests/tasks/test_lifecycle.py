@@ -181,8 +181,7 @@ def test_unload_of_what_is_not_there_is_no_error(ask):
 
 
 @pytest.mark.parametrize(
-    ("scope", "left"),
-    [("vision", {"text/c"}), ("text", {"clip/a"}), ("everything", set())],
+    ("scope", "left"), [("vision", {"text/c"}), ("text", {"clip/a"}), ("everything", set())]
 )
 def test_unload_by_kind(ask, here, scope, left):
     ask(names.LOAD, model="a")

@@ -28,21 +28,11 @@ def clean(monkeypatch):
         ("CLIP_LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("MODEL_USAGE_TRACKER_ENABLED", "false", "sweeps_enabled", False),
         ("MODEL_USAGE_TRACKER_CLEANUP_INTERVAL", "5", "sweep_interval_s", 5),
-        (
-            "MODEL_USAGE_TRACKER_VISION_EMBEDDING_VRAM_TIMEOUT",
-            "1",
-            "vision_vram_timeout_s",
-            1,
-        ),
+        ("MODEL_USAGE_TRACKER_VISION_EMBEDDING_VRAM_TIMEOUT", "1", "vision_vram_timeout_s", 1),
         ("MODEL_USAGE_TRACKER_VISION_EMBEDDING_RAM_TIMEOUT", "2", "vision_ram_timeout_s", 2),
         ("MODEL_USAGE_TRACKER_EMBEDDING_MODEL_VRAM_TIMEOUT", "3", "text_vram_timeout_s", 3),
         ("MODEL_USAGE_TRACKER_EMBEDDING_MODEL_RAM_TIMEOUT", "4", "text_ram_timeout_s", 4),
-        (
-            "LAZY_LOADING_UNLOADING_MEMORY_PRESSURE_THRESHOLD",
-            "0.5",
-            "pressure_threshold",
-            0.5,
-        ),
+        ("LAZY_LOADING_UNLOADING_MEMORY_PRESSURE_THRESHOLD", "0.5", "pressure_threshold", 0.5),
         ("LAZY_LOADING_UNLOADING_MEMORY_PRESSURE_TIMEOUT", "9", "pressure_timeout_s", 9),
     ],
 )

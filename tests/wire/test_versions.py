@@ -86,11 +86,7 @@ def test_an_old_client_reads_what_it_knows_of_a_newer_workers_records() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        ("worker", messages.WorkerStatus),
-        ("model", messages.ModelStatus),
-        ("event", messages.Event),
-    ],
+    [("worker", messages.WorkerStatus), ("model", messages.ModelStatus), ("event", messages.Event)],
 )
 def test_every_field_of_a_recorded_record_is_read(name: str, kind: type[messages.Message]) -> None:
     recorded = RECORDS[name]

@@ -16,14 +16,8 @@ from ..extent import extent_of
 Step = Callable[[Image.Image], Image.Image]
 
 _FILTERS = {
-    InterpolationMode.BILINEAR: (
-        Image.Resampling.BILINEAR,
-        torch.ops.aten._upsample_bilinear2d_aa,
-    ),
-    InterpolationMode.BICUBIC: (
-        Image.Resampling.BICUBIC,
-        torch.ops.aten._upsample_bicubic2d_aa,
-    ),
+    InterpolationMode.BILINEAR: (Image.Resampling.BILINEAR, torch.ops.aten._upsample_bilinear2d_aa),
+    InterpolationMode.BICUBIC: (Image.Resampling.BICUBIC, torch.ops.aten._upsample_bicubic2d_aa),
 }
 
 

@@ -32,9 +32,7 @@ class SentenceTransformers(TorchModel):
     the hub's name of the model. Code that comes with a model is never run."""
 
     about = About(
-        description="text models of sentence-transformers",
-        tags=("text",),
-        at_rest=("int8",),
+        description="text models of sentence-transformers", tags=("text",), at_rest=("int8",)
     )
 
     @classmethod

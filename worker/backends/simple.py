@@ -16,16 +16,7 @@ from api_client.wire.errors import BackendFailed, LoadFailed
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from .base import (
-    About,
-    Footprint,
-    Model,
-    Placement,
-    Prepared,
-    PreparedText,
-    Traits,
-    fingerprint,
-)
+from .base import About, Footprint, Model, Placement, Prepared, PreparedText, Traits, fingerprint
 from .content import sha256
 
 __all__ = ["SimpleBackend", "SimpleModel"]

@@ -41,9 +41,7 @@ class Timm(TorchModel):
     """
 
     about = About(
-        description="timm's image encoders, such as DINOv2",
-        tags=("image",),
-        at_rest=("int8",),
+        description="timm's image encoders, such as DINOv2", tags=("image",), at_rest=("int8",)
     )
 
     @classmethod

@@ -25,13 +25,7 @@ from typing import Any
 
 from PIL import Image
 
-from api_client.wire.errors import (
-    ImageTooLarge,
-    ImageUnreadable,
-    ItemError,
-    NoAnswer,
-    from_wire,
-)
+from api_client.wire.errors import ImageTooLarge, ImageUnreadable, ItemError, NoAnswer, from_wire
 
 from ..extent import extent_of, set_extent
 from . import decoding

@@ -21,9 +21,7 @@ class Known:
     vector: Vector
 
 
-def normalised(
-    raw: object, shape: tuple[int, int], *, who: str = "a back end"
-) -> Sequence[Outcome]:
+def normalised(raw: object, shape: tuple[int, int], *, who: str) -> Sequence[Outcome]:
     """L2-normalised rows; NonFiniteVector in the place of one that has no direction.
 
     Args:

@@ -10,12 +10,7 @@ from urllib.parse import unquote
 
 import fsspec
 
-from api_client.wire.errors import (
-    ImageForbidden,
-    ImageMissing,
-    ImageTooLarge,
-    ImageUnreachable,
-)
+from api_client.wire.errors import ImageForbidden, ImageMissing, ImageTooLarge, ImageUnreachable
 
 
 class Stores:

@@ -336,10 +336,7 @@ class Turns:
         return at_once or group.is_full(group.share(call.traits))
 
     def _first(
-        self,
-        may: Callable[[Group, Priority], bool],
-        head: Callable[[Group], Row],
-        now: float,
+        self, may: Callable[[Group, Priority], bool], head: Callable[[Group], Row], now: float
     ) -> Group | None:
         able = {key: group for key, group in self._groups.items() if may(group, key[2])}
         interactive = [group for key, group in able.items() if key[2] is Priority.INTERACTIVE]

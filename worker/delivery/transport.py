@@ -112,8 +112,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
 
     def ack(self, delivery_tag: str) -> None:
         self._tell(
-            ["ZREM", self.unacked_index_key, delivery_tag],
-            ["HDEL", self.unacked_key, delivery_tag],
+            ["ZREM", self.unacked_index_key, delivery_tag], ["HDEL", self.unacked_key, delivery_tag]
         )
         virtual.QoS.ack(self, delivery_tag)
 

@@ -130,10 +130,7 @@ def embed(
             found.rows[part[0].id] = _set_aside(here, spec, part[0], start.id, portion)
             continue
         kind = kind_of(part[0])
-        with (
-            _noted(start, portion),
-            here.slots.lease(entry, asked_by=f"job {spec.id}") as model,
-        ):
+        with _noted(start, portion), here.slots.lease(entry, asked_by=f"job {spec.id}") as model:
             if not portion.place[0]:  # nothing is done twice for it
                 give_way()
             refuse_another(spec, model.traits, kind, fingerprint)

@@ -335,11 +335,7 @@ class Slots:
         self._room.trim()
 
     def _load(
-        self,
-        slot: Slot,
-        load: Callable[[], tuple[Model, Footprint]],
-        reason: str,
-        asked_by: str,
+        self, slot: Slot, load: Callable[[], tuple[Model, Footprint]], reason: str, asked_by: str
     ) -> None:
         started = self._clock()
         model, held = load()

@@ -189,10 +189,7 @@ def test_a_button_waits_as_long_as_the_setting_says(store, keys, valkey_url, pre
     store.hset(keys.worker("gpu0@a"), "started_at", "1")
     asked = {"model": "a/b", "name": "slots", "value": 2, "worker": "gpu0@a"}
     settings = Settings.read(redis_url=valkey_url, key_prefix=prefix, answer_timeout_s=0.1)
-    with (
-        Client(settings) as client,
-        pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"),
-    ):
+    with Client(settings) as client, pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"):
         ACTIONS[name](client, asked)
 
 

@@ -267,12 +267,7 @@ def test_health_has_the_shape_that_callers_know(http):
     clip = health["services"]["clip_embedding_service"]
     assert clip.keys() == {"status", "model_loaded", "memory_usage", "last_used"}
     assert health["services"]["embedding_service"]["loaded_models"] == []
-    assert health["summary"] == {
-        "total_services": 2,
-        "healthy": 2,
-        "degraded": 0,
-        "unhealthy": 0,
-    }
+    assert health["summary"] == {"total_services": 2, "healthy": 2, "degraded": 0, "unhealthy": 0}
 
 
 def test_vision_status_has_the_shape_that_callers_know(http):

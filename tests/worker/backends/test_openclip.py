@@ -25,12 +25,7 @@ from safetensors.torch import load_file, save_file
 from skimage import data
 from torch import nn
 
-from api_client.wire.errors import (
-    BadCheckpoint,
-    ImageUnreadable,
-    LoadFailed,
-    WeightsUnavailable,
-)
+from api_client.wire.errors import BadCheckpoint, ImageUnreadable, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
 from worker.backends import hub
 from worker.backends.base import Placement

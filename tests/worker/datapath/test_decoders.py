@@ -137,9 +137,7 @@ def test_a_picture_that_takes_too_long_is_given_up_and_its_decoder_killed() -> N
     decoders.close()
 
 
-def test_a_decoder_holds_no_secret_and_little_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_decoder_holds_no_secret_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://:canary@localhost")
     decoders = Decoders(1, limits=LIMITS, timeout_s=20)
     decoders.decode(encoded(PHOTO, "PNG"), name="a", near=None)

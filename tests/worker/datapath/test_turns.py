@@ -168,12 +168,7 @@ def test_models_kinds_and_priorities_never_share_a_forward_pass() -> None:
     bench.call(1, model=StandIn(parallel=1))
     bench.call(1, priority=Priority.BULK)
     bench.prepare()
-    assert [of(bench.run(0)) for _ in range(4)] == [
-        [(1, 0)],
-        [(2, 0)],
-        [(3, 0)],
-        [(4, 0)],
-    ]
+    assert [of(bench.run(0)) for _ in range(4)] == [[(1, 0)], [(2, 0)], [(3, 0)], [(4, 0)]]
 
 
 def test_bulk_runs_in_brief_batches_while_somebody_asks_for_single_answers() -> None:

@@ -11,12 +11,7 @@ from typing import Any
 
 import pytest
 
-from api_client.wire.errors import (
-    ImageForbidden,
-    ImageMissing,
-    ImageTooLarge,
-    ImageUnreachable,
-)
+from api_client.wire.errors import ImageForbidden, ImageMissing, ImageTooLarge, ImageUnreachable
 from worker.datapath.decoding import FORMATS
 from worker.datapath.web import IpAddress, Web, is_public
 

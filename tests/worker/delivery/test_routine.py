@@ -40,8 +40,7 @@ def test_the_clock_that_found_nothing_to_do_says_nothing(lines, name, given):
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
-    [(names.JOBS_TEND, 2), (names.SWEEP, {"fake/a": "idle"}), (names.LOAD, None)],
+    ("name", "given"), [(names.JOBS_TEND, 2), (names.SWEEP, {"fake/a": "idle"}), (names.LOAD, None)]
 )
 def test_what_was_done_is_told(lines, name, given):
     (line,) = lines(name, given)

@@ -936,8 +936,7 @@ def test_what_a_switch_will_lack_ends_a_migration_before_it_begins(
 
 
 @pytest.mark.parametrize(
-    ("kind", "where", "options"),
-    [("parquet", "live", {}), ("qdrant", "q", {"collection": "live"})],
+    ("kind", "where", "options"), [("parquet", "live", {}), ("qdrant", "q", {"collection": "live"})]
 )
 def test_a_sink_that_takes_the_name_of_its_migration_ends_it_before_it_begins(
     desk, post, pictures, tmp_path, kind, where, options

@@ -119,11 +119,7 @@ class PgVector:
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         query = sql.SQL("SELECT * FROM {}").format(self._table)
         # A connection of its own: a walk lasts, and others write meanwhile.
-        with (
-            self._refusals(),
-            self._connected() as connection,
-            connection.cursor("walk") as walk,
-        ):
+        with self._refusals(), self._connected() as connection, connection.cursor("walk") as walk:
             walk.execute(query)
             names = [column.name for column in walk.description or ()]
             for row in walk:
