@@ -33,7 +33,7 @@ class Embedding:
         self._makes: Iterator[MakeCall] | None = None
         self._pending: deque[Call] = deque()
         self._space: str | None = None
-        self._chosen = ""  # the model that answered first
+        self._first: Item | None = None  # of all that have come
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
         self._is_over = False
 
@@ -63,7 +63,9 @@ class Embedding:
             self._pending.popleft()
             raise
         items, self._space = _opened(answer, self._pending.popleft(), self._space)
-        self._chosen = items[0].model
+        first = self._first = self._first or items[0]
+        if first.chosen:
+            items = [replace(item, chosen=first.chosen) for item in items]
         if progress := self._options.get("progress"):
             progress(len(items))
         return items
@@ -117,15 +119,15 @@ class Embedding:
 
     def _made(self, make: MakeCall) -> Talk[Call]:
         call: Call = yield Blocking(make)
-        if self._options.get("model") == AUTO and self._chosen:
-            request = call.request.model_copy(update={"model": self._chosen})
+        if self._options.get("model") == AUTO and self._first:
+            request = call.request.model_copy(update={"model": self._first.model})
             call = replace(call, request=request)
         return call
 
     def _at_once(self) -> int:
         """Messages on the way. Of a model to be chosen, the first goes alone: the others follow
         its choice, so that one call never mixes spaces."""
-        is_open = self._options.get("model") == AUTO and not self._chosen
+        is_open = self._options.get("model") == AUTO and not self._first
         return 1 if is_open else self._line.settings.in_flight
 
     def _share_s(self) -> float:

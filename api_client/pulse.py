@@ -54,6 +54,7 @@ def _page(url: str) -> str:
         with urllib.request.urlopen(url, timeout=PATIENCE_S):
             return ""
     except urllib.error.HTTPError as error:  # who asks for a password is alive
-        return "" if error.code < 500 else f"{url} answers {error.code}"
+        with error:
+            return "" if error.code < 500 else f"{url} answers {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{url} does not answer: {error}"

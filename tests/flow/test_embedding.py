@@ -204,7 +204,7 @@ def test_auto_chooses_once_for_all_messages_of_a_call_and_says_why(client):
     client.load("fake/text")
     items = client.embed_texts_detailed(["a cat", "a dog", "a mouse"], model="auto", batch_size=1)
     assert len({(item.model, item.fingerprint) for item in items}) == 1
-    assert items[0].chosen.startswith(f"{items[0].model} is on the device")
+    assert all(item.chosen.startswith(f"{item.model} is on the device") for item in items)
     named = client.embed_texts_detailed(["a cat"], model=items[0].model)
     assert named[0].chosen == ""
     assert np.array_equal(named[0].vector, items[0].vector)

@@ -129,7 +129,7 @@ def newcomer(healing):
 @pytest.fixture
 def clipyard(healing, monkeypatch):
     """Runs `clipyard quarantine ...`; gives what it prints."""
-    monkeypatch.setattr(quarantine, "_client", lambda: nullcontext(healing.client))
+    monkeypatch.setattr(quarantine, "a_client", lambda: nullcontext(healing.client))
 
     def clipyard(*argv):
         ran = CliRunner().invoke(quarantine.app, argv)

@@ -527,7 +527,7 @@ def test_a_torchscript_archive_is_refused_with_what_to_do(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
     file = tmp_path / "ViT-B-32.pt"
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with pytest.warns(FutureWarning, match=r"deprecated|not supported"):
         torch.jit.script(nn.Linear(2, 2)).save(file)
     with pytest.raises(BadCheckpoint, match=r"TorchScript archive.*as safetensors"):
         backend.load(Entry(id="x", architecture=small.architecture, checkpoint=file))
