@@ -60,7 +60,8 @@ def test_four_families_take_turns_in_two_slots(entries, tmp_path):
     )
 
     def sweep():
-        return slots.apply(decide(View(slots.view(), now=now[0], unified=True, text=A_MINUTE)))
+        view = View(slots.view(), now=now[0], unified=True, own={text.id: A_MINUTE})
+        return slots.apply(decide(view))
 
     batcher = Batcher(batch_size=8, decode_threads=2)
     first = {}
