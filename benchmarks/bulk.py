@@ -7,6 +7,7 @@ import tempfile
 import time
 from functools import partial
 from itertools import cycle, islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,11 @@ IMAGES = {(640, 480): 384, (4000, 3000): 192}  # of each size; fewer where they 
 ROUND_S = 10.0
 GOAL = 0.95
 QUICK_IMAGES, QUICK_PLANS = 64, 2
-WITHIN_S = 95.0  # of one size
+WITHIN_S = 85.0  # of one size
 TRIED = 64  # images that each plan of the hand-written loop is tried with, and of our warm-up
+# Images that the two best are tried with again: with fewer, a plan whose threads all wait for the
+# first pictures looks worse than it is.
+TRIED_AGAIN = 128
 
 
 def run(options: Options) -> Report:
@@ -37,11 +41,12 @@ def run(options: Options) -> Report:
     limit = HandWritten(device=options.device, dtype=dtype)
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
+    loops: list[str] = []
     with stack(options.device) as client, tempfile.TemporaryDirectory() as folder:
         for width, height in list(IMAGES)[:1] if options.quick else IMAGES:
             images = QUICK_IMAGES if options.quick else IMAGES[width, height]
             files = fixtures.photos(width, height)
-            plan, per_s = _best(limit, files, of=QUICK_PLANS if options.quick else None)
+            plan, per_s = _best_of_few(limit, files) if options.quick else _best(limit, files)
             turn = plan.runners * BATCH  # else some of its threads would be done before others
             # Two at least: the way into a round and out of it should not be most of it.
             turns = max(2, round(per_s * ROUND_S / turn))
@@ -58,13 +63,14 @@ def run(options: Options) -> Report:
             size = f"{width}x{height}"
             ratios[size] = ratio(speeds, "ours", "limit")
             figures |= medians(speeds, f"{size} ")
+            loops.append(f"{size} {plan}")
     return Report(
         name="bulk",
         seconds=time.monotonic() - begun,
         ratios=ratios,
         goals=dict.fromkeys(ratios, GOAL),
         figures=figures,
-        note=f"{dtype} on {options.device}; the hand-written loop: {plan}",
+        note=f"{dtype} on {options.device}; the loops written by hand: {'; '.join(loops)}",
     )
 
 
@@ -79,9 +85,20 @@ def _ours(client: Client, files: list[Path], sink: Path) -> int:
     return len(vectors)
 
 
-def _best(limit: HandWritten, files: list[Path], *, of: int | None) -> tuple[Plan, float]:
-    """The best of so many plans, or of all, and its images/s."""
-    tried = plans(processors.available())[:of]
-    speeds = {plan: limit.images_per_s(files, plan, images=TRIED) for plan in tried}
-    best = max(tried, key=lambda plan: speeds[plan])
-    return best, speeds[best]
+def _best(limit: HandWritten, files: list[Path]) -> tuple[Plan, float]:
+    """The best of all plans, and its images/s."""
+    first, *others = _tried(limit, files, plans(processors.available()), images=TRIED)
+    near = [plan for plan, _ in (first, *others[:1])]
+    return _tried(limit, files, near, images=TRIED_AGAIN)[0]
+
+
+def _best_of_few(limit: HandWritten, files: list[Path]) -> tuple[Plan, float]:
+    return _tried(limit, files, plans(processors.available())[:QUICK_PLANS], images=TRIED)[0]
+
+
+def _tried(
+    limit: HandWritten, files: list[Path], some: list[Plan], *, images: int
+) -> list[tuple[Plan, float]]:
+    """With their images/s, the best first."""
+    speeds = [(plan, limit.images_per_s(files, plan, images=images)) for plan in some]
+    return sorted(speeds, key=itemgetter(1), reverse=True)
