@@ -2,10 +2,11 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -38,9 +39,14 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def metrics_port(free_port):
-    """Of the first worker; the second has the next one."""
-    return free_port + 1
+def metrics_port():
+    """Of the first worker; the second has the next one. Both below those of connections."""
+    while True:
+        first = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.socket() as one, socket.socket() as next_one:
+            one.bind(("127.0.0.1", first))
+            next_one.bind(("127.0.0.1", first + 1))
+            return first
 
 
 @pytest.fixture(scope="session")

@@ -124,8 +124,9 @@ class _Run:
             waiting = self._callers.join(SETTLE_S)
             self._jobs.join(SETTLE_S)
             tell(f"all is answered after {time.monotonic() - begun:.0f} s")
-            gone_s = until(lambda: not remains.held(world), self._options.visibility_s * 2 + 30)
-            held = remains.held(world)  # before workers are asked once more
+        # Once nobody looks any more whether they answer, and before they are asked once more.
+        gone_s = until(lambda: not remains.held(world), self._options.visibility_s * 2 + 30)
+        held = remains.held(world)
         until(lambda: not remains.leased(world), BACK_S)
         account, covered = self._callers.account, self._jobs.coverage
         violations = [
