@@ -41,9 +41,10 @@ OUTAGE = 8  # items in a row that cannot be reached are no coincidence
 
 @dataclass(frozen=True)
 class Portion:
-    """Rows of a chunk that are embedded together, the second number excluded.
+    """Rows of a chunk that are embedded together.
 
     Attributes:
+        place: from and to, the second excluded, when the chunk is sorted by length.
         crashes: of the processes that died at work on them; then it is a single row.
     """
 
@@ -121,9 +122,10 @@ def embed(
             succeed later.
     """
     entry, found = here.catalogue[spec.model], Embedded(dict(held))
-    for portion in portions(len(items), start.crashes):
+    ordered = _by_length(items)
+    for portion in portions(len(ordered), start.crashes):
         between()
-        part = [item for item in items[slice(*portion.place)] if item.id not in held]
+        part = [item for item in ordered[slice(*portion.place)] if item.id not in held]
         if not part:
             continue
         if portion.is_condemned:
@@ -157,6 +159,11 @@ def embed(
         found.forward_s += rows.forward_s
     start.note()  # what dies from here on dies of no item
     return found
+
+
+def _by_length(items: Sequence[Item]) -> list[Item]:
+    """Texts of like length run together, see `Desk.each_text`; pictures stay as they are."""
+    return sorted(items, key=lambda item: -len(item.text or ""))
 
 
 @contextmanager

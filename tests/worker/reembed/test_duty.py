@@ -867,6 +867,26 @@ def test_texts_are_embedded_and_blank_ones_recorded(desk, post, sink, tmp_path):
     assert [row["error"] for row in rows(sink)] == [None, "text_invalid"]
 
 
+def test_texts_of_like_length_are_embedded_together_and_stored_in_their_order(
+    here, desk, post, sink, tmp_path, monkeypatch
+):
+    slices, embed = [], here.batcher.embed
+
+    def seen(model, kind, items, *rest, **given):
+        slices.append([len(item.text) for _, item in items])
+        return embed(model, kind, items, *rest, **given)
+
+    monkeypatch.setattr(embedding, "SLICE", 3)
+    monkeypatch.setattr(here.batcher, "embed", seen)
+    lengths = [5, 80, 7, 90, 6, 70]
+    lines = (json.dumps({"text": "a" * length}) for length in lengths)
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
+    post.deliver_all()
+    assert slices == [[90, 80, 70], [7, 6, 5]]
+    assert [row["id"] for row in rows(sink)] == [f"t.jsonl:{n}" for n in range(1, 7)]
+
+
 def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_path):
     texts = ["a dog", " ", "a dog " * 100, "a cat " * 100]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
