@@ -109,28 +109,32 @@ class Line:
         yield partial(_together, parts=(self.letter(call),))
 
     def submit(self, call: Call) -> Talk[None]:
-        """`send` for whoever will wait, in this process or another: with a copy of the message."""
-        yield partial(_together, parts=(self.copy(call), self.letter(call)))
+        """`send` for whoever will wait, in this process or another.
 
-    def copy(self, call: Call) -> Part:
-        """What whoever waits can send again, until the deadline."""
-        again = self._message(replace(call, is_first=False))
-        return partial(
-            _copy,
+        A copy of the message is kept until the deadline, which whoever waits can send again. It
+        would not be the first then, so neither is this one: a worker looks for an answer before it.
+        """
+        message = self._message(replace(call, is_first=False))
+        kept = partial(
+            _keep,
             key=self.keys.sent(call.id),
             ttl_s=math.ceil(_seconds_left(call.until)),
-            fields={"queue": self._queue(call), "message": again},
+            fields={"queue": self._queue(call), "message": message},
         )
+        yield partial(_together, parts=(kept, self._letter(call, message)))
 
     def letter(self, call: Call) -> Part:
         """What `send` sends."""
+        return self._letter(call, self._message(call))
+
+    def _letter(self, call: Call, message: str) -> Part:
         return partial(
             _put,
             blobs=call.blobs,
             blobs_key=self.keys.blobs(call.id),
             ttl_s=int(_seconds_left(call.until) + self.settings.answer_ttl_s),
             queue=self._queue(call),
-            message=self._message(call),
+            message=message,
         )
 
     def _message(self, call: Call) -> str:
@@ -329,7 +333,7 @@ def _put(
     pipe.lpush(queue, message)
 
 
-def _copy(pipe: Any, *, key: str, ttl_s: int, fields: Mapping[str, str]) -> None:
+def _keep(pipe: Any, *, key: str, ttl_s: int, fields: Mapping[str, str]) -> None:
     pipe.hset(key, mapping=fields)
     pipe.expire(key, max(1, ttl_s))
 

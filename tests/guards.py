@@ -462,9 +462,15 @@ GUARDS = [
     ),
     (
         "api_client/talks.py",
-        "replace(call, is_first=False)",
-        "call",
-        "api_client/test_client.py -k nowhere",
+        "self.send(replace(call, is_first=False))",
+        "self.send(call)",
+        "api_client/test_client.py -k under_its_id",
+    ),
+    (
+        "api_client/talks.py",
+        "self._message(replace(call, is_first=False))",
+        "self._message(call)",
+        "api_client/test_client.py -k by_whoever_waits",
     ),
     (BROKER, '{"declare": [], **options}', "options", "wire/test_broker.py -k declaring"),
     (BROKER, "said.startswith(NO_WRITES)", "False", "wire/test_broker.py -k without_room"),
