@@ -1,9 +1,10 @@
 """Where a torch model's weights are, and how they move between host memory and a device."""
 
 import ctypes
+import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -16,6 +17,8 @@ from .base import Footprint
 from .packing import Stored, packed, plain
 
 ALIGN = 512  # bytes; where a GPU likes its tensors to start
+
+log = logging.getLogger(__name__)
 
 
 class Residence:
@@ -70,7 +73,7 @@ class Tiers(Residence):
         self._host = [plain(tensor.data) for tensor in _tensors(model)]
         self._is_mapped = True
         self._is_lifted = False
-        self._pinned: Tensor | None = None
+        self._unpin: Callable[[], None] | None = None
 
     def footprint(self) -> Footprint:
         """A mapped file that has a copy on the device holds no memory of its own."""
@@ -88,8 +91,8 @@ class Tiers(Residence):
 
     def lower(self) -> None:
         if self._is_lifted:
-            if self._device.type == "cuda" and self._pinned is None:
-                self._pinned, self._host = _page_locked(self._host)
+            if self._device.type == "cuda" and self._unpin is None:
+                self._unpin, self._host = _page_locked(self._host, self._device)
                 self._is_mapped = False
             self._place([stored.parts[0] for stored in self._host])
             self._is_lifted = False
@@ -107,9 +110,9 @@ class Tiers(Residence):
 
     def unload(self) -> None:
         self._host = []
-        if self._pinned is not None:
-            _cuda().cudaHostUnregister(self._pinned.data_ptr())
-            self._pinned = None
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
         super().unload()
 
     def _on_device(self, stored: Stored) -> Stored:
@@ -156,8 +159,10 @@ def _packed(tensor: Tensor) -> Stored:
     return packed(tensor.data) if isinstance(tensor, nn.Parameter) else plain(tensor.data)
 
 
-def _page_locked(host: Sequence[Stored]) -> tuple[Tensor, list[Stored]]:
-    """Copies in one page-locked block: the block, and the copies as views of it.
+def _page_locked(
+    host: Sequence[Stored], device: torch.device
+) -> tuple[Callable[[], None], list[Stored]]:
+    """Copies in one page-locked block: what unlocks it, and the copies as views of it.
 
     Registered by hand, because torch's own allocator rounds pinned memory up to a power of two.
     """
@@ -172,8 +177,23 @@ def _page_locked(host: Sequence[Stored]) -> tuple[Tensor, list[Stored]]:
         return room.view(part.dtype).view(part.shape).copy_(part)
 
     copies = [replace(stored, parts=tuple(map(copied, stored.parts))) for stored in host]
-    _cuda().cudaHostRegister(block.data_ptr(), block.nbytes, 0)
-    return block, copies
+    return _pinned(block, device), copies
+
+
+def _pinned(block: Tensor, device: torch.device) -> Callable[[], None]:
+    """Page-locks it, and gives what undoes that. Where the driver refuses, lifts are slower."""
+    cuda = _cuda()
+    if code := int(cuda.cudaHostRegister(block.data_ptr(), block.nbytes, 0)):
+        log.warning(
+            "%.1f GB of host memory cannot be page-locked (CUDA error %d): lifts will be slower",
+            block.nbytes / 1e9,
+            code,
+        )
+        # CUDA keeps its error for whoever launches the next kernel, which should be no pass.
+        with suppress(RuntimeError):
+            torch.zeros(1, device=device)
+        return lambda: None
+    return lambda: cuda.cudaHostUnregister(block.data_ptr())
 
 
 def _cuda() -> Any:
