@@ -18,6 +18,16 @@ from .packing import Stored, packed, plain
 
 ALIGN = 512  # bytes; where a GPU likes its tensors to start
 
+# What else than torch says when there is no room: its allocator for the CPU, the driver, and the
+# libraries that ask the driver by themselves (pytorch/pytorch#128601).
+_NO_ROOM = (
+    "can't allocate memory",
+    "cuda error: out of memory",
+    "hip error: out of memory",
+    "blas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -139,14 +149,16 @@ def bytes_of(model: nn.Module) -> int:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """torch's two ways to run out of memory, as the one that callers expect."""
+    """torch's ways to run out of memory, as the one that callers expect."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        said = str(error).lower()
+        if not any(sentence in said for sentence in _NO_ROOM):
             raise
+        torch.cuda.empty_cache()  # what torch kept is room for the others
         raise MemoryError(str(error)) from None
 
 

@@ -53,23 +53,6 @@ def tensors(module):
     return [*module.parameters(), *module.buffers()]
 
 
-@pytest.mark.skipif(
-    not torch.backends.cuda.is_built() or torch.cuda.is_available(),
-    reason="wants CUDA's runtime without a driver, which refuses to page-lock",
-)
-def test_host_memory_that_cannot_be_page_locked_costs_speed_only(monkeypatch, caplog):
-    monkeypatch.setattr(residence, "_cuda", lambda: torch._C._cudart)
-    module = nn.Linear(64, 64).requires_grad_(False)
-    first = [tensor.clone() for tensor in tensors(module)]
-    tiers = Tiers(module, torch.device("cuda"))
-    tiers._is_lifted = True  # where it would be with a driver
-    tiers.lower()
-    assert "cannot be page-locked" in caplog.text
-    assert all(map(torch.equal, tensors(module), first))
-    assert tiers.footprint().host_bytes == sum(tensor.nbytes for tensor in first)
-    tiers.unload()
-
-
 def test_a_lift_restores_the_same_weights_every_time():
     torch.manual_seed(7)
     module = nn.Sequential(nn.Linear(128, 128), nn.LayerNorm(128)).requires_grad_(False)
