@@ -208,6 +208,8 @@ def _serve(line: socket.socket, limits: Limits) -> None:
                 palette = image.palette and [image.palette.mode, image.getpalette(None)]
                 header = {"mode": image.mode, "size": image.size, "extent": extent_of(image)}
                 _answer(line, header | {"palette": palette, "bytes": len(pixels)}, pixels)
+                del image, pixels  # the next one's memory
+            del data
 
 
 def _answer(line: socket.socket, header: Mapping[str, Any], pixels: bytes = b"") -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def pid(decoders: Decoders) -> int:
     decoder = decoders._free.queue[0]
     assert decoder is not None
     return decoder._process.pid
+
+
+def resident_mib(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() >> 20
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "large"])
@@ -135,6 +141,16 @@ def test_a_picture_that_takes_too_long_is_given_up_and_its_decoder_killed() -> N
     decoders._timeout_s = 20
     assert decoders.decode(small, name="a", near=None).size == PHOTO.size
     decoders.close()
+
+
+def test_a_decoder_lets_go_of_a_picture_before_the_next_one_comes(decoders: Decoders) -> None:
+    decoders.decode(encoded(PHOTO, "PNG"), name="a", near=None)
+    before = resident_mib(pid(decoders))
+    decoders.decode(encoded(Image.new("RGB", (2200, 2200)), "PNG"), name="a", near=None)
+    ends_at = time.monotonic() + 20
+    while resident_mib(pid(decoders)) > before + 10:
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
 
 
 def test_a_decoder_holds_no_secret_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
