@@ -79,6 +79,13 @@ GUARDS = [
         "worker/backends/test_resize.py -k less_than_a_pixel",
     ),
     (DECODING, "data.startswith(_PLAIN_PPM)", "False", "worker/datapath/test_images.py -k numbers"),
+    (DECODING, "data[4:8] == _ISO_MEDIA", "False", "worker/datapath/test_images.py -k avif_is"),
+    (
+        DECODING,
+        "DEFAULT_MAX_THREADS = 1",
+        "DEFAULT_MAX_THREADS = 0",
+        "worker/datapath/test_images.py -k one_thread",
+    ),
     (DECODING, ", formats=FORMATS", "", "worker/datapath/test_images.py -k unreadable"),
     (
         DECODERS,

@@ -69,7 +69,7 @@ class WorkerSettings(LogSettings):
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=processors.decode_threads
     )
-    decode_processes: Annotated[int, Field(ge=0, le=256)] = 0  # for pictures of strangers; docs
+    decode_processes: Annotated[int, Field(ge=0, le=256)] = 0  # of strangers' pictures; 0: AVIF
     decode_timeout_s: Limit = 30.0  # for one picture in such a process
     content_cache_mb: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # of Redis, for known pictures
     image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else

@@ -13,8 +13,8 @@ from ..wire.errors import BadRequest, ClipyardError
 Modality = Literal["text", "image"]
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
-# What a JPEG, PNG, GIF or WebP begins with in base64: other services take pictures so.
-_BARE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/]{60}")
+# What a JPEG, PNG, GIF, WebP or AVIF begins with in base64: other services take pictures so.
+_BARE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|AAAA.GZ0eXBhdml)[A-Za-z0-9+/]{60}")
 
 
 async def embed(

@@ -39,7 +39,7 @@ LOAD_S = 3600.0  # the largest weights of the catalogue, 4 GB, at 10 Mbit/s
 PACKAGES = {"clipyard", "celery", "torch", "open_clip_torch"}
 VECTORS = "vectors.parquet"
 BEST = 5  # pictures shown per query
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 console = show.console(stderr=True)
 

@@ -2,9 +2,9 @@
 
 OPENED = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
 )
 
 # And of formats that no worker opens: such a picture is a failure with a sentence, where it would
 # be left out without a word.
-PICTURES = (*OPENED, ".heic", ".heif", ".avif", ".jxl")
+PICTURES = (*OPENED, ".heic", ".heif", ".jxl")

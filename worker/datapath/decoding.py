@@ -1,9 +1,9 @@
 """The bytes of a picture to its pixels, within limits, whatever the bytes are.
 
 What comes out is what open_clip's own loading would have seen: orientation tags are not applied
-(but by Pillow, of TIFF), 16-bit, CMYK, palette and transparent pictures keep their mode until the
-model's preprocessing converts them with Pillow's `convert("RGB")` (16-bit values above 255 become
-white), and of an animation the first frame counts.
+(but by Pillow, of TIFF), nor what an AVIF says of turning and cropping; 16-bit, CMYK, palette and
+transparent pictures keep their mode until the model's preprocessing converts them with Pillow's
+`convert("RGB")` (16-bit values above 255 become white), and of an animation the first frame counts.
 """
 
 import io
@@ -11,7 +11,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable, ItemError
@@ -20,7 +20,10 @@ from ..extent import set_extent
 from . import jpeg
 
 # What Pillow may try. Formats that run other programs or carry scripts (EPS, PDF, WMF) stay out.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+_ISO_MEDIA = b"ftyp"
+_AVIF = (b"ftypavif", b"ftypavis")
 
 # Pillow reads the variants of PPM that are written in plain text one comment at a time, in time
 # that grows with the square of their number: minutes for 3 MB.
@@ -50,7 +53,16 @@ class Limits:
 def set_up() -> None:
     """For the whole process: our limit of pixels replaces Pillow's, half warning, half error."""
     Image.MAX_IMAGE_PIXELS = None
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # all cores decode already, a picture each
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def needs_process(data: bytes) -> bool:
+    """Whether only the limits of a process bound what decoding takes: see docs/why.md.
+
+    True of AVIF, and of what else comes in such files, as HEIC, which is refused there.
+    """
+    return data[4:8] == _ISO_MEDIA
 
 
 def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image.Image:
@@ -75,11 +87,19 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
     except ItemError:
         raise
     except UnidentifiedImageError:
-        raise ImageUnreadable(f"{name} is none of {', '.join(FORMATS)}") from None
+        raise ImageUnreadable(f"{name} {_unidentified(data)}") from None
     except MemoryError:
         raise ImageTooLarge(f"{name} does not fit into memory") from None
     except Exception as error:  # a decoder given hostile bytes may raise anything
         raise ImageUnreadable(f"{name} cannot be decoded: {error}") from None
+
+
+def _unidentified(data: bytes) -> str:
+    if data[4:12] not in _AVIF:
+        return f"is none of {', '.join(FORMATS)}"
+    if AvifImagePlugin.SUPPORTED:
+        return "is an AVIF that libavif cannot read; it may be cut short"
+    return "is an AVIF, which this worker's Pillow cannot open; install a wheel of Pillow there"
 
 
 def _refuse_large(image: Image.Image, data: bytes, name: str, limits: Limits) -> None:

@@ -54,11 +54,12 @@ class ImageReader:
         self._limits = decoding.Limits(
             pixels=settings.max_image_pixels, scales=settings.decode == "fast"
         )
-        self._decoders: Decoders | None = None
-        if settings.decode_processes:
-            self._decoders = Decoders(
-                settings.decode_processes, limits=self._limits, timeout_s=settings.decode_timeout_s
-            )
+        self._all_in_processes = settings.decode_processes > 0
+        self._decoders = Decoders(
+            settings.decode_processes or settings.decode_threads,
+            limits=self._limits,
+            timeout_s=settings.decode_timeout_s,
+        )
         self._stores = Stores(settings.image_stores, max_bytes=settings.max_image_bytes)
         self._web: Web | None = None
         if settings.image_urls:
@@ -76,8 +77,7 @@ class ImageReader:
 
     def close(self) -> None:
         """Ends its decoding processes, if it has some."""
-        if self._decoders is not None:
-            self._decoders.close()
+        self._decoders.close()
 
     def open(self, ref: ImageRef, blobs: Mapping[int, bytes], *, near: int | None) -> Image.Image:
         """The picture, decoded. With decode="fast" a JPEG may come smaller than it is.
@@ -113,7 +113,7 @@ class ImageReader:
         if len(data) > self._max_bytes:
             raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
         with CLAIMS:
-            if self._decoders is not None:
+            if self._all_in_processes or decoding.needs_process(data):
                 return self._decoders.decode(data, name=name, near=near)
             return decoding.decode(data, name=name, near=near, limits=self._limits)
 

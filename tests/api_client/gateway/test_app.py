@@ -150,7 +150,7 @@ def test_a_sentence_that_begins_with_an_address_is_a_text(http, words):
     assert np.allclose(row["embedding"], FakeClient().embed_texts([words])[0])
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "AVIF"])
 def test_a_picture_in_bare_base64_is_not_taken_for_a_text(http, format):
     file = io.BytesIO()
     Image.effect_noise((20, 20), 50).save(file, format)

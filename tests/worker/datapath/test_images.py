@@ -5,13 +5,13 @@ import os
 import resource
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import AvifImagePlugin, Image, PngImagePlugin
 from skimage import data
 
 from api_client.wire.errors import (
@@ -24,12 +24,15 @@ from api_client.wire.errors import (
 )
 from api_client.wire.messages import BlobRef, PathRef, UrlRef
 from worker.datapath import decoding
+from worker.datapath.decoders import Decoders
+from worker.datapath.decoding import Limits
 from worker.datapath.images import ImageReader
 from worker.extent import extent_of
 from worker.processors import CLAIMS
 from worker.settings import WorkerSettings
 
 PHOTO = Image.fromarray(data.chelsea())
+LIMITS = Limits(pixels=40_000_000, scales=True)
 
 
 @pytest.fixture
@@ -39,9 +42,18 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(1, limits=LIMITS, timeout_s=20)
+    yield decoders
+    decoders.close()
+
+
 @pytest.fixture
-def reader(root: Path) -> ImageReader:
-    return ImageReader(WorkerSettings.read(image_roots=(root,), max_image_pixels=40_000_000))
+def reader(root: Path, decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> ImageReader:
+    reader = ImageReader(WorkerSettings.read(image_roots=(root,), max_image_pixels=LIMITS.pixels))
+    monkeypatch.setattr(reader, "_decoders", decoders)  # a process takes half a second to start
+    return reader
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -232,6 +244,40 @@ def test_a_decompression_bomb_is_refused_by_its_header(reader: ImageReader) -> N
     assert len(bomb) < 100_000
     with pytest.raises(ImageTooLarge, match="20000x20000"):
         blob(reader, bomb)
+    with pytest.raises(ImageTooLarge, match="9000x9000"):
+        blob(reader, avif_that_says(9000))
+
+
+def avif_that_says(edge: int) -> bytes:
+    """Whatever it holds."""
+    content = bytearray(encoded(PHOTO, "AVIF"))
+    at = content.index(b"ispe") + 8
+    content[at : at + 8] = edge.to_bytes(4) * 2
+    return bytes(content)
+
+
+def test_an_avif_is_decoded_in_a_process_for_it_may_hold_more_than_it_says(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert np.ptp(np.asarray(blob(reader, avif_that_says(64)))) > 200  # the photo, made smaller
+    monkeypatch.delattr(decoding, "decode")
+    assert blob(reader, encoded(PHOTO, "AVIF")).size == PHOTO.size
+
+
+def test_an_avif_is_decoded_by_one_thread() -> None:
+    """Above all where a process may start no other, as a decoder of ours that is not root's."""
+    decoding.set_up()
+    assert AvifImagePlugin._get_default_max_threads() == 1
+
+
+def test_where_pillow_was_built_without_avif_the_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = encoded(PHOTO, "AVIF")
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    decoding.set_up()
+    with pytest.raises(ImageUnreadable, match=r"^it is an AVIF, which .* Pillow cannot"):
+        decoding.decode(content, name="it", near=224, limits=LIMITS)
 
 
 def test_a_strip_that_a_model_would_enlarge_to_gigabytes_is_refused(reader: ImageReader) -> None:
@@ -315,10 +361,15 @@ def test_a_picture_above_pillows_own_limit_is_ours_to_judge() -> None:
         encoded(PHOTO, "PNG")[:5000],
         encoded(PHOTO, "WEBP")[:5000],
         encoded(PHOTO, "TIFF")[:5000],
+        encoded(PHOTO, "AVIF")[:5000],
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(300),
         encoded(PHOTO, "PNG").replace(b"IDAT", b"IDAX"),
         b"\xff\xd8\xff" + bytes(300),
     ],
-    ids=["empty", "text", "eps", "pdf", "sgi", "jpeg", "png", "webp", "tiff", "chunk", "marker"],
+    ids=[
+        *("empty", "text", "eps", "pdf", "sgi", "jpeg", "png", "webp", "tiff", "avif", "heic"),
+        *("chunk", "marker"),
+    ],
 )
 def test_what_is_no_whole_picture_is_unreadable(reader: ImageReader, content: bytes) -> None:
     with pytest.raises(ImageUnreadable):
@@ -333,6 +384,9 @@ MODES: dict[str, Callable[[], bytes]] = {
     "16 bits": lambda: encoded(Image.fromarray(data.coins().astype(np.uint16) * 200), "PNG"),
     "float": lambda: encoded(Image.fromarray(data.coins().astype(np.float32)), "TIFF"),
     "one pixel": lambda: encoded(Image.new("RGB", (1, 1), "red"), "PNG"),
+    "avif": lambda: encoded(PHOTO, "AVIF"),
+    "avif, grey": lambda: encoded(PHOTO.convert("L"), "AVIF"),
+    "avif, alpha": lambda: encoded(PHOTO.convert("RGBA"), "AVIF"),
     "wide": lambda: encoded(Image.new("RGB", (30_000, 60), "red"), "JPEG"),
 }
 
@@ -352,7 +406,7 @@ def test_unusual_pictures_come_as_pillow_sees_them(reader: ImageReader, kind: st
 
 def test_of_an_animation_the_first_frame_counts(reader: ImageReader) -> None:
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
-    for format in ("GIF", "WEBP", "PNG"):
+    for format in ("GIF", "WEBP", "PNG", "AVIF"):
         content = encoded(frames[0], format, save_all=True, append_images=frames[1:])
         red, green, blue = blob(reader, content).convert("RGB").getpixel((4, 4))
         assert red > 200 > 60 > max(green, blue)
@@ -361,7 +415,7 @@ def test_of_an_animation_the_first_frame_counts(reader: ImageReader) -> None:
 def test_orientation_tags_are_not_applied_as_open_clip_does_not(reader: ImageReader) -> None:
     tags = Image.Exif()
     tags[0x0112] = 6  # turned by a quarter
-    for format in ("JPEG", "PNG", "WEBP"):
+    for format in ("JPEG", "PNG", "WEBP", "AVIF"):
         assert blob(reader, encoded(PHOTO, format, exif=tags)).size == PHOTO.size
     turned = blob(reader, encoded(PHOTO, "TIFF", tiffinfo={0x0112: 6}))  # Pillow does, of TIFF
     assert extent_of(turned) == turned.size == PHOTO.size[::-1]

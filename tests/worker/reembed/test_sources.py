@@ -68,15 +68,15 @@ def ids(source):
 
 
 def test_a_folder_is_walked_in_order_and_ids_are_paths_below_it(source, tmp_path):
-    tree(tmp_path, "b/2.JPG", "a.png", "b/1.jpg", "b/c/3.webp", "notes.txt", ".hidden/4.jpg")
+    tree(tmp_path, "b/2.JPG", "a.avif", "b/1.jpg", "b/c/3.webp", "notes.txt", ".hidden/4.jpg")
     found = list(source("folder", tmp_path).walk())
-    assert [item.id for item in found] == ["a.png", "b/1.jpg", "b/2.JPG", "b/c/3.webp"]
-    assert source("folder", tmp_path).fetch(found[0]) == PathRef(path=f"{tmp_path}/a.png")
+    assert [item.id for item in found] == ["a.avif", "b/1.jpg", "b/2.JPG", "b/c/3.webp"]
+    assert source("folder", tmp_path).fetch(found[0]) == PathRef(path=f"{tmp_path}/a.avif")
 
 
 def test_pictures_that_no_worker_opens_are_items_that_will_fail_and_not_left_out(source, tmp_path):
-    tree(tmp_path, "IMG_1.HEIC", "a.avif", "b.jfif", "c.pgm", "d.heic.txt", "e.mov")
-    assert ids(source("folder", tmp_path)) == ["IMG_1.HEIC", "a.avif", "b.jfif", "c.pgm"]
+    tree(tmp_path, "IMG_1.HEIC", "a.jxl", "b.jfif", "c.pgm", "d.heic.txt", "e.mov")
+    assert ids(source("folder", tmp_path)) == ["IMG_1.HEIC", "a.jxl", "b.jfif", "c.pgm"]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_shards_are_read_by_the_places_of_their_members(source, tmp_path):
 def test_no_picture_of_a_shard_is_left_out_for_the_dots_in_its_name(source, tmp_path):
     """webdataset's keys end at the first dot; what people make by `tar` has names with several."""
     names = ["v1.0/a.b.jpg", "v1.0/a.b.txt", "v1.0/a.c.JPG", "s.left.png", "s.right.png"]
-    usual = ["7.heic", "7.jpg", "7.mask.png", "7.txt", "._7.jpg", ".hidden.jpg", "8.heic"]
+    usual = ["7.heic", "7.jpg", "7.mask.png", "7.txt", "._7.jpg", ".hidden.jpg", "8.heic", "9.avif"]
     write_tar(tmp_path / "x.tar", [(name, b"it") for name in names + usual])
     found = {item.id: item.meta for item in source("webdataset", tmp_path / "x.tar").walk()}
     assert found == {
@@ -310,6 +310,7 @@ def test_no_picture_of_a_shard_is_left_out_for_the_dots_in_its_name(source, tmp_
         "x/s.right": {},
         "x/7": {"caption": "it"},
         "x/8": {},
+        "x/9": {},
     }
 
 
