@@ -184,7 +184,7 @@ def _started(limits: Limits) -> tuple[socket.socket, subprocess.Popen[bytes]]:
 
 
 def _image(header: Mapping[str, Any], pixels: bytearray) -> Image.Image:
-    image = Image.frombytes(str(header["mode"]), tuple(header["size"]), bytes(pixels))
+    image = Image.frombytes(str(header["mode"]), tuple(header["size"]), pixels)
     if header["palette"]:
         kind, colours = header["palette"]
         image.putpalette(bytes(colours), kind)
@@ -201,10 +201,12 @@ def _serve(line: socket.socket, limits: Limits) -> None:
             data = asked.read(length)
             try:
                 image = decoding.decode(data, name="", near=near or None, limits=limits)
+                pixels = image.tobytes()
             except ItemError as error:
                 _answer(line, {"code": error.code, "message": str(error).strip()})
+            except MemoryError:
+                _answer(line, {"code": ImageTooLarge.code, "message": "does not fit into memory"})
             else:
-                pixels = image.tobytes()
                 palette = image.palette and [image.palette.mode, image.getpalette(None)]
                 header = {"mode": image.mode, "size": image.size, "extent": extent_of(image)}
                 _answer(line, header | {"palette": palette, "bytes": len(pixels)}, pixels)

@@ -153,6 +153,21 @@ def test_a_decoder_lets_go_of_a_picture_before_the_next_one_comes(decoders: Deco
         time.sleep(0.01)
 
 
+def test_an_answer_without_room_costs_its_picture_and_not_the_decoder(decoders: Decoders) -> None:
+    decoders.decode(encoded(PHOTO, "PNG"), name="a", near=224)
+    alive, size = pid(decoders), (2000, 2000)
+    held = int(Path(f"/proc/{alive}/statm").read_text().split()[0]) * resource.getpagesize()
+    room = 6 * size[0] * size[1]  # for the four bytes a pixel of the picture, not three more
+    soft, hard = resource.prlimit(alive, resource.RLIMIT_AS)
+    resource.prlimit(alive, resource.RLIMIT_AS, (held + room, hard))
+    try:
+        with pytest.raises(ImageTooLarge, match="b does not fit into memory"):
+            decoders.decode(encoded(Image.new("RGB", size), "PNG"), name="b", near=224)
+    finally:
+        resource.prlimit(alive, resource.RLIMIT_AS, (soft, hard))
+    assert pid(decoders) == alive
+
+
 def test_a_decoder_holds_no_secret_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://:canary@localhost")
     decoders = Decoders(1, limits=LIMITS, timeout_s=20)
