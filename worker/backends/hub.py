@@ -17,10 +17,8 @@ from api_client.wire.errors import WeightsUnavailable
 
 PATIENCE_S = 4.0  # the hub's own client tries for 24 s, twice
 PUT_WEIGHTS = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
-NAME_CONFIG = (
-    "set CLIPYARD_OFFLINE if they were downloaded before, or name as `architecture` an open_clip "
-    "config that finds them on this machine"
-)
+NAME_CONFIG = "name as `architecture` an open_clip config that finds them on this machine"
+FORBIDDEN = constants.HF_HUB_OFFLINE  # by the environment
 
 
 def fetch(name: str, source: Mapping[str, Any], cache_dir: Path, *, offline: bool) -> Path:
@@ -67,6 +65,8 @@ def address(source: Mapping[str, Any]) -> str:
 def require(what: str, url: str, *, offline: bool, hint: str = PUT_WEIGHTS) -> None:
     """Refuse in seconds what could only be had from a hub that cannot be asked.
 
+    Hugging Face's client goes by the last look at its hub: while that is away it takes what it has.
+
     Args:
         hint: what would do without it.
 
@@ -77,7 +77,10 @@ def require(what: str, url: str, *, offline: bool, hint: str = PUT_WEIGHTS) -> N
         raise WeightsUnavailable(f"{what} are not on this machine and offline is set; {hint}")
     if not url:
         raise WeightsUnavailable(f"{what} are not on this machine and no hub has them; {hint}")
-    if not _answers(url):
+    is_there = _answers(url)
+    if url == constants.ENDPOINT:  # it would try for 24 s for each file, also for those it has
+        constants.HF_HUB_OFFLINE = FORBIDDEN or not is_there
+    if not is_there:
         host = urllib.parse.urlsplit(url).hostname
         raise WeightsUnavailable(f"{what} are to come from {host}, which is away; {hint}")
 

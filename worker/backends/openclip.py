@@ -15,7 +15,7 @@ import torch
 from open_clip import factory, pretrained
 from torch import Tensor, nn
 
-from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
+from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -115,8 +115,20 @@ class OpenClip:
     def _build(self, recipe: Recipe) -> nn.Module:
         if recipe.asks_hub and not self._placement.offline:
             what, where = f"text files of {recipe.architecture}", huggingface_hub.constants.ENDPOINT
-            hub.require(what, where, offline=False, hint=hub.NAME_CONFIG)
+            try:
+                hub.require(what, where, offline=False, hint=hub.NAME_CONFIG)
+            except WeightsUnavailable as away:
+                return self._build_from_cache(recipe, away)
         return recipe.build(self._dtype)
+
+    def _build_from_cache(self, recipe: Recipe, away: WeightsUnavailable) -> nn.Module:
+        try:
+            recipe.tokenizer(self._hub_dir)
+            model = recipe.build(self._dtype)
+        except LoadFailed:
+            raise away from None
+        log.warning("the hub is away: %s has its text files from the cache", recipe.architecture)
+        return model
 
     def _local(self, entry: Entry) -> Path | None:
         """The checkpoint on this machine that the entry names, or the first under models_dir."""

@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from skimage import data
 
+from api_client.wire.errors import WeightsUnavailable
 from api_client.wire.messages import Kind
+from worker.backends import hub
 from worker.backends.base import Placement
 from worker.backends.openclip import OpenClip
 from worker.catalogue import Entry
@@ -85,13 +87,13 @@ def folder(path, model):
     return path
 
 
-def loaded(path, cache):
+def loaded(path, cache, offline=True):
     entry = Entry(
         "mine/siglip",
         architecture=str(path / "open_clip_config.json"),
         checkpoint=path / "open_clip_model.safetensors",
     )
-    return OpenClip(Placement(cache_dir=cache, offline=True)).load(entry)
+    return OpenClip(Placement(cache_dir=cache, offline=offline)).load(entry)
 
 
 def lowest_cosine(rows, others):
@@ -117,7 +119,8 @@ def test_it_answers_as_open_clip_does(tmp_path, shape):
     assert lengths == {0}, "every row of such a tower takes all positions"
 
 
-def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):
+def tokenizer_files(path):
+    """As Hugging Face's library writes them; the number of words that they know."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -129,8 +132,13 @@ def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):
     )
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(tmp_path)
-    text = {**SIGLIP["text_cfg"], "vocab_size": len(vocabulary), "hf_tokenizer_name": "mine"}
+    ).save_pretrained(path)
+    return len(vocabulary)
+
+
+def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):
+    size = tokenizer_files(tmp_path)
+    text = {**SIGLIP["text_cfg"], "vocab_size": size, "hf_tokenizer_name": "mine"}
     text["tokenizer_kwargs"] = {"clean": "canonicalize"}
     path = folder(tmp_path, {**SIGLIP, "text_cfg": text})
     model = loaded(path, tmp_path / "cache")
@@ -145,3 +153,19 @@ def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):
     file = path / "tokenizer.json"
     file.write_text(file.read_text().replace('"circle"', '"square"'))
     assert loaded(path, tmp_path / "cache").traits.fingerprint != model.traits.fingerprint
+
+
+def test_files_of_an_earlier_download_are_used_while_the_hub_is_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    download, commit = tmp_path / "cache/hub/models--mine--words", "a" * 40
+    for folders in ("refs", f".no_exist/{commit}"):
+        (download / folders).mkdir(parents=True)
+    (download / "refs/main").write_text(commit)
+    (download / f".no_exist/{commit}/config.json").touch()  # the hub had none
+    size = tokenizer_files(download / "snapshots" / commit)
+    text = {**SIGLIP["text_cfg"], "vocab_size": size, "hf_tokenizer_name": "mine/words"}
+    path = folder(tmp_path, {**SIGLIP, "text_cfg": text})
+    assert not loaded(path, tmp_path / "cache", offline=False).prepare_text("a circle").truncated
+    with pytest.raises(WeightsUnavailable, match=r"to come from 127\.0\.0\.1, which is away"):
+        loaded(path, tmp_path / "another", offline=False)

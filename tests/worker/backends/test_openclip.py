@@ -649,7 +649,7 @@ def test_weights_are_no_cure_for_text_files_that_are_missing(
 ) -> None:
     monkeypatch.setattr(hub, "_answers", lambda _: False)
     entry = Entry(id="", architecture="ViT-B-16-SigLIP", tag="webli")
-    with pytest.raises(WeightsUnavailable, match=r"^text files of .*SigLIP .* is away; set"):
+    with pytest.raises(WeightsUnavailable, match=r"^text files of .*SigLIP .* is away; name"):
         backend.check(entry)
 
 
