@@ -14,8 +14,9 @@ from api_client.wire.settings import default_home
 
 from . import processors
 
-# Protocols of fsspec that lead to this machine's own files, or past the guard of the web.
-NOT_STORES = {"file", "local", "http", "https"}
+# Protocols of fsspec that lead to this machine's own files, past the guard of the web, or into an
+# archive that no address could name.
+NOT_STORES = {"file", "local", "http", "https", "zip", "tar", "libarchive"}
 
 Seconds = Annotated[float, Field(ge=0)]
 # What is larger is a mistake, and no machine could count with it.
@@ -98,8 +99,9 @@ class WorkerSettings(LogSettings):
             protocol, found, bucket = store.partition("://")
             if not found or not bucket.strip("/") or protocol in NOT_STORES or "::" in store:
                 raise ValueError(
-                    f"{store!r} is no prefix like s3://bucket/folder/; folders of this machine "
-                    "go into CLIPYARD_IMAGE_ROOTS, web addresses into CLIPYARD_IMAGE_URLS"
+                    f"{store!r} is no prefix like s3://bucket/folder/; folders of this machine, "
+                    "with what archives hold unpacked, go into CLIPYARD_IMAGE_ROOTS, web addresses "
+                    "into CLIPYARD_IMAGE_URLS"
                 )
         return tuple(store if store.endswith("/") else f"{store}/" for store in stores)
 

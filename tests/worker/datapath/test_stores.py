@@ -70,9 +70,12 @@ def test_a_driver_that_is_not_installed_is_named() -> None:
 
 @pytest.mark.parametrize(
     "store",
-    ["file:///srv/", "local://srv/", "http://a/", "s3://", "s3", "/srv", "simplecache::s3://b/"],
+    [
+        *("file:///srv/", "local://srv/", "http://a/", "s3://", "s3", "/srv"),
+        *("simplecache::s3://b/", "zip://a.zip/", "tar://a.tar/"),
+    ],
 )
-def test_a_prefix_that_would_open_a_side_door_is_refused(store: str) -> None:
+def test_a_prefix_that_opens_a_side_door_or_nothing_is_refused(store: str) -> None:
     with pytest.raises(BadSettings, match="CLIPYARD_IMAGE_STORES"):
         WorkerSettings.read(image_stores=(store,))
 
