@@ -3,6 +3,7 @@
 Between the look at the free memory and the moment the driver shows the bytes as taken, another
 process could admit a model into the same room. So each one writes down what it is about to take,
 and only then looks: of two that come together both see the other one, and neither overlooks it.
+While it takes them, what it has already counts twice, so whoever lacks no more than that waits.
 """
 
 import json
@@ -28,6 +29,8 @@ __all__ = ["Reservations"]
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+POLL_S = 0.25
+POLLS = 20  # a neighbour's lift may take so long before somebody is refused for it
 _ROW = TypeAdapter(tuple[NonNegativeInt, FiniteFloat])  # bytes, and until when its holder lives
 
 
@@ -53,9 +56,11 @@ class Reservations:
         free_bytes: Callable[[], int | None] = lambda: None,
         ttl_s: float = 30.0,
         clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store, self._key = store, keys.reserved(device)
-        self._free_bytes, self._ttl_s, self._clock = free_bytes, ttl_s, clock
+        self._free_bytes, self._ttl_s = free_bytes, ttl_s
+        self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
         self._mine: dict[str, int] = {}
 
@@ -67,21 +72,11 @@ class Reservations:
             OutOfMemory: what is free is promised to others on the device.
         """
         holder = uuid.uuid4().hex
-        with self._lock:
-            self._mine[holder] = wanted_bytes
         try:
-            self.renew()
-            others, free = self.of_others(), self._free_bytes()
-            if others and free is not None and wanted_bytes > free - others:
-                raise OutOfMemory(
-                    f"{wanted_bytes} bytes do not fit: of {free} free ones on the device "
-                    f"{others} are promised to other processes"
-                )
+            self._hold(holder, wanted_bytes)
             yield
         finally:
-            with self._lock:  # a renewal under way would bring it back
-                del self._mine[holder]
-                self._trying(lambda: self._store.hdel(self._key, holder))
+            self._let_go(holder)
 
     def renew(self) -> None:
         """Say that we are alive; to be called more often than every `ttl_s`."""
@@ -103,6 +98,27 @@ class Reservations:
         with self._lock:
             ours = set(self._mine)
         return sum(held[holder][0] for holder in held.keys() - ours - set(dead))
+
+    def _hold(self, holder: str, wanted_bytes: int) -> None:
+        for polls_left in reversed(range(POLLS)):
+            with self._lock:
+                self._mine[holder] = wanted_bytes
+            self.renew()
+            others, free = self.of_others(), self._free_bytes()
+            if not others or free is None or wanted_bytes <= free - others:
+                return
+            if wanted_bytes > free or not polls_left:
+                raise OutOfMemory(
+                    f"{wanted_bytes} bytes do not fit: of {free} free ones on the device "
+                    f"{others} are promised to other processes"
+                )
+            self._let_go(holder)  # else two that wait would wait for each other
+            self._sleep(POLL_S)
+
+    def _let_go(self, holder: str) -> None:
+        with self._lock:  # a renewal under way would bring it back
+            self._mine.pop(holder, None)
+            self._trying(lambda: self._store.hdel(self._key, holder))
 
     def _write(self, rows: dict[FieldT, EncodableT]) -> None:
         """The key goes with its last holder: a machine that was renamed never asks for it again."""

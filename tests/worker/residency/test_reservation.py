@@ -26,9 +26,9 @@ def clock():
 def process(store, keys, clock):
     """One of the processes that share a device of which so much is free."""
 
-    def process(*, free=None):
+    def process(*, free=None, sleep=lambda seconds: None):
         return Reservations(
-            store, keys, device="GPU-1", ttl_s=30, clock=clock, free_bytes=lambda: free
+            store, keys, device="GPU-1", ttl_s=30, clock=clock, free_bytes=lambda: free, sleep=sleep
         )
 
     return process
@@ -51,6 +51,16 @@ def test_of_two_who_want_the_same_room_the_later_one_is_refused(process):
             pass
     with other.reserve(100):
         pass
+
+
+def test_what_a_neighbour_promised_and_has_taken_is_not_missed_twice(process):
+    with ExitStack() as lift:
+        lift.enter_context(process().reserve(100))
+        other = process(free=150, sleep=lambda seconds: lift.close())  # the 100 are gone from these
+        with pytest.raises(OutOfMemory), other.reserve(151):
+            pass
+        with other.reserve(100):
+            assert other.of_others() == 0
 
 
 @pytest.mark.parametrize("row", ["rubbish", "7", "[1]", '["a", "b"]', "[NaN, 1e9]", "\xff"])
