@@ -19,6 +19,7 @@ from flower.app import Flower
 from flower.events import Events
 from flower.options import options
 from flower.urls import settings as flower_settings
+from kombu import Producer
 from tornado import ioloop, template, web
 from tornado.httputil import HTTPServerRequest
 
@@ -28,7 +29,7 @@ from ..wire.settings import cannot_listen
 from .pages import Models, ModelsAction, ModelsNow, QueueLengths
 from .settings import DashboardSettings
 
-__all__ = ["Dashboard", "serve"]
+__all__ = ["Dashboard", "give_up_soon", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def serve(settings: DashboardSettings) -> None:
     """
     settings.guarded()
     with celery_app(settings) as capp, Client(settings, asked_by="flower") as client:
+        give_up_soon(capp)
         app = Dashboard(settings, capp=capp, client=client)
         signal.signal(signal.SIGTERM, lambda *_: app.io_loop.add_callback_from_signal(app.stop))
         try:
@@ -103,6 +105,18 @@ def serve(settings: DashboardSettings) -> None:
             app.start()
         except KeyboardInterrupt:
             app.stop()
+
+
+def give_up_soon(capp: Celery) -> None:
+    """Commands to workers, such as revoke, fail while Redis is away: kombu would try to publish
+    them until it is back, and keep one of Flower's five threads for each."""
+
+    class Bounded(Producer):  # type: ignore[misc]  # kombu has no types
+        def publish(self, *args: Any, retry_policy: Any = None, **options: Any) -> Any:
+            policy = retry_policy or {"max_retries": 1, "interval_start": 0.2}
+            return super().publish(*args, retry_policy=policy, **options)
+
+    capp.amqp.producer_pool.Producer = Bounded
 
 
 def _set_options(settings: DashboardSettings) -> None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from kombu.exceptions import OperationalError
 
 from api_client.dashboard import server
 from api_client.wire.broker import celery_app
@@ -45,6 +46,16 @@ def test_while_redis_is_away_it_says_so_and_when_it_is_back_it_goes_on(
             dispatcher.send("worker-heartbeat")
             time.sleep(0.1)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_command_to_workers_fails_while_redis_is_away(valkey_of_my_own, prefix):
+    settings = Settings.read(redis_url=valkey_of_my_own.url, key_prefix=prefix)
+    with celery_app(settings) as app:
+        server.give_up_soon(app)
+        app.control.revoke("a")
+        valkey_of_my_own.stop()
+        with pytest.raises(OperationalError):
+            app.control.revoke("b")
 
 
 class Enough(BaseException):
