@@ -169,7 +169,9 @@ class Job:
         )
         embedded = time.monotonic()
         shard = Shard(chunk, [found.rows[item.id] for item in chunk.items])
-        sink.write(shard)
+        if refused := sink.write(shard):
+            rows = {**found.rows, **refused}
+            shard = Shard(chunk, [rows[item.id] for item in chunk.items])
         marker = Marker(
             chunk=number,
             items=len(chunk.items),

@@ -15,7 +15,14 @@ from celery.exceptions import Reject
 from pyarrow import dataset
 
 from api_client.wire import names
-from api_client.wire.errors import BadRequest, ImageMissing, SpaceMismatch, StoreDown, UnknownJob
+from api_client.wire.errors import (
+    BadRequest,
+    ImageMissing,
+    ItemError,
+    SpaceMismatch,
+    StoreDown,
+    UnknownJob,
+)
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
@@ -797,6 +804,24 @@ def test_what_is_there_and_what_is_missing_add_up(desk, post, pictures, sink, mo
     told, status = report(sink), desk.status()
     assert (told["vectors"], told["missing"], told["missing_ids"]) == (19, 1, ["003.png"])
     assert (status.done, status.reason) == (19, "1 items are neither in the sink nor recorded")
+
+
+def test_an_item_that_the_sink_refuses_is_a_recorded_failure(
+    desk, post, pictures, sink, monkeypatch
+):
+    write, refused = shards.Parquet.write, {"003.png": ItemError("its id is too long")}
+
+    def without_the_third(self, shard):
+        pairs = zip(shard.chunk.items, shard.rows, strict=True)
+        write(self, replace(shard, rows=[refused.get(item.id, row) for item, row in pairs]))
+        return refused
+
+    monkeypatch.setattr(shards.Parquet, "write", without_the_third)
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
+    assert [told["message"] for told in report(sink)["failed_items"]] == ["its id is too long"]
 
 
 def test_a_cancelled_job_is_done_no_further(desk, post, pictures, sink):

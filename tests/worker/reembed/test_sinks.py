@@ -180,6 +180,23 @@ def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make,
         list(walk)
 
 
+def test_an_item_that_a_table_has_no_room_for_is_told_of_and_its_neighbours_are_stored(
+    make, postgres_url
+):
+    items = [Item(id=name, ref="") for name in ("a", "b" * 100, "".join(map(chr, range(1, 8000))))]
+    rows = [np.eye(8, dtype=np.float32)[0]] * len(items)
+    sink = make("pgvector")
+    refused = sink.write(Shard(Chunk(0, items), rows))
+    assert list(refused) == [items[2].id]
+    assert "index row" in str(refused[items[2].id])
+    assert set(sink.read([item.id for item in items])) == {items[0].id, items[1].id}
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute("TRUNCATE photos; ALTER TABLE photos ALTER id TYPE varchar(50)")
+    assert list(sink.write(Shard(Chunk(0, items), rows))) == [items[1].id, items[2].id]
+    with pytest.raises(JobRefused, match="too long"):
+        sink.write(Shard(Chunk(0, items[1:]), rows[1:]))
+
+
 def test_a_database_that_another_server_takes_over_is_worth_another_try(make, postgres_url):
     sink = make("pgvector")
     with psycopg.connect(postgres_url, autocommit=True) as owner:

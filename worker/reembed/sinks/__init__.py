@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
-from api_client.wire.errors import JobRefused, SpaceMismatch
+from api_client.wire.errors import ItemError, JobRefused, SpaceMismatch
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -34,8 +34,11 @@ FOLDERS = frozenset({"parquet", "npy"})  # sinks that are folders; papers lie wi
 class Sink(Protocol):
     """Takes a chunk's vectors whole, and can say what it has. Safe to use from many threads."""
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> Mapping[str, ItemError] | None:
         """Store a chunk. Storing it again leaves one copy, with the same bytes.
+
+        Returns:
+            Why an item cannot be stored, by its id, where that is the item's own fault.
 
         Raises:
             StoreDown: it is away or full; nothing is lost by another try.

@@ -9,7 +9,7 @@ import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import errors, sql
 
-from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.errors import ItemError, JobRefused, StoreDown
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -20,6 +20,8 @@ from . import refuse_another_space, walked
 CONNECT_S = 10
 # By another job that prepares the same table or database at the same instant.
 OVERTAKEN = (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable)
+# For a column, or for an index: that of ids takes 2704 bytes, compressed.
+TOO_LONG = (errors.StringDataRightTruncation, errors.ProgramLimitExceeded)
 COLUMNS = ("id", "ref", "model", "fingerprint", "meta", "embedding")
 
 # A view that is made anew is nobody's to read: statements that give its rights again.
@@ -89,7 +91,7 @@ class PgVector:
             return model, fingerprint
         return None
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> Mapping[str, ItemError]:
         assert self._space is not None
         rows = [
             (
@@ -108,7 +110,15 @@ class PgVector:
             "meta = excluded.meta, embedding = excluded.embedding"
         ).format(self._table, sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
         with self._asking() as ask:
-            ask.executemany(upsert, rows)
+            try:
+                with ask.connection.transaction():
+                    ask.executemany(upsert, rows)
+            except TOO_LONG:
+                refused = _one_by_one(ask, upsert, rows)
+                if len(refused) == len(rows) > 1:
+                    raise  # it is the table's doing, not theirs
+                return refused
+        return {}
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         query = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%s)").format(self._table)
@@ -181,3 +191,15 @@ class PgVector:
 
     def _connected(self) -> psycopg.Connection:
         return psycopg.connect(self._where, connect_timeout=CONNECT_S, client_encoding="utf8")
+
+
+def _one_by_one(ask: Any, upsert: sql.Composed, rows: Sequence[Any]) -> dict[str, ItemError]:
+    """Store what can be stored; why the rest cannot be, by its id."""
+    refused = {}
+    for row in rows:
+        try:
+            with ask.connection.transaction():
+                ask.execute(upsert, row)
+        except TOO_LONG as error:
+            refused[row[0]] = ItemError(f"PostgreSQL cannot hold it: {error.diag.message_primary}")
+    return refused
