@@ -210,6 +210,13 @@ def test_a_table_has_texts(source, tmp_path, ending):
     assert found[0].meta == {"n": "1"}
 
 
+@pytest.mark.parametrize("ending", TABLES)
+def test_a_text_of_a_table_may_be_long(source, tmp_path, ending):
+    TABLES[ending](tmp_path / f"t{ending}", [{"text": "a dog " * 50_000}])
+    [item] = source("texts", tmp_path / f"t{ending}").walk()
+    assert item.text == "a dog " * 50_000
+
+
 def test_marks_of_byte_order_and_blank_lines_are_no_items(source, tmp_path):
     (tmp_path / "list.txt").write_text("/a.jpg\n\n", "utf-8-sig")
     assert ids(source("list", tmp_path / "list.txt")) == ["/a.jpg"]

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from api_client.wire.errors import JobRefused, StoreDown
 from api_client.wire.jobs import Place
+from api_client.wire.messages import MAX_BATCH_CHARS
 
 from ..doors import Doors
 from ..items import Item
@@ -121,6 +122,7 @@ def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _csv(file: Path, *, delimiter: str) -> Iterator[Mapping[str, Any]]:
+    csv.field_size_limit(MAX_BATCH_CHARS)  # of the process; its own is less than a long text has
     with file.open(newline="", encoding="utf-8-sig") as lines:
         rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
         for row in rows:
