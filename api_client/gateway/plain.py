@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, File, Form, Query, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Form, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, StringConstraints
 
 from ..aio import AsyncClient
@@ -37,7 +38,7 @@ class Similarity(BaseModel):
 
 def router(client: AsyncClient) -> APIRouter:
     """POST /encode/text, /encode/image and /similarity."""
-    routes = APIRouter(tags=["encode"], responses=RESPONSES)
+    routes = APIRouter(tags=["encode"], responses=RESPONSES, dependencies=[Depends(_each_once)])
 
     @routes.post("/encode/text")
     async def encode_text(
@@ -80,6 +81,14 @@ def router(client: AsyncClient) -> APIRouter:
         return Similarity(similarity=float(client.similarity(words, pixels)))
 
     return routes
+
+
+def _each_once(request: Request) -> None:
+    """Of a query field that comes twice FastAPI takes the last."""
+    for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            told = {"loc": ("query", name), "msg": "send it once"}
+            raise RequestValidationError([told])
 
 
 def _one(*ways: str | None) -> str:

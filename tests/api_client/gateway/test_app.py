@@ -55,6 +55,13 @@ def test_a_text_is_encoded_from_the_body_and_from_the_query(http):
     assert http.post("/encode/text?text=a", json={"text": "b"}).status_code == 400
 
 
+@pytest.mark.parametrize("query", ["text=a&text=b", "text=a&model=fake/a&model=fake/b"])
+def test_a_query_field_that_comes_twice_is_not_understood(http, query):
+    answer = http.post(f"/encode/text?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].endswith(": send it once")
+
+
 def test_an_uploaded_picture_is_encoded(http):
     answer = http.post("/encode/image", files={"file": ("a.png", png())})
     assert np.allclose(answer.json()["embedding"], FakeClient().embed_images([png()])[0])
