@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
 
 from ..catalogue import Entry
-from . import content
+from . import content, words
 
 # Texts in, rows of token ids out; keyword context_length.
 Tokenizer = Callable[..., Tensor]
@@ -197,9 +197,10 @@ class Recipe:
 def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:
     """open_clip's own one. Its tables are large and made when open_clip is imported: share them."""
     if kwargs:
-        special: Tokenizer = open_clip.SimpleTokenizer(context_length=context_length, **kwargs)
+        special: Tokenizer = words.Tokenizer(context_length=context_length, **kwargs)
         return special
-    shared: Any = copy(open_clip.tokenizer._tokenizer)
+    shared: Any = words.Tokenizer.__new__(words.Tokenizer)
+    vars(shared).update(vars(open_clip.tokenizer._tokenizer))
     shared.context_length = context_length
     shared.cache = dict(shared.cache)
     plain: Tokenizer = shared
