@@ -17,6 +17,7 @@ import pytest
 import redis
 from celery import _state
 from celery.signals import setup_logging
+from kombu.transport.redis import Transport
 from xdist.scheduler import LoadGroupScheduling
 
 from api_client.stack.valkey import PrivateValkey, server_binary
@@ -30,6 +31,8 @@ os.environ["PYTHONPATH"] = str(Path(__file__).with_name("light"))
 # As worker/app.py has it. Tests run side by side, and cores that share an operation would wait for
 # one that another test has: a sixth of the CPU time of those that run models.
 os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT="5000")
+# A worker in this process ends when its last wait for a message has: kombu's takes a second.
+Transport.brpop_timeout = 0.05
 
 
 STACKS = ("fleet", "running")  # fixtures that are expensive to start, and to keep
