@@ -608,9 +608,13 @@ def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, connect):
             next(stream)
 
 
-def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, connect, monkeypatch):
+@pytest.fixture
+def impatient(monkeypatch):
     for module in ("client", "aio"):
         monkeypatch.setattr(f"api_client.{module}.PATIENCE_S", 0.3)
+
+
+def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, connect, impatient):
     client = connect(Settings.read(redis_url=valkey_of_my_own.url, answer_timeout_s=20))
     assert client.models() == []
     valkey_of_my_own.stop()
@@ -623,7 +627,7 @@ def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, conn
         client.embed_texts(["a"], model="a/b")
 
 
-def test_a_wrong_password_is_no_broker(valkey_url, connect):
+def test_a_wrong_password_is_no_broker(valkey_url, connect, impatient):
     url = f"redis://:secret@{valkey_url.rpartition('@')[2]}"
     with pytest.raises(NoBroker) as refused:
         connect(Settings.read(redis_url=url)).models()
