@@ -16,7 +16,6 @@ from worker.backends import check as checks
 from worker.backends.base import Footprint, Placement
 from worker.backends.check import Subject, examine, main, pytest_generate_tests  # noqa: F401
 from worker.backends.fake import Fake
-from worker.backends.openclip import OpenClip
 from worker.backends.simple import SimpleBackend, SimpleModel
 from worker.catalogue import BUILT_IN, Catalogue, Entry
 
@@ -29,6 +28,8 @@ def test_the_fake_keeps_the_contract(clipyard_check):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
+    from worker.backends.openclip import OpenClip  # torch, which `elsewhere` does without
+
     placement = Placement(cache_dir=tmp_path_factory.mktemp("cache"), offline=True)
     return Subject(OpenClip(placement), Catalogue.read(BUILT_IN)["shapes/demo"], placement)
 
