@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,7 @@ def mutated(seeds: list[bytes], dice: random.Random) -> bytes:
     return bytes(content)
 
 
+@cache
 def seed_files() -> list[bytes]:
     """Whole pictures of every format and mode that is let in, some of them odd, and impostors."""
     photo = Image.fromarray(data.chelsea()).resize((90, 60))

@@ -24,7 +24,7 @@ class Colours(SimpleModel):
     input_size = 4
 
     def load(self) -> None:
-        self.table = np.ones(50_000_000, np.uint8)
+        self.table = np.ones(3, np.uint8)
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return pixels.mean(axis=(1, 2), dtype=np.float32)
