@@ -2,16 +2,18 @@
 
 import base64
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from tests.flow.processes import free_port, until
 
 BOUND_S = 30.0
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
@@ -65,13 +67,11 @@ def browser(*, log: Path) -> Iterator[Browser]:
     binary = shutil.which("chromedriver")
     if binary is None or shutil.which("chromium") is None:
         pytest.skip("chromium and chromium-driver are not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([binary, f"--port={port}", f"--log-path={log}"], stdout=-3)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=BOUND_S) as driver:
-            _until(lambda: driver.get("/status").json()["value"]["ready"])
+            until(partial(_is_ready, driver), within_s=BOUND_S)
             args = [*FLAGS, "--window-size=1400,1150", f"--user-data-dir={log.parent}/profile"]
             asked = {"alwaysMatch": {"goog:chromeOptions": {"args": args}}}
             made = driver.post("/session", json={"capabilities": asked}).json()["value"]
@@ -85,13 +85,8 @@ def browser(*, log: Path) -> Iterator[Browser]:
         process.wait(10)
 
 
-def _until(ready: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + BOUND_S
-    while True:
-        try:
-            if ready():
-                return
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < give_up_at
-        time.sleep(0.05)
+def _is_ready(driver: httpx.Client) -> bool:
+    try:
+        return bool(driver.get("/status").json()["value"]["ready"])
+    except httpx.TransportError:
+        return False

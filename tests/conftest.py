@@ -4,12 +4,7 @@ import atexit
 import gc
 import os
 import secrets
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +15,9 @@ from celery.signals import setup_logging
 from kombu.transport.redis import Transport
 from xdist.scheduler import LoadGroupScheduling
 
-from api_client.stack.valkey import PrivateValkey, server_binary
+from api_client.stack.valkey import PrivateValkey
 from api_client.wire.names import Keys
+from tests.flow.processes import Valkey
 from worker.backends.uncompiled import uncompiled
 
 pytest_plugins = ["tests.stack", "tests.fleet"]
@@ -100,48 +96,6 @@ def _leave_logging_alone(**_: object) -> None:
     """A worker inside this process would otherwise take the log away from pytest."""
 
 
-class Valkey:
-    """A server on loopback that can be stopped and started again on the same port."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-
-    def start(self) -> None:
-        config = self._directory / "valkey.conf"
-        config.write_text(
-            f"port {self._port}\nbind 127.0.0.1\ndir {self._directory}\nappendonly yes\nsave ''\n"
-        )
-        with (self._directory / "valkey.log").open("ab") as log:
-            self._process = subprocess.Popen([server_binary(), config], stdout=log, stderr=log)
-        with redis.Redis.from_url(self.url, retry=None) as client:
-            give_up_at = time.monotonic() + 30
-            while time.monotonic() < give_up_at:
-                try:
-                    client.ping()
-                    return
-                except redis.ConnectionError:
-                    time.sleep(0.02)
-        self.stop()
-        raise RuntimeError((self._directory / "valkey.log").read_text())
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """Its port takes connections and nobody says a word, as of a machine that swaps."""
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
-
-
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with PrivateValkey(tmp_path_factory.mktemp("valkey") / "data") as server:
@@ -152,7 +106,6 @@ def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def valkey_of_my_own(tmp_path: Path) -> Iterator[Valkey]:
     """For tests that take the server away."""
     server = Valkey(tmp_path)
-    server.start()
     yield server
     server.stop()
 

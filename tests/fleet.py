@@ -15,6 +15,7 @@ from api_client.dashboard import child
 from api_client.stack.up import Options, temporary_stack
 from tests.browser import browser
 from tests.collector import collector
+from tests.flow import processes
 
 PASSWORD = "a-password-for-tests"
 CATALOGUE = """
@@ -33,9 +34,7 @@ kinds = ["text"]
 
 @pytest.fixture(scope="session")
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return processes.free_port()
 
 
 @pytest.fixture(scope="session")

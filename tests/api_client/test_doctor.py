@@ -26,6 +26,7 @@ from api_client.wire.messages import (
     WorkerStatus,
 )
 from api_client.wire.settings import Settings
+from tests.flow.processes import until
 from worker import housekeeping
 
 DOCUMENT = Path(doctor.__file__).parents[1] / "docs" / "doctor.md"
@@ -77,9 +78,7 @@ def show(store, keys):
 def test_a_working_fleet_has_nothing_to_mend_but_what_the_tests_broke(look, running, client):
     with pytest.raises(LoadFailed):
         client.load("fake/broken")
-    give_up_at = time.monotonic() + 20
-    while not any(event.model == "fake/broken" for event in client.status().events):
-        assert time.monotonic() < give_up_at
+    until(lambda: any(event.model == "fake/broken" for event in client.status().events))
     found = look(running.url, KEY_PREFIX="clipyard")
     sick = {check for check, those in found.items() for one in those if one.health is not Health.OK}
     assert sick <= {Check.MODEL}

@@ -1,4 +1,4 @@
-"""Real processes for the kill matrix: a Valkey server and Celery workers that may be killed."""
+"""Real processes that may be killed: a Valkey server, and Celery workers of the kill matrix."""
 
 import os
 import secrets
@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
@@ -26,6 +27,12 @@ def until(condition: Callable[[], object], *, within_s: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Valkey:
     """A private server with an append-only file; it comes back on the same port."""
 
@@ -33,9 +40,7 @@ class Valkey:
         self._folder = folder
         self._env = os.environ | (env or {})
         self._password = secrets.token_hex(8)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://:{self._password}@127.0.0.1:{self.port}/0"
         self.start()
 
@@ -59,7 +64,7 @@ class Valkey:
 
     def _answers(self) -> bool:
         try:
-            with self.client() as client:
+            with redis.Redis.from_url(self.url, retry=None) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
@@ -79,6 +84,18 @@ class Valkey:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Its port takes connections and nobody says a word, as of a machine that swaps."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.end(signal.SIGTERM)
 
     def kill(self) -> None:
         self.end(signal.SIGKILL)

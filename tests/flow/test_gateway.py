@@ -2,7 +2,6 @@
 
 import base64
 import io
-import time
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from api_client.aio import AsyncClient
 from api_client.gateway.app import build
 from api_client.gateway.settings import GatewaySettings
+from tests.flow.processes import until
 
 RAG = "/api/rag/embedding"
 
@@ -53,10 +53,7 @@ def test_a_model_is_loaded_seen_and_unloaded(http, client):
 
 
 def test_it_is_ready_and_healthy(http):
-    give_up_at = time.monotonic() + 20
-    while http.get("/readyz").status_code == 503:  # until the worker has first looked at itself
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)
+    until(lambda: http.get("/readyz").status_code != 503)  # the worker has first to look at itself
     assert http.get("/readyz").json()["workers"] == 1
     assert http.get(f"{RAG}/health").json()["summary"]["healthy"] == 2
 

@@ -6,9 +6,9 @@ The order of the tests matters: the last one kills a worker.
 import os
 import signal
 import sys
-import time
 import uuid
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from api_client.wire.broker import celery_app
 from api_client.wire.codec import unpack_answer, unpack_record
 from api_client.wire.messages import Event
 from api_client.wire.settings import Settings
+from tests.flow import processes
 
 CHECKOUT = Path(__file__).parents[2]
 NODES = ("gpu0@test", "gpu1@test")
@@ -86,11 +87,7 @@ class Fleet:
         return kinds
 
 
-def until(condition):
-    give_up_at = time.monotonic() + BOUND_S
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.05)
+until = partial(processes.until, within_s=BOUND_S)
 
 
 @pytest.fixture(scope="module")

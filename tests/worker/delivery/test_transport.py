@@ -23,7 +23,7 @@ from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
-from tests.flow.processes import until
+from tests.flow.processes import Valkey, until
 from worker.delivery import pool
 from worker.delivery.transport import Channel, Transport, priorities, use
 
@@ -120,7 +120,7 @@ def test_what_is_held_is_in_redis_until_it_is_acknowledged(url: str, prefix: str
 
 
 def test_a_refusal_is_raised_with_the_next_look_and_the_one_after_finds_all_in_order(
-    valkey_of_my_own: PrivateValkey, prefix: str
+    valkey_of_my_own: Valkey, prefix: str
 ) -> None:
     url = valkey_of_my_own.url
     with channel_to(url, prefix) as channel, client_of(url) as store:
@@ -135,7 +135,7 @@ def test_a_refusal_is_raised_with_the_next_look_and_the_one_after_finds_all_in_o
 
 
 def test_a_message_goes_on_before_its_hold_is_heard_of_and_the_refusal_is_not_missed(
-    valkey_of_my_own: PrivateValkey, prefix: str
+    valkey_of_my_own: Valkey, prefix: str
 ) -> None:
     app, taken = app_of(valkey_of_my_own.url, prefix), []
     app.send_task("any", queue=names.EMBED)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
+from tests.flow.processes import free_port
 
 DEBIAN = "/usr/lib/postgresql/*/bin/postgres"
 OWNER = "nobody"  # PostgreSQL refuses to run as root
@@ -46,9 +47,7 @@ def postgres_server() -> Iterator[str]:
         home.chmod(0o755)
         shutil.chown(data, owner)
         folder = _reachable(folder, owner, home)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     quiet = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         initdb = [
