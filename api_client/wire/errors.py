@@ -259,6 +259,11 @@ def _tree(kind: type[ClipyardError]) -> list[type[ClipyardError]]:
 BY_CODE = {kind.code: kind for kind in _tree(ClipyardError)}
 
 
+def first_line(error: BaseException) -> str:
+    """What of another library's error fits into a sentence of ours; without its full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
 def from_wire(code: str, sentence: str) -> ClipyardError:
     """The error that was raised on the other side; a code of a newer version becomes the base."""
     return BY_CODE.get(code, ClipyardError)(sentence)

@@ -13,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from open_clip import pretrained
 
-from api_client.wire.errors import WeightsUnavailable
+from api_client.wire.errors import WeightsUnavailable, first_line
 
 PATIENCE_S = 4.0  # the hub's own client tries for 24 s, twice
 PUT_WEIGHTS = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
@@ -37,8 +37,9 @@ def fetch(name: str, source: Mapping[str, Any], cache_dir: Path, *, offline: boo
     try:
         return Path(pretrained.download_pretrained(dict(source), cache_dir=str(cache_dir)))
     except Exception as error:  # whatever HTTP clients raise
-        first = str(error).partition("\n")[0]
-        raise WeightsUnavailable(f"the weights of {name} could not be fetched: {first}") from error
+        raise WeightsUnavailable(
+            f"the weights of {name} could not be fetched: {first_line(error)}"
+        ) from error
 
 
 def cached(source: Mapping[str, Any], cache_dir: Path) -> Path | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
+from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
 
 from ..catalogue import Entry
 from . import content, words
@@ -108,8 +108,7 @@ class Recipe:
         try:
             model = self._without_memory() or self._with_memory()
         except Exception as error:  # whatever a wrong config makes of a constructor
-            first = str(error).partition("\n")[0]
-            raise LoadFailed(f"{self.architecture} cannot be built: {first}") from error
+            raise LoadFailed(f"{self.architecture} cannot be built: {first_line(error)}") from error
         return model.requires_grad_(False).to(dtype).eval()
 
     def _without_memory(self) -> nn.Module | None:
@@ -154,8 +153,9 @@ class Recipe:
         try:
             return self._tokenizer(str(cache_dir))
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            first = str(error).partition("\n")[0]
-            raise WeightsUnavailable(f"no tokenizer for {self.architecture}: {first}") from error
+            raise WeightsUnavailable(
+                f"no tokenizer for {self.architecture}: {first_line(error)}"
+            ) from error
 
     def own_tokenizer(self) -> str:
         """SHA-256 of the tokenizer's files beside a JSON config; empty where it is another's."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from api_client.wire.errors import LoadFailed, WeightsUnavailable
+from api_client.wire.errors import LoadFailed, WeightsUnavailable, first_line
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -113,8 +113,9 @@ class SentenceTransformers(TorchModel):
         except OSError as error:
             if self.entry.checkpoint is None:
                 return None
-            first = str(error).partition("\n")[0]
-            raise WeightsUnavailable(f"{self._name} is not complete: {first}") from error
+            raise WeightsUnavailable(
+                f"{self._name} is not complete: {first_line(error)}"
+            ) from error
 
     def _fetched(self) -> SentenceTransformer:
         what = f"the files of {self._name}"
@@ -122,8 +123,9 @@ class SentenceTransformers(TorchModel):
         try:
             return self._read(offline=False)
         except OSError as error:
-            first = str(error).partition("\n")[0]
-            raise WeightsUnavailable(f"{self._name} could not be fetched: {first}") from error
+            raise WeightsUnavailable(
+                f"{self._name} could not be fetched: {first_line(error)}"
+            ) from error
 
     def _read(self, *, offline: bool) -> SentenceTransformer:
         cache = self.placement.cache_dir
@@ -140,5 +142,4 @@ class SentenceTransformers(TorchModel):
         except OSError:
             raise
         except Exception as error:  # whatever a wrong config makes of a constructor
-            first = str(error).partition("\n")[0]
-            raise LoadFailed(f"{self._name} cannot be loaded: {first}") from error
+            raise LoadFailed(f"{self._name} cannot be loaded: {first_line(error)}") from error

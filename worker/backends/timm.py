@@ -17,7 +17,7 @@ from timm.models import model_entrypoint
 from torch import nn
 from torchvision.transforms import Normalize
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed
+from api_client.wire.errors import BadCheckpoint, LoadFailed, first_line
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -143,8 +143,7 @@ class Timm(TorchModel):
             options = dict(self.entry.options)
             module: nn.Module = timm.create_model(self._name, num_classes=0, **options)
         except Exception as error:  # whatever a wrong option makes of a constructor
-            first = str(error).partition("\n")[0]
-            raise LoadFailed(f"timm cannot build {self._name}: {first}") from error
+            raise LoadFailed(f"timm cannot build {self._name}: {first_line(error)}") from error
         return module
 
     def _here(self, module: nn.Module) -> Path | None:

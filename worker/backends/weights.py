@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
+from api_client.wire.errors import BadCheckpoint, WeightsUnavailable, first_line
 
 State = Mapping[str, Tensor]
 
@@ -38,10 +38,10 @@ def read(file: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise BadCheckpoint(
             f"{file} holds more than tensors and is not opened, because it could run code "
-            f"({_first_line(error)}); save its state_dict as safetensors"
+            f"({first_line(error)}); save its state_dict as safetensors"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise BadCheckpoint(f"{file} is truncated or corrupt: {_first_line(error)}") from None
+        raise BadCheckpoint(f"{file} is truncated or corrupt: {first_line(error)}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(map(_is_plain, content.values())) or not content:
@@ -121,7 +121,3 @@ def _shape(tensor: Tensor) -> str:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

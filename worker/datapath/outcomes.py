@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from api_client.wire.errors import BackendFailed, ClipyardError, DeviceLost, NonFiniteVector
+from api_client.wire.errors import (
+    BackendFailed,
+    ClipyardError,
+    DeviceLost,
+    NonFiniteVector,
+    first_line,
+)
 
 from ..backends.lost import is_beyond_repair
 
@@ -51,7 +57,7 @@ def failure(error: BaseException, what: str) -> ClipyardError:
     if isinstance(error, ClipyardError):
         return _bare(error)
     if is_beyond_repair(error):
-        return DeviceLost(f"{what} has lost its device: {str(error).splitlines()[0]}")
+        return DeviceLost(f"{what} has lost its device: {first_line(error)}")
     return BackendFailed(f"{what} raised {type(error).__name__}")
 
 

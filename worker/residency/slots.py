@@ -31,6 +31,7 @@ from api_client.wire.errors import (
     DeviceLost,
     ModelBusy,
     OutOfMemory,
+    first_line,
     from_wire,
 )
 from api_client.wire.messages import Event, EventKind
@@ -432,7 +433,7 @@ def _typed(raised: Exception, entry: Entry) -> ClipyardError:
     if isinstance(raised, ClipyardError):
         return raised
     if is_beyond_repair(raised):
-        return DeviceLost(f"{entry.backend} has lost its device: {str(raised).splitlines()[0]}")
+        return DeviceLost(f"{entry.backend} has lost its device: {first_line(raised)}")
     error: ClipyardError = BackendFailed(f"{entry.backend} failed with {entry.id}: {raised!r}")
     if isinstance(raised, MemoryError):
         error = OutOfMemory(f"{entry.id} does not fit: {raised}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import fsspec
 
-from api_client.wire.errors import ClipyardError, JobRefused, StoreDown
+from api_client.wire.errors import ClipyardError, JobRefused, StoreDown, first_line
 from api_client.wire.jobs import Place
 
 from ...datapath.stores import file_system
@@ -87,7 +87,5 @@ def _file_system(protocol: str, where: str) -> Any:
             f"set FSSPEC_{protocol.upper()}_<ARGUMENT> on the workers"
         ) from None
     except Exception as error:
-        first = str(error).partition("\n")[0]
-        raise StoreDown(
-            f"{protocol}:// cannot be opened at the moment: {type(error).__name__}: {first}"
-        ) from error
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise StoreDown(f"{protocol}:// cannot be opened at the moment: {told}") from error
