@@ -24,8 +24,9 @@ from pathlib import Path
 from api_client import AsyncClient, Client, Settings
 from api_client.wire.messages import Priority
 
-from .open_loop import Ask, Level, Request, arrivals, level, offer, p99, recovered_s
+from .open_loop import Ask, Level, Request, arrivals, level, offer, recovered_s
 from .report import Options, Report
+from .rounds import p99
 from .stack import running
 
 MODEL = "fake/ViT-B-32"

@@ -9,9 +9,11 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from statistics import median, quantiles
+from statistics import median
 
 from api_client.wire.errors import ClipyardError
+
+from .rounds import p99
 
 IN_A_ROW = 3
 
@@ -113,11 +115,6 @@ def level(requests: Sequence[Request], *, since: float, until: float, items: int
         p50_ms=median(spans) if spans else None,
         p99_ms=p99(spans) if spans else None,
     )
-
-
-def p99(spans: Sequence[float]) -> float:
-    """Of what was seen: never above the largest."""
-    return quantiles([*spans, max(spans)], n=100, method="inclusive")[-1]
 
 
 def recovered_s(probes: Sequence[Request], *, bound_ms: float) -> float:
