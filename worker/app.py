@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 # By name: Celery imports the tasks when the worker starts, and they import the runtime.
 TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep", "tasks.reembed"]
 
-# The most messages at work at once: bulk ones, which take turns at the device, and beside them
-# interactive ones, which mostly wait for the batcher to join them.
-BULK_TASKS = pool.BULK_TASKS
+# At work at once, beside bulk; mostly they wait for the batcher to join them.
 INTERACTIVE_TASKS = 32
 
 # OpenMP reads these when torch is imported, which is later than now. A thread has torch's work to
@@ -71,7 +69,7 @@ try:
         include=TASK_MODULES,
         worker_pool="worker.delivery.pool:TaskPool",
         worker_consumer="worker.delivery.consumer:Consumer",
-        worker_concurrency=BULK_TASKS + INTERACTIVE_TASKS,
+        worker_concurrency=pool.BULK_TASKS + INTERACTIVE_TASKS,
         worker_enable_prefetch_count_reduction=False,
         worker_send_task_events=settings.task_events,
     )

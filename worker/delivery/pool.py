@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 # may have a thread and a connection to Redis.
 MOST_ASIDE = 96
 
-BULK_TASKS = 4  # at work at once
+BULK_TASKS = 4  # at work at once; they take turns at the device
 # Bulk tasks beside those: the windows of two jobs. Whoever else is aside is interactive.
 MOST_PARKED = 32
 
