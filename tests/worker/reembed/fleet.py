@@ -112,7 +112,9 @@ class Desk:
 
     def do(self, script: str, *arguments: Any) -> Any:
         keys = job_keys(self.keys, "job")
-        return self.store.eval(script, len(keys), *keys, *arguments)
+        changed = self.store.eval(script, len(keys), *keys, *arguments)
+        self.tend()
+        return changed
 
     def status(self) -> JobStatus:
         return JobStatus.of("job", self.store.hgetall(self.keys.job("job")))

@@ -101,7 +101,6 @@ def test_a_job_that_is_submitted_again_skips_what_is_done_and_can_be_retried(
     desk.submit(pictures, sink)
     post.deliver_all()
     desk.do(RETRY_FAILED)
-    desk.tend()
     post.deliver_all()
 
     desk.submit(pictures, sink, submitted_at=1.0)  # Redis has lost everything
@@ -112,7 +111,6 @@ def test_a_job_that_is_submitted_again_skips_what_is_done_and_can_be_retried(
     assert embedded == 20 - 1 + 2 * 7
     (tmp_path / "pictures" / "003.png").write_bytes(whole)
     assert desk.do(RETRY_FAILED)
-    desk.tend()
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
@@ -155,7 +153,6 @@ def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
 
     (tmp_path / "pictures" / "003.png").write_bytes(whole)
     assert desk.do(RETRY_FAILED)
-    desk.tend()
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert all(row["vector"] for row in rows(sink))
@@ -193,7 +190,6 @@ def test_a_chunk_of_which_nothing_was_kept_can_be_retried_in_a_database(
     for file, content in zip(chunk, whole, strict=True):
         file.write_bytes(content)
     assert desk.do(RETRY_FAILED)
-    desk.tend()
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
@@ -206,7 +202,6 @@ def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures
     for file in (tmp_path / "pictures").glob("*.png"):
         file.unlink()
     assert desk.do(RETRY_FAILED)
-    desk.tend()
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 19)
     assert {row["id"]: row["vector"] for row in rows(sink)} == before
@@ -253,7 +248,6 @@ def test_a_job_that_was_resumed_records_what_is_still_out_of_reach(
     assert [post.deliver(), post.deliver()] == ["done", "trouble"]
     assert desk.status().state is JobState.PAUSED
     desk.do(RESUME)
-    desk.tend()
     post.deliver_all()
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 8, 8)
@@ -269,7 +263,6 @@ def test_a_folder_that_was_emptied_pauses_its_job_once(desk, post, pictures, sin
     assert post.deliver_all() == ["trouble"]
     assert desk.status().state is JobState.PAUSED
     desk.do(RESUME)
-    desk.tend()
     assert set(post.deliver_all()) == {"done"}
     assert (desk.status().state, desk.status().failed) == (JobState.COMPLETE, 40)
 
@@ -295,7 +288,6 @@ def test_a_file_system_that_is_not_mounted_is_waited_for(
     folder.rmdir()
     elsewhere.rename(folder)
     desk.do(RESUME)
-    desk.tend()
     post.deliver_all()
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 20, 0)
@@ -424,7 +416,6 @@ def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tm
     assert (status.state, status.failed) == (JobState.PAUSED, 1)
     assert "003.png" in status.reason
     desk.do(RESUME)
-    desk.tend()
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
 
@@ -542,7 +533,6 @@ def test_a_full_disk_is_tried_again_and_then_pauses_the_job_with_the_reason(
     assert "No space left on device" in desk.status().reason
     assert set(post.deliver_all()) == {"stopped"}
     desk.do(RESUME)
-    desk.tend()
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
@@ -571,7 +561,6 @@ def test_a_collection_that_was_deleted_is_made_again(desk, post, pictures, tmp_p
     client.delete_collection("c")
     assert post.deliver() == "trouble"
     desk.do(RESUME)
-    desk.tend()
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
@@ -597,7 +586,6 @@ def test_a_worker_that_cannot_read_a_job_that_has_begun_pauses_it(
     store.hset(keys.job("job"), "spec", spec)
     assert desk.status().state is JobState.PAUSED
     desk.do(RESUME)
-    desk.tend()
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
     store.hset(keys.job("job"), "spec", json.dumps({**json.loads(spec), "version": 0}))
@@ -685,7 +673,6 @@ def test_a_vector_that_went_missing_from_the_sink_is_found_and_made_again(
     [first, *_] = sorted((tmp_path / "sink").glob("part-*.parquet"))
     first.unlink()
     assert desk.do(VERIFY)
-    desk.tend()
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert first.exists()
@@ -702,7 +689,6 @@ def test_a_check_that_finds_one_vector_missing_keeps_the_others_whose_pictures_h
     client, _ = qdrant._connected(place.where)
     client.delete("c", [qdrant.point_id("003.png")])
     assert desk.do(VERIFY)
-    desk.tend()
     post.deliver_all()
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
@@ -920,7 +906,6 @@ def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_p
         post.deliver_all()
         assert (report(sink)["cut_texts"], desk.status().cut) == (2, 2)
         assert desk.do(RETRY_FAILED)
-        desk.tend()
 
 
 def test_shares_of_two_jobs_take_turns(desk, post, pictures, sink, tmp_path, store, keys):
@@ -1054,6 +1039,5 @@ def test_a_chunk_whose_workers_die_of_no_item_pauses_the_job_and_resumes_by_hand
     assert "no item is to blame" in desk.status().reason
     post.deliver_all()
     desk.do(RESUME)
-    desk.tend()
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
