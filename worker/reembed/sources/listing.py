@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def _lines(file: Path, *, column: str) -> Iterator[Mapping[str, Any]]:
 
 def _cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
-        names = ", ".join(str(name) for name in chain(row))
+        names = ", ".join(map(str, row))
         raise JobRefused(f"{file}, row {number} has no {column!r}; its columns are {names}")
     value = row[column]
     if isinstance(value, bytes | dict | list):  # what `str` makes of it nobody means
