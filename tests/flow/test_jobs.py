@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,14 +26,6 @@ CATALOGUE = """
 ["fake/slow"]
 backend = "fake"
 options = { dimension = 16, run_s = 0.05 }
-
-["fake/vision"]
-backend = "fake"
-options = { dimension = 16 }
-
-["fake/other"]
-backend = "fake"
-options = { dimension = 8 }
 """
 PICTURES = 2000
 
@@ -55,25 +46,23 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Fleet:
     """A Valkey, workers and a beat, each of which may be killed."""
 
-    def __init__(self, folder: Path, roots: list[Path], **env: str) -> None:
+    def __init__(self, folder: Path, pictures: Path) -> None:
         self._folder = folder
         self.valkey = Valkey(folder)
         (folder / "catalogue.toml").write_text(CATALOGUE)
-        everywhere = json.dumps([str(root) for root in (folder, *roots)])
         self._env = {
             **os.environ,
             "CLIPYARD_REDIS_URL": self.valkey.url,
             "CLIPYARD_CATALOGUE": str(folder / "catalogue.toml"),
-            "CLIPYARD_IMAGE_ROOTS": everywhere,
-            "CLIPYARD_SINK_ROOTS": everywhere,
+            "CLIPYARD_IMAGE_ROOTS": json.dumps([str(pictures)]),
+            "CLIPYARD_SINK_ROOTS": json.dumps([str(folder)]),
             "CLIPYARD_JOBS_DIR": str(folder / "jobs"),
             "CLIPYARD_JOB_LEASE_S": "3",
             "CLIPYARD_TEND_INTERVAL_S": "0.5",
             "CLIPYARD_SWEEPS_ENABLED": "false",
-            "CLIPYARD_DEFAULT_MODEL": "fake/vision",
+            "CLIPYARD_DEFAULT_MODEL": "fake/slow",
             "CLIPYARD_BATCH_SIZE": "32",
             "CLIPYARD_DECODE_THREADS": "2",
-            **env,
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.client = Client(Settings.read(redis_url=self.valkey.url))
@@ -90,36 +79,29 @@ class Fleet:
             )
 
     def worker(self, name: str) -> None:
-        self.start(name, f"celery -A worker.app worker -n {name}@flow -l info --without-gossip")
+        self.start(
+            name, f"celery -A tests.light_app worker -n {name}@flow -l info --without-gossip"
+        )
 
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        self._processes[name].send_signal(number)
-        self._processes.pop(name).wait(30)
-
-    def log(self, name: str) -> str:
-        return (self._folder / f"{name}.log").read_text(errors="replace")
+    def kill(self, name: str) -> None:
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait(30)
 
     def end(self) -> None:
         self.client.close()
-        for process in self._processes.values():
-            process.kill()
-            process.wait()
+        for name in list(self._processes):
+            self.kill(name)
         self.valkey.kill()
 
 
 @pytest.fixture
-def fleet_of(tmp_path: Path, pictures: Path) -> Iterator[Callable[..., Fleet]]:
-    made: list[Fleet] = []
-
-    def make(*workers: str, **env: str) -> Fleet:
-        made.append(fleet := Fleet(tmp_path, [pictures], **env))
-        for name in workers:
-            fleet.worker(name)
-        return fleet
-
-    yield make
-    for fleet in made:
-        fleet.end()
+def killable(tmp_path: Path, pictures: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path, pictures)
+    for name in ("a", "b"):
+        fleet.worker(name)
+    yield fleet
+    fleet.end()
 
 
 def contents(sink: Path) -> dict[str, str]:
@@ -132,28 +114,27 @@ def contents(sink: Path) -> dict[str, str]:
 
 @pytest.mark.timeout(300)
 def test_a_job_survives_whatever_dies_and_leaves_what_an_undisturbed_one_leaves(
-    fleet_of: Callable[..., Fleet], pictures: Path, tmp_path: Path
+    killable: Fleet, pictures: Path, tmp_path: Path
 ) -> None:
-    fleet = fleet_of("a", "b")
     submit = {"model": "fake/slow", "id": "same", "chunk_size": 32, "window": 8}
-    disturbed = fleet.client.reembed(pictures, sink=tmp_path / "disturbed", **submit)
+    disturbed = killable.client.reembed(pictures, sink=tmp_path / "disturbed", **submit)
 
     def finished(chunks: int) -> Callable[[], Any]:
         return lambda: disturbed.status().chunks_done >= chunks
 
     until(finished(8), within_s=100)
-    fleet.kill("a")
-    fleet.worker("a")
+    killable.kill("a")
+    killable.worker("a")
     until(finished(20), within_s=100)
-    fleet.valkey.kill()
-    fleet.valkey.start()
+    killable.valkey.kill()
+    killable.valkey.start()
     until(finished(30), within_s=100)
     assert disturbed.pause().state is JobState.PAUSED
-    fleet.kill("b")
-    fleet.worker("b")
+    killable.kill("b")
+    killable.worker("b")
     disturbed.resume()
     until(finished(45), within_s=100)
-    fleet.kill("a")
+    killable.kill("a")
     status = disturbed.wait(timeout=100)
 
     assert status.state is JobState.COMPLETE
@@ -164,7 +145,7 @@ def test_a_job_survives_whatever_dies_and_leaves_what_an_undisturbed_one_leaves(
     [lost] = [row for row in table.to_pylist() if row["error"]]
     assert (lost["id"], lost["error"], lost["vector"]) == ("07/0777.png", "image_unreadable", None)
 
-    undisturbed = undisturbed_run(fleet, pictures, tmp_path / "undisturbed", submit)
+    undisturbed = undisturbed_run(killable, pictures, tmp_path / "undisturbed", submit)
     assert contents(tmp_path / "disturbed") == contents(undisturbed)
     report = json.loads((tmp_path / "disturbed" / "_job-same" / "report.json").read_text())
     assert (report["state"], report["vectors"], report["missing"]) == ("complete", 1999, 0)
