@@ -22,7 +22,7 @@ def chunks(folder, plan):
     return [manifest.chunk(folder, n, index=plan.index) for n in range(plan.chunks)]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(
         st.builds(
