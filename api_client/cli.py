@@ -85,8 +85,7 @@ def embed(images: Images, model: Model = None, out: Out = None, as_json: Json = 
         vectorfile.checked(out)
     paths = _pictures(images)
     with a_client() as client, show.progress("embedding", len(paths)) as advance:
-        options: dict[str, Any] = {"model": model, "progress": advance}
-        items = client.embed_images_detailed(paths, **options)
+        items = client.embed_images_detailed(paths, model=model, progress=advance)
     _embedded([inputs.printable(path) for path in paths], items, out, as_json)
 
 
