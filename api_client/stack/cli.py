@@ -1,13 +1,12 @@
 """`clipyard up` and what else runs the parts of an installation, or looks after one."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..options import FAILED, USAGE, Json
+from ..options import FAILED, Json
 
 app = typer.Typer()
 
@@ -55,12 +54,13 @@ def gateway(
     port: Annotated[int | None, typer.Option(help="The port; 0 takes a free one.")] = None,
 ) -> None:
     """Answer HTTP for those who do not speak Celery. Ctrl-C finishes what was begun."""
+    from ..gateway.settings import GatewaySettings
+    from ..wire.errors import BadSettings
+
     try:
         from ..gateway import app as application
-    except ModuleNotFoundError as error:
-        print(f"error: no {error.name}: pip install 'clipyard[gateway]'", file=sys.stderr)
-        raise typer.Exit(USAGE) from None
-    from ..gateway.settings import GatewaySettings
+    except ImportError:
+        raise BadSettings("the gateway is an extra: pip install 'clipyard[gateway]'") from None
 
     given = {"gateway_host": host, "gateway_port": port}
     settings = GatewaySettings.read(**{k: v for k, v in given.items() if v is not None})
