@@ -167,6 +167,20 @@ def test_it_takes_no_more_of_redis_than_its_budget(store: redis.Redis, keys: Key
     assert all(store.ttl(part) > 0 for part in parts)
 
 
+def test_a_budget_that_was_lowered_is_kept_a_piece_at_a_time(
+    store: redis.Redis, keys: Keys
+) -> None:
+    vectors = {number.to_bytes(32): np.ones(1, np.float32) for number in range(5000)}
+    ContentCache(store, keys, budget_bytes=BUDGET_BYTES).keep("space", vectors)
+    lowered, used = ContentCache(store, keys, budget_bytes=1000), keys.cached("used")
+    left = [store.zcard(used)]
+    while left[-1] > 2 and len(left) < 10:
+        lowered.keep("space", {b"one more": np.ones(1, np.float32)})
+        left.append(store.zcard(used))
+    assert left[1] > 3000
+    assert left[-1] == 2
+
+
 def test_the_setting_turns_it_on_and_the_meter_counts(
     valkey_url: str, prefix: str, tmp_path: Path
 ) -> None:
