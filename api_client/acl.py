@@ -87,7 +87,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         *_LOOK,
         Right(
             "+hset +hget +hgetall +hkeys +hdel +hexists +hincrby +zadd +zrange +zrevrange +zcard"
-            " +getbit +setbit +bitcount +exists +expire +persist +del +eval",
+            " +getbit +bitpos +bitop +bitcount +exists +expire +persist +del +eval",
             _JOBS,
         ),
         Right("+hset +expire +del", "blobs:*"),
@@ -103,7 +103,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         Right(
             "+hset +hsetnx +hget +hmget +hgetall +hlen +hdel +hexists +hincrby +hincrbyfloat"
             " +zadd +zrem +zscore +zrange +zrangebyscore +zcard +getbit +setbit"
-            " +sadd +srem +smembers +exists +expire +ttl +persist +del +eval",
+            " +bitpos +sadd +srem +smembers +exists +expire +ttl +persist +del +eval",
             _JOBS,
         ),
         Right("+brpop +rpop +llen +lrange +del +exists +expire +persist", _QUEUES),

@@ -59,15 +59,14 @@ if state ~= 'complete' and state ~= 'incomplete' then return 0 end
 local function number(name) return tonumber(redis.call('HGET', KEYS[1], name) or '0') end
 local chunks, items, failed = number('chunks'), number('items'), number('failed')
 local size = number('chunk_size')
-local reopened, first = 0, nil
-for chunk = 0, chunks - 1 do
-  if redis.call('GETBIT', KEYS[3], chunk) == 1 then
-    first = first or chunk
-    redis.call('SETBIT', KEYS[2], chunk, 0)
-    reopened = reopened + (chunk == chunks - 1 and items - chunk * size or size)
-  end
+local first = redis.call('BITPOS', KEYS[3], 1)
+if first < 0 then return 0 end
+local reopened = redis.call('BITCOUNT', KEYS[3]) * size
+if redis.call('GETBIT', KEYS[3], chunks - 1) == 1 then  -- the last one is smaller
+  reopened = reopened + items - chunks * size
 end
-if not first then return 0 end
+redis.call('BITOP', 'AND', KEYS[3], KEYS[3], KEYS[2])  -- of none that is to be done already
+redis.call('BITOP', 'XOR', KEYS[2], KEYS[2], KEYS[3])
 redis.call('DEL', KEYS[3])
 -- What an incomplete job lacks was not counted, so there may be less to take out.
 redis.call('HSET', KEYS[1], 'done', math.max(0, number('done') + failed - reopened))

@@ -50,11 +50,16 @@ local function fill(now, sent_s)
   local due = now + patience(sent_s)
   local at, chunks, window = number('cursor'), number('chunks'), number('window')
   while at < chunks and redis.call('ZCARD', FLIGHT) < window do
-    if redis.call('GETBIT', DONE, at) == 0 and not redis.call('ZSCORE', FLIGHT, at) then
-      redis.call('ZADD', FLIGHT, due, at)
-      started[#started + 1] = tostring(at)
+    local is_done = redis.call('GETBIT', DONE, at) == 1
+    if is_done and at % 8 == 0 then  -- over bytes, not bits: a million would hold Redis for seconds
+      at = redis.call('BITPOS', DONE, 0, at / 8)
+    else
+      if not is_done and not redis.call('ZSCORE', FLIGHT, at) then
+        redis.call('ZADD', FLIGHT, due, at)
+        started[#started + 1] = tostring(at)
+      end
+      at = at + 1
     end
-    at = at + 1
   end
   redis.call('HSET', H, 'cursor', at)
   if at >= chunks and redis.call('ZCARD', FLIGHT) == 0 then

@@ -326,6 +326,25 @@ def test_no_less_than_nothing_is_done_when_an_incomplete_job_is_retried(book):
     assert (book.status().done, book.status().failed) == (0, 0)
 
 
+def test_a_job_of_many_chunks_holds_redis_up_no_longer_than_a_small_one(store, keys):
+    chunks = 100_000
+    book = Book(store, keys, chunks=chunks, items=10 * chunks - 3)
+    book.planned()
+    done, failed = keys.job_done("job"), keys.job_failed("job")
+    store.set(done, b"\xff" * (chunks // 8))
+    for chunk in (50_001, chunks - 1):
+        store.setbit(failed, chunk, 1)
+    store.delete(keys.job_flight("job"))
+    counts = {"state": "complete", "done": 10 * chunks - 5, "failed": 2}
+    store.hset(keys.job("job"), mapping=counts)
+    store.config_resetstat()
+    assert book.do(RETRY_FAILED)
+    assert book.status().done == 10 * chunks - 20
+    assert book.ledger.fallen() == ["50001", str(chunks - 1)]
+    called = store.info("commandstats")
+    assert sum(told["calls"] for told in called.values()) < 200
+
+
 def test_there_is_nothing_to_retry_without_failures(book):
     complete(book, lost={})
     assert not book.do(RETRY_FAILED)
