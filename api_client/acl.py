@@ -75,7 +75,7 @@ _GIVE_BACK = (
 _ASK = (
     Right("+blmove +rpush +expire", "answer:*"),
     # Whether a request is still on its way: one script, over all of these.
-    Right("+eval +hvals +llen +lrange", f"unacked {_QUEUES}"),
+    Right("+eval +hexists +hkeys +hvals +llen +lrange", f"unacked {_QUEUES}"),
     Right("+del", "started:* answer:*"),  # to send one again
 )
 # Its books are read and changed by scripts, in `wire/jobscripts.py` and the workers' ledger.

@@ -12,7 +12,7 @@ from uuid import uuid4
 import redis
 
 from .steps import Part, Talk
-from .vigil import Vigil, alive
+from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
 from .wire.broker import celery_app, takes_no_writes
@@ -66,6 +66,7 @@ class Line:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = names.Keys(settings.key_prefix)
+        self._roll = Roll(self.keys)
         self._app = celery_app(settings)
         self._envelopes = Envelopes(self._app)
         self._control = self.keys.control(parsed(settings.url()).get("db", 0))
@@ -143,6 +144,7 @@ class Line:
             call.task,
             signed(fields, task=call.task, request=call.id, settings=self.settings),
             id=call.id,
+            tag=call.id if call.is_first else f"{call.id} {uuid4()}",  # see `vigil`
             queue=call.queue,
             step=_step(call.priority),
             expires_at=call.until,
@@ -202,7 +204,7 @@ class Line:
         self, request_id: str, *, until: float, call: Call | None = None, unsent: Call | None = None
     ) -> Talk[Answer]:
         """As `wait`, for an id; without the call it is sent again as it was submitted."""
-        vigil = Vigil(self.keys)
+        vigil = Vigil(self._roll)
         while True:
             left_s = _seconds_left(until)
             # Redis takes a timeout of zero as for ever.

@@ -23,6 +23,7 @@ from .client import Client
 from .desk import Desk
 from .steps import Part
 from .talks import Call, Line
+from .vigil import Roll
 from .wire import names
 from .wire.codec import Vectors, pack_answer, pack_record
 from .wire.errors import ClipyardError, ImageUnreadable, NoAnswer, UnknownModel
@@ -262,6 +263,7 @@ class _FakeLine(Line):
     def __init__(self, worker: FakeWorker) -> None:
         self.settings = Settings.read(redis_url="redis://fake", key_prefix="fake")
         self.keys = worker.keys
+        self._roll = Roll(self.keys)
         self._worker = worker
 
     def letter(self, call: Call) -> Part:

@@ -5,34 +5,37 @@ it again, minutes later; a Redis that was restarted may have forgotten it.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from .steps import Talk
 from .wire.errors import NoWorker
 from .wire.names import Keys
 
-__all__ = ["NOBODY", "Vigil", "alive"]
+__all__ = ["NOBODY", "Roll", "Vigil", "alive"]
 
 NOBODY = "no worker is alive; start one with `clipyard up`"
 
 ALONE_SLICES = 2  # so many slices without a live worker, and we say so
 SEARCH_EVERY = 5  # slices without an answer between two searches for the message
 SEARCHED = 256  # messages at the head of a queue; ours may wait behind more of them
+FRESH_S = 0.5  # how long a look at the workers does for all calls of a client
+STALE_S = 2.0  # and while the next one is under way
 
-# Whether a message is still with the broker: held by a worker, or in a queue, or in one that is
-# too long to be searched. KEYS: the held ones, then the queues. ARGV: its id, how many to search.
+# Whether a message is still with the broker: in a queue, or in one that is too long to be searched,
+# or held by a worker, by its tag. What workers hold is not read: of a hundred at work it is
+# megabytes, for each call that waits. KEYS: the held ones, the queue. ARGV: its id, how many to
+# search.
 _FIND = """
-local function holds(messages)
-  for _, message in ipairs(messages) do
-    if string.find(message, ARGV[1], 1, true) then return true end
-  end
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 1 end
+if redis.call('LLEN', KEYS[2]) > tonumber(ARGV[2]) then return 1 end
+for _, message in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
+  if string.find(message, ARGV[1], 1, true) then return 1 end
 end
-if holds(redis.call('HVALS', KEYS[1])) then return 1 end
-for queue = 2, #KEYS do
-  if redis.call('LLEN', KEYS[queue]) > tonumber(ARGV[2]) then return 1 end
-  if holds(redis.call('LRANGE', KEYS[queue], 0, -1)) then return 1 end
+for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do  -- it was sent again
+  if string.find(tag, ARGV[1], 1, true) then return 1 end
 end
 return 0
 """
@@ -40,11 +43,28 @@ return 0
 Crew = frozenset[tuple[bytes, bytes]]
 
 
+class Roll:
+    """Who is alive, asked for all calls of a client together: each look tells of every worker."""
+
+    def __init__(self, keys: Keys, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.keys, self._clock = keys, clock
+        self._crew: Crew = frozenset()
+        self._asked_at = self._seen_at = -inf
+
+    def call(self) -> Talk[Crew]:
+        now = self._clock()
+        if now - self._asked_at >= FRESH_S or now - self._seen_at >= STALE_S:
+            self._asked_at = now
+            self._crew = yield from alive(self.keys)
+            self._seen_at = now
+        return self._crew
+
+
 class Vigil:
     """What the last looks at one unanswered request showed."""
 
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+    def __init__(self, roll: Roll) -> None:
+        self._roll = roll
         self._since = time.time()
         self._slices = 0
         self._alone = 0
@@ -60,7 +80,7 @@ class Vigil:
         Raises:
             NoWorker: nobody is alive to answer.
         """
-        crew = yield from alive(self._keys)
+        crew = yield from self._roll.call()
         if self._slices:
             is_lost = bool(self._crew - crew)
         else:  # one that has come back by now may have taken the message with it before
@@ -72,7 +92,7 @@ class Vigil:
             raise NoWorker(NOBODY)
         if queue and self._slices % SEARCH_EVERY == 0:
             # Twice in a row: a worker that takes a message holds it nowhere for a moment.
-            held = self._keys.held
+            held = self._roll.keys.held
             is_missed = not (yield lambda r: r.eval(_FIND, 2, held, queue, request_id, SEARCHED))
             is_lost, self._missed = is_lost or (is_missed and self._missed), is_missed
         return is_lost

@@ -15,7 +15,6 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 from celery import Celery, signals
 from kombu import Connection, Producer
@@ -59,6 +58,7 @@ class Envelopes:
         fields: Mapping[str, Any],
         *,
         id: str,
+        tag: str,
         queue: str,
         step: int,
         expires_at: float,
@@ -71,6 +71,7 @@ class Envelopes:
         instruments Celery (traces do) sees it and may add headers.
 
         Args:
+            tag: no other message has it; under it Redis keeps what a worker holds.
             step: the priority step of the queue.
             expires_at: in unix seconds; from then on Celery drops it.
             shown: what Flower and Celery's events show of the fields.
@@ -86,7 +87,7 @@ class Envelopes:
             "expires": datetime.fromtimestamp(expires_at, UTC).isoformat(),
             **headers,
         }
-        properties = {**form["properties"], "correlation_id": id, "delivery_tag": str(uuid4())}
+        properties = {**form["properties"], "correlation_id": id, "delivery_tag": tag}
         told = {"body": body, "headers": about, "exchange": "", "routing_key": queue}
         signals.before_task_publish.send(
             sender=task, **told, properties=properties, declare=[], retry_policy=None

@@ -13,7 +13,9 @@ from kombu.exceptions import OperationalError
 
 from api_client import Client, talks
 from api_client.results import ItemsFailed, matrix
+from api_client.talks import Call, Line
 from api_client.testing import MODELS, NODE
+from api_client.vigil import FRESH_S, SEARCH_EVERY, STALE_S, Roll, Vigil
 from api_client.wire import names
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import (
@@ -27,7 +29,7 @@ from api_client.wire.errors import (
     UnknownModel,
 )
 from api_client.wire.jobs import JobSpec, Place
-from api_client.wire.messages import ModelStatus, WorkerStatus
+from api_client.wire.messages import EmbedBatch, ModelStatus, WorkerStatus
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from tests.flow.processes import until
@@ -467,14 +469,74 @@ def asking(stage, connect, quick):
     thread.join(30)
 
 
+def hold(stage, message):
+    """As a worker does."""
+    stage.store.hset(stage.keys.held, json.loads(message)["properties"]["delivery_tag"], message)
+
+
 def test_a_message_that_a_worker_took_to_its_grave_is_sent_again(stage, asking):
     queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
     _, taken = stage.store.brpop(queue, 20)
-    stage.store.hset(stage.keys.held, "tag", taken)  # the broker will deliver it, much later
+    hold(stage, taken)  # the broker will deliver it, much later
     while not stage.store.llen(queue):
         stage.show_worker()
     with stage.worker():
         assert len(asking()) == 1
+
+
+def done(talk, store):
+    """A talk, taken to its end; what came of it."""
+    found = None
+    try:
+        while True:
+            found = talk.send(found)(store)
+    except StopIteration as end:
+        return end.value
+
+
+def enlist(store, keys, worker):
+    store.sadd(keys.workers, worker)
+    store.hset(keys.worker(worker), "started_at", "1")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_message_that_a_worker_holds_is_not_sent_again(valkey_url, prefix, store, keys, is_first):
+    line = Line(Settings.read(redis_url=valkey_url, key_prefix=prefix))
+    request = EmbedBatch(texts=("a",), deadline=time.time() + 60)
+    call = Call(names.EMBED_BATCH, request, is_first=is_first)
+    done(line.send(call), store)
+    queue = keys.queue(names.EMBED, names.INTERACTIVE)
+    tag = json.loads(store.rpop(queue))["properties"]["delivery_tag"]
+    vigil = Vigil(Roll(keys))
+    enlist(store, keys, NODE)
+
+    def is_lost():
+        return [done(vigil.look(call.id, queue=queue), store) for _ in range(2 * SEARCH_EVERY)]
+
+    store.hset(keys.held, tag, "what is not read")
+    assert not any(is_lost())
+    store.hdel(keys.held, tag)
+    assert is_lost()[-1]
+    line.close()
+
+
+def test_calls_of_one_client_that_wait_together_look_at_the_workers_together(store, keys):
+    now = [0.0]
+    roll = Roll(keys, clock=lambda: now[0])
+
+    def called():
+        return {name for name, _ in done(roll.call(), store)}
+
+    enlist(store, keys, "a")
+    assert called() == {b"a"}
+    enlist(store, keys, "b")
+    assert called() == {b"a"}
+    now[0] += FRESH_S
+    under_way = roll.call()
+    next(under_way)
+    assert called() == {b"a"}
+    now[0] += STALE_S  # nothing is heard of that one
+    assert called() == {b"a", b"b"}
 
 
 def test_a_worker_that_came_back_before_the_first_look_may_have_taken_it_too(stage, connect, quick):
@@ -484,7 +546,7 @@ def test_a_worker_that_came_back_before_the_first_look_may_have_taken_it_too(sta
     with ThreadPoolExecutor(1) as pool:
         rows = pool.submit(connect(stage.settings).embed_texts, ["a"], timeout=60)
         _, taken = stage.store.brpop(queue, 20)
-        stage.store.hset(stage.keys.held, "tag", taken)
+        hold(stage, taken)
         _, again = stage.store.brpop(queue, 20)
         stage.store.lpush(queue, again)
         with stage.worker():

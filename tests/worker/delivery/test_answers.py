@@ -338,6 +338,7 @@ def test_what_was_delivered_before_is_asked_about_though_it_was_sent_once(app):
         "test.embed",
         {"texts": ["a"]},
         id="again",
+        tag="t",
         queue=names.EMBED,
         step=names.INTERACTIVE,
         expires_at=time.time() + 20,
