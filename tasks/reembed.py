@@ -14,7 +14,7 @@ from worker.delivery.answers import Call, answering
 from worker.delivery.suspects import Start
 from worker.reembed import duty
 from worker.reembed.job import Job
-from worker.reembed.ledger import known_jobs
+from worker.reembed.ledger import jobs_at_work
 from worker.reembed.migration import switched
 
 
@@ -58,7 +58,7 @@ def jobs_tend(task: Task, **_: Any) -> int:
     The clock sends it every few seconds, and a client after each change it makes to a job.
     """
     here, sent = runtime.here(), 0
-    for job_id in known_jobs(here.redis, here.keys):
+    for job_id in jobs_at_work(here.redis, here.keys):
         ledger = duty.ledger_of(here, job_id)
         if (parts := ledger.fallen()) and (spec := duty.readable(ledger)):
             duty.send(task.app, ledger, spec, parts)

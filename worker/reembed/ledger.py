@@ -374,17 +374,18 @@ class JobLedger:
         return self._store.eval(_HEAD + script, len(self._keys), *self._keys, *arguments)
 
 
-def known_jobs(store: redis.Redis, keys: Keys) -> list[str]:
-    """Every job's id, the oldest first; those whose hash has expired are struck off."""
+def jobs_at_work(store: redis.Redis, keys: Keys) -> list[str]:
+    """The ids of those that are not at rest, the oldest first. Those whose hash has expired are
+    struck off the list; until then, for a month, it has them all."""
     found: Any = store.zrange(keys.jobs, 0, -1)
     ids = [job.decode() for job in found]
     with store.pipeline(transaction=False) as pipe:
         for job in ids:
-            pipe.exists(keys.job(job))
-        there = pipe.execute()
-    if gone := [job for job, exists in zip(ids, there, strict=True) if not exists]:
+            pipe.hget(keys.job(job), "state")
+        states = dict(zip(ids, pipe.execute(), strict=True))
+    if gone := [job for job, state in states.items() if not state]:
         store.zrem(keys.jobs, *gone)
-    return [job for job, exists in zip(ids, there, strict=True) if exists]
+    return [job for job, at in states.items() if at and not JobState(at.decode()).is_at_rest]
 
 
 def _time_of(store: redis.Redis) -> float:

@@ -10,7 +10,7 @@ from api_client.wire.errors import StoreDown
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY, job_keys
 from api_client.wire.settings import Settings
-from worker.reembed.ledger import CHECK, PLAN, Claim, Claimed, JobLedger, known_jobs
+from worker.reembed.ledger import CHECK, PLAN, Claim, Claimed, JobLedger, jobs_at_work
 from worker.reembed.manifest import Manifest
 from worker.reembed.papers import Loss, Marker
 
@@ -371,8 +371,19 @@ def test_books_of_ended_jobs_expire_and_leave_the_list(book, store, keys):
     complete(book, lost={})
     assert all(store.ttl(key) > 0 for key in (keys.job("job"), keys.job_done("job")))
     store.delete(keys.job("job"))
-    assert known_jobs(store, keys) == []
+    assert jobs_at_work(store, keys) == []
     assert store.zcard(keys.jobs) == 0
+
+
+def test_only_jobs_that_are_at_work_are_tended(book, store, keys):
+    assert jobs_at_work(store, keys) == ["job"]
+    book.ledger.pause("by hand")
+    assert jobs_at_work(store, keys) == []
+    book.do(RESUME)
+    assert jobs_at_work(store, keys) == ["job"]
+    complete(book, lost={})
+    assert jobs_at_work(store, keys) == []
+    assert store.zcard(keys.jobs) == 1
 
 
 def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds(store, keys):
