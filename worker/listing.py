@@ -1,7 +1,7 @@
 """The catalogue as clients are told of it, in Redis."""
 
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 import redis
@@ -18,6 +18,7 @@ KEPT_S = 60  # after the last worker's last beat; a row, after it was doubted
 
 DOUBT = b" "  # behind a row, which is JSON all the same; whoever has the model writes it without
 Rows = dict[FieldT, EncodableT]  # by id
+Told = Mapping[bytes, bytes]
 
 
 class Listing:
@@ -49,33 +50,33 @@ class Listing:
             with suppress(ClipyardError):  # unknown, or of a family that cannot be made here
                 found.append(self._catalogue[model_id])
         rows = {**self._rows, **_rows(found)}
+        told: Told = self._store.hgetall(self._key)  # type: ignore[assignment]
         with self._store.pipeline() as pipe:
-            doubts = self._doubt(pipe, rows) if self._doubts is None else self._settle(pipe)
-            pipe.hset(self._key, mapping=rows)
+            is_first = self._doubts is None
+            doubts = self._doubt(pipe, rows, told) if is_first else self._settle(pipe, told)
+            # Reading costs Redis less than writing, which its append-only file and replicas repeat.
+            if news := dict(rows.items() - told.items()):
+                pipe.hset(self._key, mapping=news)
             pipe.expire(self._key, KEPT_S)
             pipe.execute()
         self._doubts = doubts
 
-    def _doubt(self, pipe: "redis.client.Pipeline", rows: Container[FieldT]) -> Rows:
-        doubts: Rows = {id: row + DOUBT for id, row in self._told().items() if id not in rows}
+    def _doubt(self, pipe: "redis.client.Pipeline", rows: Rows, told: Told) -> Rows:
+        doubts: Rows = {id: row + DOUBT for id, row in told.items() if id not in rows}
         if doubts:
             pipe.hset(self._key, mapping=doubts)
         self._doubted_until = self._clock() + KEPT_S
         return doubts
 
-    def _settle(self, pipe: "redis.client.Pipeline") -> Rows:
+    def _settle(self, pipe: "redis.client.Pipeline", told: Told) -> Rows:
         """Those that nobody has listed again; none once they have gone."""
         if not self._doubts:
             return {}
-        doubts = dict(self._doubts.items() & self._told().items())
+        doubts = dict(self._doubts.items() & told.items())
         if doubts and self._clock() >= self._doubted_until:
             pipe.hdel(self._key, *doubts)
             return {}
         return doubts
-
-    def _told(self) -> dict[bytes, bytes]:
-        told: dict[bytes, bytes] = self._store.hgetall(self._key)  # type: ignore[assignment]
-        return told
 
 
 def _rows(entries: Iterable[Entry]) -> Rows:

@@ -39,6 +39,22 @@ def test_what_any_live_worker_has_is_listed(worker, listed, store, keys):
     assert 0 < store.ttl(keys.catalogue) <= 60
 
 
+def test_what_is_listed_already_is_not_written_again(worker, listed, store, keys):
+    one, other = worker("a", "b"), worker("b", "c")
+    one.renew([])
+    other.renew([])
+    one.renew([])  # of whose model the other knew nothing
+    store.expire(keys.catalogue, 5)
+    store.config_resetstat()
+    one.renew([])
+    other.renew([])
+    assert "cmdstat_hset" not in store.info("commandstats")
+    assert store.ttl(keys.catalogue) > 5
+    store.delete(keys.catalogue)
+    other.renew([])
+    assert listed() == {"b", "c"}
+
+
 def test_a_worker_that_starts_ends_nothing_that_others_list(worker, listed, clock):
     one, other = worker("a", "b"), worker("a", "c")
     one.renew([])
