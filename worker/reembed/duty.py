@@ -209,10 +209,12 @@ def _pass_on(
     """To a live worker that goes on and is not known to be unfit, on its own queue."""
     here = runtime.here()
     others = [node for node in live_workers(here.redis, here.keys) if node not in unfit]
-    fit = [n for n in others if state_of(here.redis, here.keys.worker(n)) != "stopping"]
-    if fit:
-        send(app, ledger, spec, [what], queue=names.direct_queue(random.choice(fit)))
-    return bool(fit)
+    random.shuffle(others)  # the first that goes on: each look is a round trip
+    for node in others:
+        if state_of(here.redis, here.keys.worker(node)) != "stopping":
+            send(app, ledger, spec, [what], queue=names.direct_queue(node))
+            return True
+    return False
 
 
 @contextmanager

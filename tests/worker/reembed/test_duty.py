@@ -634,6 +634,21 @@ def test_a_chunk_is_not_passed_on_to_a_worker_that_stops(desk, post, pictures, s
     assert post.deliver() == "trouble"
 
 
+def test_of_many_workers_one_is_looked_at_to_pass_a_chunk_on(
+    desk, post, pictures, sink, store, keys
+):
+    desk.submit(pictures, sink)
+    post.deliver()
+    store.hset(keys.job("job"), "fingerprint", "another")
+    Path(sink.where, "_space.json").unlink()
+    for number in range(100):
+        store.sadd(keys.workers, f"fit@{number}")
+        store.hset(keys.worker(f"fit@{number}"), "state", '"ready"')
+    store.config_resetstat()
+    assert post.deliver() == "passed on"
+    assert store.info("commandstats")["cmdstat_hget"]["calls"] < 50
+
+
 def test_a_job_whose_parts_another_chunk_throws_away_meanwhile_is_opened_all_the_same(
     desk, pictures, sink, monkeypatch
 ):
