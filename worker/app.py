@@ -73,6 +73,7 @@ try:
         worker_enable_prefetch_count_reduction=False,
         worker_send_task_events=settings.task_events,
     )
+    app.backend_cls = f"worker.delivery.results:Backend+{app.backend_cls}"
     app.steps["worker"].add(Farewell)
     app.steps["consumer"].add(Showcase)
     app.Task.Request = "worker.delivery.consumer:Request"

@@ -48,7 +48,7 @@ def test_every_key_expires_or_is_bounded(running, client, tmp_path):
     with redis.Redis.from_url(running.url) as store:
         keys = Keys(client._desk.line.settings.key_prefix)
         before = client.status().workers[0].settings["slots"]
-        use_everything(client, tmp_path)
+        withdrawn = use_everything(client, tmp_path)
         leave_replies_and_a_worker_behind(client, store, keys)
         housekeeping.live_workers(store, keys)
         housekeeping.expire_replies(store, keys)
@@ -63,6 +63,7 @@ def test_every_key_expires_or_is_bounded(running, client, tmp_path):
         with suppress(TimeoutError):
             until(lambda: not unbounded())
         assert unbounded() == {}
+        assert not [*store.scan_iter(f"*celery-task-meta-{withdrawn.id.partition('.')[0]}*")]
 
 
 def use_everything(client, folder):
@@ -73,7 +74,8 @@ def use_everything(client, folder):
     for request in ({"model": "fake/broken"}, {"model": "no/such"}):
         with pytest.raises(ClipyardError):
             client.embed_texts(["a"], **request)
-    client.submit_texts(["x"] * 500, model="fake/vision").cancel()
+    withdrawn = client.submit_texts(["x"] * 500, model="fake/vision")
+    withdrawn.cancel()
     client.load("fake/text")
     client.unload("fake/text")
     client.set_knobs({"slots": 3})
@@ -83,6 +85,7 @@ def use_everything(client, folder):
     given_up = client.reembed(folder, sink=folder / "sink2", model="fake/vision", id="hygiene2")
     given_up.pause()
     given_up.cancel()
+    return withdrawn
 
 
 def leave_replies_and_a_worker_behind(client, store, keys):
