@@ -340,17 +340,18 @@ def test_nothing_secret_is_shown_anywhere(installation: Installation) -> None:
     shown["events"] = "\n".join(told)
     shown["redis"] = _dump(installation)
     secrets = {
-        "text": CANARY,
-        "picture": picture.read_bytes()[60:90].decode("latin-1"),
-        "vector": f"{vectors[0][0]:.5f}"[:7],
-        "key": installation.key,
-        **{f"{role} password": word for role, word in installation.passwords.items()},
+        "text": [CANARY],
+        "picture": [picture.read_bytes()[60:90].decode("latin-1")],
+        # A single one may be the seconds that a task took.
+        "vector": [f"{number:.5f}"[:7] for number in vectors[0][:4]],
+        "key": [installation.key],
+        **{f"{role} password": [word] for role, word in installation.passwords.items()},
     }
     leaks = [
         (what, where)
         for where, text in shown.items()
-        for what, word in secrets.items()
-        if word in text
+        for what, words in secrets.items()
+        if all(word in text for word in words)
     ]
     assert not leaks
 
