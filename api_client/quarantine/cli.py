@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..wire.quarantine import Evidence
 
 app = typer.Typer(
-    help="Messages that took their workers down twice, and are not tried again by themselves.",
+    help="Requests set aside for taking two workers down.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

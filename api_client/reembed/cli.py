@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..wire.messages import Managed
 
 app = typer.Typer(
-    help="Bulk jobs: millions of pictures or texts into vectors, with a proof at the end.",
+    help="Bulk jobs: millions of pictures or texts to vectors.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -69,7 +69,7 @@ def gateway(
 
 @app.command()
 def dashboard() -> None:
-    """Run Flower with its Models page: tasks, workers, which model is where and why."""
+    """Run Flower, with a page of which model is where."""
     from ..dashboard.settings import DashboardSettings
     from ..wire.errors import BadSettings
 
@@ -91,7 +91,7 @@ def quickstart(
     ),
     as_json: Json = False,
 ) -> None:
-    """Embed pictures through a private stack, find them by text, show the result."""
+    """Embed pictures and find them by text: a first run."""
     from ..quickstart import run
 
     summary = run.quickstart(
@@ -127,7 +127,7 @@ def acl(
         str | None, typer.Option(help="Where Redis is, without a login: also write <role>.url.")
     ] = None,
 ) -> None:
-    """Print an ACL file for Redis: each role may do its work under our key prefix, no more."""
+    """Print an ACL file for Redis: least rights, by role."""
     from .. import acl as rights
     from ..wire.settings import Settings
 
