@@ -188,7 +188,7 @@ def alarms(fleet: Fleet, *, now: float, sweep_interval_s: float | None) -> list[
         sweep_interval_s: how often the beat should sweep; None where sweeps are switched off.
     """
     if not fleet.workers:
-        return ["No worker is alive: start one with `clipyard up`."]
+        return ["No worker is alive: start one with `clipyard up`, or wait for one to be ready."]
     told = [f"{w.name} is broken: {w.trouble}" for w in fleet.workers if w.state == "broken"]
     if sweep_interval_s is None:
         return told

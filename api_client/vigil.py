@@ -16,7 +16,7 @@ from .wire.names import Keys
 
 __all__ = ["NOBODY", "Roll", "Vigil", "alive"]
 
-NOBODY = "no worker is alive; start one with `clipyard up`"
+NOBODY = "no worker is alive; start one with `clipyard up`, or wait for one to be ready"
 
 ALONE_SLICES = 2  # so many slices without a live worker, and we say so
 SEARCH_EVERY = 5  # slices without an answer between two searches for the message
