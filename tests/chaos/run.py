@@ -118,12 +118,15 @@ class _Run:
             self._callers.start()
             self._jobs.start()
             self._chaos.run(threading.Event())
-            tell(f"the last fault is mended after {time.monotonic() - begun:.0f} s")
+            mended = time.monotonic()
+            tell(f"the last fault is mended after {mended - begun:.0f} s")
             back_s = until(lambda: not remains.away(world), BACK_S)
             away, silent = remains.away(world), remains.not_answering(world)
             waiting = self._callers.join(SETTLE_S)
             self._jobs.join(SETTLE_S)
-            tell(f"all is answered after {time.monotonic() - begun:.0f} s")
+            until(lambda: watch.was_answered_since(mended), BACK_S)
+            watched_until = time.monotonic()
+            tell(f"all is answered after {watched_until - begun:.0f} s")
         # Once nobody looks any more whether they answer, and before they are asked once more.
         gone_s = until(lambda: not remains.held(world), self._options.visibility_s * 2 + 30)
         held = remains.held(world)
@@ -140,7 +143,7 @@ class _Run:
             *remains.violations(world),
         ]
         over = [at for at, _ in self._chaos.over]
-        recoveries = recoveries_s(over, watch.probes, end=time.monotonic())
+        recoveries = recoveries_s(over, watch.probes, end=watched_until)
         seconds = [took for _, took in account.seconds]
         return Report(
             faults=dict(Counter(str(fault.kind) for fault in self._faults)),

@@ -47,6 +47,10 @@ class Watch:
         for thread in self._threads:
             thread.join(PROBE_TIMEOUT_S + 5)
 
+    def was_answered_since(self, at: float) -> bool:
+        """Whether somebody who asked since then has an answer."""
+        return any(begun >= at for begun, _ in self.probes)
+
     def _look(self) -> None:
         while not self._stop.wait(LOOK_S):
             try:
