@@ -59,7 +59,7 @@ def retry(id: Id, as_json: Json = False) -> None:
 
 @app.command()
 def drop(ids: Annotated[list[str], typer.Argument(help="Ids; repeatable.")]) -> None:
-    """Forget what is known of some."""
+    """Drop requests for good, with what is known of them."""
     from . import talks
 
     with a_client() as client:

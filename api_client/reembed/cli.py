@@ -22,15 +22,18 @@ Sink = Annotated[
     str, typer.Option("--sink", "-o", help="A folder, or e.g. qdrant:http://host:6333#photos.")
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="How it is done, e.g. chunk_size=256; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="An option of the job, e.g. chunk_size=256; repeatable."),
 ]
 SourceOptions = Annotated[
-    list[str] | None, typer.Option("--from", help="Of the source, e.g. column=url; repeatable.")
+    list[str] | None,
+    typer.Option("--from", help="An option of the source, e.g. column=url; repeatable."),
 ]
 SinkOptions = Annotated[
-    list[str] | None, typer.Option("--to", help="Of the sink, e.g. tower=text; repeatable.")
+    list[str] | None,
+    typer.Option("--to", help="An option of the sink, e.g. tower=text; repeatable."),
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Stay, and show how far it has come.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Stay, and show how far the job has come.")]
 
 
 @app.command()
@@ -139,7 +142,7 @@ def retry_failed(job: JobArgument, as_json: Json = False) -> None:
 
 @app.command()
 def verify(job: JobArgument, as_json: Json = False) -> None:
-    """Compare manifest, markers and sink once more; what is missing is done again."""
+    """Check again that every item is a vector or a recorded failure; do again what is missing."""
     with a_client() as client:
         handle = client.job(job)
         handle.verify()

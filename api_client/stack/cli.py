@@ -108,7 +108,7 @@ def quickstart(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Find what is wrong, and say the mend."""
+    """Find what is wrong, and say how to mend it."""
     from .. import doctor as examination
     from .. import show
 
