@@ -85,9 +85,9 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
         Right("+lpush", _QUEUES),
         Right("+smembers", "_kombu.binding*"),
         *_LOOK,
-        Right(
+        Right(  # +setbit: of clients of before 2026-11-29
             "+hset +hget +hgetall +hkeys +hdel +hexists +hincrby +zadd +zrange +zrevrange +zcard"
-            " +getbit +bitpos +bitop +bitcount +exists +expire +persist +del +eval",
+            " +getbit +setbit +bitpos +bitop +bitcount +exists +expire +persist +del +eval",
             _JOBS,
         ),
         Right("+hset +expire +del", "blobs:*"),

@@ -71,7 +71,8 @@ class Envelopes:
         instruments Celery (traces do) sees it and may add headers.
 
         Args:
-            tag: no other message has it; under it Redis keeps what a worker holds.
+            tag: no other message has it, but the same one pushed again; under it Redis keeps what a
+                worker holds.
             step: the priority step of the queue.
             expires_at: in unix seconds; from then on Celery drops it.
             shown: what Flower and Celery's events show of the fields.
