@@ -202,6 +202,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         batch_size=settings.batch_size,
         decode_threads=settings.decode_threads,
         runners=processors.available() if placement.device == "cpu" else 1,
+        collates_ahead=placement.device != "cpu",
         sizes=_sizes(store, keys, memory.name()),
         on_pass=meter.ran,
         around_pass=weighed,

@@ -5,7 +5,6 @@ that fit.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api_client.wire.messages import Kind
-from worker.backends.base import Model, Prepared
+from worker.backends.base import Collated, Model
 from worker.backends.fake import Fake
 from worker.backends.openclip import OpenClip
 from worker.catalogue import Entry
@@ -42,7 +41,7 @@ class _Cramped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
         refuse(RUN, rows=len(batch))
         return self._model.run(kind, batch)
 

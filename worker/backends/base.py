@@ -102,14 +102,15 @@ class PreparedText:
 
 
 Prepared = NDArray[np.uint8] | PreparedText  # an image is (height, width, 3), not normalised
+Collated = Sequence[Prepared] | NDArray[np.uint8]  # images in one array: (rows, height, width, 3)
 
 
 class Model(Protocol):
     """Weights in memory, in one tier.
 
-    `prepare_*` are called from many threads at once, `run` by `traits.parallel` of them and only
-    while the model is on the device; `lift`, `lower` and `unload` by one, with nobody in `run` but
-    calls that hang and were given up.
+    `prepare_*` and `collate` are called from many threads at once, `run` by `traits.parallel` of
+    them and only while the model is on the device; `lift`, `lower` and `unload` by one, with nobody
+    in `run` but calls that hang and were given up.
     """
 
     @property
@@ -123,7 +124,14 @@ class Model(Protocol):
         """One text to the tokens of one row, on the CPU."""
         ...
 
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def collate(self, kind: Kind, rows: Collated) -> Collated:
+        """The rows in the form that a pass needs, made on the CPU while another pass may run.
+
+        Where there was no time for it, `run` gets them as they were prepared.
+        """
+        ...
+
+    def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
         """(rows, dimension), in the batch's order, before normalisation.
 
         Raises:

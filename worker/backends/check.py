@@ -32,7 +32,7 @@ from ..datapath.batcher import Batcher
 from ..datapath.outcomes import Outcome
 from ..residency.memory import Memory
 from ..settings import WorkerSettings
-from .base import Backend, Model, Placement, Prepared
+from .base import Backend, Collated, Model, Placement, Prepared
 from .registry import Families
 from .samples import prepared, samples
 
@@ -88,6 +88,8 @@ def batch_independence(subject: Subject) -> None:
             together = _rows(model, kind, batch)
             alone = np.concatenate([_rows(model, kind, [one]) for one in batch])
             _must_match(model, together, alone, f"{kind}s alone and together")
+            collated = _rows(model, kind, model.collate(kind, batch))
+            _must_match(model, together, collated, f"{kind}s as prepared and collated")
             many = [*batch * (model.traits.max_batch // len(batch))][:33] or batch[:1]
             _must_match(
                 model, _rows(model, kind, many)[: len(batch)], together[: len(many)], "many rows"
@@ -361,7 +363,7 @@ def _content(row: Prepared) -> object:
     return tokens if isinstance(tokens, str) else tokens.tobytes()
 
 
-def _rows(model: Model, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+def _rows(model: Model, kind: Kind, batch: Collated) -> NDArray[np.float32]:
     rows = model.run(kind, batch)
     want = (len(batch), model.traits.dimension)
     _must(np.shape(rows) == want, f"it answered {np.shape(rows)} where {want} was due")

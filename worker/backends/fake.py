@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock
@@ -23,7 +23,7 @@ from api_client.wire.errors import BackendFailed, LoadFailed
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from .base import Footprint, Placement, Prepared, PreparedText, Tier, Traits
+from .base import Collated, Footprint, Placement, Prepared, PreparedText, Tier, Traits
 
 __all__ = ["Fake", "FakeModel", "Options", "Pool"]
 
@@ -181,7 +181,11 @@ class FakeModel:
         context = self._options.context_chars
         return PreparedText(text[:context], truncated=len(text) > context)
 
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def collate(self, kind: Kind, rows: Collated) -> Collated:
+        self._must(not self.unloaded, "collates after it was unloaded")
+        return rows
+
+    def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
         options = self._options
         with self._alone("run"):
             self._must(self.tier is Tier.DEVICE, "runs while it is not on the device")
@@ -253,7 +257,7 @@ class FakeModel:
             raise AssertionError(self._family.misuses[-1])
 
 
-def _strike(options: Options, batch: Sequence[Prepared]) -> None:
+def _strike(options: Options, batch: Collated) -> None:
     """What a back end can do to its process."""
     if any(_marked(item, options.die_on) for item in batch):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -5,7 +5,7 @@ without what does not come back.
 """
 
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from threading import Thread
 from typing import TypeVar
@@ -17,7 +17,7 @@ from PIL import Image
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind
 
-from .base import Footprint, Model, Prepared, PreparedText
+from .base import Collated, Footprint, Model, PreparedText
 
 __all__ = ["Guard", "GuardedModel"]
 
@@ -92,7 +92,10 @@ class GuardedModel:
     def prepare_text(self, text: str) -> PreparedText:
         return self._guard.call("prepare_text", partial(self._model.prepare_text, text))
 
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def collate(self, kind: Kind, rows: Collated) -> Collated:
+        return self._guard.call("collate", partial(self._model.collate, kind, rows))
+
+    def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
         return self._guard.call("run", partial(self._model.run, kind, batch))
 
     def footprint(self) -> Footprint:

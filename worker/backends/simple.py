@@ -16,7 +16,16 @@ from api_client.wire.errors import BackendFailed, LoadFailed
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from .base import About, Footprint, Model, Placement, Prepared, PreparedText, Traits, fingerprint
+from .base import (
+    About,
+    Collated,
+    Footprint,
+    Model,
+    Placement,
+    PreparedText,
+    Traits,
+    fingerprint,
+)
 from .content import sha256
 
 __all__ = ["SimpleBackend", "SimpleModel"]
@@ -112,10 +121,21 @@ class SimpleModel:
         """The text as it is."""
         return PreparedText(text, length=len(text))
 
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def collate(self, kind: Kind, rows: Collated) -> Collated:
+        """Pictures in one array, texts as they are."""
+        if kind is Kind.TEXT or isinstance(rows, np.ndarray):
+            return rows
+        return self.stacked(cast(Sequence[NDArray[np.uint8]], rows))
+
+    def stacked(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """(rows, input_size, input_size, 3)"""
+        return np.stack(pictures)
+
+    def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
+        rows = self.collate(kind, batch)
         if kind is Kind.IMAGE:
-            return self.embed_images(np.stack(cast(Sequence[NDArray[np.uint8]], batch)))
-        texts = cast(Sequence[PreparedText], batch)
+            return self.embed_images(cast(NDArray[np.uint8], rows))
+        texts = cast(Sequence[PreparedText], rows)
         return self.embed_texts([cast(str, text.tokens) for text in texts])
 
     def footprint(self) -> Footprint:

@@ -9,7 +9,7 @@ costs its item or its call, never a thread: callers get an error, and nobody wai
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from .outcomes import Known, Outcome, failure, normalised
 from .pace import Pace
 from .pulse import Pass, Passes, Pulse
 from .sizes import Sizes
-from .turns import Call, Row, Turns
+from .turns import Batch, Call, Row, Turns
 
 BULK_WAITS_S = 2.0  # without a turn, before bulk goes first once
 CLOSE_WAITS_S = 30.0  # for a forward pass or a decoder that does not come back
@@ -69,6 +69,8 @@ class Batcher:
         batch_size: the most rows of a forward pass.
         decode_threads: prepare images and bulk texts.
         runners: threads that run models.
+        collates_ahead: whether the next full batch is collated while another one runs: for a device
+            that would wait for it.
         sizes: how many rows are known to fit; without it this process learns for itself.
         bulk_waits_s: how long interactive work may keep bulk waiting.
         on_pass: told of every forward pass: kind, rows, and what came of it; must not raise.
@@ -82,6 +84,7 @@ class Batcher:
         batch_size: int,
         decode_threads: int,
         runners: int = 1,
+        collates_ahead: bool = False,
         sizes: Sizes | None = None,
         bulk_waits_s: float = BULK_WAITS_S,
         on_pass: Callable[[Kind, int, Passed], None] = lambda kind, rows, passed: None,
@@ -90,7 +93,7 @@ class Batcher:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._clock, self._wall = clock, wall
-        self._batch_size = batch_size
+        self._batch_size, self._collates_ahead = batch_size, collates_ahead
         self._on_pass, self._around_pass = on_pass, around_pass
         self._sizes = sizes or Sizes()
         self._turns = Turns(limit=self._limit, bulk_waits_s=bulk_waits_s)
@@ -233,12 +236,31 @@ class Batcher:
 
     def _step_decoder(self) -> bool:
         with self._to_prepare:
-            while (row := self._turns.next_to_prepare(self._clock())) is None:
+            while (work := self._next_work()) is None:
                 if self._closed:
                     return False
                 self._to_prepare.wait()
-        self._prepare([row])
+        if isinstance(work, Batch):
+            self._collate(work)
+        else:
+            self._prepare([work])
         return True
+
+    def _next_work(self) -> Batch | Row | None:
+        now = self._clock()
+        batch = self._turns.next_to_collate(now) if self._collates_ahead else None
+        return batch or self._turns.next_to_prepare(now)
+
+    def _collate(self, batch: Batch) -> None:
+        """What goes wrong costs no more than time: the pass gets the rows, and does it itself."""
+        call = batch.call
+        try:
+            batch.collated = call.model.collate(call.kind, batch.inputs)
+        except BaseException:
+            log.warning("%s: collating %d rows failed", call.model_id, len(batch), exc_info=True)
+        with self._to_run:
+            _settle_gone(self._turns.collated(batch))
+            self._wake_runners()
 
     def _prepare(self, rows: list[Row]) -> None:
         """Rows of one call; together they become ready, or fail."""
@@ -266,7 +288,7 @@ class Batcher:
 
     def _step_runner(self, number: int) -> bool:
         with self._to_run:
-            while not (batch := self._next_batch(number)):
+            while (batch := self._next_batch(number)) is None:
                 if self._closed:
                     return False
                 (self._to_help if number else self._to_run).wait()
@@ -284,10 +306,10 @@ class Batcher:
                 self._wake_runners()
         return True
 
-    def _next_batch(self, number: int) -> list[Row]:
+    def _next_batch(self, number: int) -> Batch | None:
         """The first runner goes first: what runs alone always runs in the same thread."""
         if number and 0 not in self._running:
-            return []
+            return None
         return self._turns.next_batch(self._clock())
 
     def _wake_runners(self) -> None:
@@ -296,7 +318,7 @@ class Batcher:
         if 0 in self._running:
             self._to_help.notify_all()
 
-    def _worth_running(self, batch: list[Row]) -> list[Row]:
+    def _worth_running(self, batch: Batch) -> Batch:
         """The rows somebody still waits for and can get in time, filled up with those behind them.
 
         All calls are looked at, not only this batch's: else those behind would be no better.
@@ -306,28 +328,29 @@ class Batcher:
         with self._to_run:
             for call, error in gone:
                 self._dismiss(call, error)
-            for call in self._pace.too_late(self._rivals(batch[0].call)):
+            for call in self._pace.too_late(self._rivals(batch.call)):
                 self._dismiss(call, Expired(TOO_MUCH))
             wanted = [row for row in batch if row.call.gone is None]
-            for row in batch:
-                if row.call.gone is not None:
-                    row.call.settle(row.index, row.call.gone)
-            return wanted + self._turns.next_like(batch[0].call, most=len(batch) - len(wanted))
+            if len(wanted) == len(batch):
+                return batch
+            _settle_gone(batch)
+            most = len(batch) - len(wanted)
+            return Batch(wanted + self._turns.next_like(batch.call, most=most))
 
     def _rivals(self, like: Call) -> list[Call]:
         calls = list(self._calls)
         return [call for call in calls if call.gone is None and call.group == like.group]
 
-    def _forward(self, batch: list[Row]) -> None:
+    def _forward(self, batch: Batch) -> None:
         """One pass. Rows without an outcome have been given back to the queue."""
-        call = batch[0].call
+        call = batch.call
         this = Pass(self._clock(), call.model_id)
         with self._to_run:
             self._passes.begun(this)
         passed: Passed = "ok"
         try:
             with self._around_pass(call.model_id):
-                raw = call.model.run(call.kind, [row.prepared for row in batch])
+                raw = call.model.run(call.kind, batch.inputs)
             shape = (len(batch), call.traits.dimension)
             outcomes = normalised(raw, shape, who=call.model_id)
         except BaseException as error:
@@ -358,9 +381,9 @@ class Batcher:
         # Counted last: whoever waited is woken up meanwhile.
         self._on_pass(call.kind, len(batch), passed)
 
-    def _after(self, error: BaseException, batch: list[Row]) -> list[Outcome]:
+    def _after(self, error: BaseException, batch: Batch) -> list[Outcome]:
         """What a batch of one gets; a larger one goes back to the queue in smaller pieces."""
-        call = batch[0].call
+        call = batch.call
         if isinstance(error, MemoryError):
             rows = max(1, len(batch) // 2)
             log.warning("%s: no memory for %d rows, now %d", call.model_id, len(batch), rows)
@@ -428,6 +451,12 @@ def _prepare_row(row: Row) -> Outcome | None:
         return prepared.vector
     row.prepared = prepared
     return None
+
+
+def _settle_gone(rows: Iterable[Row]) -> None:
+    for row in rows:
+        if row.call.gone is not None:
+            row.call.settle(row.index, row.call.gone)
 
 
 def _deliver(row: Row, outcome: Outcome, start: float, end: float) -> None:

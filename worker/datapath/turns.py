@@ -4,7 +4,7 @@ Pure bookkeeping: no threads, no clock, no model is called. The batcher calls it
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -17,7 +17,7 @@ from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Kind, Priority
 from api_client.wire.spans import Caller
 
-from ..backends.base import Model, Prepared, PreparedText, Traits
+from ..backends.base import Collated, Model, Prepared, PreparedText, Traits
 from .outcomes import Known, Outcome
 
 PRESENT_S = 10.0  # who asked so lately may well ask again
@@ -116,6 +116,36 @@ class Row:
 
 
 @dataclass(eq=False)
+class Batch:
+    """Rows of one group that run together: what they are, and what their model gets.
+
+    Attributes:
+        collated: what the model made of them ahead of the pass; None if nothing.
+    """
+
+    rows: list[Row]
+    collated: Collated | None = None
+
+    @property
+    def call(self) -> Call:
+        return self.rows[0].call
+
+    @property
+    def inputs(self) -> Collated:
+        return [row.prepared for row in self.rows] if self.collated is None else self.collated
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def without(self, call: Call) -> "Batch":
+        rows = [row for row in self if row.call is not call]
+        return self if len(rows) == len(self) else Batch(rows)
+
+
+@dataclass(eq=False)
 class Group:
     """Rows that may share a forward pass: one model, one kind, one priority."""
 
@@ -124,15 +154,16 @@ class Group:
     waiting: deque[Row] = field(default_factory=deque)
     preparing: int = 0
     ready: deque[Row] = field(default_factory=deque)
-    suspects: list[list[Row]] = field(default_factory=list)  # halves of a batch that failed
+    formed: list[Batch] = field(default_factory=list)  # halves of one that failed, one collated
 
     @property
     def may_prepare(self) -> bool:
-        return bool(self.waiting) and self.preparing + len(self.ready) < self.ahead * self.limit
+        made = self.preparing + len(self.ready) + sum(map(len, self.formed))
+        return bool(self.waiting) and made < self.ahead * self.limit
 
     @property
     def has_ready(self) -> bool:
-        return bool(self.ready or self.suspects)
+        return bool(self.ready or self.formed)
 
     @property
     def in_sight(self) -> int:
@@ -151,7 +182,7 @@ class Group:
     def is_full(self, rows: int) -> bool:
         """Waiting would not make the next batch larger, which may have so many."""
         more = self.waiting or self.preparing
-        return bool(self.suspects) or len(self.ready) >= rows or (self.has_ready and not more)
+        return bool(self.formed) or len(self.ready) >= rows or (self.has_ready and not more)
 
     def take(self, rows: int) -> list[Row]:
         """The oldest row that is ready, and those beside it when all are sorted by length."""
@@ -165,7 +196,7 @@ class Group:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.waiting or self.preparing or self.ready or self.suspects)
+        return not (self.waiting or self.preparing or self.ready or self.formed)
 
 
 _Key = tuple[int, Kind, Priority]  # the model by identity: its calls keep it alive
@@ -183,8 +214,9 @@ class Turns:
     the others. Each text of a pass takes as long as its longest, so a batch is the oldest row and
     those of like length. Of each group one batch more is prepared ahead than can run at once, and
     of texts, which are small, `LENGTHS` times as many, so memory stays bounded however much is
-    queued. No model runs in more threads than it allows. For `PRESENT_S` after an interactive call
-    bulk batches are the `brief` ones of their model, as the next call would have to wait for one.
+    queued; one full batch of all groups is collated ahead, and waits for its turn like any other.
+    No model runs in more threads than it allows. For `PRESENT_S` after an interactive call bulk
+    batches are the `brief` ones of their model, as the next call would have to wait for one.
 
     Args:
         limit: the most rows of a forward pass for this call's model and kind, as known now.
@@ -197,6 +229,7 @@ class Turns:
         self._interactive_at = -inf
         self._groups: dict[_Key, Group] = {}
         self._running: Counter[_Key] = Counter()  # batches
+        self._is_collating = False
 
     def add(self, call: Call) -> None:
         """Queue every item of a call to be prepared."""
@@ -234,23 +267,47 @@ class Turns:
         row.call.unprepared -= 1
         return group
 
-    def next_batch(self, now: float) -> list[Row]:
-        """The rows of the next forward pass, all of one group; empty when there is none yet.
+    def next_to_collate(self, now: float) -> Batch | None:
+        """A full batch that waits for the device alone; the caller says `collated` after it."""
+        if not self._running or self._is_collating or any(g.formed for g in self._groups.values()):
+            return None
+        group = self._first(partial(self._fills_batch, now=now), _first_ready, now)
+        if group is None:
+            return None
+        batch = Batch(group.take(self._most(group, group.ready[0].call, now)))
+        group.preparing += len(batch)
+        self._is_collating = True
+        return batch
 
-        The caller says `ended` after it.
-        """
+    def collated(self, batch: Batch) -> list[Row]:
+        """It can run; gives those of its rows that nobody waits for any more."""
+        self._is_collating = False
+        group = self._group(batch.call)
+        group.preparing -= len(batch)
+        gone = [row for row in batch if row.call.gone is not None]
+        for call in {row.call for row in gone}:
+            batch = batch.without(call)
+        if batch:
+            group.formed.insert(0, batch)
+        self._forget_empty()
+        return gone
+
+    def next_batch(self, now: float) -> Batch | None:
+        """The next forward pass, if there is one yet; the caller says `ended` after it."""
         group = self._first(partial(self._may_run, now=now), _first_ready, now)
         if group is None:
-            return []
-        if group.suspects:
-            batch = group.suspects.pop()
+            return None
+        while group.formed and len(group.formed[-1]) > group.limit:  # which has fallen since
+            group.ready.extendleft(reversed(group.formed.pop().rows))
+        if group.formed:
+            batch = group.formed.pop()
         else:
             call = group.ready[0].call
             rows = _even(len(group.ready), self._most(group, call, now), call.traits)
-            batch = group.take(rows)
-        if batch[0].call.priority is Priority.BULK:
+            batch = Batch(group.take(rows))
+        if batch.call.priority is Priority.BULK:
             self._bulk_turn_at = now
-        self._running[batch[0].call.group] += 1
+        self._running[batch.call.group] += 1
         self._forget_empty()
         return batch
 
@@ -261,18 +318,17 @@ class Turns:
         self._forget_empty()
         return rows
 
-    def ended(self, batch: list[Row]) -> None:
+    def ended(self, batch: Batch) -> None:
         """A batch does not run any more, whatever came of it."""
-        key = batch[0].call.group
+        key = batch.call.group
         self._running[key] -= 1
         if not self._running[key]:
             del self._running[key]
 
-    def return_to_front(self, batch: list[Row]) -> None:
+    def return_to_front(self, batch: Batch) -> None:
         """A batch did not fit: its rows go first again, in batches of what the limit is now."""
-        call = batch[0].call
-        self._group(call).ready.extendleft(reversed(batch))
-        self.limit_changed(call)
+        self._group(batch.call).ready.extendleft(reversed(batch.rows))
+        self.limit_changed(batch.call)
 
     def limit_changed(self, call: Call) -> None:
         """For rows like this call's that wait already."""
@@ -280,26 +336,27 @@ class Turns:
             if (model, kind) == (id(call.model), call.kind):
                 group.limit = self._limit(call)
 
-    def return_halves(self, batch: list[Row]) -> None:
+    def return_halves(self, batch: Batch) -> None:
         """A batch of two or more failed: its halves run apart, before the rest of the group."""
         middle = len(batch) // 2
-        self._group(batch[0].call).suspects += [batch[middle:], batch[:middle]]
+        first, second = Batch(batch.rows[:middle]), Batch(batch.rows[middle:])
+        self._group(batch.call).formed += [second, first]
 
     def drop(self, call: Call) -> list[Row]:
-        """Take a call's rows out, except those being prepared or running."""
+        """Take a call's rows out, except those being prepared, collated or running."""
         group = self._group(call)
-        mine = [*group.waiting, *group.ready, *(row for half in group.suspects for row in half)]
+        formed = (row for batch in group.formed for row in batch)
+        mine = [*group.waiting, *group.ready, *formed]
         group.waiting = deque(row for row in group.waiting if row.call is not call)
         group.ready = deque(row for row in group.ready if row.call is not call)
-        halves = ([row for row in half if row.call is not call] for half in group.suspects)
-        group.suspects = [half for half in halves if half]
+        group.formed = [left for batch in group.formed if (left := batch.without(call))]
         self._forget_empty()
         return [row for row in mine if row.call is call]
 
     def depth(self) -> int:
         """Rows that wait to be prepared or to run."""
         groups = self._groups.values()
-        return sum(len(g.waiting) + len(g.ready) + sum(map(len, g.suspects)) for g in groups)
+        return sum(len(g.waiting) + len(g.ready) + sum(map(len, g.formed)) for g in groups)
 
     def _notice(self, call: Call) -> None:
         if call.priority is Priority.INTERACTIVE:
@@ -335,6 +392,10 @@ class Turns:
         at_once = call.group not in self._running and group.has_whole_call
         return at_once or group.is_full(group.share(call.traits))
 
+    def _fills_batch(self, group: Group, priority: Priority, *, now: float) -> bool:
+        ready = group.ready
+        return bool(ready) and len(ready) >= self._most(group, ready[0].call, now)
+
     def _first(
         self, may: Callable[[Group, Priority], bool], head: Callable[[Group], Row], now: float
     ) -> Group | None:
@@ -366,4 +427,4 @@ def _even(rows: int, most: int, traits: Traits) -> int:
 
 
 def _first_ready(group: Group) -> Row:
-    return group.suspects[-1][0] if group.suspects else group.ready[0]
+    return group.formed[-1].rows[0] if group.formed else group.ready[0]

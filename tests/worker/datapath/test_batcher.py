@@ -32,7 +32,7 @@ from api_client.wire.errors import (
 )
 from api_client.wire.messages import Kind, Priority
 from api_client.wire.otel import Recording
-from worker.backends.base import Footprint, Prepared, PreparedText, Traits
+from worker.backends.base import Collated, Footprint, Prepared, PreparedText, Traits
 from worker.datapath.batcher import Batcher, Rows
 from worker.datapath.pace import ENOUGH
 from worker.datapath.sizes import GROWS_AFTER_S, Sizes
@@ -65,7 +65,10 @@ class Puppet:
     def prepare_text(self, text: str) -> PreparedText:
         return PreparedText(text[:4], truncated=len(text) > 4)
 
-    def run(self, kind: Kind, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def collate(self, kind: Kind, rows: Collated) -> Collated:
+        return rows
+
+    def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
         numbers = [number_of(row) for row in batch]
         self.runs.append(numbers)
         if len(batch) > self.fits:
@@ -233,6 +236,74 @@ def test_interactive_work_overtakes_bulk(desk: Desk) -> None:
     for call in (held, bulk, text):
         call.result(PATIENCE_S)
     assert desk.model.runs[0] == [99]
+
+
+def test_the_next_full_batch_is_collated_while_the_device_works() -> None:
+    made: list[Collated] = []
+    given: list[Collated] = []
+
+    class Collating(Puppet):
+        def collate(self, kind: Kind, rows: Collated) -> Collated:
+            made.append([*rows])
+            return made[-1]
+
+        def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
+            given.append(batch)
+            return super().run(kind, batch)
+
+    with a_desk(collates_ahead=True) as desk:
+        desk.model = Collating()
+        desk.occupy_device()
+        bulk = desk.ask(*range(BATCH + 1), priority=Priority.BULK)
+        desk.wait_for(lambda: bool(made))
+        assert given == []
+        desk.release.set()
+        assert_rows(bulk.result(PATIENCE_S), range(BATCH + 1))
+        assert given[0] is made[0]
+        assert len(made) == 1  # the last row had nothing to wait for
+
+
+def test_a_model_that_cannot_collate_gets_the_rows_themselves() -> None:
+    tried = Event()
+
+    class Clumsy(Puppet):
+        def collate(self, kind: Kind, rows: Collated) -> Collated:
+            tried.set()
+            raise AttributeError
+
+    with a_desk(collates_ahead=True) as desk:
+        desk.model = Clumsy()
+        desk.occupy_device()
+        bulk = desk.ask(*range(BATCH), priority=Priority.BULK)
+        assert tried.wait(PATIENCE_S)
+        desk.release.set()
+        assert_rows(bulk.result(PATIENCE_S), range(BATCH))
+
+
+def test_a_call_that_goes_while_it_is_collated_is_answered_after_it() -> None:
+    begun, go_on = Event(), Event()
+
+    class Slow(Puppet):
+        def collate(self, kind: Kind, rows: Collated) -> Collated:
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+            return rows
+
+    with a_desk(collates_ahead=True) as desk:
+        desk.model = Slow()
+        held = desk.occupy_device()
+        bulk = desk.ask(*range(BATCH), priority=Priority.BULK)
+        assert begun.wait(PATIENCE_S)
+        closing_down = desk.callers.submit(desk.batcher.close)
+        desk.release.set()
+        with pytest.raises(NoWorker):
+            held.result(PATIENCE_S)
+        assert not bulk.done()  # its model is still at work
+        go_on.set()
+        closing_down.result(PATIENCE_S)
+        with pytest.raises(NoWorker):
+            bulk.result(PATIENCE_S)
+        assert desk.model.runs == []
 
 
 def test_an_interactive_text_does_not_wait_for_busy_decoders(desk: Desk) -> None:
@@ -713,9 +784,14 @@ calls = st.lists(
     fits=st.integers(1, BATCH),
     poison=st.sets(st.integers(0, 999), max_size=300),
     runners=st.integers(1, 3),
+    collates_ahead=st.booleans(),
 )
 def test_any_mix_of_calls_gets_exactly_its_own_rows_in_order(
-    calls: list[tuple[list[int], Priority, Kind, int]], fits: int, poison: set[int], runners: int
+    calls: list[tuple[list[int], Priority, Kind, int]],
+    fits: int,
+    poison: set[int],
+    runners: int,
+    collates_ahead: bool,
 ) -> None:
     def choke(numbers: list[int]) -> None:
         if poison & set(numbers):
@@ -727,7 +803,7 @@ def test_any_mix_of_calls_gets_exactly_its_own_rows_in_order(
     models = [Puppet("one"), Puppet("two", parallel=2)]
     for model in models:
         model.fits, model.misbehave = fits, choke
-    with a_desk(runners=runners) as desk:
+    with a_desk(runners=runners, collates_ahead=collates_ahead) as desk:
         asked = [
             desk.ask(
                 *numbers,

@@ -1,6 +1,6 @@
 """Who goes next is decided without threads, so these tests only move a number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from api_client.wire.errors import Cancelled
 from api_client.wire.messages import Kind, Priority
 from worker.backends.base import PreparedText, Traits
-from worker.datapath.turns import LENGTHS, PRESENT_S, Call, Row, Turns
+from worker.datapath.turns import LENGTHS, PRESENT_S, Batch, Call, Row, Turns
 
 BATCH = 4
 
@@ -62,11 +63,21 @@ class Bench:
         call.prepare = lambda index: PreparedText("", length=lengths[index])
         return call
 
-    def run(self, now: float = 0.0) -> list[Row]:
-        """What the next forward pass holds; it ends at once."""
-        batch = self.turns.next_batch(now)
+    def begin(self, now: float = 0.0) -> Batch:
+        """What the next forward pass holds, nothing if there is none; it goes on."""
+        return self.turns.next_batch(now) or Batch([])
+
+    def run(self, now: float = 0.0) -> Batch:
+        """The same, and it ends at once."""
+        batch = self.begin(now)
         if batch:
             self.turns.ended(batch)
+        return batch
+
+    def collate(self) -> Batch:
+        """What is collated now, and not yet to its end."""
+        batch = self.turns.next_to_collate(0)
+        assert batch is not None
         return batch
 
     def prepare(self, *, now: float = 0.0) -> list[Row]:
@@ -79,7 +90,7 @@ class Bench:
         return rows
 
 
-def of(rows: Sequence[Row]) -> list[tuple[int, int]]:
+def of(rows: Iterable[Row]) -> list[tuple[int, int]]:
     return [(row.call.number, row.index) for row in rows]
 
 
@@ -105,7 +116,7 @@ def test_a_big_call_is_split() -> None:
     assert [len(bench.run(0)) for _ in range(3)] == [BATCH, 1, 0]
 
 
-def lengths(rows: Sequence[Row]) -> list[int]:
+def lengths(rows: Iterable[Row]) -> list[int]:
     return [row.length for row in rows]
 
 
@@ -128,7 +139,7 @@ def test_texts_of_one_length_run_in_the_order_they_came() -> None:
     bench = Bench()
     calls = [bench.texts(9, 9, 9) for _ in range(4)]
     bench.prepare()
-    ran = of(bench.run() + bench.run() + bench.run())
+    ran = [pair for _ in range(3) for pair in of(bench.run())]
     assert ran == [(call.number, index) for call in calls for index in range(3)]
 
 
@@ -209,7 +220,7 @@ def test_bulk_batches_grow_smaller_where_a_thread_would_be_left_with_none() -> N
     sizes = []
     while bench.turns.depth():
         bench.prepare()
-        batch = bench.turns.next_batch(0)
+        batch = bench.begin(0)
         bench.turns.ended(batch)
         sizes.append(len(batch))
     assert sizes == [8, 8, 8, 4, 2, 2]
@@ -230,10 +241,10 @@ def test_a_burst_of_interactive_calls_is_shared_between_the_threads() -> None:
     for _ in range(4):
         bench.call(4)
     bench.prepare()
-    first, second = bench.turns.next_batch(0), bench.turns.next_batch(0)
+    first, second = bench.begin(0), bench.begin(0)
     assert (len(first), len(second)) == (8, 4)
     bench.turns.ended(first)
-    assert len(bench.turns.next_batch(0)) == 4
+    assert len(bench.begin(0)) == 4
 
 
 def test_interactive_runs_before_bulk_at_every_batch_boundary() -> None:
@@ -253,11 +264,11 @@ def test_bulk_goes_first_once_when_it_has_waited_too_long() -> None:
     for _ in range(3):
         bench.call(BATCH)
         bench.prepare()
-    assert bench.run(9.9)[0].call.number == 2
-    assert bench.run(10)[0].call.number == 1
+    assert bench.run(9.9).call.number == 2
+    assert bench.run(10).rows[0].call.number == 1
     bench.prepare()
-    assert bench.run(10)[0].call.number == 3
-    assert bench.run(19.9)[0].call.number == 4
+    assert bench.run(10).rows[0].call.number == 3
+    assert bench.run(19.9).rows[0].call.number == 4
 
 
 def test_bulk_that_waited_too_long_is_also_prepared_first() -> None:
@@ -282,7 +293,7 @@ def test_a_bulk_batch_waits_until_it_is_full() -> None:
         row = bench.turns.next_to_prepare(0)
         assert row is not None
         bench.turns.prepared(row)
-    assert bench.run(0) == []
+    assert not bench.run(0)
     bench.prepare()
     assert len(bench.run(0)) == BATCH
 
@@ -294,7 +305,7 @@ def test_a_bulk_batch_does_not_wait_when_nothing_more_is_on_the_way() -> None:
     assert first is not None
     assert second is not None
     bench.turns.prepared(first)
-    assert bench.run(0) == []
+    assert not bench.run(0)
     bench.turns.abandoned(second)
     assert of(bench.run(0)) == [(1, 0)]
 
@@ -310,7 +321,7 @@ def test_an_interactive_batch_runs_as_soon_as_some_call_can_be_answered() -> Non
     bench.call(2)
     bench.call(3)
     prepare_one(bench)
-    assert bench.run() == []
+    assert not bench.run()
     prepare_one(bench)
     assert of(bench.run()) == [(1, 0), (1, 1)]
 
@@ -321,13 +332,13 @@ def test_an_interactive_call_of_many_rows_is_shared_among_the_threads() -> None:
     bench.model = StandIn(parallel=2, brief=2)
     bench.call(6)
     for _ in range(2):
-        assert bench.turns.next_batch(0) == []
+        assert not bench.begin(0)
         prepare_one(bench)
-    assert of(bench.turns.next_batch(0)) == [(1, 0), (1, 1)]
+    assert of(bench.begin(0)) == [(1, 0), (1, 1)]
     prepare_one(bench)
-    assert bench.turns.next_batch(0) == []
+    assert not bench.begin(0)
     prepare_one(bench)
-    assert of(bench.turns.next_batch(0)) == [(1, 2), (1, 3)]
+    assert of(bench.begin(0)) == [(1, 2), (1, 3)]
 
 
 def test_beside_another_an_interactive_batch_waits_for_a_share_of_what_is_in_sight() -> None:
@@ -336,17 +347,17 @@ def test_beside_another_an_interactive_batch_waits_for_a_share_of_what_is_in_sig
     for _ in range(5):
         bench.call(1)
     prepare_one(bench)
-    first = bench.turns.next_batch(0)
+    first = bench.begin(0)
     assert of(first) == [(1, 0)]
     prepare_one(bench)
-    assert bench.turns.next_batch(0) == []
+    assert not bench.begin(0)
     prepare_one(bench)
-    assert of(bench.turns.next_batch(0)) == [(2, 0), (3, 0)]
+    assert of(bench.begin(0)) == [(2, 0), (3, 0)]
     prepare_one(bench)
     bench.turns.ended(first)
-    assert bench.turns.next_batch(0) == []  # the other one still runs
+    assert not bench.begin(0)  # the other one still runs
     prepare_one(bench)
-    assert of(bench.turns.next_batch(0)) == [(4, 0), (5, 0)]
+    assert of(bench.begin(0)) == [(4, 0), (5, 0)]
 
 
 def test_an_interactive_batch_does_not_wait_beside_bulk() -> None:
@@ -354,11 +365,11 @@ def test_an_interactive_batch_does_not_wait_beside_bulk() -> None:
     bench.model = StandIn(parallel=2, brief=2)
     bench.call(BATCH, priority=Priority.BULK)
     bench.prepare()
-    assert bench.turns.next_batch(0)
+    assert bench.begin(0)
     bench.call(1)
     bench.call(1)
     prepare_one(bench)
-    assert of(bench.turns.next_batch(0)) == [(2, 0)]
+    assert of(bench.begin(0)) == [(2, 0)]
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
@@ -378,14 +389,98 @@ def test_a_model_runs_in_no_more_threads_than_it_allows_and_holds_up_no_other() 
     bench.call(1, kind=Kind.TEXT)
     bench.call(1, model=StandIn(parallel=1))
     bench.prepare()
-    first, second = bench.turns.next_batch(0), bench.turns.next_batch(0)
-    assert of(first + second) == [(1, index) for index in range(2 * BATCH)]
-    assert of(bench.turns.next_batch(0)) == [(3, 0)]
-    assert bench.turns.next_batch(0) == []
+    first, second = bench.begin(0), bench.begin(0)
+    assert of([*first, *second]) == [(1, index) for index in range(2 * BATCH)]
+    assert of(bench.begin(0)) == [(3, 0)]
+    assert not bench.begin(0)
     bench.turns.ended(first)
-    assert of(bench.turns.next_batch(0))[0] == (1, 2 * BATCH)
+    assert of(bench.begin(0))[0] == (1, 2 * BATCH)
     bench.turns.ended(second)
-    assert of(bench.turns.next_batch(0)) == [(2, 0)]
+    assert of(bench.begin(0)) == [(2, 0)]
+
+
+def test_a_full_batch_is_collated_while_another_runs_and_then_waits_for_its_turn() -> None:
+    bench = Bench()
+    bench.call(2 * BATCH, priority=Priority.BULK)
+    bench.prepare()
+    assert bench.turns.next_to_collate(0) is None  # it may as well run
+    first = bench.begin()
+    batch = bench.collate()
+    assert of(batch) == [(1, index) for index in range(BATCH, 2 * BATCH)]
+    bench.turns.ended(first)
+    assert not bench.begin()
+    assert bench.turns.collated(batch) == []
+    bench.call(1)
+    bench.prepare()
+    assert of(bench.run()) == [(2, 0)]
+    assert bench.run() is batch
+
+
+def test_one_batch_is_collated_ahead_and_counts_as_prepared() -> None:
+    bench = Bench()
+    bench.call(10 * BATCH, priority=Priority.BULK)
+    bench.call(10 * BATCH, priority=Priority.BULK, kind=Kind.TEXT)
+    bench.prepare()
+    bench.begin()
+    assert len(bench.prepare()) == BATCH
+    batch = bench.collate()
+    assert bench.turns.next_to_collate(0) is None
+    bench.turns.collated(batch)
+    assert bench.turns.next_to_collate(0) is None
+    assert bench.prepare() == []
+
+
+def test_what_could_still_become_larger_is_not_collated() -> None:
+    bench = Bench()
+    bench.call(1)
+    bench.prepare()
+    bench.begin()
+    bench.call(BATCH - 1)
+    bench.prepare()
+    assert bench.turns.next_to_collate(0) is None
+
+
+def test_who_goes_while_a_batch_is_collated_leaves_it_to_the_others() -> None:
+    bench = Bench()
+    bench.call(BATCH + 1, priority=Priority.BULK)
+    gone = bench.call(BATCH - 1, priority=Priority.BULK)
+    bench.prepare()
+    running = bench.begin()
+    batch = bench.collate()
+    gone.gone = Cancelled("withdrawn")
+    assert bench.turns.drop(gone) == []
+    assert of(bench.turns.collated(batch)) == [(2, index) for index in range(BATCH - 1)]
+    bench.turns.ended(running)
+    assert of(bench.run()) == [(1, BATCH)]
+    assert bench.turns.depth() == 0
+
+
+def test_a_collated_batch_that_somebody_leaves_is_what_is_left_of_its_rows() -> None:
+    bench = Bench()
+    first = bench.call(BATCH + 1, priority=Priority.BULK)
+    bench.call(BATCH - 1, priority=Priority.BULK)
+    bench.prepare()
+    running = bench.begin()
+    batch = bench.collate()
+    batch.collated = np.zeros((BATCH, 1), np.uint8)
+    bench.turns.collated(batch)
+    assert of(bench.turns.drop(first)) == [(1, BATCH)]
+    bench.turns.ended(running)
+    left = bench.begin()
+    assert of(left) == [(2, index) for index in range(BATCH - 1)]
+    assert len(left.inputs) == BATCH - 1
+
+
+def test_a_collated_batch_that_will_not_fit_any_more_is_cut_anew() -> None:
+    bench = Bench()
+    bench.call(2 * BATCH, priority=Priority.BULK)
+    bench.prepare()
+    running = bench.begin()
+    bench.turns.collated(bench.collate())
+    bench.limit = BATCH // 2
+    bench.turns.return_to_front(running)
+    bench.turns.ended(running)
+    assert [len(bench.run()) for _ in range(5)] == [BATCH // 2] * 4 + [0]
 
 
 def test_what_one_group_has_ahead_does_not_hold_up_another() -> None:
