@@ -1,7 +1,7 @@
 """A simple model made of one torch module, whose weights move between host memory and a device."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,10 @@ class TorchModel(SimpleModel):
         if self.device.type != "cuda":
             return super().stacked(pictures)
         shape = (len(pictures), *pictures[0].shape)
-        block = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        return np.stack(pictures, out=block.numpy())
+        with suppress(RuntimeError):  # a driver that locks no more of it costs speed only
+            block = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            return np.stack(pictures, out=block.numpy())
+        return super().stacked(pictures)
 
     @torch.inference_mode()
     def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
