@@ -34,7 +34,7 @@ if redis.call('LLEN', KEYS[2]) > tonumber(ARGV[2]) then return 1 end
 for _, message in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
   if string.find(message, ARGV[1], 1, true) then return 1 end
 end
-for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do  -- it was sent again
+for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do  -- it was sent again, or is tried again
   if string.find(tag, ARGV[1], 1, true) then return 1 end
 end
 return 0

@@ -10,9 +10,9 @@ What is held is read off the channel's own list of unacknowledged messages each 
 that are requeued, restored or carried over to a new connection are counted right.
 
 Private parts in use, checked with kombu 5.7.0: `Channel._brpop_start` (rewritten below),
-`_brpop_read`, `_receive_one`, `_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, the
-client's `_prefix_args`, `QoS._delivered` and `_dirty`, `Message._raw`; with redis-py 8.1.0: the
-parser's `EXCEPTION_CLASSES`.
+`_brpop_read`, `_receive_one`, `_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`,
+`_inplace_augment_message`, the client's `_prefix_args`, `QoS._delivered` and `_dirty`,
+`Message._raw`; with redis-py 8.1.0: the parser's `EXCEPTION_CLASSES`.
 """
 
 import logging
@@ -171,6 +171,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         with suppress(*self.connection_errors):
             self.qos.hear()
         super().close()
+
+    def _inplace_augment_message(self, message: Any, *address: Any) -> None:
+        """With the request's id in the tag: by it whoever waits finds the message of a later try,
+        see `api_client.vigil`."""
+        super()._inplace_augment_message(message, *address)
+        properties = message["properties"]
+        if request := properties.get("correlation_id"):
+            properties["delivery_tag"] = f"{request} {properties['delivery_tag']}"
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

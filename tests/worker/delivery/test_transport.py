@@ -18,6 +18,7 @@ from redis import ConnectionError, OutOfMemoryError
 from redis import from_url as client_of
 from redis._parsers.base import BaseParser
 
+from api_client import vigil
 from api_client.stack.valkey import PrivateValkey
 from api_client.wire import names
 from api_client.wire.broker import celery_app
@@ -239,6 +240,10 @@ def app(url: str, tally: Tally, request: pytest.FixtureRequest) -> Iterator[Cele
         with pool.parked(), tally.bulk(what):
             pass
 
+    @app.task(name="busy", bind=True, shared=False)
+    def busy(self: Any) -> None:
+        raise self.retry(countdown=PATIENCE_S)
+
     @app.task(name="interactive", shared=False)
     def interactive(what: Any) -> None:
         tally.note(what)
@@ -315,6 +320,20 @@ def test_a_worker_that_stands_back_leaves_the_shared_queue_to_others(
     tally.wait_until(lambda: tally.done[1:] == ["switch", "unload"])
     monkeypatch.undo()
     tally.wait_until(lambda: {"text", "picture"} == set(tally.done[3:]))
+
+
+def test_who_waits_finds_the_message_of_a_task_that_tries_again_later(
+    app: Celery, url: str, request: pytest.FixtureRequest
+) -> None:
+    keys, sent = Keys(request.node.name[:40]), app.send_task("busy")
+    queue = keys.queue(names.EMBED, names.INTERACTIVE)
+    with client_of(url) as store:
+
+        def retries() -> list[Any]:
+            return [json.loads(held)[0]["headers"]["retries"] for held in store.hvals(keys.held)]
+
+        until(lambda: retries() == [1])
+        assert store.eval(vigil._FIND, 2, keys.held, queue, sent.id, vigil.SEARCHED)
 
 
 def test_requeued_bulk_messages_are_counted_once(app: Celery, tally: Tally) -> None:
