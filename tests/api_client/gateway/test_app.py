@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.requests import Request
 
+from api_client.gateway import plain
 from api_client.gateway.app import build
 from api_client.gateway.inputs import embed
 from api_client.gateway.refusals import refusal_of
@@ -60,6 +62,11 @@ def test_a_query_field_that_comes_twice_is_not_understood(http, query):
     answer = http.post(f"/encode/text?{query}")
     assert answer.status_code == 422
     assert answer.json()["error"]["message"].endswith(": send it once")
+
+
+def test_a_query_of_many_fields_is_read_once():
+    query = "&".join(f"{number:x}" for number in range(100_000))
+    plain._each_once(Request({"type": "http", "query_string": query.encode()}))  # was ten minutes
 
 
 def test_an_uploaded_picture_is_encoded(http):
