@@ -28,6 +28,7 @@ from .papers import Marker
 from .sources.refs import FolderEmpty
 
 PLAN, CHECK = "plan", "check"
+AT_WORK = frozenset(state.encode() for state in JobState if not state.is_at_rest)
 PAUSE_MIN_S, PAUSE_MAX_S = 2.0, 60.0  # before something that failed is tried again
 SENT_S = 60.0
 
@@ -375,7 +376,7 @@ class JobLedger:
 
 
 def jobs_at_work(store: redis.Redis, keys: Keys) -> list[str]:
-    """The ids of those that are not at rest, the oldest first. Those whose hash has expired are
+    """The ids of those that are at work, the oldest first. Those whose hash has expired are
     struck off the list; until then, for a month, it has them all."""
     found: Any = store.zrange(keys.jobs, 0, -1)
     ids = [job.decode() for job in found]
@@ -385,7 +386,7 @@ def jobs_at_work(store: redis.Redis, keys: Keys) -> list[str]:
         states = dict(zip(ids, pipe.execute(), strict=True))
     if gone := [job for job, state in states.items() if not state]:
         store.zrem(keys.jobs, *gone)
-    return [job for job, at in states.items() if at and not JobState(at.decode()).is_at_rest]
+    return [job for job, state in states.items() if state in AT_WORK]
 
 
 def _time_of(store: redis.Redis) -> float:

@@ -386,6 +386,14 @@ def test_only_jobs_that_are_at_work_are_tended(book, store, keys):
     assert store.zcard(keys.jobs) == 1
 
 
+def test_a_state_that_this_version_does_not_know_keeps_no_other_job_from_being_tended(
+    book, store, keys
+):
+    store.zadd(keys.jobs, {"newer": 0})
+    store.hset(keys.job("newer"), "state", "dreaming")
+    assert jobs_at_work(store, keys) == ["job"]
+
+
 def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds(store, keys):
     """Workers take, finish, lose and are killed; people pause; the clock runs."""
 
