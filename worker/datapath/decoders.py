@@ -198,20 +198,22 @@ def _serve(line: socket.socket, limits: Limits) -> None:
     with line.makefile("rb") as asked:
         while question := asked.read(_ASKED.size):
             near, length = _ASKED.unpack(question)
-            data = asked.read(length)
-            try:
-                image = decoding.decode(data, name="", near=near or None, limits=limits)
-                pixels = image.tobytes()
-            except ItemError as error:
-                _answer(line, {"code": error.code, "message": str(error).strip()})
-            except MemoryError:
-                _answer(line, {"code": ImageTooLarge.code, "message": "does not fit into memory"})
-            else:
-                palette = image.palette and [image.palette.mode, image.getpalette(None)]
-                header = {"mode": image.mode, "size": image.size, "extent": extent_of(image)}
-                _answer(line, header | {"palette": palette, "bytes": len(pixels)}, pixels)
-                del image, pixels  # the next one's memory
-            del data
+            _meet(line, asked.read(length), near=near or None, limits=limits)
+
+
+def _meet(line: socket.socket, data: bytes, *, near: int | None, limits: Limits) -> None:
+    """Decode one picture and answer; nothing of it is left in the next one's memory."""
+    try:
+        image = decoding.decode(data, name="", near=near, limits=limits)
+        pixels = image.tobytes()
+    except ItemError as error:
+        _answer(line, {"code": error.code, "message": str(error).strip()})
+    except MemoryError:
+        _answer(line, {"code": ImageTooLarge.code, "message": "does not fit into memory"})
+    else:
+        palette = image.palette and [image.palette.mode, image.getpalette(None)]
+        header = {"mode": image.mode, "size": image.size, "extent": extent_of(image)}
+        _answer(line, header | {"palette": palette, "bytes": len(pixels)}, pixels)
 
 
 def _answer(line: socket.socket, header: Mapping[str, Any], pixels: bytes = b"") -> None:

@@ -4,9 +4,11 @@ import io
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from skimage import data
 
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable, NoAnswer
 from worker.datapath import decoding
-from worker.datapath.decoders import Decoders
+from worker.datapath.decoders import _ASKED, Decoders, _serve
 from worker.datapath.decoding import Limits
 
 PHOTO = Image.fromarray(data.chelsea())
@@ -166,6 +168,30 @@ def test_an_answer_without_room_costs_its_picture_and_not_the_decoder(decoders: 
     finally:
         resource.prlimit(alive, resource.RLIMIT_AS, (soft, hard))
     assert pid(decoders) == alive
+
+
+def test_a_picture_whose_answer_found_no_room_is_let_go_of_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Large:
+        def tobytes(self) -> bytes:
+            raise MemoryError
+
+    made: list[ref[Large]] = []
+
+    def decode(data: bytes, **_: object) -> Large:
+        assert not any(earlier() for earlier in made)
+        image = Large()
+        made.append(ref(image))
+        return image
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(2 * (_ASKED.pack(0, 1) + b"a"))
+        ours.shutdown(socket.SHUT_WR)
+        _serve(theirs, LIMITS)
+    assert len(made) == 2
 
 
 def test_a_decoder_holds_no_secret_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
