@@ -9,6 +9,7 @@ While it takes them, what it has already counts twice, so whoever lacks no more 
 import json
 import logging
 import math
+import random
 import threading
 import time
 import uuid
@@ -113,7 +114,7 @@ class Reservations:
                     f"{others} are promised to other processes"
                 )
             self._let_go(holder)  # else two that wait would wait for each other
-            self._sleep(POLL_S)
+            self._sleep(POLL_S * random.uniform(0.5, 1.5))  # or meet each time anew
 
     def _let_go(self, holder: str) -> None:
         with self._lock:  # a renewal under way would bring it back

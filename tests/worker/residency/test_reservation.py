@@ -63,6 +63,15 @@ def test_what_a_neighbour_promised_and_has_taken_is_not_missed_twice(process):
             assert other.of_others() == 0
 
 
+def test_two_who_wait_for_a_third_do_not_come_back_at_the_same_time(process):
+    pauses = []
+    with process().reserve(100):
+        for _ in range(2):
+            with pytest.raises(OutOfMemory), process(free=150, sleep=pauses.append).reserve(100):
+                pass
+    assert len(set(pauses)) == len(pauses) > 2
+
+
 @pytest.mark.parametrize("row", ["rubbish", "7", "[1]", '["a", "b"]', "[NaN, 1e9]", "\xff"])
 def test_what_is_no_reservation_counts_for_nothing_and_goes(process, store, keys, row):
     one, other = process(free=150), process(free=150)
