@@ -10,7 +10,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from .steps import Talk
+from .steps import Pause, Talk
 from .wire.errors import NoWorker
 from .wire.names import Keys
 
@@ -23,6 +23,7 @@ SEARCH_EVERY = 5  # slices without an answer between two searches for the messag
 SEARCHED = 256  # messages at the head of a queue; ours may wait behind more of them
 FRESH_S = 0.5  # how long a look at the workers does for all calls of a client
 STALE_S = 2.0  # and while the next one is under way
+PAUSE_S = 0.1  # for the first look, before another one
 
 # Whether a message is still with the broker: in a queue, or in one that is too long to be searched,
 # or held by a worker, by its tag. What workers hold is not read: of a hundred at work it is
@@ -53,6 +54,9 @@ class Roll:
 
     def call(self) -> Talk[Crew]:
         now = self._clock()
+        if now - self._asked_at < FRESH_S and now - self._seen_at >= STALE_S:
+            yield Pause(PAUSE_S)  # the look under way may do for many that began together
+            now = self._clock()
         if now - self._asked_at >= FRESH_S or now - self._seen_at >= STALE_S:
             self._asked_at = now
             self._crew = yield from alive(self.keys)

@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from api_client import Client, talks
 from api_client.results import ItemsFailed, matrix
+from api_client.steps import Pause
 from api_client.talks import Call, Line
 from api_client.testing import MODELS, NODE
 from api_client.vigil import FRESH_S, SEARCH_EVERY, STALE_S, Roll, Vigil
@@ -484,9 +485,8 @@ def test_a_message_that_a_worker_took_to_its_grave_is_sent_again(stage, asking):
         assert len(asking()) == 1
 
 
-def done(talk, store):
+def done(talk, store, found=None):
     """A talk, taken to its end; what came of it."""
-    found = None
     try:
         while True:
             found = talk.send(found)(store)
@@ -537,6 +537,17 @@ def test_calls_of_one_client_that_wait_together_look_at_the_workers_together(sto
     assert called() == {b"a"}
     now[0] += STALE_S  # nothing is heard of that one
     assert called() == {b"a", b"b"}
+
+
+def test_calls_that_began_together_wait_a_moment_for_the_first_look_of_one_of_them(store, keys):
+    roll = Roll(keys)
+    enlist(store, keys, "a")
+    first, second = roll.call(), roll.call()
+    seen = next(first)(store)
+    assert isinstance(next(second), Pause)
+    crew = done(first, store, seen)
+    assert crew
+    assert done(second, None) == crew  # it asks nobody
 
 
 def test_a_worker_that_came_back_before_the_first_look_may_have_taken_it_too(stage, connect, quick):
