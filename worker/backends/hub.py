@@ -5,7 +5,8 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,6 @@ def address(source: Mapping[str, Any]) -> str:
 def require(what: str, url: str, *, offline: bool, hint: str = PUT_WEIGHTS) -> None:
     """Refuse in seconds what could only be had from a hub that cannot be asked.
 
-    Hugging Face's client goes by the last look at its hub: while that is away it takes what it has.
-
     Args:
         hint: what would do without it.
 
@@ -78,12 +77,22 @@ def require(what: str, url: str, *, offline: bool, hint: str = PUT_WEIGHTS) -> N
         raise WeightsUnavailable(f"{what} are not on this machine and offline is set; {hint}")
     if not url:
         raise WeightsUnavailable(f"{what} are not on this machine and no hub has them; {hint}")
-    is_there = _answers(url)
-    if url == constants.ENDPOINT:  # it would try for 24 s for each file, also for those it has
-        constants.HF_HUB_OFFLINE = FORBIDDEN or not is_there
-    if not is_there:
+    if not _answers(url):
         host = urllib.parse.urlsplit(url).hostname
         raise WeightsUnavailable(f"{what} are to come from {host}, which is away; {hint}")
+
+
+@contextmanager
+def away() -> Iterator[None]:
+    """Hugging Face's client takes what it has, where it would ask for 24 s for each file.
+
+    No longer than for the block: others in this process ask the hub for what is theirs.
+    """
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = FORBIDDEN
 
 
 def _answers(url: str) -> bool:

@@ -24,7 +24,7 @@ from .base import About, Placement, Traits, fingerprint
 from .checkpoints import Checkpoints
 from .clip_model import ClipModel
 from .cores import BRIEF, CORES
-from .recipes import Recipe
+from .recipes import Recipe, Tokenizer
 from .residence import bytes_of
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class OpenClip:
         self._dtype: torch.dtype = getattr(torch, placement.precision)
         self._cache_dir = placement.cache_dir or _temporary_folder(self)
         self._checkpoints = Checkpoints(self._cache_dir / "prepared")
-        self._built: tuple[Entry, nn.Module] | None = None  # by `check`, for the load after it
+        # By `check`, for the load after it.
+        self._built: tuple[Entry, nn.Module, Tokenizer | None] | None = None
         if placement.offline:
             huggingface_hub.constants.HF_HUB_OFFLINE = True  # tokenizers have no other switch
 
@@ -76,7 +77,7 @@ class OpenClip:
     def check(self, entry: Entry) -> int:
         """Bytes of the weights; refuses what can be refused without reading them."""
         recipe = Recipe.of(entry)
-        model = self._build(recipe)
+        model, tokenizer = self._build(recipe)
         source = self._local(entry) or hub.cached(recipe.source, self._hub_dir)
         if source is not None:
             self._require_usable(source, model)
@@ -84,19 +85,19 @@ class OpenClip:
             raise WeightsUnavailable(self._nowhere(entry))
         elif self._placement.offline:
             hub.require(f"the weights of {entry.id}", "", offline=True)
-        self._built = entry, model
+        self._built = entry, model, tokenizer
         return bytes_of(model)
 
     def load(self, entry: Entry) -> ClipModel:
         """The model in host memory; its pages come from the file as they are first touched."""
         recipe = Recipe.of(entry)
-        (checked, model), self._built = self._built or (None, None), None
+        (checked, model, tokenizer), self._built = self._built or (None, None, None), None
         if model is None or checked != entry:
-            model = self._build(recipe)
+            model, tokenizer = self._build(recipe)
         source = self._source(entry, recipe)
         if entry.sha256 and self._checkpoints.sha256(source) != entry.sha256.lower():
             raise BadCheckpoint(f"{source} does not have the SHA-256 that {entry.id} asks for")
-        tokenizer = recipe.tokenizer(self._hub_dir)
+        tokenizer = tokenizer or recipe.tokenizer(self._hub_dir)
         state, identity = self._state(source, model)
         model.load_state_dict(state, assign=True)
         return ClipModel(
@@ -112,23 +113,27 @@ class OpenClip:
     def _hub_dir(self) -> Path:
         return self._cache_dir / "hub"
 
-    def _build(self, recipe: Recipe) -> nn.Module:
+    def _build(self, recipe: Recipe) -> tuple[nn.Module, Tokenizer | None]:
+        """The model without its weights; and its tokenizer, where that had to be looked for."""
         if recipe.asks_hub and not self._placement.offline:
             what, where = f"text files of {recipe.architecture}", huggingface_hub.constants.ENDPOINT
             try:
                 hub.require(what, where, offline=False, hint=hub.NAME_CONFIG)
             except WeightsUnavailable as away:
                 return self._build_from_cache(recipe, away)
-        return recipe.build(self._dtype)
+        return recipe.build(self._dtype), None
 
-    def _build_from_cache(self, recipe: Recipe, away: WeightsUnavailable) -> nn.Module:
+    def _build_from_cache(
+        self, recipe: Recipe, away: WeightsUnavailable
+    ) -> tuple[nn.Module, Tokenizer]:
         try:
-            recipe.tokenizer(self._hub_dir)
-            model = recipe.build(self._dtype)
+            with hub.away():
+                tokenizer = recipe.tokenizer(self._hub_dir)
+                model = recipe.build(self._dtype)
         except LoadFailed:
             raise away from None
         log.warning("the hub is away: %s has its text files from the cache", recipe.architecture)
-        return model
+        return model, tokenizer
 
     def _local(self, entry: Entry) -> Path | None:
         """The checkpoint on this machine that the entry names, or the first under models_dir."""
