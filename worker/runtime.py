@@ -67,6 +67,7 @@ class Runtime:
     watchdog: Watchdog
     suspects: Suspects
     meter: Meter
+    hasty: redis.Redis
     redis: redis.Redis
     keys: Keys
     content_cache: ContentCache | None = None
@@ -119,6 +120,7 @@ class Runtime:
         self.tracker.close()
         self.meter.close()
         self.redis.close()
+        self.hasty.close()
 
 
 def build(settings: WorkerSettings, *, node: str) -> Runtime:
@@ -139,9 +141,10 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     settings = _by_ids(settings, catalogue)
     # Answers, beats and the books of jobs have nowhere else to go: they wait a silence out.
     store, keys = redis_client(settings), Keys(settings.key_prefix)
+    hasty = _hasty_client(settings)
     memory = Memory(placement.device)
     reservations = Reservations(
-        _hasty_client(settings),
+        hasty,
         keys,
         device=memory.uuid() or f"{node.partition('@')[2]}/{placement.device}",
         free_bytes=lambda: seen.free if (seen := memory.device()) else None,
@@ -247,9 +250,10 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         watchdog=watchdog,
         suspects=Suspects(store, keys, node=node, started_at=tracker.started_at),
         meter=meter,
+        hasty=hasty,
         redis=store,
         keys=keys,
-        content_cache=_content_cache(settings, keys),
+        content_cache=_content_cache(hasty, keys, settings),
     )
     meter.show(State(here))
     if settings.metrics_port:
@@ -315,11 +319,13 @@ def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else int(gigabytes * 1e9)
 
 
-def _content_cache(settings: WorkerSettings, keys: Keys) -> ContentCache | None:
+def _content_cache(
+    client: redis.Redis, keys: Keys, settings: WorkerSettings
+) -> ContentCache | None:
     if not settings.content_cache_mb:
         return None
     budget_bytes = int(settings.content_cache_mb * 1e6)
-    return ContentCache(_hasty_client(settings), keys, budget_bytes=budget_bytes)
+    return ContentCache(client, keys, budget_bytes=budget_bytes)
 
 
 def _hasty_client(settings: WorkerSettings) -> redis.Redis:

@@ -3,6 +3,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import redis
 from PIL import Image
@@ -114,9 +115,9 @@ def test_what_failed_is_not_kept(desk: Desk) -> None:
 
 
 def test_a_redis_that_is_away_costs_the_look_up_only(desk: Desk, keys: Keys) -> None:
-    nobody = redis.Redis(port=1, retry=None)
-    desk.cache = ContentCache(nobody, keys, budget_bytes=BUDGET_BYTES)
-    rows = desk.embed(desk.picture("a.png", 10))
+    with redis.Redis(port=1, retry=None) as nobody:
+        desk.cache = ContentCache(nobody, keys, budget_bytes=BUDGET_BYTES)
+        rows = desk.embed(desk.picture("a.png", 10))
     assert isinstance(rows.vectors[0], np.ndarray)
 
 
@@ -181,10 +182,8 @@ def test_a_budget_that_was_lowered_is_kept_a_piece_at_a_time(
     assert left[-1] == 2
 
 
-def test_the_setting_turns_it_on_and_the_meter_counts(
-    valkey_url: str, prefix: str, tmp_path: Path
-) -> None:
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+@pytest.fixture
+def here(valkey_url: str, prefix: str, tmp_path: Path) -> Iterator[runtime.Runtime]:
     (tmp_path / "catalogue.toml").write_text('["fake/vision"]\nbackend = "fake"\n')
     settings = WorkerSettings.read(
         redis_url=valkey_url,
@@ -195,15 +194,25 @@ def test_the_setting_turns_it_on_and_the_meter_counts(
         content_cache_mb=1,
         device="cpu",
     )
+    before = psutil.Process().net_connections()
     here = runtime.build(settings, node="cpu0@here")
     try:
-        with here.slots.lease(here.catalogue["fake/vision"]) as model:
-            for _ in range(2):
-                pictures = here.pictures(model, "fake/vision")
-                pictures.prepare(0, PathRef(path=str(tmp_path / "a.png")), {})
-                pictures.keep([np.ones(model.traits.dimension, np.float32)])
+        yield here
     finally:
         here.close()
+    left = psutil.Process().net_connections()
+    assert not {one.laddr for one in left} - {one.laddr for one in before}
+
+
+def test_the_setting_turns_it_on_and_the_meter_counts(
+    here: runtime.Runtime, tmp_path: Path
+) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with here.slots.lease(here.catalogue["fake/vision"]) as model:
+        for _ in range(2):
+            pictures = here.pictures(model, "fake/vision")
+            pictures.prepare(0, PathRef(path=str(tmp_path / "a.png")), {})
+            pictures.keep([np.ones(model.traits.dimension, np.float32)])
     assert lookups(here) == {"hit": 1, "miss": 1}
 
 
