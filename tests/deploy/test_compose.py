@@ -17,8 +17,8 @@ import yaml
 
 from api_client.acl import acl_file, passwords_in, write_urls
 from api_client.gateway.app import DRAIN_S
-from api_client.stack.valkey import _free_port, server_binary
-from tests.security.installation import until
+from api_client.stack.valkey import server_binary
+from tests.flow.processes import free_port, until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -141,8 +141,8 @@ class Outside:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = _free_port()
-        self._ports = {name: _free_port() for name in PORTS}
+        self._port = free_port()
+        self._ports = {name: free_port() for name in PORTS}
         secrets = folder / "secrets"
         passwords = passwords_in(secrets)
         write_urls(secrets, passwords, url=f"redis://127.0.0.1:{self._port}/0", prefix="clipyard")

@@ -14,9 +14,9 @@ import redis
 
 from api_client import Client
 from api_client.acl import Role, acl_file, passwords_in
-from api_client.stack.valkey import _free_port, server_binary
+from api_client.stack.valkey import server_binary
 from api_client.wire.settings import Settings
-from tests.flow.processes import until
+from tests.flow.processes import free_port, until
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = """
@@ -100,7 +100,7 @@ BEAT = ("-m", "celery", "-A", "beat_schedule", "beat", "-l", "info", "-s", os.de
 @contextmanager
 def served(folder: Path, *prefixes: str) -> Iterator[list[Installation]]:
     """One Redis for several installations, of which none runs yet."""
-    port = _free_port()
+    port = free_port()
     made = [_furnished(folder / prefix, port, prefix) for prefix in prefixes]
     files = [acl_file(one.passwords, prefix=one.prefix) for one in made]
     (folder / "users.acl").write_text("\n".join(sorted({*"".join(files).splitlines()})))

@@ -19,12 +19,11 @@ from PIL import Image
 from redis.exceptions import NoPermissionError
 
 from api_client.acl import Role
-from api_client.stack.valkey import _free_port
 from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.errors import NotSigned
 from api_client.wire.names import Keys
-from tests.flow.processes import until
+from tests.flow.processes import free_port, until
 from tests.security.installation import Installation
 from worker import housekeeping
 
@@ -116,7 +115,7 @@ def test_a_bulk_job_runs_under_these_rights(installation: Installation) -> None:
 def test_the_dashboard_shows_the_worker_and_its_buttons_work(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = _free_port()
+    port = free_port()
     monkeypatch.setenv("CLIPYARD_DASHBOARD_PORT", str(port))
     monkeypatch.setenv("CLIPYARD_DASHBOARD_PASSWORD", "a-password-for-tests")
     with (

@@ -14,10 +14,9 @@ import pytest
 import redis
 from celery.contrib.testing.worker import start_worker
 
-from api_client.stack.valkey import _free_port
 from api_client.wire.broker import async_redis_client, celery_app, redis_client
 from api_client.wire.settings import Settings
-from tests.flow.processes import until
+from tests.flow.processes import free_port, until
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def port(
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         pytest.skip("no server of the system, which would have TLS")
-    number = _free_port()
+    number = free_port()
     server = subprocess.Popen(
         [
             *(binary, "--port", "0", "--tls-port", str(number), "--bind", "127.0.0.1"),
