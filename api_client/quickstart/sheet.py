@@ -6,16 +6,20 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 TILE_PX, GAP_PX, LABEL_PX = 160, 12, 24
+NO_CHARACTER = "\uffff"  # which every font shows as it does what it lacks
 PAPER, INK, FAINT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
 
 
 def draw(queries: Sequence[str], best: Sequence[Sequence[tuple[Path, float]]]) -> Image.Image:
-    """The sheet; `best[i]` are the pictures for `queries[i]`, best first."""
+    """The sheet; `best[i]` are the pictures for `queries[i]`, best first.
+
+    Pillow's own font has the letters of English only: any other query is shown by its number.
+    """
     Image.MAX_IMAGE_PIXELS = None  # what a worker took within its own limit is no bomb
     columns = max(map(len, best), default=1)
     row_px = TILE_PX + 2 * LABEL_PX + GAP_PX
     title, small = ImageFont.load_default(17), ImageFont.load_default(13)
-    labels = [f"“{' '.join(query.split())}”" for query in queries]
+    labels = [_label(query, number, title) for number, query in enumerate(queries, 1)]
     widths = [columns * (TILE_PX + GAP_PX) - GAP_PX, *map(title.getlength, labels)]
     size = (int(max(widths)) + 2 * GAP_PX, len(labels) * row_px + GAP_PX)
     sheet = Image.new("RGB", size, PAPER)
@@ -28,6 +32,13 @@ def draw(queries: Sequence[str], best: Sequence[Sequence[tuple[Path, float]]]) -
             sheet.paste(_tile(file), (left, top + LABEL_PX))
             pen.text((left, top + LABEL_PX + TILE_PX + 3), f"{cosine:.3f}", FAINT, small)
     return sheet
+
+
+def _label(query: str, number: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    label = f"“{' '.join(query.split())}”"
+    box = bytes(font.getmask(NO_CHARACTER))
+    is_readable = all(bytes(font.getmask(character)) != box for character in label)
+    return label if is_readable else f"query {number}"
 
 
 def _tile(file: Path) -> Image.Image:

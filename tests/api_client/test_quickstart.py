@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from api_client.quickstart import run, sheet
 from api_client.testing import FakeClient
@@ -48,6 +48,14 @@ def test_a_query_is_shown_to_its_end_above_few_pictures(tmp_path: Path) -> None:
     drawn = sheet.draw(["a dog that runs\nalong a beach"], [[(tmp_path / "a.png", 0.5)]])
     margin = drawn.crop((drawn.width - sheet.GAP_PX, 0, *drawn.size))
     assert margin.getcolors() == [(sheet.GAP_PX * drawn.height, sheet.PAPER)]
+
+
+def test_a_query_in_letters_that_the_font_lacks_is_shown_by_its_number(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    row = [(tmp_path / "a.png", 0.5)]
+    drawn = [sheet.draw(["a red square", query], [row, row]) for query in ("红色方块", "ein Fuß")]
+    assert ImageChops.difference(*drawn).getbbox() is None
+    assert sheet.draw(["a red square", "a foot"], [row, row]) != drawn[0]
 
 
 class Downloading(FakeClient):
