@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from celery.concurrency import ALIASES
+from celery.worker.control import control_command
 
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
@@ -46,6 +47,15 @@ def hold(name: str) -> None:
         stop_if_cancelled()
         time.sleep(0.02)
     note(f"end {name}")
+
+
+@control_command(name="dawdle")
+def dawdle(state: object) -> str:
+    """Holds the event loop until the file `open` exists, and then answers."""
+    note("start dawdle")
+    while not (FOLDER / "open").exists():
+        time.sleep(0.02)
+    return "done"
 
 
 def note(line: str) -> None:

@@ -52,6 +52,14 @@ class Matrix:
         """One that fails with a MemoryError."""
         self._app.send_task("cramped")
 
+    def is_seen(self) -> bool:
+        """Whether the worker `a` answers who looks for it."""
+        return bool(self._app.control.ping(["a@matrix"], timeout=10))
+
+    def ask_and_leave(self) -> None:
+        """What the worker answers late."""
+        self._app.control.broadcast("dawdle", reply=True, timeout=0.01)
+
     def open(self) -> None:
         """Let every task that holds, and all that follow, end."""
         (self._folder / "open").touch()
@@ -118,6 +126,22 @@ def test_a_worker_goes_on_when_redis_was_killed_under_it(matrix: Matrix) -> None
 
     assert worker.alive()
     assert matrix.journal() == ["end held", "end later", "start held", "start later"]
+
+
+def test_a_worker_with_an_answer_to_an_inspection_goes_on_while_redis_is_away(
+    matrix: Matrix,
+) -> None:
+    worker = matrix.worker("a")
+    assert matrix.is_seen()
+    matrix.ask_and_leave()
+    matrix.until_started("dawdle")
+
+    matrix.valkey.kill()
+    matrix.open()
+    worker.until_logged("Connection to broker lost")
+    matrix.valkey.start()
+    matrix.send("later")
+    matrix.until_started("later")
 
 
 def test_a_worker_goes_on_when_redis_takes_no_writes_for_a_while(matrix: Matrix) -> None:

@@ -10,6 +10,7 @@ Private parts in use, checked with celery 5.7.0 and kombu 5.7.0; tests/flow/test
 is what says whether another version still agrees:
 
 - `kombu.transport.virtual.QoS._delivered`: the messages that a channel has handed out.
+- `kombu.pidbox.Mailbox._publish_reply`: sends the answer to a remote-control command.
 - undocumented, though without an underscore: `Consumer.on_connection_error_after_connected`,
   `Consumer.create_task_handler` with what it calls, and `Consumer.Blueprint.default_steps` of
   celery; `QoS.restore_by_tag`, `Channel.do_restore`, `Channel.unacked_index_key`,
@@ -26,6 +27,8 @@ from typing import Any, Protocol
 from celery.bootsteps import StartStopStep
 from celery.worker import consumer as stock
 from celery.worker import request, state
+from kombu import pidbox
+from kombu.exceptions import OperationalError
 from kombu.transport import virtual
 
 from api_client.wire.broker import queue
@@ -44,6 +47,8 @@ SHOWN_CHARS = 100
 
 _RETRY_S = 1.0
 """Between attempts while Redis is away: renewals should be back before the sweeps of others."""
+
+_ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
 
 
 class Held(Protocol):
@@ -207,6 +212,24 @@ class _Renewals(threading.Thread):
             self.client.zadd(self._index_key, dict.fromkeys(tags, now), xx=True)
 
 
+class Node(pidbox.Node):  # type: ignore[misc]  # kombu has no types
+    """Answers what is asked of this worker (`celery inspect`), with one more try at the most.
+
+    kombu tries without an end, in the event loop: while Redis is away no signal would be heard.
+    """
+
+    def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:
+        try:
+            self.mailbox._publish_reply(
+                *(data, exchange, routing_key, ticket),
+                channel=self.channel,
+                serializer=self.mailbox.serializer,
+                retry_policy=_ONCE_MORE,
+            )
+        except OperationalError as error:  # the event loop meets it as well
+            log.warning("who asked this worker has no answer: %s", error)
+
+
 class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
     """Celery's consumer, for whom a lost connection is not the end of what it was working on.
 
@@ -222,6 +245,7 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._lost_channels: list[Any] = []
+        options["app"].control.mailbox.node_cls = Node
         super().__init__(*args, **options)
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
