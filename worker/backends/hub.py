@@ -59,6 +59,14 @@ def cached(source: Mapping[str, Any], cache_dir: Path) -> Path | None:
     return None
 
 
+def snapshot(repository: str, cache_dir: Path, *, revision: str | None) -> Path:
+    """Where the files of a repository are that an earlier download left here; None is its main."""
+    found = huggingface_hub.snapshot_download(
+        repository, revision=revision, cache_dir=str(cache_dir), local_files_only=True
+    )
+    return Path(found)
+
+
 def address(source: Mapping[str, Any]) -> str:
     """Whom open_clip would ask for a registry entry."""
     return str(constants.ENDPOINT if source.get("hf_hub") else source.get("url", ""))

@@ -219,7 +219,7 @@ class OpenClip:
             "dimension": recipe.dimension,
             "normalised": "l2",
         }
-        if tokenizer := recipe.own_tokenizer():
+        if tokenizer := recipe.tokenizer_content(self._hub_dir):
             space["tokenizer"] = tokenizer
         traits = Traits(
             dimension=recipe.dimension,

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
 
 from ..catalogue import Entry
-from . import content, words
+from . import content, hub, words
 
 # Texts in, rows of token ids out; keyword context_length.
 Tokenizer = Callable[..., Tensor]
@@ -157,13 +157,25 @@ class Recipe:
                 f"no tokenizer for {self.architecture}: {first_line(error)}"
             ) from error
 
-    def own_tokenizer(self) -> str:
-        """SHA-256 of the tokenizer's files beside a JSON config; empty where it is another's."""
-        if not self.model["text_cfg"].get("hf_tokenizer_name") or not self._has_tokenizer_files:
+    def tokenizer_content(self, cache_dir: Path) -> str:
+        """SHA-256 of the tokenizer's files, wherever they are; empty where it is open_clip's own.
+
+        To be asked once the tokenizer was made: before, a hub's may not be here.
+        """
+        if not (name := self.model["text_cfg"].get("hf_tokenizer_name")):
             return ""
-        folder = Path(self.architecture).parent
+        folder = self._tokenizer_folder(name, cache_dir)
         files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
         return hashlib.sha256("".join(content.lines(folder, files)).encode()).hexdigest()
+
+    def _tokenizer_folder(self, name: str, cache_dir: Path) -> Path:
+        """As Hugging Face's library looks for it."""
+        if self._has_tokenizer_files:
+            return Path(self.architecture).parent
+        if Path(name).is_dir():
+            return Path(name)
+        kwargs = self.model["text_cfg"].get("tokenizer_kwargs") or {}
+        return hub.snapshot(name, cache_dir, revision=kwargs.get("revision"))
 
     def _tokenizer(self, cache_dir: str) -> Tokenizer:
         text = self.model["text_cfg"]

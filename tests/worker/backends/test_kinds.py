@@ -155,19 +155,45 @@ def test_texts_of_siglip_go_through_the_tokenizer_beside_its_config(tmp_path):
     assert loaded(path, tmp_path / "cache").traits.fingerprint != model.traits.fingerprint
 
 
-def test_files_of_an_earlier_download_are_used_while_the_hub_is_away(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "FORBIDDEN", False)
-    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:1")
-    download, commit = tmp_path / "cache/hub/models--mine--words", "a" * 40
+def downloaded(cache, name):
+    """A config whose tokenizer an earlier download left in the cache, and where it lies."""
+    download, commit = cache / f"hub/models--{name.replace('/', '--')}", "a" * 40
     for folders in ("refs", f".no_exist/{commit}"):
         (download / folders).mkdir(parents=True)
     (download / "refs/main").write_text(commit)
     (download / f".no_exist/{commit}/config.json").touch()  # the hub had none
-    size = tokenizer_files(download / "snapshots" / commit)
-    text = {**SIGLIP["text_cfg"], "vocab_size": size, "hf_tokenizer_name": "mine/words"}
-    path = folder(tmp_path, {**SIGLIP, "text_cfg": text})
+    files = download / "snapshots" / commit
+    text = {**SIGLIP["text_cfg"], "vocab_size": tokenizer_files(files), "hf_tokenizer_name": name}
+    return {**SIGLIP, "text_cfg": text}, files
+
+
+def test_files_of_an_earlier_download_are_used_while_the_hub_is_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "FORBIDDEN", False)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    config, _ = downloaded(tmp_path / "cache", "mine/words")
+    path = folder(tmp_path, config)
     assert not loaded(path, tmp_path / "cache", offline=False).prepare_text("a circle").truncated
     with pytest.raises(WeightsUnavailable, match=r"to come from 127\.0\.0\.1, which is away"):
         loaded(path, tmp_path / "another", offline=False)
     assert not hub.constants.HF_HUB_OFFLINE  # for whoever asks the hub next
+
+
+def test_another_revision_of_a_tokenizer_is_another_space(tmp_path):
+    config, files = downloaded(tmp_path / "cache", "mine/words")
+    path = folder(tmp_path, config)
+    before = loaded(path, tmp_path / "cache").traits.fingerprint
+    assert loaded(path, tmp_path / "cache").traits.fingerprint == before
+    file = files / "tokenizer.json"
+    file.write_text(file.read_text().replace('"circle"', '"square"'))
+    assert loaded(path, tmp_path / "cache").traits.fingerprint != before
+
+
+def test_a_tokenizer_in_a_folder_that_the_config_names_is_part_of_the_space(tmp_path):
+    size = tokenizer_files(tmp_path / "words")
+    text = {**SIGLIP["text_cfg"], "vocab_size": size, "hf_tokenizer_name": str(tmp_path / "words")}
+    path = folder(tmp_path, {**SIGLIP, "text_cfg": text})
+    before = loaded(path, tmp_path / "cache").traits.fingerprint
+    file = tmp_path / "words/tokenizer.json"
+    file.write_text(file.read_text().replace('"circle"', '"square"'))
+    assert loaded(path, tmp_path / "cache").traits.fingerprint != before
