@@ -1,8 +1,10 @@
 """A headless Chromium, by the WebDriver protocol that chromedriver speaks."""
 
 import base64
+import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,21 +70,27 @@ def browser(*, log: Path) -> Iterator[Browser]:
     if binary is None or shutil.which("chromium") is None:
         pytest.skip("chromium and chromium-driver are not installed")
     port = free_port()
-    process = subprocess.Popen([binary, f"--port={port}", f"--log-path={log}"], stdout=-3)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=BOUND_S) as driver:
-            until(partial(_is_ready, driver), within_s=BOUND_S)
-            args = [*FLAGS, "--window-size=1400,1150", f"--user-data-dir={log.parent}/profile"]
-            asked = {"alwaysMatch": {"goog:chromeOptions": {"args": args}}}
-            made = driver.post("/session", json={"capabilities": asked}).json()["value"]
-            assert "sessionId" in made, made
-            try:
-                yield Browser(driver, made["sessionId"])
-            finally:
-                driver.delete(f"/session/{made['sessionId']}")
-    finally:
-        process.terminate()
-        process.wait(10)
+    # Chromium leaves a folder behind in it, with a socket, whose path must be short.
+    with tempfile.TemporaryDirectory() as leavings:
+        process = subprocess.Popen(
+            [binary, f"--port={port}", f"--log-path={log}"],
+            env=os.environ | {"TMPDIR": leavings},
+            stdout=-3,
+        )
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=BOUND_S) as driver:
+                until(partial(_is_ready, driver), within_s=BOUND_S)
+                args = [*FLAGS, "--window-size=1400,1150", f"--user-data-dir={log.parent}/profile"]
+                asked = {"alwaysMatch": {"goog:chromeOptions": {"args": args}}}
+                made = driver.post("/session", json={"capabilities": asked}).json()["value"]
+                assert "sessionId" in made, made
+                try:
+                    yield Browser(driver, made["sessionId"])
+                finally:
+                    driver.delete(f"/session/{made['sessionId']}")
+        finally:
+            process.terminate()
+            process.wait(10)
 
 
 def _is_ready(driver: httpx.Client) -> bool:
