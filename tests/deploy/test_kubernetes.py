@@ -75,6 +75,13 @@ def test_a_pod_runs_what_compose_runs(name: str) -> None:
     assert sorted(item["path"] for item in secrets["items"]) == sorted(twin["secrets"])
 
 
+def test_what_a_port_is_named_for_listens_to_other_pods() -> None:
+    said = {name: str(pod["containers"][0]) for name, pod in PODS.items()}
+    named = {name for name, pod in PODS.items() if "ports" in pod["containers"][0]}
+    assert named == {"worker-gpu", "dashboard", "gateway", "redis"}
+    assert [name for name in named - {"redis"} if "0.0.0.0" not in said[name]] == []
+
+
 def test_a_gateway_may_finish_what_it_has_begun() -> None:
     assert PODS["gateway"]["terminationGracePeriodSeconds"] > DRAIN_S
 
