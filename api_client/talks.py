@@ -15,7 +15,7 @@ from .steps import Part, Talk
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
-from .wire.broker import celery_app, takes_no_writes
+from .wire.broker import celery_app, login_refused, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker
@@ -93,9 +93,9 @@ class Line:
                     " is it that of the right role, CLIPYARD_KEY_PREFIX that of its ACL file, and "
                     "that file printed by this version?"
                 ) from None
-            if isinstance(error, redis.ResponseError) and not isinstance(
-                error, redis.AuthenticationError
-            ):
+            if isinstance(error, redis.AuthenticationError):
+                raise NoBroker(login_refused(self.settings.url(), error)) from None
+            if isinstance(error, redis.ResponseError):
                 raise
             raise NoBroker(
                 f"cannot reach Redis at {masked(self.settings.url())} ({error}); "

@@ -16,7 +16,7 @@ from redis.connection import HiredisRespSerializer, PythonRespSerializer
 from redis.retry import Retry
 
 from . import names
-from .address import for_celery, masked
+from .address import for_celery, masked, parsed
 from .errors import BadSettings
 from .settings import Settings
 
@@ -198,12 +198,16 @@ def check_login(settings: Settings) -> None:
         with redis_client(settings, patience_s=0) as client:
             client.ping()
     except redis.AuthenticationError as error:
-        raise BadSettings(
-            f"Redis at {masked(settings.url())} refuses the login ({error}); "
-            "correct CLIPYARD_REDIS_URL"
-        ) from None
+        raise BadSettings(login_refused(settings.url(), error)) from None
     except redis.RedisError:
         pass
+
+
+def login_refused(url: str, error: redis.AuthenticationError) -> str:
+    """What people are told then."""
+    given = parsed(url).get("password")
+    what = f"refuses the login ({str(error).rstrip('.')})" if given else "wants a login"
+    return f"Redis at {masked(url)} {what}; correct CLIPYARD_REDIS_URL"
 
 
 def takes_no_writes(error: Exception) -> bool:

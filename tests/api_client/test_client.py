@@ -700,9 +700,12 @@ def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, conn
         client.embed_texts(["a"], model="a/b")
 
 
-def test_a_wrong_password_is_no_broker(valkey_url, connect, impatient):
-    url = f"redis://:secret@{valkey_url.rpartition('@')[2]}"
-    with pytest.raises(NoBroker) as refused:
+@pytest.mark.parametrize(
+    ("login", "told"), [(":secret@", "refuses the login"), ("", "wants a login; correct")]
+)
+def test_a_wrong_password_or_none_is_no_broker(valkey_url, connect, impatient, login, told):
+    url = f"redis://{login}{valkey_url.rpartition('@')[2]}"
+    with pytest.raises(NoBroker, match=told) as refused:
         connect(Settings.read(redis_url=url)).models()
     assert "secret" not in str(refused.value)
 
