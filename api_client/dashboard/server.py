@@ -29,7 +29,7 @@ from ..wire.settings import cannot_listen
 from .pages import Models, ModelsAction, ModelsNow, QueueLengths
 from .settings import DashboardSettings
 
-__all__ = ["Dashboard", "give_up_soon", "serve"]
+__all__ = ["Dashboard", "give_up_soon", "serve", "trust_as_the_url_says"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ def serve(settings: DashboardSettings) -> None:
     settings.guarded()
     with celery_app(settings) as capp, Client(settings, asked_by="flower") as client:
         give_up_soon(capp)
+        trust_as_the_url_says(capp)
         app = Dashboard(settings, capp=capp, client=client)
         signal.signal(signal.SIGTERM, lambda *_: app.io_loop.add_callback_from_signal(app.stop))
         try:
@@ -117,6 +118,12 @@ def give_up_soon(capp: Celery) -> None:
             return super().publish(*args, retry_policy=policy, **options)
 
     capp.amqp.producer_pool.Producer = Bounded
+
+
+def trust_as_the_url_says(capp: Celery) -> None:
+    """For its Broker page, Flower looks in this setting only for what the URL says of TLS."""
+    with capp.connection() as connection:
+        capp.conf.broker_use_ssl = connection.ssl
 
 
 def _set_options(settings: DashboardSettings) -> None:

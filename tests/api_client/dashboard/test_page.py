@@ -1,16 +1,20 @@
 """The Models page in a real browser, over a real stack of two workers."""
 
 import os
+import ssl
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from flower.utils.broker import Broker
 
 from api_client.client import Client
 from api_client.dashboard.pages import ACTIONS
+from api_client.dashboard.server import trust_as_the_url_says
 from api_client.reembed.talks import submission
 from api_client.testing import NODE, FakeClient
+from api_client.wire.broker import celery_app
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import NoAnswer
 from api_client.wire.jobs import JobSpec, Place
@@ -212,6 +216,17 @@ def test_flowers_own_pages_work_and_lead_to_ours(http):
         assert reply.status_code == 200
         assert 'href="/models"' in reply.text
     assert "embed" in http.get("/broker").text
+
+
+def test_flowers_broker_page_trusts_a_private_ca_too(tmp_path):
+    (tmp_path / "ca.pem").touch()
+    url = f"rediss://host/0?ssl_ca_certs={tmp_path}/ca.pem"
+    with celery_app(Settings.read(redis_url=url)) as app:
+        trust_as_the_url_says(app)
+        broker = Broker(app.connection().as_uri(), broker_use_ssl=app.conf.broker_use_ssl)
+    asked = broker.redis.connection_pool.connection_kwargs
+    assert asked["ssl_ca_certs"] == f"{tmp_path}/ca.pem"
+    assert asked["ssl_cert_reqs"] is ssl.CERT_REQUIRED
 
 
 def test_flower_shows_the_slots_and_shortened_tasks(http, caller, workers):
