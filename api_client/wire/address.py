@@ -5,7 +5,9 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import redis
 
-__all__ = ["for_celery", "masked", "parsed"]
+__all__ = ["FILES", "for_celery", "masked", "parsed"]
+
+FILES = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})  # options that name one
 
 
 def parsed(url: str) -> dict[str, Any]:

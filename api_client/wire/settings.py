@@ -272,7 +272,10 @@ class Settings(SettingsBase):
     @classmethod
     def _usable(cls, url: SecretStr | None) -> SecretStr | None:
         if url:
-            address.parsed(url.get_secret_value())
+            given = address.parsed(url.get_secret_value())
+            for name in address.FILES & given.keys():
+                if not os.access(given[name], os.R_OK):
+                    raise ValueError(f"the file of {name}, {given[name]}, cannot be read")
         return url
 
     def url(self) -> str:

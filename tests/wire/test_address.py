@@ -35,13 +35,23 @@ def test_a_url_that_cannot_be_used_is_refused_without_quoting_it(url):
     [
         ("redis://host", {"host": "host"}),
         ("redis://:ge%2Fh%40eim@host:1/2", {"port": 1, "db": 2, "password": "ge/h@eim"}),
-        ("rediss://host?ssl_ca_certs=/run/ca.pem", {"ssl_ca_certs": "/run/ca.pem"}),
+        (f"rediss://host?ssl_ca_certs={__file__}", {"ssl_ca_certs": __file__}),
         ("redis://host/?db=3&password=geheim", {"db": 3, "password": "geheim"}),
     ],
 )
 def test_a_url_is_read_as_redis_py_reads_it(url, expected):
     assert Settings.read(redis_url=url).redis_url
     assert parsed(url).items() >= expected.items()
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+def test_a_file_that_the_url_names_can_be_read(option, tmp_path):
+    url = f"rediss://:geheim@host/0?{option}={tmp_path}/it.pem"
+    with pytest.raises(BadSettings, match=f"{option}, {tmp_path}/it.pem, cannot be read") as raised:
+        Settings.read(redis_url=url)
+    assert "geheim" not in str(raised.value)
+    (tmp_path / "it.pem").touch()
+    assert Settings.read(redis_url=url).redis_url
 
 
 @pytest.mark.parametrize(
