@@ -229,10 +229,12 @@ def _known(allowed: Iterable[str]) -> dict[str, _Source]:
     """
     known = {name: _Source("built in", partial(_ours, at)) for name, at in BUILT_IN.items()}
     for one in allowed:
-        name, _, address = one.partition("=")
+        name, sep, address = one.partition("=")
         if name in known:
             raise BadSettings(f"CLIPYARD_BACKENDS: there is a model family {name!r} already")
-        known[name] = _Source(one, partial(_named, address)) if address else _installed(name)
+        if sep and not all(address.partition(":")):
+            raise BadSettings(f"CLIPYARD_BACKENDS: {one!r} is not written as name=module:Class")
+        known[name] = _Source(one, partial(_named, address)) if sep else _installed(name)
     return known
 
 

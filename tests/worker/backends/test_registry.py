@@ -82,6 +82,12 @@ def test_a_plug_in_that_is_not_installed_is_named_at_the_start():
         Families(Placement(), ["nonesuch"])
 
 
+@pytest.mark.parametrize("named", ["mine=", "mine=module", "mine=module:", "mine=:Class"])
+def test_a_class_is_allowed_by_its_whole_name(named):
+    with pytest.raises(BadSettings, match=f"'{named}' is not written as name=module:Class"):
+        Families(Placement(), [named])
+
+
 def test_a_family_is_registered_and_forgotten():
     families = Families(Placement())
     families.register("mine", Lengths)
