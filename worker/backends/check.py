@@ -246,15 +246,7 @@ class Finding:
 
 def examine(subject: Subject) -> Iterator[Finding]:
     """Every check, one after the other, whatever the ones before found."""
-    for check in CHECKS:
-        begun, trouble = time.monotonic(), ""
-        try:
-            check(subject)
-        except AssertionError as error:
-            trouble = str(error) or "an assertion of the back end failed"
-        except Exception as error:
-            trouble = f"{type(error).__name__}: {error}"
-        yield Finding(check.__name__, trouble, time.monotonic() - begun)
+    return (_examined(check, subject) for check in CHECKS)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -276,10 +268,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(f"{subject.entry.backend} with {subject.entry.id} on {subject.placement.device}")
     passed = True
-    for finding in examine(subject):
+    for check in CHECKS:
+        print(f"  {check.__name__:20}", end=" ", flush=True)  # for one that hangs
+        finding = _examined(check, subject)
         passed = passed and not finding.trouble
-        print(f"  {finding.check:20} {finding.seconds:6.2f} s  {finding.trouble or 'passed'}")
+        print(f"{finding.seconds:6.2f} s  {finding.trouble or 'passed'}")
     return 0 if passed else 1
+
+
+def _examined(check: Callable[[Subject], None], subject: Subject) -> Finding:
+    begun, trouble = time.monotonic(), ""
+    try:
+        check(subject)
+    except AssertionError as error:
+        trouble = str(error) or "an assertion of the back end failed"
+    except Exception as error:
+        trouble = f"{type(error).__name__}: {error}"
+    return Finding(check.__name__, trouble, time.monotonic() - begun)
 
 
 def _subject(name: str, settings: WorkerSettings) -> Subject:
@@ -296,7 +301,12 @@ def _subject(name: str, settings: WorkerSettings) -> Subject:
     catalogue = Catalogue(listed, describe=[families.describe])
     if name in families:
         return Subject(families[name], _loadable(name, families, catalogue), placement)
-    entry = catalogue[name]
+    try:
+        entry = catalogue[name]
+    except UnknownModel as error:
+        raise UnknownModel(
+            f"{error}; the families are {', '.join(families)}, and CLIPYARD_BACKENDS names others"
+        ) from None
     return Subject(families[entry.backend], entry, placement)
 
 

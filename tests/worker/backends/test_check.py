@@ -215,3 +215,15 @@ def test_the_command_says_what_there_is(command):
     code, said = command("nonesuch")
     assert code == 2
     assert "no model 'nonesuch'" in said.err
+    assert "the families are open_clip" in said.err
+    assert "CLIPYARD_BACKENDS names others" in said.err
+
+
+def test_the_command_says_what_it_tries_before_it_does(command, monkeypatch, capsys):
+    def hang(subject):
+        shown.append(capsys.readouterr().out)
+
+    shown = []
+    monkeypatch.setattr(checks, "CHECKS", (hang,))
+    command("fake")
+    assert shown[0].split()[-1] == "hang"
