@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from api_client.wire.errors import WeightsUnavailable
 from api_client.wire.messages import Kind
 from tests.worker.backends.ollama_double import ollama_double
 from tests.worker.backends.tiny_sentences import write_sentences
@@ -104,8 +105,7 @@ def test_every_entry_is_tried_here(catalogue):
 
 
 def test_the_class_is_allowed_by_the_setting_and_passes_the_kit(tmp_path, monkeypatch, capsys):
-    [source] = blocks("python")
-    (tmp_path / "my_models.py").write_text(source)
+    (tmp_path / "my_models.py").write_text(blocks("python")[0])
     monkeypatch.syspath_prepend(tmp_path)
     [allowed] = re.findall(r"CLIPYARD_BACKENDS='(.*?)'", PAGE)
     monkeypatch.setenv("CLIPYARD_BACKENDS", allowed)
@@ -117,6 +117,24 @@ def test_the_class_is_allowed_by_the_setting_and_passes_the_kit(tmp_path, monkey
     families = Families(Placement(), json.loads(allowed))
     families.discover()
     assert families.auto_started() == ("letters/english",)
+
+
+def test_a_torch_module_embeds_pictures_with_weights_of_its_own_or_from_a_file(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "my_torch_models.py").write_text(blocks("python")[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    families = Families(Placement(), ["linear=my_torch_models:Linear"])
+    [entry] = families.discover()
+    file = tmp_path / "it.safetensors"
+    save_file({"1.weight": torch.ones(16, 3072), "1.bias": torch.ones(16)}, file)
+    for one in (entry, replace(entry, checkpoint=file)):
+        model = families.load(one)
+        model.lift()
+        assert picture(model).shape == (1, 16)
+        model.unload()
+    with pytest.raises(WeightsUnavailable):
+        families.load(replace(entry, checkpoint=tmp_path / "nothing.safetensors"))
 
 
 def test_every_family_that_ships_has_a_line():

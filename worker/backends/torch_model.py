@@ -26,7 +26,7 @@ FAITHFUL = 0.999  # cosine to the weights as they came, for every sample
 
 
 class TorchModel(SimpleModel):
-    """Write `build` in the place of `load`."""
+    """Write `build` in the place of `load`; what it returned is `module` from then on."""
 
     _residence: Residence
     _unpacked: tuple[tuple[Kind, NDArray[np.float32]], ...] = ()  # what samples gave at first
