@@ -1,9 +1,12 @@
 """Vectors with their metadata in one file: Parquet, JSON lines, or a bare .npy matrix."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -49,19 +52,39 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
 
     Returns:
         The file that was written.
+
+    Raises:
+        OSError: it cannot be written whole, as on a full disk; then there is none.
     """
     if path.suffix == ".npy" and any(item.error for item in items):
         path = path.with_name(f"{path.name}.jsonl")
-    match path.suffix:
-        case ".npy":
-            np.save(path, matrix(items) if items else np.empty((0, 0), np.float32))
-        case ".parquet":
-            _parquet(path, references, items)
-        case _:
-            with path.open("w") as lines:
+    with _whole(path) as out:
+        match path.suffix:
+            case ".npy":
+                whole = io.BytesIO()  # NumPy writes a file past Python, deaf to a full disk
+                np.save(whole, matrix(items) if items else np.empty((0, 0), np.float32))
+                out.write(whole.getbuffer())
+            case ".parquet":
+                _parquet(out, references, items)
+            case _:
                 for reference, item in zip(references, items, strict=True):
-                    lines.write(json.dumps(_row(reference, item)) + "\n")
+                    out.write(json.dumps(_row(reference, item)).encode() + b"\n")
     return path
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is written, or is not there: half of one would be read as a whole."""
+    file = path.open("wb")
+    try:
+        with file as out:
+            yield out
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            why = error.strerror or error
+            raise OSError(f"cannot write vectors to {path}: {why}") from error
+        raise
 
 
 def _row(reference: str, item: Item) -> dict[str, object]:
@@ -74,7 +97,7 @@ def _row(reference: str, item: Item) -> dict[str, object]:
     }
 
 
-def _parquet(path: Path, references: Sequence[str], items: Sequence[Item]) -> None:
+def _parquet(out: IO[bytes], references: Sequence[str], items: Sequence[Item]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -89,4 +112,4 @@ def _parquet(path: Path, references: Sequence[str], items: Sequence[Item]) -> No
         ]
     )
     rows = [_row(reference, item) for reference, item in zip(references, items, strict=True)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -174,6 +175,19 @@ def test_vectors_are_not_lost_to_a_neighbour_that_failed(clipyard, pictures, tmp
     failed, good = map(json.loads, Path(f"{out}.jsonl").read_text().splitlines())
     assert (failed["error"], failed["vector"]) == ("image_unreadable", None)
     assert len(good["vector"]) == 16
+
+
+@pytest.mark.parametrize("ending", vectorfile.ENDINGS)
+def test_half_a_file_of_vectors_is_removed_and_named(clipyard, tmp_path, ending):
+    out = tmp_path / f"vectors{ending}"
+    sizes = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128, sizes[1]))  # as a disk that is full
+    try:
+        code, _, error = clipyard("text", "red", "blue", "-o", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, sizes)
+    assert (code, error) == (1, f"error: cannot write vectors to {out}: File too large\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_vectors_of_no_pictures_are_an_empty_matrix(clipyard, tmp_path):
