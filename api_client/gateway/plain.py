@@ -83,13 +83,14 @@ def router(client: AsyncClient) -> APIRouter:
     return routes
 
 
-def _each_once(request: Request) -> None:
-    """Of a query field that comes twice FastAPI takes the last."""
-    seen = set()
-    for name, _ in request.query_params.multi_items():
-        if name in seen:
-            raise RequestValidationError([{"loc": ("query", name), "msg": "send it once"}])
-        seen.add(name)
+async def _each_once(request: Request) -> None:
+    """Of a field that comes twice, in the query or in the form, FastAPI takes the last."""
+    for place, fields in (("query", request.query_params), ("form", await request.form())):
+        seen = set()
+        for name, _ in fields.multi_items():
+            if name in seen:
+                raise RequestValidationError([{"loc": (place, name), "msg": "send it once"}])
+            seen.add(name)
 
 
 def _one(*ways: str | None) -> str:

@@ -64,9 +64,19 @@ def test_a_query_field_that_comes_twice_is_not_understood(http, query):
     assert answer.json()["error"]["message"].endswith(": send it once")
 
 
-def test_a_query_of_many_fields_is_read_once():
+async def test_a_query_of_many_fields_is_read_once():
     query = "&".join(f"{number:x}" for number in range(100_000))
-    plain._each_once(Request({"type": "http", "query_string": query.encode()}))  # was ten minutes
+    scope = {"type": "http", "query_string": query.encode(), "headers": []}
+    await plain._each_once(Request(scope))  # was ten minutes
+
+
+@pytest.mark.parametrize("twice", ["file", "text"])
+def test_a_form_field_that_comes_twice_is_not_understood(http, twice):
+    fields = [("file", ("a.png", png())), ("text", (None, "red"))]
+    fields += [field for field in fields if field[0] == twice]
+    answer = http.post("/similarity", files=fields)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == f"{twice}: send it once"
 
 
 def test_an_uploaded_picture_is_encoded(http):
