@@ -161,6 +161,8 @@ def _not_understood(_: Request, error: Exception) -> JSONResponse:
             sentence = f"the body is no JSON: {why} at character {position}"
         case {"loc": ("body",), "input": bytes()}:
             sentence = "send the body as JSON, with Content-Type: application/json"
+        case {"loc": ("body", "file")}:  # none, under another name, or a word in its place
+            sentence = "file: send the picture in a form, as curl -F file=@a.jpg does"
         case {"type": "string_pattern_mismatch"}:  # of the one pattern there is, a visible letter
             sentence = f"{_named(mistake['loc'])} is blank; send at least one word"
         case _:

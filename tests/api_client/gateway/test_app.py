@@ -79,6 +79,17 @@ def test_a_form_field_that_comes_twice_is_not_understood(http, twice):
     assert answer.json()["error"]["message"] == f"{twice}: send it once"
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [{"files": {"file": (None, "a.png")}}, {"files": {"image": png()}}, {"content": png()}],
+    ids=["a word", "another name", "no form"],
+)
+def test_a_picture_that_is_no_upload_is_told_how_to_be_one(http, sent):
+    answer = http.post("/encode/image", **sent)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].endswith("as curl -F file=@a.jpg does")
+
+
 def test_an_uploaded_picture_is_encoded(http):
     answer = http.post("/encode/image", files={"file": ("a.png", png())})
     assert np.allclose(answer.json()["embedding"], FakeClient().embed_images([png()])[0])
@@ -405,7 +416,7 @@ def test_what_is_not_understood_is_said_of_what_was_sent(http, sent, told):
         ("/v1/embeddings", {}, "body: Field required"),
         ("/v1/embeddings", {"json": {}}, "input: Field required"),
         ("/encode/text?text=%20", {}, "text is blank"),
-        ("/encode/image", {}, "file: Field required"),
+        ("/encode/image", {}, "file: send the picture in a form"),
         (f"{RAG}/vision/load/", {}, "model_id: String should have"),
         (
             "/encode/text",
