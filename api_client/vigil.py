@@ -26,18 +26,20 @@ STALE_S = 2.0  # and while the next one is under way
 PAUSE_S = 0.1  # for the first look, before another one
 
 # Whether a message is still with the broker: in a queue, or in one that is too long to be searched,
-# or held by a worker, by its tag. What workers hold is not read: of a hundred at work it is
-# megabytes, for each call that waits. KEYS: the held ones, the queue. ARGV: its id, how many to
-# search.
+# or held by a worker, by its tag. What workers hold is read last: of a hundred at work it is
+# megabytes. Only there are messages that bear another tag: those of clients and workers of before
+# 2026-11-29. KEYS: the held ones, the queue. ARGV: its id, how many to search.
 _FIND = """
+local function has(texts)
+  for _, text in ipairs(texts) do
+    if string.find(text, ARGV[1], 1, true) then return true end
+  end
+end
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 1 end
 if redis.call('LLEN', KEYS[2]) > tonumber(ARGV[2]) then return 1 end
-for _, message in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
-  if string.find(message, ARGV[1], 1, true) then return 1 end
-end
-for _, tag in ipairs(redis.call('HKEYS', KEYS[1])) do  -- it was sent again, or is tried again
-  if string.find(tag, ARGV[1], 1, true) then return 1 end
-end
+if has(redis.call('LRANGE', KEYS[2], 0, -1)) then return 1 end
+if has(redis.call('HKEYS', KEYS[1])) then return 1 end  -- sent, or tried, again
+if has(redis.call('HVALS', KEYS[1])) then return 1 end
 return 0
 """
 

@@ -517,6 +517,8 @@ def test_a_message_that_a_worker_holds_is_not_sent_again(valkey_url, prefix, sto
     assert not any(is_lost())
     store.hdel(keys.held, tag)
     assert is_lost()[-1]
+    store.hset(keys.held, "an older client's tag", json.dumps({"id": call.id}))
+    assert not any(is_lost())
     line.close()
 
 
