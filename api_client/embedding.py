@@ -172,9 +172,10 @@ class Submitted:
         """
         items: list[Item] = []
         space: str | None = None
+        since = time.time()
         for part in self._parts:
             call = self._calls.get(part)
-            answer = yield from self._line.fetch(part, until=until, call=call)
+            answer = yield from self._line.fetch(part, until=until, since=since, call=call)
             more, space = _opened(answer, call, space)
             items += more
         return items

@@ -44,6 +44,7 @@ class Call:
     failures: Mapping[int, Failure] = field(default_factory=dict)  # of items, before it is sent
     id: str = field(default_factory=lambda: str(uuid4()))
     is_first: bool = True  # it has not been sent before
+    made_at: float = field(default_factory=time.time)
 
     @property
     def until(self) -> float:
@@ -175,7 +176,9 @@ class Line:
             ClipyardError: whatever the worker raised.
         """
         try:
-            answer = yield from self.fetch(call.id, until=call.until, call=call, unsent=unsent)
+            answer = yield from self.fetch(
+                call.id, until=call.until, since=call.made_at, call=call, unsent=unsent
+            )
         except NoBroker:  # with whom the bytes are, until they expire
             raise
         except ClipyardError:
@@ -201,10 +204,20 @@ class Line:
                 yield partial(_together, parts=parts)
 
     def fetch(
-        self, request_id: str, *, until: float, call: Call | None = None, unsent: Call | None = None
+        self,
+        request_id: str,
+        *,
+        until: float,
+        since: float,
+        call: Call | None = None,
+        unsent: Call | None = None,
     ) -> Talk[Answer]:
-        """As `wait`, for an id; without the call it is sent again as it was submitted."""
-        vigil = Vigil(self._roll)
+        """As `wait`, for an id; without the call it is sent again as it was submitted.
+
+        Args:
+            since: when it was sent at the latest, in unix seconds.
+        """
+        vigil = Vigil(self._roll, since=since)
         while True:
             left_s = _seconds_left(until)
             # Redis takes a timeout of zero as for ever.

@@ -47,12 +47,17 @@ Crew = frozenset[tuple[bytes, bytes]]
 
 
 class Roll:
-    """Who is alive, asked for all calls of a client together: each look tells of every worker."""
+    """Who is alive, asked for all calls of a client together: each look tells of every worker.
+
+    Attributes:
+        whole_at: when all were there for the last time of whom one has gone since, in unix seconds.
+    """
 
     def __init__(self, keys: Keys, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.keys, self._clock = keys, clock
         self._crew: Crew = frozenset()
         self._asked_at = self._seen_at = -inf
+        self.whole_at = self._called_at = -inf  # in unix seconds
 
     def call(self) -> Talk[Crew]:
         now = self._clock()
@@ -60,18 +65,24 @@ class Roll:
             yield Pause(PAUSE_S)  # the look under way may do for many that began together
             now = self._clock()
         if now - self._asked_at >= FRESH_S or now - self._seen_at >= STALE_S:
-            self._asked_at = now
-            self._crew = yield from alive(self.keys)
-            self._seen_at = now
+            self._asked_at, called_at = now, time.time()
+            crew = yield from alive(self.keys)
+            if self._crew - crew:
+                self.whole_at = self._called_at
+            self._crew, self._seen_at, self._called_at = crew, now, called_at
         return self._crew
 
 
 class Vigil:
-    """What the last looks at one unanswered request showed."""
+    """What the last looks at one unanswered request showed.
 
-    def __init__(self, roll: Roll) -> None:
+    Args:
+        since: when it was sent, in unix seconds. Others of its call may have been waited for first.
+    """
+
+    def __init__(self, roll: Roll, *, since: float) -> None:
         self._roll = roll
-        self._since = time.time()
+        self._since = since
         self._slices = 0
         self._alone = 0
         self._missed = False
@@ -89,8 +100,9 @@ class Vigil:
         crew = yield from self._roll.call()
         if self._slices:
             is_lost = bool(self._crew - crew)
-        else:  # one that has come back by now may have taken the message with it before
-            is_lost = any(float(started_at) > self._since for _, started_at in crew)
+        else:  # one that has gone or come back by now may have taken the message with it before
+            has_gone = self._roll.whole_at >= self._since
+            is_lost = has_gone or any(float(started_at) > self._since for _, started_at in crew)
         self._crew = crew
         self._slices += 1
         self._alone = 0 if crew else self._alone + 1

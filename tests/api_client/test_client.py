@@ -11,7 +11,7 @@ import redis
 from celery.worker.state import revoked
 from kombu.exceptions import OperationalError
 
-from api_client import Client, talks
+from api_client import Client, talks, vigil
 from api_client.results import ItemsFailed, matrix
 from api_client.steps import Pause
 from api_client.talks import Call, Line
@@ -485,6 +485,35 @@ def test_a_message_that_a_worker_took_to_its_grave_is_sent_again(stage, asking):
         assert len(asking()) == 1
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.embed_texts(TEXTS[:4], timeout=20),
+        lambda client: client.handle(client.submit_texts(TEXTS[:4], timeout=60).id).wait(20),
+    ],
+)
+def test_of_several_that_it_took_each_is_sent_again(stage, connect, quick, monkeypatch, ask):
+    looked, look = threading.Event(), vigil.alive
+
+    def alive(keys):
+        crew = yield from look(keys)
+        looked.set()
+        return crew
+
+    monkeypatch.setattr(vigil, "alive", alive)
+    monkeypatch.setattr(vigil, "FRESH_S", 0.0)
+    stage.show_worker()
+    queues = [stage.keys.queue(names.EMBED, step) for step in (names.INTERACTIVE, names.BULK)]
+    with ThreadPoolExecutor(1) as pool:
+        items = pool.submit(ask, connect(stage.settings))
+        for _ in range(2):
+            hold(stage, stage.store.brpop(queues, 20)[1])
+        assert looked.wait(20)
+        stage.show_worker()
+        with stage.worker():
+            assert len(items.result(30)) == 4
+
+
 def done(talk, store, found=None):
     """A talk, taken to its end; what came of it."""
     try:
@@ -507,7 +536,7 @@ def test_a_message_that_a_worker_holds_is_not_sent_again(valkey_url, prefix, sto
     done(line.send(call), store)
     queue = keys.queue(names.EMBED, names.INTERACTIVE)
     tag = json.loads(store.rpop(queue))["properties"]["delivery_tag"]
-    vigil = Vigil(Roll(keys))
+    vigil = Vigil(Roll(keys), since=time.time())
     enlist(store, keys, NODE)
 
     def is_lost():
