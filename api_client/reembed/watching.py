@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from ..wire.jobs import JobStatus
+from ..wire.jobs import JobState, JobStatus
 from ..wire.logs import ESCAPES
 from .job import Job
 
@@ -51,6 +51,8 @@ def drawn(status: JobStatus, *, rate: float) -> list[Padding | Text]:
     ]
     if status.cut:
         lines.append(f"{status.cut} texts were longer than the model reads, and were cut")
+    if status.failed and status.state in (JobState.COMPLETE, JobState.INCOMPLETE):
+        lines.append(f"what failed, and why: {status.papers}/report.html")
     if told := status.reason or status.trouble:
         lines.append(told)
     bar = ProgressBar(total=status.items or 1, completed=finished(status), width=60)

@@ -171,6 +171,12 @@ def test_texts_that_were_cut_are_told():
     assert str(told) == "12 texts were longer than the model reads, and were cut"
 
 
+def test_where_to_read_what_failed_is_told_at_the_end():
+    ended = status(1.0, 998, failed=2, state=JobState.COMPLETE, papers="/vectors/_job-a")
+    [*_, told] = watching.drawn(ended, rate=0)
+    assert str(told) == "what failed, and why: /vectors/_job-a/report.html"
+
+
 def test_what_others_named_does_nothing_to_the_terminal():
     [*_, told] = watching.drawn(status(1.0, 0, reason="\x1b]0;mine\x07.png: is empty"), rate=0)
     assert "\x1b" not in str(told)
