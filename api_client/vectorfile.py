@@ -54,7 +54,7 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
         The file that was written.
 
     Raises:
-        OSError: it cannot be written whole, as on a full disk; then there is none.
+        OSError: it cannot be written whole, as on a full disk; then what was there still is.
     """
     if path.suffix == ".npy" and any(item.error for item in items):
         path = path.with_name(f"{path.name}.jsonl")
@@ -74,17 +74,17 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is written, or is not there: half of one would be read as a whole."""
-    file = path.open("wb")
+    """A file that takes its place once it is written: half of one would be read as a whole."""
+    part = path.with_name(f"{path.name}.part")
     try:
-        with file as out:
+        with part.open("wb") as out:
             yield out
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            why = error.strerror or error
-            raise OSError(f"cannot write vectors to {path}: {why}") from error
-        raise
+        part.replace(path)
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(f"cannot write vectors to {path}: {why}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _row(reference: str, item: Item) -> dict[str, object]:

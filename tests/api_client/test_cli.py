@@ -178,8 +178,9 @@ def test_vectors_are_not_lost_to_a_neighbour_that_failed(clipyard, pictures, tmp
 
 
 @pytest.mark.parametrize("ending", vectorfile.ENDINGS)
-def test_half_a_file_of_vectors_is_removed_and_named(clipyard, tmp_path, ending):
+def test_half_a_file_of_vectors_is_named_and_takes_nobodys_place(clipyard, tmp_path, ending):
     out = tmp_path / f"vectors{ending}"
+    out.write_text("of yesterday")
     sizes = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (128, sizes[1]))  # as a disk that is full
     try:
@@ -187,7 +188,8 @@ def test_half_a_file_of_vectors_is_removed_and_named(clipyard, tmp_path, ending)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, sizes)
     assert (code, error) == (1, f"error: cannot write vectors to {out}: File too large\n")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.read_text() == "of yesterday"
 
 
 def test_vectors_of_no_pictures_are_an_empty_matrix(clipyard, tmp_path):

@@ -57,7 +57,9 @@ class ClipRetrieval:
         with replacing(self._metadata(number)) as out:
             parquet.write_table(meta, out, compression="zstd")
         with replacing(self._vectors(number)) as out:  # last: whoever sees vectors finds the rest
-            np.save(out, np.stack([row for _, row in pairs]).astype(np.float16))
+            whole = io.BytesIO()  # NumPy writes a file past Python, deaf to a full disk
+            np.save(whole, np.stack([row for _, row in pairs]).astype(np.float16))
+            out.write(whole.getbuffer())
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         wanted = set(ids)
