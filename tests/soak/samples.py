@@ -22,8 +22,8 @@ BOUNDS = {
     "open files": 4.0,
     "threads": 8.0,  # pools fill up to their size
     "data, MiB": 4.0,
-    "keys but of jobs and answers": 20.0,
-    "answers that would stay": 1.0,
+    "keys but of jobs and requests": 20.0,
+    "keys of requests that would stay": 1.0,
     "median, ms": 10.0,
 }
 
@@ -80,14 +80,16 @@ class Sampler:
     def _redis(self, now: float) -> None:
         store = self._world.store
         keys = [key for key in store.scan_iter(count=1000) if JOBS_KEPT not in key]
-        answer = self._world.keys.answer("").encode()
-        answers = [key for key in keys if key.startswith(answer)]  # as many as calls lately
+        named = self._world.keys
+        kinds = (named.answer, named.started, named.blobs, named.sent)
+        request = tuple(kind("").encode() for kind in kinds)
+        requests = [key for key in keys if key.startswith(request)]  # as many as calls lately
         with store.pipeline(transaction=False) as pipe:
-            for key in answers:
+            for key in requests:
                 pipe.ttl(key)
             stay = pipe.execute().count(-1)
-        self._note("keys but of jobs and answers", plan.REDIS, now, len(keys) - len(answers))
-        self._note("answers that would stay", plan.REDIS, now, stay)
+        self._note("keys but of jobs and requests", plan.REDIS, now, len(keys) - len(requests))
+        self._note("keys of requests that would stay", plan.REDIS, now, stay)
         used = store.info("memory")["used_memory_dataset"]
         self._note("data, MiB", plan.REDIS, now, used / MIB)
 
