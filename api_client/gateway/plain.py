@@ -1,10 +1,11 @@
 """encode/text, encode/image, similarity: one item in, one vector or number out."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, StringConstraints
+from starlette.datastructures import ImmutableMultiDict
 
 from ..aio import AsyncClient
 from ..results import matrix
@@ -38,7 +39,7 @@ class Similarity(BaseModel):
 
 def router(client: AsyncClient) -> APIRouter:
     """POST /encode/text, /encode/image and /similarity."""
-    routes = APIRouter(tags=["encode"], responses=RESPONSES, dependencies=[Depends(_each_once)])
+    routes = APIRouter(tags=["encode"], responses=RESPONSES, dependencies=[Depends(_asked_once)])
 
     @routes.post("/encode/text")
     async def encode_text(
@@ -53,7 +54,7 @@ def router(client: AsyncClient) -> APIRouter:
         [row] = await client.embed_texts([words], model=model)
         return Encoded(embedding=row.tolist())
 
-    @routes.post("/encode/image")
+    @routes.post("/encode/image", dependencies=[Depends(_sent_once)])
     async def encode_image(
         spend: Spend,
         file: Annotated[UploadFile, File(description="An image file")],
@@ -64,7 +65,7 @@ def router(client: AsyncClient) -> APIRouter:
         [row] = await client.embed_images([await file.read()], model=model)
         return Encoded(embedding=row.tolist())
 
-    @routes.post("/similarity")
+    @routes.post("/similarity", dependencies=[Depends(_sent_once)])
     async def similarity(
         spend: Spend,
         file: Annotated[UploadFile, File(description="An image file")],
@@ -83,12 +84,19 @@ def router(client: AsyncClient) -> APIRouter:
     return routes
 
 
-async def _each_once(request: Request) -> None:
-    """Of a field that comes twice, in the query or in the form, FastAPI takes the last."""
-    for place, fields in (("query", request.query_params), ("form", await request.form())):
-        for name in ("text", "model", "file"):
-            if len(fields.getlist(name)) > 1:
-                raise RequestValidationError([{"loc": (place, name), "msg": "send it once"}])
+def _asked_once(request: Request) -> None:
+    _each_once("query", request.query_params)
+
+
+async def _sent_once(request: Request) -> None:
+    _each_once("form", await request.form())  # read already: these paths take nothing else
+
+
+def _each_once(place: str, fields: ImmutableMultiDict[str, Any]) -> None:
+    """Of a field that comes twice FastAPI takes the last."""
+    for name in ("text", "model", "file"):
+        if len(fields.getlist(name)) > 1:
+            raise RequestValidationError([{"loc": (place, name), "msg": "send it once"}])
 
 
 def _one(*ways: str | None) -> str:

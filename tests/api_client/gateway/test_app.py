@@ -64,10 +64,9 @@ def test_a_query_field_that_comes_twice_is_not_understood(http, query):
     assert answer.json()["error"]["message"].endswith(": send it once")
 
 
-async def test_a_query_of_many_fields_is_read_once():
+def test_a_query_of_many_fields_is_read_once():
     query = "&".join(f"{number:x}" for number in range(100_000))
-    scope = {"type": "http", "query_string": query.encode(), "headers": []}
-    await plain._each_once(Request(scope))  # was ten minutes
+    plain._asked_once(Request({"type": "http", "query_string": query.encode()}))
 
 
 @pytest.mark.parametrize("twice", ["file", "text"])
