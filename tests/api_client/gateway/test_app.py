@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import gc
 import io
 import re
 from dataclasses import replace
@@ -87,6 +88,12 @@ def test_a_picture_that_is_no_upload_is_told_how_to_be_one(http, sent):
     answer = http.post("/encode/image", **sent)
     assert answer.status_code == 422
     assert answer.json()["error"]["message"].endswith("as curl -F file=@a.jpg does")
+
+
+def test_an_upload_where_json_is_due_leaves_no_file_open(http):
+    answer = http.post("/encode/text", files={"file": ("a.png", png())})
+    assert answer.json()["error"]["message"].startswith("send the body as JSON")
+    gc.collect()  # tells of one
 
 
 def test_an_uploaded_picture_is_encoded(http):
