@@ -69,12 +69,11 @@ class TorchModel(SimpleModel):
 
     def stacked(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """For a GPU in page-locked memory, which it reads by itself."""
-        if self.device.type != "cuda":
-            return super().stacked(pictures)
-        shape = (len(pictures), *pictures[0].shape)
-        with suppress(RuntimeError):  # a driver that locks no more of it costs speed only
-            block = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            return np.stack(pictures, out=block.numpy())
+        if self.device.type == "cuda":
+            shape = (len(pictures), *pictures[0].shape)
+            with suppress(RuntimeError):  # a driver that locks no more of it costs speed only
+                block = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+                return np.stack(pictures, out=block.numpy())
         return super().stacked(pictures)
 
     @torch.inference_mode()
