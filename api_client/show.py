@@ -1,6 +1,7 @@
 """What the command line prints: tables for people, JSON for scripts."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,14 +78,18 @@ def table(
     """The rows' columns as a table, or the whole rows as a JSON list.
 
     Args:
+        columns: a field's name each, or several that stand one below the other, as in `id/state`:
+            80 characters have room for what is long then.
         unbroken: as of `grid`.
     """
     if as_json:
         print(json.dumps(list(rows)))
         return
-    drawn = grid(*(name.replace("_", "\n") for name in columns), unbroken=unbroken)
+    headers = {column: re.sub("[_/]", "\n", column) for column in columns}
+    drawn = grid(*headers.values(), unbroken=headers.get(unbroken, ""))
     for row in rows:
-        drawn.add_row(*(_cell(row.get(name)) for name in columns))
+        shared = (map(row.get, column.split("/")) for column in columns)
+        drawn.add_row(*("\n".join(map(_cell, values)) for values in shared))
     console().print(drawn)
 
 

@@ -28,8 +28,8 @@ def list_(as_json: Json = False) -> None:
     with a_client() as client:
         found = client._hold(talks.held(client._desk.line))
     rows = [_row(evidence) for evidence in found]
-    columns = ["id", "task", "model", "workers", "items", "at"]
-    show.table(columns, rows, as_json=as_json)
+    columns = ["id/task/model", "at/workers/items"]
+    show.table(columns, rows, as_json=as_json, unbroken="id/task/model")
 
 
 @app.command("show")

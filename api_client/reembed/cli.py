@@ -101,8 +101,8 @@ def list_(as_json: Json = False) -> None:
 
     with a_client() as client:
         rows = [_row(status) for status in client.jobs()]
-    columns = ["id", "state", "done", "failed", "items", "model", "sink"]
-    show.table(columns, rows, as_json=as_json, unbroken="id")
+    columns = ["id/state", "done", "failed", "items", "model/sink"]
+    show.table(columns, rows, as_json=as_json, unbroken="id/state")
 
 
 @app.command()

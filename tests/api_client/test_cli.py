@@ -214,6 +214,15 @@ def test_the_id_of_a_job_stays_on_one_line(clipyard, monkeypatch):
     assert job in clipyard("reembed", "list", client=client)[1]
 
 
+def test_eighty_columns_have_room_for_where_a_job_writes(clipyard, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    client = FakeClient()
+    client.reembed("/photos", sink="qdrant:http://vectors.org:6333", id="20261129-2030-a1b2c3")
+    assert " http://vectors.org:6333 " in clipyard("reembed", "list", client=client)[1]
+    [row] = json.loads(clipyard("reembed", "list", "--json", client=client)[1])
+    assert list(row) == ["id", "state", "done", "failed", "items", "model", "sink"]
+
+
 def test_the_id_of_a_model_stays_on_one_line(clipyard, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     long = MODELS[0].model_copy(update={"id": "ViT-B-16-SigLIP2-256/webli-of-somebody"})

@@ -1,9 +1,10 @@
 import json
+from uuid import uuid4
 
 import pytest
 
 from api_client import Client, Settings
-from api_client.quarantine import talks
+from api_client.quarantine import cli, talks
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, NoAnswer
 from api_client.wire.quarantine import Crash, Evidence
@@ -43,6 +44,15 @@ def test_what_is_not_there_is_neither_sent_again_nor_dropped(lonely):
     for talk in (talks.again, talks.forgotten, talks.one):
         with pytest.raises(BadRequest, match="clipyard quarantine list"):
             lonely._hold(talk(lonely._desk.line, "r\n\u00e9"))
+
+
+def test_an_id_in_the_list_stays_on_one_line(lonely, store, keys, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(cli, "a_client", lambda: lonely)
+    id = str(uuid4())
+    store.hset(keys.quarantine, id, evidence(id, names.EMBED_BATCH, None).model_dump_json())
+    cli.list_()
+    assert id in capsys.readouterr().out
 
 
 def test_what_a_newer_worker_has_written_is_read(lonely, store, keys):
