@@ -318,11 +318,11 @@ def _name_and_value(knob: str) -> tuple[str, Any]:
 def _managed(answers: Any, as_json: bool) -> None:
     from . import show
 
-    show.table(
-        ["worker", "model", "changed", "seconds", "message"],
-        [answer.model_dump(mode="json") for answer in answers],
-        as_json=as_json,
-    )
+    rows = [answer.model_dump(mode="json") for answer in answers]
+    if not as_json:
+        rows = [{**row, "seconds": round(row["seconds"], 2)} for row in rows]
+    columns = ["worker", "model", "changed", "seconds", "message"]
+    show.table(columns, rows, as_json=as_json)
 
 
 def _end(error: Exception, code: int) -> NoReturn:

@@ -23,7 +23,7 @@ from api_client.gateway import child
 from api_client.stack import up as stack
 from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
-from api_client.wire.messages import CatalogueEntry, Event
+from api_client.wire.messages import CatalogueEntry, Event, Managed
 
 ROOT = Path(__file__).parents[2]
 WEBSOCKET = {
@@ -272,6 +272,15 @@ def test_rows_are_tables_for_people_and_json_for_scripts(clipyard, argv, key):
     assert code == 0
     assert key in json.loads(out)[0]
     assert clipyard(*argv)[0] == 0
+
+
+def test_seconds_are_rounded_for_people_alone(clipyard):
+    client = FakeClient()
+    client.unload = lambda *_, **__: [
+        Managed(worker=NODE, model="m", changed=True, message="gone", seconds=0.006538)
+    ]
+    assert "0.01" in clipyard("unload", client=client)[1]
+    assert json.loads(clipyard("unload", "--json", client=client)[1])[0]["seconds"] == 0.006538
 
 
 def test_it_says_its_version(clipyard):
