@@ -64,8 +64,11 @@ def specification(
     """A job as it is asked for.
 
     Raises:
-        BadRequest: an argument cannot be used.
+        BadRequest: an argument cannot be used, or there is no such option.
     """
+    offered = JobOptions.__annotations__
+    if unknown := options.keys() - offered.keys():
+        raise BadRequest(f"no option {', '.join(sorted(unknown))}; there are {', '.join(offered)}")
     given: dict[str, Any] = {**options}
     source_options, sink_options = given.pop("source_options", {}), given.pop("sink_options", {})
     if papers := given.pop("papers", None):

@@ -79,11 +79,17 @@ def test_what_has_no_kind_is_a_folder():
 
 @pytest.mark.parametrize(
     "options",
-    [{"chunk_size": 0}, {"chunk_size": "many"}, {"id": "a/b"}, {"window": -1}, {"colour": "red"}],
+    [{"chunk_size": 0}, {"chunk_size": "many"}, {"id": "a/b"}, {"window": -1}],
 )
 def test_an_option_that_cannot_be_used_is_named(options):
     with pytest.raises(BadRequest, match=next(iter(options))):
         specification("/photos", "/vectors", "m", **options)
+
+
+@pytest.mark.parametrize("mistyped", ["chunksize", "submitted_at"])
+def test_for_an_option_that_there_is_not_those_that_there_are_are_told(mistyped):
+    with pytest.raises(BadRequest, match=f"^no option {mistyped}; there are id, .*chunk_size"):
+        specification("/photos", "/vectors", "m", **{mistyped: 3})
 
 
 def test_every_job_has_an_id_of_its_own():
