@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     AliasGenerator,
     Field,
@@ -35,6 +36,7 @@ from .errors import BadSettings, ClipyardError, NoBroker
 from .home import running_stack_url
 
 LONGEST_S = 7 * 24 * 3600  # that a caller waits for an answer, or an answer for its caller
+SHORTEST_SECRET = 16  # characters
 PREFIX = "clipyard_"
 OURS = "Value error, "  # what Pydantic puts before a sentence of ours
 CONFIG_VARIABLE = "CLIPYARD_CONFIG"
@@ -248,7 +250,16 @@ def _is_secret(field: FieldInfo) -> bool:
     return SecretStr.__name__ in repr(field.annotation)
 
 
-Secret = Annotated[SecretStr, Field(min_length=16)]
+def _hard_to_guess(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < SHORTEST_SECRET:
+        raise ValueError(
+            f"it has fewer than {SHORTEST_SECRET} characters and could be guessed; "
+            "make one with `openssl rand -hex 32`"
+        )
+    return secret
+
+
+Secret = Annotated[SecretStr, AfterValidator(_hard_to_guess)]
 Interval = Annotated[float, Field(ge=0.1, le=LONGEST_S)]  # in s, at which beat sends a message
 
 

@@ -126,6 +126,14 @@ def test_a_config_file_that_cannot_be_used_is_one_line(monkeypatch, tmp_path, co
         Settings.read()
 
 
+@pytest.mark.parametrize("setting", ["signing_key", "old_signing_key"])
+def test_a_key_that_can_be_guessed_is_refused_and_not_quoted(setting):
+    sentence = "it has fewer than 16 characters and could be guessed; make one with `openssl"
+    with pytest.raises(BadSettings, match=f"^CLIPYARD_{setting.upper()}: {sentence}") as raised:
+        Settings.read(**{setting: "a" * 15})
+    assert "aaa" not in str(raised.value)
+
+
 @pytest.mark.parametrize("content", ["", " \n"])
 def test_an_empty_file_is_no_secret_and_lets_nobody_in(monkeypatch, tmp_path, content):
     file = tmp_path / "signing.key"
