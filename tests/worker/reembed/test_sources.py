@@ -233,7 +233,7 @@ def test_a_compressed_list_is_refused_and_not_taken_for_lines(source, tmp_path, 
 
 def test_a_missing_column_is_refused_with_those_that_are_there(source, tmp_path):
     write_csv(tmp_path / "list.csv", [{"file": "a", "sku": "b"}])
-    with pytest.raises(JobRefused, match=r"row 1 has no 'path'; its columns are file, sku"):
+    with pytest.raises(JobRefused, match=r"'path'; .* are file, sku: .* `--from column="):
         list(source("list", tmp_path / "list.csv").walk())
 
 
@@ -329,15 +329,26 @@ def test_a_row_without_a_text_is_an_item_and_one_without_a_path_ends_the_job(sou
         ids(source("list", file))
 
 
-def test_a_field_of_a_collection_that_is_empty_is_no_word_none(source, doors, tmp_path):
-    old = open_sink(
-        Place(kind="parquet", where=str(tmp_path / "old")), Space("m", "f", 2, "job"), doors
-    )
+@pytest.fixture
+def captioned(doors, tmp_path):
+    """A folder of vectors whose captions are none and 0."""
+    place = Place(kind="parquet", where=str(tmp_path / "old"))
     row = np.array([1, 0], np.float32)
     items = [Item(id=f"{n}", ref="/a.jpg", meta={"caption": n}) for n in (None, 0)]
-    old.write(Shard(Chunk(0, items), [row, row]))
-    held = source("collection", tmp_path / "old", store="parquet", text="caption")
+    open_sink(place, Space("m", "f", 2, "job"), doors).write(Shard(Chunk(0, items), [row, row]))
+    return place.where
+
+
+def test_a_field_of_a_collection_that_is_empty_is_no_word_none(source, captioned):
+    held = source("collection", captioned, store="parquet", text="caption")
     assert [item.text for item in held.walk()] == ["", "0"]
+
+
+@pytest.mark.parametrize("option", ["ref", "text"])
+def test_a_field_that_a_collection_lacks_is_refused_with_those_it_has(source, captioned, option):
+    held = source("collection", captioned, store="parquet", **{option: "title"})
+    with pytest.raises(JobRefused, match=f"'title'; it has caption, ref: .* `--from {option}="):
+        list(held.walk())
 
 
 @pytest.mark.parametrize("value", [b"picture", {"bytes": b"picture", "path": "a.jpg"}, ["a", "b"]])

@@ -35,7 +35,10 @@ class Collection:
             rest = dict(fields)
             if wanted not in rest:
                 names = ", ".join(sorted(rest))
-                raise JobRefused(f"{item_id!r} has no field {wanted!r}; it has {names}")
+                raise JobRefused(
+                    f"{item_id!r} has no field {wanted!r}; it has {names}: name another by an "
+                    f"option of the source, as in `--from {'text' if self._text else 'ref'}=NAME`"
+                )
             found = rest.pop(wanted)
             value = "" if found is None else str(found)
             text = value if self._text else None

@@ -143,7 +143,10 @@ def _lines(file: Path, *, column: str) -> Iterator[Mapping[str, Any]]:
 def _cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
         names = ", ".join(map(str, row))
-        raise JobRefused(f"{file}, row {number} has no {column!r}; its columns are {names}")
+        raise JobRefused(
+            f"{file}, row {number} has no {column!r}; its columns are {names}: name another by an "
+            "option of the source, as in `--from column=NAME`"
+        )
     value = row[column]
     if isinstance(value, bytes | dict | list):  # what `str` makes of it nobody means
         raise JobRefused(
