@@ -57,7 +57,10 @@ def sink(address: str | Path | Place, options: Mapping[str, str] | None = None) 
         scheme = urlsplit(where).scheme
         kinds = {"http": "qdrant", "https": "qdrant", "postgresql": "pgvector", "": "parquet"}
         if scheme not in kinds:
-            raise BadRequest(f"say which kind of sink {where!r} is, e.g. lancedb:{where}")
+            raise BadRequest(
+                f"say which kind of sink {scheme}:// is, as in lancedb:s3://bucket/photos; "
+                f"built in are {', '.join(sorted({*STORES, 'npy'}))}"
+            )
         kind = kinds[scheme]
     return _place(kind, where, options or {})
 

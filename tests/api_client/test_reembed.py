@@ -66,7 +66,12 @@ def test_a_password_is_not_written_down(address):
 
 @pytest.mark.parametrize(
     ("address", "told"),
-    [("s3://bucket/x", "say which kind"), ("", "empty name"), ("qdrant:#cats", "empty name")],
+    [
+        ("s3://bucket/x", "say which kind of sink s3:// is, as in lancedb:s3://bucket"),
+        ("mysql://h/db", "built in are lancedb, npy, parquet, pgvector, qdrant"),
+        ("", "empty name"),
+        ("qdrant:#cats", "empty name"),
+    ],
 )
 def test_an_address_that_cannot_be_a_sink_is_refused(address, told):
     with pytest.raises(BadRequest, match=told):
