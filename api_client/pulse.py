@@ -3,6 +3,7 @@
 import http.client
 import urllib.error
 import urllib.request
+from typing import Any
 
 import redis
 
@@ -32,13 +33,20 @@ def _in_redis(worker: str | None) -> str:
     try:
         with redis_client(settings, patience_s=0, **patience) as store:
             store.ping()
-            fields = store.hgetall(Keys(settings.key_prefix).worker(worker)) if worker else {}
+            if not worker:
+                return ""
+            keys = Keys(settings.key_prefix)
+            fields = store.hgetall(keys.worker(worker))
+            found = _trouble(fields) if fields else f"not there; {_others(store, keys)}"
     except redis.RedisError as error:
         raise NoBroker(f"Redis cannot be asked: {error}") from None
-    if not worker:
-        return ""
-    found = _trouble(fields) if fields else "not there"
     return found and f"{worker} is {found}"
+
+
+def _others(store: Any, keys: Keys) -> str:
+    names = sorted(name.decode() for name in store.smembers(keys.workers))
+    there = [name for name in names if store.hget(keys.worker(name), "started_at")]
+    return f"there are {', '.join(there)}" if there else "no worker is"
 
 
 def _trouble(fields: dict[bytes, bytes]) -> str:

@@ -54,7 +54,17 @@ def test_a_worker_is_as_it_says_itself(monkeypatch, valkey_url, store, keys):
     assert pulse.sickness(worker="draining@a", url=None) == ""
     assert pulse.sickness(worker="lost@a", url=None) == "lost@a is stopping its device is gone"
     assert pulse.sickness(worker="broken@a", url=None) == "broken@a is broken no pass ends"
-    assert pulse.sickness(worker="none@a", url=None) == "none@a is not there"
+
+
+def test_of_a_worker_that_is_not_there_those_that_are_are_told(
+    monkeypatch, valkey_url, store, keys
+):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", valkey_url)
+    store.sadd(keys.workers, "cpu0@a", "cpu1@a", "gone@a")
+    assert pulse.sickness(worker="cpu0", url=None) == "cpu0 is not there; no worker is"
+    for name in ("cpu0@a", "cpu1@a"):
+        store.hset(keys.worker(name), "started_at", 1.0)
+    assert pulse.sickness(worker="cpu0", url=None) == "cpu0 is not there; there are cpu0@a, cpu1@a"
 
 
 @pytest.mark.parametrize("worker", [None, "ready@a"])
