@@ -10,8 +10,8 @@ from api_client.wire import names
 
 __all__ = ["LOGGERS", "is_worth_a_line"]
 
-LOGGERS = ("celery.worker.strategy", "celery.app.trace")
-"""Those that say a message was received, and that its task succeeded."""
+LOGGERS = ("celery.worker.strategy", "celery.worker.request", "celery.app.trace")
+"""Those that say a message was received, that it came too late, and that its task succeeded."""
 
 # Each with what it gives where there was nothing to do, as Celery shows it; None tells of nothing
 # in any case: what it sends has lines of its own.
@@ -19,15 +19,18 @@ _CLOCKWORK = {names.JOBS_TEND: "0", names.SWEEP: "{}", names.SWEEP_FLEET: None}
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """A filter for `LOGGERS`: False for a periodic task that came, or found nothing to do.
+    """A filter for `LOGGERS`: False for a periodic task that came, early or late, or found nothing
+    to do.
 
     What went wrong is always told, and at DEBUG everything.
     """
-    told = getattr(record, "data", {})
-    task, came_of_it = told.get("name"), told.get("return_value")
-    if record.levelno > logging.INFO or task not in _CLOCKWORK:
+    if record.levelno > logging.INFO:
+        return True
+    told = getattr(record, "data", {})  # a line on what came late has a name and an id alone
+    task = told.get("name") or next(iter(record.args or ()), None)
+    if task not in _CLOCKWORK:
         return True
     if logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
         return True
-    nothing = _CLOCKWORK[task]
+    came_of_it, nothing = told.get("return_value"), _CLOCKWORK[task]
     return nothing is not None and came_of_it not in (None, nothing)

@@ -1,13 +1,25 @@
 """Celery's own lines, as its loggers make them."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
 from celery.app import trace
+from celery.worker import request
 
 from api_client.wire import names
 from worker.delivery import routine
+
+
+@pytest.fixture(autouse=True)
+def filtered():
+    loggers = [logging.getLogger(name) for name in routine.LOGGERS]
+    for logger in loggers:
+        logger.addFilter(routine.is_worth_a_line)
+    yield
+    for logger in loggers:
+        logger.removeFilter(routine.is_worth_a_line)
 
 
 @pytest.fixture
@@ -26,9 +38,28 @@ def lines(caplog):
         assert trace.build_tracer(name, task, app=app)("an-id", (), {}).retval == given
         return [record.getMessage() for record in caplog.records]
 
-    trace.logger.addFilter(routine.is_worth_a_line)
-    yield lines
-    trace.logger.removeFilter(routine.is_worth_a_line)
+    return lines
+
+
+@pytest.fixture
+def late(caplog):
+    """What Celery says of a message for a task of this name that has expired."""
+
+    def late(name, *, level=logging.INFO):
+        caplog.clear()
+        caplog.set_level(level, logger=request.logger.name)
+
+        def work():
+            """Nobody gets here."""
+
+        app = Celery(set_as_current=False, broker="memory://")
+        body, headers = ((), {}, None), {"id": "an-id", "task": name, "expires": "2026-01-01"}
+        message = SimpleNamespace(body=body, headers=headers, delivery_info={}, properties={})
+        task = app.task(work, name=name, shared=False)
+        assert request.Request(message, app=app, task=task, decoded=True).revoked()
+        return [record.getMessage() for record in caplog.records]
+
+    return late
 
 
 @pytest.mark.parametrize(
@@ -45,6 +76,16 @@ def test_the_clock_that_found_nothing_to_do_says_nothing(lines, name, given):
 def test_what_was_done_is_told(lines, name, given):
     (line,) = lines(name, given)
     assert f"Task {name}[an-id] succeeded" in line
+
+
+@pytest.mark.parametrize("name", [names.JOBS_TEND, names.SWEEP, names.SWEEP_FLEET])
+def test_what_the_clock_sent_and_came_too_late_is_passed_over(late, name):
+    assert late(name) == []
+    assert late(name, level=logging.DEBUG) == [f"Discarding revoked task: {name}[an-id]"]
+
+
+def test_what_somebody_asked_for_and_came_too_late_is_told(late):
+    assert late(names.LOAD) == [f"Discarding revoked task: {names.LOAD}[an-id]"]
 
 
 @pytest.mark.parametrize(
