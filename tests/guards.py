@@ -3,6 +3,7 @@
 python -m tests.guards
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -561,6 +562,7 @@ GUARDS = [
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     unnoticed = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
