@@ -304,6 +304,15 @@ def test_a_file_whose_bytes_have_changed_is_as_one_that_is_not_there(make, kind,
     assert sink.read(["0/0"], chunk=0) == {}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_what_people_put_beside_the_vectors_is_left_alone(make, kind, tmp_path):
+    sink = make(kind)
+    (tmp_path / "photos" / "index.faiss").write_bytes(b"an index of these vectors")
+    assert sink.read(["0/0"]) == {}
+    sink.write(shard(0))
+    assert set(make(kind).read(["0/0"])) == {"0/0"}
+
+
 def test_two_jobs_do_not_share_a_folder_of_npy_files(make):
     make("npy")
     with pytest.raises(JobRefused, match="holds job j1"):

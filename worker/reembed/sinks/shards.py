@@ -87,7 +87,8 @@ class Parquet:
     def _table(self, chunk: int | None, ids: Sequence[str]) -> pa.Table | None:
         columns = ["id", "vector", "error"]
         if chunk is None:
-            whole = dataset.dataset(self.folder, format="parquet")
+            parts = [str(file) for file in self._parts()]
+            whole = dataset.dataset(parts, schema=self._schema, format="parquet")
             return whole.to_table(columns, filter=dataset.field("id").isin(list(ids)))
         try:
             with reading_parquet():
@@ -97,7 +98,7 @@ class Parquet:
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with store_errors(self.folder):
-            for file in sorted(self.folder.glob("part-*.parquet")):
+            for file in self._parts():
                 try:
                     with reading_parquet():
                         table = parquet.read_table(file, columns=["id", "ref", "meta"])
@@ -111,6 +112,10 @@ class Parquet:
 
     def switch(self, alias: str) -> None:
         lead(named(self.folder.parent, alias, self._doors), self.folder)
+
+    def _parts(self) -> list[Path]:
+        """Of all jobs; people may have put more beside them."""
+        return sorted(self.folder.glob("part-*.parquet"))
 
     def _file(self, chunk: int) -> Path:
         return self.folder / f"part-{self._space.job}-{chunk:08d}.parquet"
