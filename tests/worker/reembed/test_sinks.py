@@ -313,6 +313,14 @@ def test_what_people_put_beside_the_vectors_is_left_alone(make, kind, tmp_path):
     assert set(make(kind).read(["0/0"])) == {"0/0"}
 
 
+@pytest.mark.parametrize(("held", "asked"), [("npy", "parquet"), ("parquet", "npy")])
+@pytest.mark.parametrize("space", [None, SPACE, Space("fake/vision", "f1", 8, "j2")])
+def test_a_folder_of_one_layout_is_none_of_the_other(make, held, asked, space):
+    make(held).write(shard(0))
+    with pytest.raises(JobRefused, match="holds vectors in another layout"):
+        make(asked, space)
+
+
 def test_two_jobs_do_not_share_a_folder_of_npy_files(make):
     make("npy")
     with pytest.raises(JobRefused, match="holds job j1"):

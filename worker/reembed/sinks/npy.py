@@ -18,7 +18,7 @@ from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
 from ..plugins import options_of
 from ..tables import reading_parquet
-from .shards import claimed
+from .shards import PARTS, claimed
 
 TOWERS = {"image": "img_emb", "text": "text_emb"}
 DIGITS = 8  # the index builder takes the files in the order of their names
@@ -37,7 +37,9 @@ class ClipRetrieval:
             raise JobRefused(f"no tower {tower!r} ({place.where}); there are {', '.join(TOWERS)}")
         self._tower = TOWERS[tower]
         self.folder, self._doors = doors.writing(place.where), doors
-        self._space = claimed(self.folder, space, alone="file numbers of two jobs would collide")
+        self._space = claimed(
+            self.folder, space, others=PARTS, alone="file numbers of two jobs would collide"
+        )
 
     def write(self, shard: Shard) -> None:
         pairs = shard.embedded()

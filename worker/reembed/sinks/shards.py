@@ -23,6 +23,7 @@ from ..tables import reading_parquet
 from . import refuse_another_space
 
 SPACE = "_space.json"  # readers of Parquet folders leave names with an underscore alone
+PARTS = "part-*.parquet"
 
 
 class Parquet:
@@ -35,7 +36,7 @@ class Parquet:
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
         options_of(place)
         self.folder, self._doors = doors.writing(place.where), doors
-        self._space = space = claimed(self.folder, space)
+        self._space = space = claimed(self.folder, space, others="metadata/metadata_*.parquet")
         self._schema = pa.schema(
             [
                 ("id", pa.string()),
@@ -115,22 +116,27 @@ class Parquet:
 
     def _parts(self) -> list[Path]:
         """Of all jobs; people may have put more beside them."""
-        return sorted(self.folder.glob("part-*.parquet"))
+        return sorted(self.folder.glob(PARTS))
 
     def _file(self, chunk: int) -> Path:
         return self.folder / f"part-{self._space.job}-{chunk:08d}.parquet"
 
 
-def claimed(folder: Path, space: Space | None, *, alone: str = "") -> Space:
+def claimed(folder: Path, space: Space | None, *, others: str, alone: str = "") -> Space:
     """Make a folder one of this space; without one, gives the space that it is of.
 
     Args:
+        others: a glob of what a sink of the other layout writes into such a folder.
         alone: why the folder cannot be shared with another job, if it cannot.
 
     Raises:
         SpaceMismatch: it is one of another space.
         JobRefused: it holds something else, or belongs to another job alone.
     """
+    if any(folder.glob(others)):
+        raise JobRefused(
+            f"{folder} holds vectors in another layout ({others}): name another folder"
+        )
     file = folder / SPACE
     if space is None:
         if not file.exists():
