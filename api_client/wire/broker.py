@@ -13,11 +13,11 @@ from kombu import Connection, Exchange, Queue
 from redis._parsers import Encoder
 from redis.backoff import ExponentialBackoff
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
-from redis.retry import Retry
 
 from . import names
 from .address import for_celery, masked, parsed
 from .errors import BadSettings
+from .patience import AsyncTries, Tries
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
     """
     return redis.Redis.from_url(
         settings.url(),
-        retry=Retry(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
+        retry=Tries(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
         command_packer=Packer(),
         **_REDIS_OPTIONS | {"socket_timeout": _silence_s(patience_s)} | options,
     )
@@ -220,11 +220,10 @@ def takes_no_writes(error: Exception) -> bool:
 def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis":
     """As `redis_client`, for asyncio, where redis-py never copies what is large."""
     from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
 
     client = Redis.from_url(
         settings.url(),
-        retry=Retry(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
+        retry=AsyncTries(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
         socket_timeout=_silence_s(patience_s),
         **_REDIS_OPTIONS,
     )

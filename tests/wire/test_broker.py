@@ -1,6 +1,10 @@
 """What every Celery app and Redis client of ours has in common."""
 
+import asyncio
+import socketserver
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import pytest
 import redis
@@ -11,6 +15,7 @@ from api_client.wire import names
 from api_client.wire.broker import (
     LARGE,
     Packer,
+    async_redis_client,
     celery_app,
     check_login,
     redis_client,
@@ -87,17 +92,67 @@ def test_who_waits_for_redis_looks_again_every_other_second(
     assert max(pauses) == 2
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Those between two tries, which are not made."""
+    found: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr("redis.retry.sleep", found.append)
+    monkeypatch.setattr("redis.asyncio.retry.sleep", pause)
+    return found
+
+
+@pytest.fixture(params=["away", "closing"])
+def nobody(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An address where nobody answers, and one where connections are closed at once."""
+    if request.param == "away":
+        yield "redis://127.0.0.1:1"
+        return
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield "redis://{}:{}".format(*server.server_address)
+        server.shutdown()
+
+
 @pytest.mark.parametrize("patience_s", [0.0, 1.0, 2.0, 30.0])
 def test_a_command_is_tried_for_about_as_long_as_its_client_is_patient(
-    monkeypatch: pytest.MonkeyPatch, patience_s: float
+    pauses: list[float], nobody: str, patience_s: float
 ) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("redis.retry.sleep", pauses.append)
-    settings = Settings.read(redis_url="redis://127.0.0.1:1")
-    client = redis_client(settings, patience_s=patience_s)
+    client = redis_client(Settings.read(redis_url=nobody), patience_s=patience_s)
     with client, pytest.raises(redis.ConnectionError):
         client.ping()
     assert patience_s / 2 <= sum(pauses) <= patience_s
+
+
+async def asked(settings: Settings, *, patience_s: float) -> None:
+    async with async_redis_client(settings, patience_s=patience_s) as client:
+        await client.ping()
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 2.0, 30.0])
+def test_so_is_one_that_is_awaited(pauses: list[float], nobody: str, patience_s: float) -> None:
+    with pytest.raises(redis.ConnectionError):
+        asyncio.run(asked(Settings.read(redis_url=nobody), patience_s=patience_s))
+    assert patience_s / 2 <= sum(pauses) <= patience_s
+
+
+def test_a_connection_that_was_lost_is_made_again(valkey_url: str, store: redis.Redis) -> None:
+    with redis_client(Settings.read(redis_url=valkey_url), patience_s=2) as client:
+        for _ in range(2):
+            store.client_kill_filter(_id=str(client.client_id()))
+        assert client.ping()
+
+
+def test_a_login_that_is_refused_is_not_tried_again(pauses: list[float], valkey_url: str) -> None:
+    settings = Settings.read(redis_url=valkey_url.replace("//", "//nobody", 1))
+    with redis_client(settings) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+    with pytest.raises(redis.AuthenticationError):
+        asyncio.run(asked(settings, patience_s=30))
+    assert not pauses
 
 
 @pytest.mark.parametrize("size", [0, 10, LARGE, LARGE + 1, 3 * LARGE])

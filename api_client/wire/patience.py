@@ -1,0 +1,57 @@
+"""Keeps redis-py to one number of tries, see "How messages survive" in docs/why.md."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.asyncio.retry import Retry as OfAsyncio
+from redis.retry import Retry
+
+__all__ = ["AsyncTries", "Tries"]
+
+
+class Tries(Retry):
+    """Of what is retried within a try nothing is, and a login that was refused is not."""
+
+    def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
+        meant = self.get_retries()
+
+        def once() -> Any:
+            with _alone(self):
+                return do()
+
+        try:
+            return super().call_with_retry(once, fail, *args, **options)
+        finally:
+            self.update_retries(meant)
+
+
+class AsyncTries(OfAsyncio):
+    """`Tries` for asyncio."""
+
+    async def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
+        meant = self.get_retries()
+
+        async def once() -> Any:
+            with _alone(self):
+                return await do()
+
+        try:
+            return await super().call_with_retry(once, fail, *args, **options)
+        finally:
+            self.update_retries(meant)
+
+
+@contextmanager
+def _alone(tries: Tries | AsyncTries) -> Iterator[None]:
+    """Each connection has its own, which what is called inside finds at zero."""
+    left = tries.get_retries()
+    tries.update_retries(0)
+    try:
+        yield
+    except redis.AuthenticationError:
+        left = 0
+        raise
+    finally:
+        tries.update_retries(left)
