@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
@@ -268,29 +267,13 @@ def _pictures(places: list[str]) -> list[str]:
     found: list[str] = []
     for place in places:
         if "://" not in place and os.path.isdir(place):  # a name that cannot be one is none
-            inside = sorted(p for p in _below(place) if p.name.lower().endswith(PICTURES))
-            if not inside:
+            if not (inside := inputs.pictures_in(place)):
                 endings = ", ".join(sorted(PICTURES))
                 show.line(f"{inputs.printable(place)} holds no pictures ({endings})", stderr=True)
             found += map(str, inside)
         else:
             found.append(place)
     return found
-
-
-def _below(folder: str) -> Iterator[Path]:
-    """Its files, but hidden ones, as in a job.
-
-    Raises:
-        OSError: not all of it may be read.
-    """
-
-    def refuse(error: OSError) -> NoReturn:
-        raise error
-
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
 def _embedded(names: list[str], items: "list[Item]", out: Path | None, as_json: bool) -> None:

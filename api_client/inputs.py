@@ -7,17 +7,19 @@ costs one item, as one that the worker cannot open.
 import base64
 import binascii
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO, IOBase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from .wire.endings import PICTURES
 from .wire.errors import BadRequest, ImageMissing, ImageUnreadable, ItemError
 from .wire.messages import MAX_TEXT_CHARS, BlobRef, Failure, ImageRef, PathRef, UrlRef
 
@@ -121,6 +123,24 @@ def several(images: Iterable[Picture]) -> Iterable[Picture]:
     if isinstance(images, single) or not isinstance(images, Iterable):
         raise BadRequest(f"images is {type(images).__name__}; pass a list of pictures")
     return images
+
+
+def pictures_in(folder: str | Path) -> list[Path]:
+    """The files below it that are known as pictures, sorted; no hidden ones, as in a job.
+
+    Raises:
+        OSError: not all of it may be read.
+    """
+    return sorted(file for file in _below(folder) if file.name.lower().endswith(PICTURES))
+
+
+def _below(folder: str | Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
 def texts(items: str | Iterable[str]) -> list[str]:

@@ -13,11 +13,12 @@ import numpy as np
 
 from .. import show, vectorfile
 from ..client import Client
-from ..inputs import printable
+from ..inputs import pictures_in, printable
 from ..results import Item, similarity
 from ..stack.devices import visible_devices
 from ..stack.settings import StackSettings
 from ..stack.up import Options, temporary_stack
+from ..wire import endings
 from ..wire.codec import Vectors
 from ..wire.errors import BadRequest
 from ..wire.settings import Settings
@@ -39,7 +40,6 @@ LOAD_S = 3600.0  # the largest weights of the catalogue, 4 GB, at 10 Mbit/s
 PACKAGES = {"clipyard", "celery", "torch", "open_clip_torch"}
 VECTORS = "vectors.parquet"
 BEST = 5  # pictures shown per query
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 console = show.console(stderr=True)
 
@@ -184,8 +184,7 @@ def _roots(folder: Path, collection: Collection) -> tuple[Path, ...]:
 def _own(folder: Path) -> Collection:
     if not folder.is_dir():
         raise BadRequest(f"{folder} is no folder; name one that holds pictures")
-    below = folder.rglob("*")
-    files = tuple(sorted(p for p in below if p.suffix.lower() in ENDINGS and p.is_file()))
+    files = tuple(file for file in pictures_in(folder) if file.is_file())  # no link to nowhere
     if not files:
-        raise BadRequest(f"{folder} holds no pictures ({', '.join(sorted(ENDINGS))})")
+        raise BadRequest(f"{folder} holds no pictures ({', '.join(sorted(endings.PICTURES))})")
     return Collection(files)

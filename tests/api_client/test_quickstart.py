@@ -34,6 +34,13 @@ def test_a_worker_is_told_of_the_folder_and_of_where_its_links_lead(tmp_path: Pa
     assert run._roots(library, run._own(library)) == (library.resolve(), elsewhere.resolve())
 
 
+def test_pictures_are_those_that_the_commands_take(tmp_path: Path) -> None:
+    for name in ("a.jfif", "b.HEIC", "notes.txt", "._a.jfif", ".trash/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert run._own(tmp_path).files == (tmp_path / "a.jfif", tmp_path / "b.HEIC")
+
+
 def test_a_picture_that_a_worker_took_is_drawn_however_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
