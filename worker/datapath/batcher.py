@@ -307,8 +307,11 @@ class Batcher:
         return True
 
     def _next_batch(self, number: int) -> Batch | None:
-        """The first runner goes first: what runs alone always runs in the same thread."""
-        if number and 0 not in self._running:
+        """The first runner goes first: what runs alone always runs in the same thread.
+
+        Once closed it may have ended, and what a failed pass gives back is there to be settled.
+        """
+        if number and 0 not in self._running and not self._closed:
             return None
         return self._turns.next_batch(self._clock())
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from threading import Barrier, Event, Lock, current_thread
+from threading import Barrier, Event, Lock, Thread, current_thread
 from typing import Any
 
 import numpy as np
@@ -701,6 +701,38 @@ def test_close_fails_what_waits_and_finishes_what_runs(desk: Desk) -> None:
         held.result(PATIENCE_S)
     with pytest.raises(NoWorker):
         desk.embed(1)
+
+
+def test_close_settles_what_fails_after_the_first_runner_has_ended() -> None:
+    at_work: dict[int, Thread] = {}
+    go_on = Event()
+
+    def fail_late(numbers: list[int]) -> None:
+        at_work[numbers[0]] = current_thread()
+        if numbers[0] == 0:
+            assert desk.release.wait(PATIENCE_S)
+        else:
+            assert go_on.wait(PATIENCE_S)
+            raise RuntimeError
+
+    with a_desk(runners=2) as desk:
+        desk.model = Puppet(parallel=2)
+        desk.model.misbehave = fail_late
+        desk.ask(0, priority=Priority.BULK)
+        desk.wait_for(lambda: 0 in at_work)
+        failing = desk.ask(1, 2, priority=Priority.BULK)
+        desk.wait_for(lambda: 1 in at_work)
+        waiting = desk.ask(3, priority=Priority.BULK)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 1)
+        closing_down = desk.callers.submit(desk.batcher.close)
+        with pytest.raises(NoWorker):
+            waiting.result(PATIENCE_S)
+        desk.release.set()
+        at_work[0].join(PATIENCE_S)
+        go_on.set()
+        with pytest.raises(NoWorker):
+            failing.result(PATIENCE_S)
+        closing_down.result(PATIENCE_S)
 
 
 def test_a_lost_device_is_told_to_all_who_wait_and_to_all_who_come(desk: Desk) -> None:
