@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -33,10 +34,11 @@ def checked(path: Path) -> Path:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
+        for file in _places(path):
+            is_new = not file.exists()
+            file.open("ab").close()
+            if is_new:
+                file.unlink()
     except OSError as error:
         raise BadRequest(f"cannot write vectors to {path}: {error.strerror}") from None
     return path
@@ -75,16 +77,22 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
 @contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes its place once it is written: half of one would be read as a whole."""
-    part = path.with_name(f"{path.name}.part")
+    file, part = _places(path)
     try:
         with part.open("wb") as out:
             yield out
-        part.replace(path)
+        part.replace(file)
     except OSError as error:
         why = error.strerror or error
         raise OSError(f"cannot write vectors to {path}: {why}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _places(path: Path) -> tuple[Path, Path]:
+    """The file that a path names, on whatever disk a link leads to, and where it is written."""
+    file = Path(os.path.realpath(path))
+    return file, file.with_name(f"{file.name}.part")
 
 
 def _row(reference: str, item: Item) -> dict[str, object]:

@@ -139,7 +139,10 @@ def test_a_name_that_is_not_utf8_costs_nobody(clipyard, pictures, tmp_path, monk
 
 @pytest.mark.parametrize(
     "out",
-    ["vectors.csv", "vectors", ".", "folder.npy", "notes.txt/vectors.npy", "x" * 300 + ".npy"],
+    [
+        *("vectors.csv", "vectors", ".", "folder.npy", "notes.txt/vectors.npy", "x" * 300 + ".npy"),
+        "x" * 250 + ".npy",  # only what it is written to has too long a name
+    ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(clipyard, pictures, out):
     (pictures / "folder.npy").mkdir()
@@ -190,6 +193,17 @@ def test_half_a_file_of_vectors_is_named_and_takes_nobodys_place(clipyard, tmp_p
     assert (code, error) == (1, f"error: cannot write vectors to {out}: File too large\n")
     assert list(tmp_path.iterdir()) == [out]
     assert out.read_text() == "of yesterday"
+
+
+def test_vectors_go_where_a_link_leads(clipyard, tmp_path):
+    there, link = tmp_path / "large disk", tmp_path / "vectors.npy"
+    there.mkdir()
+    link.symlink_to(there / "vectors.npy")
+    for _ in range(2):
+        assert clipyard("text", "red", "-o", link)[0] == 0
+        assert link.is_symlink()
+        assert np.load(link).shape == (1, 16)
+    assert len(list(there.iterdir())) == 1
 
 
 def test_vectors_of_no_pictures_are_an_empty_matrix(clipyard, tmp_path):
