@@ -28,18 +28,20 @@ PAUSE_S = 0.1  # for the first look, before another one
 # Whether a message is still with the broker: in a queue, or in one that is too long to be searched,
 # or held by a worker, by its tag. What workers hold is read last: of a hundred at work it is
 # megabytes. Only there are messages that bear another tag: those of clients and workers of before
-# 2026-11-29. KEYS: the held ones, the queue. ARGV: its id, how many to search.
+# 2026-11-29. KEYS: the held ones, the queue. ARGV: its id, how many to search. An id ends with a
+# quote or a space: that of a call's second message begins that of its eleventh.
 _FIND = """
-local function has(texts)
+local quoted = '"' .. ARGV[1] .. '"'
+local function has(texts, what)
   for _, text in ipairs(texts) do
-    if string.find(text, ARGV[1], 1, true) then return true end
+    if string.find(text, what, 1, true) then return true end
   end
 end
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 1 end
 if redis.call('LLEN', KEYS[2]) > tonumber(ARGV[2]) then return 1 end
-if has(redis.call('LRANGE', KEYS[2], 0, -1)) then return 1 end
-if has(redis.call('HKEYS', KEYS[1])) then return 1 end  -- sent, or tried, again
-if has(redis.call('HVALS', KEYS[1])) then return 1 end
+if has(redis.call('LRANGE', KEYS[2], 0, -1), quoted) then return 1 end
+if has(redis.call('HKEYS', KEYS[1]), ARGV[1] .. ' ') then return 1 end  -- sent, or tried, again
+if has(redis.call('HVALS', KEYS[1]), quoted) then return 1 end
 return 0
 """
 
