@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from api_client.wire.errors import Cancelled
 from api_client.wire.messages import Kind, Priority
@@ -526,3 +527,120 @@ def test_dropping_a_call_leaves_its_neighbours() -> None:
     bench.prepare()
     assert of(bench.run(0)) == [(2, 0), (2, 1), (3, 0)]
     assert bench.turns.depth() == 0
+
+
+def test_whatever_happens_in_which_order_each_row_is_in_one_place_and_comes_to_its_end() -> None:
+    """Rows are prepared, collated and run; passes fail, the limit falls, callers leave."""
+    nth = st.integers(0, 99)
+
+    class Walk(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bench, self.now = Bench(), 0.0
+            self.models = [StandIn(parallel=1, brief=2), StandIn(parallel=2)]
+            self.calls: list[Call] = []
+            self.preparing: list[Row] = []
+            self.collating: list[Batch] = []
+            self.running: list[Batch] = []
+
+        @rule(
+            items=st.sampled_from([1, BATCH, 3 * BATCH]),
+            priority=st.sampled_from(Priority),
+            kind=st.sampled_from(Kind),
+            which=st.integers(0, 1),
+        )
+        def call(self, items: int, priority: Priority, kind: Kind, which: int) -> None:
+            options: dict[str, Any] = {"priority": priority, "kind": kind, "now": self.now}
+            self.calls.append(self.bench.call(items, model=self.models[which], **options))
+
+        @rule()
+        def begin_to_prepare(self) -> None:
+            while (row := self.bench.turns.next_to_prepare(self.now)) is not None:
+                self.preparing.append(row)
+
+        @rule(many=st.integers(1, 2 * BATCH), bad=st.integers(0, 99))
+        def prepared(self, many: int, bad: int) -> None:
+            for number, row in enumerate(self.preparing[:many]):
+                self.preparing.remove(row)
+                if row.call.gone or number == bad:
+                    self.bench.turns.abandoned(row)
+                    self.settle([row])
+                else:
+                    row.prepared = PreparedText("", length=row.index % 3)
+                    self.bench.turns.prepared(row)
+
+        @rule()
+        def begin_to_collate(self) -> None:
+            if (batch := self.bench.turns.next_to_collate(self.now)) is not None:
+                self.collating.append(batch)
+                assert len(self.collating) == 1
+
+        @rule()
+        def collated(self) -> None:
+            if self.collating:
+                self.settle(self.bench.turns.collated(self.collating.pop()))
+
+        @rule()
+        def begin_to_run(self) -> None:
+            if batch := self.bench.begin(self.now):
+                self.running.append(batch)
+                assert len({row.call.group for row in batch}) == 1
+                self.begin_to_collate()
+
+        @rule(which=nth, how=st.sampled_from(["well", "well", "does not fit", "fails"]))
+        def ended(self, which: int, how: str) -> None:
+            if not self.running:
+                return
+            batch = self.running.pop(which % len(self.running))
+            if how == "does not fit" and len(batch) > 1:
+                self.bench.limit = len(batch) // 2
+                self.bench.turns.return_to_front(batch)
+            elif how == "fails" and len(batch) > 1:
+                self.bench.turns.return_halves(batch)
+            else:
+                self.settle(batch)
+            self.bench.turns.ended(batch)
+
+        @rule(which=nth)
+        def leave(self, which: int) -> None:
+            if waiting := [call for call in self.calls if call.left]:
+                call = waiting[which % len(waiting)]
+                call.gone = Cancelled("withdrawn")
+                self.settle(self.bench.turns.drop(call))
+
+        @rule(seconds=st.sampled_from([1.0, 11.0]))
+        def wait(self, seconds: float) -> None:
+            self.now += seconds
+
+        def settle(self, rows: Iterable[Row]) -> None:
+            for row in rows:
+                row.call.settle(row.index, Cancelled("done with"))
+
+        @invariant()
+        def each_is_in_one_place(self) -> None:
+            groups = self.bench.turns._groups.values()
+            waiting = [row for group in groups for row in (*group.waiting, *group.ready)]
+            batches = [*(batch for group in groups for batch in group.formed), *self.collating]
+            rows = [row for batch in [*batches, *self.running] for row in batch]
+            unsettled = [
+                (call.number, index)
+                for call in self.calls
+                for index, outcome in enumerate(call.outcomes)
+                if outcome is None
+            ]
+            assert sorted(of([*waiting, *self.preparing, *rows])) == sorted(unsettled)
+
+        def teardown(self) -> None:
+            for _ in range(sum(call.left for call in self.calls) * 2):
+                self.begin_to_prepare()
+                self.prepared(2 * BATCH, 99)
+                self.begin_to_run()
+                self.begin_to_collate()
+                self.collated()
+                self.ended(0, "well")
+            assert not any(call.left for call in self.calls)
+            assert not self.bench.turns._groups
+
+    run_state_machine_as_test(
+        Walk, settings=settings(max_examples=25, stateful_step_count=40, deadline=None)
+    )
