@@ -182,6 +182,12 @@ class About:
     at_rest: tuple[AtRest, ...] = ()
     patience_s: float = 120.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.packages, str):  # which would be one package per letter
+            raise TypeError(
+                f"packages is {self.packages!r}; make it a tuple, as ({self.packages!r},)"
+            )
+
 
 class Backend(Protocol):
     """Knows one family: turns a catalogue entry into a `Model`.

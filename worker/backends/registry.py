@@ -287,13 +287,28 @@ def _maker(name: str, source: _Source) -> Maker:
 
 def _made(name: str, source: _Source, placement: Placement) -> Backend:
     try:
-        return _maker(name, source)(placement)
+        return _declared(_maker(name, source)(placement))
     except BackendFailed as error:
         sentence = str(error)
         named = sentence if name in sentence else f"the model family {name}: {sentence}"
         raise BackendFailed(named) from error
     except Exception as error:
         raise BackendFailed(f"the model family {name} cannot be made: {error!r}") from error
+
+
+def _declared(backend: Backend) -> Backend:
+    """
+    Raises:
+        BackendFailed: what it says of itself has another form than is due.
+    """
+    if not isinstance(_about(backend), About):
+        raise BackendFailed(f"about is {_about(backend)!r:.100}; make it an About")
+    models: Any = getattr(backend, "models", ())
+    if not isinstance(models, tuple | list) or not all(isinstance(one, Entry) for one in models):
+        raise BackendFailed(
+            f"models is {models!r:.100}; make it a tuple of Entry, as (Entry(...),)"
+        )
+    return backend
 
 
 def _about(backend: Backend | None) -> About:

@@ -38,6 +38,18 @@ class Needy(Lengths):
 
 
 HERE = f"lengths={__name__}:Lengths"
+CLASS = """from worker.backends.base import About
+from worker.backends.simple import SimpleModel
+from worker.catalogue import Entry
+class Mine(SimpleModel):
+    """
+OF_ONE_MODEL = CLASS + "models = (Entry('x/one'))"
+OF_A_NAME = CLASS + "models = ('x/one',)"
+OF_LETTERS = CLASS + "about = About(packages=('numpy'))"
+SAYS_A_WORD = """class Mine:
+    about = 'mine'
+    def __init__(self, placement): pass
+    """
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +130,10 @@ def test_status_tells_who_is_ready_and_imports_nobody():
         ("Mine = 3", "broken.*is no class"),
         ("", "broken.*has no attribute 'Mine'"),
         ("def Mine(placement): raise ValueError('no')", "broken.*cannot be made.*no"),
+        (OF_ONE_MODEL, r"broken.*models is Entry\(.*; make it a tuple of Entry"),
+        (OF_A_NAME, r"broken.*models is \('x/one',\); make it a tuple of Entry"),
+        (OF_LETTERS, "broken.*packages is 'numpy'; make it a tuple"),
+        (SAYS_A_WORD, "broken.*about is 'mine'; make it an About"),
     ],
 )
 def test_a_plug_in_that_breaks_costs_its_own_requests_only(folder, source, sentence):
