@@ -10,7 +10,8 @@ It is a pytest plug-in too. With `pytest -p worker.backends.check`, or in a modu
 import gc
 import sys
 import time
-from argparse import ArgumentParser
+import traceback
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ SLACK_BYTES = 64 * 2**20  # a process grows and shrinks by itself by so much
 UNTOLD_SHARE = 1.5  # a load may take so many times what the model says
 OVERTOLD_SHARE = 4.0  # it may say so many times what it takes: a server counts its buffers too
 THREADS = 8
+ROOT = Path(__file__).parents[1]
 WITHIN_S = 120.0
 
 BAD_TEXTS = ("", " ", "\0", "\N{COMBINING ACUTE ACCENT}" * 300, "word " * 20_000)
@@ -258,7 +260,11 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if every check passed, 1 if not, 2 if there is nothing to check."""
-    parser = ArgumentParser(prog="python -m worker.backends.check", description=__doc__)
+    parser = ArgumentParser(
+        prog="python -m worker.backends.check",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", help="a family, or the id of a model of it")
     name = parser.parse_args(argv).name
     try:
@@ -283,8 +289,19 @@ def _examined(check: Callable[[Subject], None], subject: Subject) -> Finding:
     except AssertionError as error:
         trouble = str(error) or "an assertion of the back end failed"
     except Exception as error:
-        trouble = f"{type(error).__name__}: {error}"
+        trouble = f"{type(error).__name__}: {error}{_place(error)}"
     return Finding(check.__name__, trouble, time.monotonic() - begun)
+
+
+def _place(error: Exception) -> str:
+    """Which line of the family led to it; an error of ours is told by its sentence."""
+    if isinstance(error, ClipyardError):
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    are_ours = [Path(frame.filename).is_relative_to(ROOT) for frame in frames]
+    last_of_ours = len(frames) - 1 - are_ours[::-1].index(True)
+    frame = frames[min(last_of_ours + 1, len(frames) - 1)]
+    return f" ({frame.filename}:{frame.lineno})"
 
 
 def _subject(name: str, settings: WorkerSettings) -> Subject:
@@ -319,9 +336,13 @@ def _loadable(name: str, families: Families, catalogue: Catalogue) -> Entry:
                 return entry
             except ClipyardError as error:
                 refusals.append(str(error))
+            except Exception as error:
+                refusals.append(f"{type(error).__name__}: {error}{_place(error)}")
     if refusals:
         raise BackendFailed(f"no model of {name} can be loaded here: {refusals[0]}")
-    raise UnknownModel(f"no catalogue lists a model of {name}; give a model's id instead")
+    raise UnknownModel(
+        f"{name} brings no `models` and no catalogue lists one; give a model's id instead"
+    )
 
 
 @contextmanager
@@ -387,7 +408,8 @@ def _vector(outcome: Outcome) -> NDArray[np.float32]:
 
 def _must_match(model: Model, rows: Any, others: Any, what: str) -> None:
     a, b = np.asarray(rows, np.float64), np.asarray(others, np.float64)
-    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    with np.errstate(invalid="ignore"):  # of a zero vector, which is told as nan
+        cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     lowest = float(cosines.min())
     wanted = SAME.get(model.traits.precision, SAME["float32"])
     _must(lowest >= wanted, f"{what}: cosine {lowest:.5f}, at least {wanted} is due")

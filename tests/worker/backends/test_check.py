@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +191,32 @@ def command(tmp_path, monkeypatch, capsys):
 def test_the_command_tells_check_by_check(command):
     code, said = command("fake")
     assert (code, said.out.count("passed")) == (0, 9)
+
+
+class Broken(Good):
+    def embed_texts(self, texts):
+        return np.full(len(texts), self.no_such_weights)
+
+
+class Demanding(Good):
+    models = (Entry("mine/one"),)
+
+    def __init__(self):
+        """Of no entry and no placement."""
+
+
+def test_an_error_that_nobody_typed_is_told_with_its_line():
+    finding = next(examine(subject(Broken)))
+    line = Broken.embed_texts.__code__.co_firstlineno + 1
+    assert finding.trouble.endswith(f"no attribute 'no_such_weights' ({__file__}:{line})")
+
+
+def test_a_family_that_cannot_even_be_asked_is_one_line(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "demanding", SimpleNamespace(Mine=Demanding))
+    monkeypatch.setenv("CLIPYARD_BACKENDS", '["mine=demanding:Mine"]')
+    code, said = command("mine")
+    assert code == 2
+    assert said.err.startswith("no model of mine can be loaded here: TypeError: Demanding")
 
 
 OF_A_STRANGER = """
