@@ -270,7 +270,8 @@ def _maker(name: str, source: _Source) -> Maker:
         raise BackendFailed(f"the model family {name}: {error}") from error
     except ModuleNotFoundError as error:
         raise BackendFailed(
-            f"the model family {name} ({source.origin}) needs {error.name}, which is not installed"
+            f"the model family {name} ({source.origin}) needs {error.name}, which is not installed "
+            "and in no folder of PYTHONPATH"
         ) from error
     except Exception as error:
         raise BackendFailed(

@@ -23,7 +23,9 @@ class ColourWords(SimpleModel):
         tags=("sample",),
         packages=("numpy",),
     )
-    models = (Entry("colour_words/rgb", description="Red, green and blue", dimension=4),)
+    models = (
+        Entry("colour_words/rgb", description="Red, green and blue", dimension=4, input_size=32),
+    )
     dimension = 4  # one for "no colour at all", so that no vector is zero
     input_size = 32
 

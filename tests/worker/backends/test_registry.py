@@ -126,7 +126,7 @@ def test_status_tells_who_is_ready_and_imports_nobody():
     [
         ("raise RuntimeError('on strike')", "broken.*RuntimeError.*on strike"),
         ("raise SystemExit(3)", "broken.*SystemExit"),
-        ("import torhc", "broken.*needs torhc, which is not installed"),
+        ("import torhc", "broken.*needs torhc, which is not installed and in no folder of PY"),
         ("Mine = 3", "broken.*is no class"),
         ("", "broken.*has no attribute 'Mine'"),
         ("def Mine(placement): raise ValueError('no')", "broken.*cannot be made.*no"),
