@@ -209,8 +209,10 @@ def fleet_findings(fleet: Fleet, settings: Settings, *, now: float) -> Found:
         return
     for worker in fleet.workers:
         found = f"{worker.name} is {worker.state} on {worker.device}: {worker.trouble}".rstrip(": ")
-        mend = "look at its log; restart it if it stays so" if worker.state == "broken" else ""
-        yield _told(Check.WORKER, found, mend=mend, health=Health.SICK)
+        health = Health.SICK if worker.state == "broken" else Health.WARNING
+        is_wrong = worker.state == "broken" or (worker.state == "ready" and worker.trouble)
+        mend = "look at its log; restart it if it stays so" if is_wrong else ""
+        yield _told(Check.WORKER, found, mend=mend, health=health)
         yield from _versions(worker)
         yield from _beat(worker, settings, now=now)
         for complaint in worker.complaints:

@@ -199,6 +199,13 @@ def test_a_broken_worker_is_sick(tell, show):
     assert (broken.health, "forward pass" in broken.found) == (Health.SICK, True)
 
 
+def test_a_ready_worker_of_which_something_failed_is_a_warning(tell, show):
+    show(trouble="the model family mine cannot be imported")
+    [troubled] = tell()[Check.WORKER]
+    assert (troubled.health, "mine" in troubled.found) == (Health.WARNING, True)
+    assert "its log" in troubled.mend
+
+
 def test_a_model_that_was_refused_is_told_until_it_is_there(tell, show, store, keys):
     show(models=("clip/a",))
     refused = {"kind": EventKind.REFUSED, "model": "clip/a", "reason": "in use"}
