@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from .errors import BadRequest, UnknownJob
+from .errors import BadRequest, NotSigned, UnknownJob
 from .messages import MAX_ITEMS, Message, ModelId, Priority, Request
 from .names import JOB_PLAN
 from .settings import Settings
@@ -116,7 +116,14 @@ def unsealed(job: str, text: bytes, signature: bytes | None, settings: Settings)
     """
     words = _words(text)
     payload = {**_seal(words), FIELD: _words(signature or b"")}
-    opened(payload, task=JOB_PLAN, request=job, settings=settings)
+    try:
+        opened(payload, task=JOB_PLAN, request=job, settings=settings)
+    except NotSigned:
+        raise NotSigned(
+            f"job {job} is not signed with a key of this worker: submit it with the worker's "
+            "CLIPYARD_SIGNING_KEY, or, if it was with an older one, set that as the worker's "
+            "CLIPYARD_OLD_SIGNING_KEY"
+        ) from None
     return JobSpec.read(words)
 
 

@@ -147,10 +147,11 @@ def opened(here: Runtime, job_id: str) -> Job:
 
     Raises:
         UnknownJob: nobody knows it.
+        BadRequest: it is of another version, or not signed with a key of this worker.
     """
     ledger = ledger_of(here, job_id)
-    if (spec := readable(ledger)) is None:
-        raise UnknownJob(f"there is no job {job_id!r} that this worker can read")
+    if (spec := ledger.spec(here.settings)) is None:
+        raise UnknownJob(f"there is no job {job_id!r}; see `clipyard reembed list`")
     return _opened(here, spec, ledger)
 
 

@@ -19,9 +19,9 @@ from api_client.wire.errors import (
     BadRequest,
     ImageMissing,
     ItemError,
+    NotSigned,
     SpaceMismatch,
     StoreDown,
-    UnknownJob,
 )
 from api_client.wire.jobs import JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
@@ -589,7 +589,7 @@ def test_a_worker_that_cannot_read_a_job_that_has_begun_pauses_it(
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
     store.hset(keys.job("job"), "spec", json.dumps({**json.loads(spec), "version": 0}))
-    with pytest.raises(UnknownJob):
+    with pytest.raises(BadRequest, match="an older version of Clipyard"):
         duty.opened(runtime.here(), "job")
     store.hset(keys.job("job"), "spec", spec)
     assert desk.status().state is JobState.COMPLETE
@@ -607,6 +607,26 @@ def test_where_a_key_is_set_a_job_without_its_signature_is_refused(
         Desk(store, keys, post, parts.settings).submit(pictures, sink)
         post.deliver_all()
         assert stranger.status().state is JobState.COMPLETE
+
+
+def test_a_job_outlives_a_change_of_keys_only_where_its_own_is_still_accepted(
+    store, keys, tmp_path, post, pictures, sink
+):
+    old, new = "o" * 40, "n" * 40
+    with at_work(store, keys, tmp_path, signing_key=old) as parts:
+        desk = Desk(store, keys, post, parts.settings)
+        desk.submit(pictures, sink)
+        post.deliver()
+    with at_work(store, keys, tmp_path, signing_key=new):
+        assert set(post.deliver_all()) == {"unreadable"}
+        assert desk.status().state is JobState.PAUSED
+        assert "CLIPYARD_OLD_SIGNING_KEY" in desk.status().reason
+        with pytest.raises(NotSigned, match="CLIPYARD_OLD_SIGNING_KEY"):
+            duty.opened(runtime.here(), "job")
+    with at_work(store, keys, tmp_path, signing_key=new, old_signing_key=old):
+        desk.do(RESUME)
+        post.deliver_all()
+        assert desk.status().state is JobState.COMPLETE
 
 
 def test_a_worker_in_another_space_passes_the_chunk_on(
