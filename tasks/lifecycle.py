@@ -3,6 +3,7 @@
 Each is idempotent: Celery may deliver a message twice, and `answering` tries a busy model again.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -114,7 +115,9 @@ def set_(call: Call[Set]) -> Managed:
     now = here.tracker.settings
     here.slots.limits = replace(here.slots.limits, slots=now.slots, pinned=frozenset(now.pinned))
     given = knobs.model_dump(exclude_none=True)
-    told = ", ".join(f"{name} {getattr(before, name)} -> {given[name]}" for name in given)
+    told = ", ".join(  # as `clipyard set` takes it
+        f"{name} {json.dumps(getattr(before, name))} -> {json.dumps(given[name])}" for name in given
+    )
     return _managed(None, told or "nothing was to be set", changed=now != before, begun=begun)
 
 

@@ -228,6 +228,11 @@ def test_set_changes_limits_and_pins_at_once_and_tells_what_they_were(ask, here)
     assert worker.settings["slots"] == "1"
 
 
+def test_what_was_set_is_told_as_it_would_be_set_again(ask):
+    answer = ask(names.SET, knobs={"pinned": ["a"], "adaptive_timeouts": True})
+    assert answer.message == 'pinned [] -> ["clip/a"], adaptive_timeouts false -> true'
+
+
 @pytest.mark.parametrize(
     ("knobs", "told"),
     [
