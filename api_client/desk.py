@@ -52,7 +52,7 @@ from .wire.messages import (
 )
 
 SUGGESTIONS = 5
-EVERYBODY = ["all"]  # in the place of names, which all have an @
+EVERYBODY = "all"  # among names, which all have an @
 PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
 
 Workers = Sequence[str] | None
@@ -189,7 +189,7 @@ class Desk:
             BadRequest: nobody is known by one of these names. NoWorker: nor is anybody there.
         """
         named = node_names(workers)
-        if named == EVERYBODY:
+        if named and EVERYBODY in named:
             return (yield from self._everybody())
         if named and (unknown := (yield from self.line.unknown_workers(named))):
             if not (alive := (yield from self.line.live_workers())):

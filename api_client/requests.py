@@ -153,7 +153,7 @@ def patience_s(timeout: Any) -> float:
 
 
 def node_names(workers: Sequence[str] | None) -> Sequence[str] | None:
-    """The workers a call names.
+    """The workers a call names, each once.
 
     Raises:
         BadRequest: they are no list of names.
@@ -163,7 +163,7 @@ def node_names(workers: Sequence[str] | None) -> Sequence[str] | None:
     named = list(workers) if isinstance(workers, Iterable) and not isinstance(workers, str) else []
     if not named or not all(isinstance(worker, str) and worker for worker in named):
         raise BadRequest(f"workers is {workers!r}; use node names as in `clipyard status`")
-    return named
+    return list(dict.fromkeys(named))
 
 
 def image_calls(

@@ -397,17 +397,18 @@ def test_what_all_are_asked_goes_past_those_that_stop_if_anybody_stays(stage, co
     assert not store.exists(keys.queue(names.direct_queue("a@stopping"), names.INTERACTIVE))
 
 
-def test_a_model_is_loaded_by_every_worker_if_all_are_asked(stage, connect, quick):
+@pytest.mark.parametrize("asked", [["all"], ["all", "b@there"], ["a@here", "b@there", "a@here"]])
+def test_a_model_is_loaded_once_by_every_worker_if_all_are_asked(stage, connect, quick, asked):
     client = connect(stage.settings)
     with pytest.raises(NoWorker):
-        client.load("fake/small", workers=["all"], timeout=0.1)
+        client.load("fake/small", workers=asked, timeout=0.1)
     fleet = ["a@here", "b@there"]
     for name in fleet:
         show(stage, name)
     with pytest.raises(NoAnswer):
-        client.load("fake/small", workers=["all"], timeout=0.1)
+        client.load("fake/small", workers=asked, timeout=0.1)
     queues = [stage.keys.queue(names.direct_queue(name), names.INTERACTIVE) for name in fleet]
-    assert stage.store.exists(*queues) == 2
+    assert [stage.store.llen(queue) for queue in queues] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["fake/small", "small"])
