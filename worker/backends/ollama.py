@@ -17,7 +17,6 @@ from api_client.wire.errors import (
     BackendAway,
     BackendFailed,
     ClipyardError,
-    LoadFailed,
     NoAnswer,
     SpaceMismatch,
     WeightsUnavailable,
@@ -75,11 +74,6 @@ class Ollama(SimpleModel):
             info = self._client.show(self._name).modelinfo or {}
         told = info.get(f"{info.get('general.architecture')}.embedding_length", 0)
         self.dimension = int(told) or self.entry.dimension
-        if self.entry.dimension not in (0, self.dimension):
-            raise LoadFailed(
-                f"{self._name} has {self.dimension} dimensions in Ollama, "
-                f"{self.entry.id} promises {self.entry.dimension}"
-            )
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         with self._errors():

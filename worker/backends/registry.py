@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from threading import Lock
 from typing import Any, Literal, TypeVar
 
-from api_client.wire.errors import BackendFailed, BadSettings, ClipyardError
+from api_client.wire.errors import BackendFailed, BadSettings, ClipyardError, LoadFailed
 
 from ..catalogue import Entry
 from .base import About, Backend, Model, Placement
@@ -172,10 +172,22 @@ class Families:
         return self._call(entry.backend, "check", partial(self._able(entry).check, entry))
 
     def load(self, entry: Entry) -> Model:
-        """See `Backend.load`."""
+        """See `Backend.load`.
+
+        Raises:
+            LoadFailed: its vectors have another length than the entry says, which callers are told.
+        """
         model = self._call(entry.backend, "load", partial(self._able(entry).load, entry))
         guard = self._guards.get(entry.backend)
-        return GuardedModel(model, guard) if guard else model
+        model = GuardedModel(model, guard) if guard else model
+        found = model.traits.dimension
+        if entry.dimension not in (0, found):
+            model.unload()
+            raise LoadFailed(
+                f"{entry.id} has {found} dimensions, its entry says {entry.dimension}: mend that, "
+                "or leave it out"
+            )
+        return model
 
     def describe(self, model_id: str) -> Entry | None:
         """What the family `x` makes of `x/...`, and open_clip of any other id that no file lists.

@@ -9,7 +9,6 @@ import pytest
 from api_client.wire.errors import (
     BackendAway,
     BackendFailed,
-    LoadFailed,
     NoAnswer,
     SpaceMismatch,
     WeightsUnavailable,
@@ -200,11 +199,6 @@ def test_what_ollama_refuses_is_typed(server, family, status, sentence, error):
     with pytest.raises(error, match=sentence[:20]):
         texts(model, "a")
     model.unload()
-
-
-def test_another_dimension_than_promised_is_refused(server, family):
-    with pytest.raises(LoadFailed, match=r"1024 dimensions in Ollama, .* promises 7"):
-        family.load(replace(entry(server), dimension=7))
 
 
 def test_any_model_of_ollamas_has_an_id():

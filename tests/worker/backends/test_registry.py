@@ -3,13 +3,14 @@
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from api_client.wire.errors import BackendFailed, BadSettings
+from api_client.wire.errors import BackendFailed, BadSettings, LoadFailed
 from api_client.wire.messages import Kind, Priority
 from worker.backends.base import About, Placement
 from worker.backends.fake import Fake
@@ -201,6 +202,17 @@ def test_a_plug_in_that_answers_wrongly_is_named_and_the_next_one_is_served(kind
     assert all("bad/one" in str(outcome) for outcome in embed("bad"))
     assert all(isinstance(outcome, np.ndarray) for outcome in embed("good"))
     batcher.close()
+
+
+@pytest.mark.parametrize("family", ["built in", "plugged in"])
+def test_vectors_of_another_length_than_the_entry_says_are_refused(family):
+    families = Families(Placement(), [HERE])
+    families.register("built in", Lengths)
+    backend = "lengths" if family == "plugged in" else family
+    entry = Entry("one", backend=backend, dimension=512, kinds=(Kind.TEXT,))
+    with pytest.raises(LoadFailed, match="one has 2 dimensions, its entry says 512"):
+        families.load(entry)
+    assert families.load(replace(entry, dimension=2)).traits.dimension == 2
 
 
 def test_a_package_that_a_family_declares_and_lacks_is_one_line():
