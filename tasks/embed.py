@@ -81,7 +81,10 @@ def _patience_s(request: EmbedBatch) -> float:
 def _choose(request: EmbedBatch) -> Choice:
     """By the rule of `worker.choice`, the first that is here or can be loaded."""
     here = runtime.here()
-    tiers = {slot.model_id: slot.tier for slot in here.slots.view()}
+    view = here.slots.view()
+    tiers = {slot.model_id: slot.tier for slot in view}
+    # An entry may say too much, as one of timm that leaves its kinds out.
+    unable = {one.model_id for one in view if one.traits and request.kind not in one.traits.kinds}
     candidates = [
         Candidate(
             entry,
@@ -89,6 +92,7 @@ def _choose(request: EmbedBatch) -> Choice:
             size=here.ledger[entry.id].device_bytes or int(entry.memory_gb * 2**30),
         )
         for entry in here.catalogue
+        if entry.id not in unable
     ]
     device = here.memory.device() or here.memory.host()
     wish = Wish.of(request.kind, request.texts)

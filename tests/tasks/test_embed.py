@@ -10,6 +10,7 @@ from api_client.wire.errors import BadRequest
 from api_client.wire.messages import AUTO, EmbedBatch, Kind
 from tasks import embed
 from worker import runtime
+from worker.backends.base import Tier, Traits
 from worker.catalogue import Catalogue, Entry
 from worker.delivery.answers import Call
 from worker.residency.ledger import Ledger
@@ -63,4 +64,15 @@ def test_a_request_whose_place_was_taken_gives_way_before_anything_is_embedded(m
 
 @pytest.mark.usefixtures("_here")
 def test_auto_chooses_among_the_others_where_nobody_knows_the_current_model():
+    assert embed._choose(EmbedBatch(model=AUTO, texts=("a",))).entry.id == "only/text"
+
+
+@pytest.mark.usefixtures("_here")
+def test_auto_passes_over_a_model_that_does_not_embed_what_its_entry_says():
+    here = runtime.here()
+    here.catalogue = Catalogue([Entry("says/both"), *here.catalogue])
+    assert embed._choose(EmbedBatch(model=AUTO, texts=("a",))).entry.id == "says/both"
+    traits = Traits(dimension=2, kinds=(Kind.IMAGE,), fingerprint="f")
+    held = SimpleNamespace(model_id="says/both", tier=Tier.DEVICE, traits=traits)
+    here.slots.view = lambda: (held,)
     assert embed._choose(EmbedBatch(model=AUTO, texts=("a",))).entry.id == "only/text"
