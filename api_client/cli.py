@@ -215,8 +215,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show which model is where, and what goes next."""
-    if watch and as_json:
-        raise typer.BadParameter("--watch draws on a terminal; --json shows it once")
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise typer.BadParameter("--watch draws on a terminal; without it the status is shown once")
     from . import overview
 
     with a_client() as client:

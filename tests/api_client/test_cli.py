@@ -399,6 +399,7 @@ def test_status_is_one_json_object(clipyard):
         ["set", "no_such=1"],
         ["switch", "no/such"],
         ["status", "--watch", "--json"],
+        ["status", "--watch"],  # into a pipe, where it would draw nothing and never end
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(clipyard, argv):
