@@ -10,11 +10,13 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from typing import Any
 
 from celery import concurrency
 from celery.app import trace
 from celery.bootsteps import StartStopStep
+from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
 
 from api_client.wire import logs, spans
@@ -98,6 +100,8 @@ def _log(loglevel: int | None = None, **_: Any) -> None:
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def _start(sender: str, **_: Any) -> None:
+    # Of a lost connection Celery says that what runs is redelivered. Our Consumer keeps it.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     gc.disable()
     try:
         check_login(settings)
