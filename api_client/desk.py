@@ -35,7 +35,14 @@ from .talks import Call, Line
 from .vigil import NOBODY
 from .wire import names
 from .wire.codec import Vectors
-from .wire.errors import BadRequest, ClipyardError, NoAnswer, NoBroker, NoWorker, UnknownModel
+from .wire.errors import (
+    BadRequest,
+    ClipyardError,
+    NoBroker,
+    NoWorker,
+    UnknownModel,
+    from_wire,
+)
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import (
     AUTO,
@@ -200,11 +207,12 @@ class Desk:
         return named
 
     def _ask(self, task: str, request: Request, workers: Sequence[str]) -> Talk[list[Managed]]:
-        """Every worker's answer; if one refused, its refusal once all have answered."""
+        """Every worker's answer; if one refused, its refusal once all have answered, which names it
+        and who did it."""
         calls = [Call(task, request, queue=names.direct_queue(worker)) for worker in workers]
         waiting = deque(calls)
         answers: list[Managed] = []
-        refusals: list[ClipyardError] = []
+        refusals: list[tuple[str, ClipyardError]] = []
         try:
             for call in calls:
                 yield from self.line.send(call)
@@ -213,19 +221,21 @@ class Desk:
                     answer = (yield from self.line.wait(waiting[0])).message
                 except NoBroker:
                     raise
-                except NoAnswer as error:
-                    refusals.append(NoAnswer(f"{workers[-len(waiting)]}: {error}"))
                 except ClipyardError as error:
-                    refusals.append(error)
+                    refusals.append((workers[-len(waiting)], error))
                 else:
                     assert isinstance(answer, Managed)
                     answers.append(answer)
                 waiting.popleft()
         finally:
             yield from self.line.let_go(waiting)
-        if refusals:
-            raise refusals[0]
-        return answers
+        if not refusals:
+            return answers
+        worker, refusal = refusals[0]
+        if isinstance(refusal, BadRequest):  # all say the same
+            raise refusal
+        did = f"; done by {', '.join(answer.worker for answer in answers)}" if answers else ""
+        raise from_wire(refusal.code, f"{worker}: {refusal}{did}")
 
     def _best_for(self, model: str) -> Talk[Worker]:
         """The live worker that holds a model already, or has the most slots to spare; one that

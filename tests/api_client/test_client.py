@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from celery.worker.state import revoked
 from kombu.exceptions import OperationalError
 
 from api_client import Client, talks, vigil
+from api_client.desk import Desk
 from api_client.results import ItemsFailed, matrix
 from api_client.steps import Pause
-from api_client.talks import Call, Line
+from api_client.talks import Answer, Call, Line
 from api_client.testing import MODELS, NODE
 from api_client.vigil import FRESH_S, SEARCH_EVERY, STALE_S, Roll, Vigil
 from api_client.wire import names
@@ -24,13 +26,14 @@ from api_client.wire.errors import (
     Cancelled,
     ImageMissing,
     ImageUnreadable,
+    LoadFailed,
     NoAnswer,
     NoBroker,
     NoWorker,
     UnknownModel,
 )
 from api_client.wire.jobs import JobSpec, Place
-from api_client.wire.messages import EmbedBatch, ModelStatus, WorkerStatus
+from api_client.wire.messages import EmbedBatch, Load, Managed, ModelStatus, WorkerStatus
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from tests.flow.processes import until
@@ -395,6 +398,32 @@ def test_what_all_are_asked_goes_past_those_that_stop_if_anybody_stays(stage, co
     with pytest.raises(NoAnswer, match=r"^b@there: no answer"):
         call(client)
     assert not store.exists(keys.queue(names.direct_queue("a@stopping"), names.INTERACTIVE))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (LoadFailed("no sand"), "b@there: no sand; done by a@here, c@there"),
+        (BadRequest("no model 'x'"), "no model 'x'"),
+    ],
+)
+def test_of_several_workers_the_one_that_refuses_is_named_and_those_that_did_it(refusal, told):
+    def said(call):
+        yield from ()
+        if call.queue == names.direct_queue("b@there"):
+            raise refusal
+        worker = call.queue.removesuffix(names.direct_queue(""))
+        return Answer(Managed(worker=worker, model="m", changed=True, message="loaded m"), None)
+
+    def nothing(_):
+        yield from ()
+
+    line = SimpleNamespace(settings=None, send=nothing, wait=said, let_go=nothing)
+    desk = Desk(line, asked_by="test")
+    asking = desk._ask(names.LOAD, Load(model="m"), ["a@here", "b@there", "c@there"])
+    with pytest.raises(type(refusal)) as refused:
+        next(asking)
+    assert str(refused.value) == told
 
 
 @pytest.mark.parametrize("asked", [["all"], ["all", "b@there"], ["a@here", "b@there", "a@here"]])
