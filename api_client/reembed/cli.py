@@ -244,6 +244,10 @@ def _everything(status: "JobStatus") -> dict[str, Any]:
 
 
 def _row(status: "JobStatus") -> dict[str, Any]:
+    from .places import NAMED
+
+    sink = status.spec.sink
+    name = sink.options.get(NAMED.get(sink.kind, ""))
     return {
         "id": status.id,
         "state": status.state,
@@ -251,5 +255,5 @@ def _row(status: "JobStatus") -> dict[str, Any]:
         "failed": status.failed,
         "items": status.items,
         "model": status.spec.model,
-        "sink": f"{status.spec.sink.kind}: {status.spec.sink.where}",
+        "sink": f"{sink.kind}: {sink.where}" + (f"#{name}" if name else ""),
     }

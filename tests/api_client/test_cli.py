@@ -231,8 +231,8 @@ def test_the_id_of_a_job_stays_on_one_line(clipyard, monkeypatch):
 def test_eighty_columns_have_room_for_where_a_job_writes(clipyard, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     client = FakeClient()
-    client.reembed("/photos", sink="qdrant:http://vectors.org:6333", id="20261129-2030-a1b2c3")
-    assert " http://vectors.org:6333 " in clipyard("reembed", "list", client=client)[1]
+    client.reembed("/photos", sink="qdrant:http://vectors.org:6333#p", id="20261129-2030-a1b2c3")
+    assert " http://vectors.org:6333#p " in clipyard("reembed", "list", client=client)[1]
     [row] = json.loads(clipyard("reembed", "list", "--json", client=client)[1])
     assert list(row) == ["id", "state", "done", "failed", "items", "model", "sink"]
 
