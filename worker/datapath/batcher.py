@@ -29,11 +29,12 @@ from api_client.wire.messages import Kind, Priority
 
 from .. import processors
 from ..backends.base import Model, Prepared, PreparedText
+from .calls import Batch, Call, Row
 from .outcomes import Known, Outcome, failure, normalised
 from .pace import Pace
 from .pulse import Pass, Passes, Pulse
 from .sizes import Sizes
-from .turns import Batch, Call, Row, Turns
+from .turns import Turns
 
 BULK_WAITS_S = 2.0  # without a turn, before bulk goes first once
 CLOSE_WAITS_S = 30.0  # for a forward pass or a decoder that does not come back

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from .turns import Call
+from .calls import Call
 
 LATELY = 32  # forward passes whose median says how long one takes
 ENOUGH = 4  # before that it says nothing: the first one finds everything cold

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from api_client.wire.errors import ClipyardError
 
+from .calls import Call
 from .outcomes import Outcome
-from .turns import Call
 
 __all__ = ["Pass", "Passes", "Pulse"]
 

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from api_client.wire.errors import Cancelled
 from api_client.wire.messages import Kind, Priority
 from worker.backends.base import PreparedText, Traits
-from worker.datapath.turns import LENGTHS, PRESENT_S, Batch, Call, Row, Turns
+from worker.datapath.calls import Batch, Call, Row
+from worker.datapath.turns import LENGTHS, PRESENT_S, Turns
 
 BATCH = 4
 
