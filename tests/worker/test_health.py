@@ -5,7 +5,7 @@ import pytest
 from worker.datapath.pulse import Pulse
 from worker.health import WEDGED_S, Health, verdict
 
-CALM = Pulse(queued=0, active_s=0, last_forward_ok=None, rows=0, calls={}, ages_s={})
+CALM = Pulse(queued=0, active_s=0, last_forward_ok=None, calls={}, ages_s={})
 
 
 @pytest.mark.parametrize("ok", [None, True])

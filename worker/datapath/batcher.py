@@ -375,7 +375,7 @@ class Batcher:
         )
         worked = passed == "ok"
         with self._to_run:
-            self._passes.ended(this, outcomes, rows=len(batch), ok=worked)
+            self._passes.ended(this, outcomes, ok=worked)
             if worked:
                 self._pace.note(call, end - this.start)
                 if self._sizes.fitted(call.space, len(batch)):

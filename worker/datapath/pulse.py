@@ -22,14 +22,12 @@ class Pulse:
         last_forward_ok: whether the last forward pass worked; None before the first.
         active: id of the model in that pass.
         failing: ids of the models whose own last pass gave no vector.
-        rows: of the forward passes that worked, since the start.
         calls: unanswered ones by model id. ages_s: of the oldest of them.
     """
 
     queued: int
     active_s: float
     last_forward_ok: bool | None
-    rows: int
     calls: Mapping[str, int]
     ages_s: Mapping[str, float]
     active: str = ""
@@ -55,12 +53,11 @@ class Passes:
         self.last_ok: bool | None = None
         self._active: set[Pass] = set()
         self._failing: set[str] = set()
-        self._rows = 0
 
     def begun(self, this: Pass) -> None:
         self._active.add(this)
 
-    def ended(self, this: Pass, outcomes: Sequence[Outcome], *, rows: int, ok: bool) -> None:
+    def ended(self, this: Pass, outcomes: Sequence[Outcome], *, ok: bool) -> None:
         """
         Args:
             outcomes: of its rows; none where they are to run again.
@@ -72,8 +69,6 @@ class Passes:
             self._failing.add(this.model_id)
         else:
             self._failing.discard(this.model_id)
-        if ok:
-            self._rows += rows
 
     def pulse(self, calls: Collection[Call], *, queued: int, now: float) -> Pulse:
         ages_s: dict[str, float] = {}
@@ -84,7 +79,6 @@ class Passes:
             queued=queued,
             active_s=now - oldest.start if oldest else 0.0,
             last_forward_ok=self.last_ok,
-            rows=self._rows,
             calls=Counter(call.model_id for call in calls),
             ages_s=ages_s,
             active=oldest.model_id if oldest else "",
