@@ -114,12 +114,10 @@ def _answers(url: str) -> bool:
         except urllib.error.HTTPError as error:
             error.close()
         except OSError:
-            done.set()
             return
         answered.set()
-        done.set()
 
-    done = threading.Event()
-    threading.Thread(target=ask, name="ask-hub", daemon=True).start()
-    done.wait(PATIENCE_S)
+    asking = threading.Thread(target=ask, name="ask-hub", daemon=True)
+    asking.start()
+    asking.join(PATIENCE_S)
     return answered.is_set()
