@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -136,15 +137,10 @@ class Ollama(SimpleModel):
         client: Any = self._client
         return str(client._client.base_url)
 
-    @property
+    @cached_property
     def _client(self) -> ollama.Client:
-        made: ollama.Client | None = vars(self).get("_made")
-        if made is None:
-            options = self.entry.options
-            made = self._made = ollama.Client(
-                host=options.get("host"), timeout=options.get("timeout_s", TIMEOUT_S)
-            )
-        return made
+        options = self.entry.options
+        return ollama.Client(host=options.get("host"), timeout=options.get("timeout_s", TIMEOUT_S))
 
     def _pulled(self) -> ollama.ListResponse.Model:
         """
