@@ -16,7 +16,6 @@ from worker.backends.base import Placement
 from worker.backends.clip_model import ClipModel
 from worker.backends.placement import best_precision
 from worker.backends.registry import Families
-from worker.catalogue import BUILT_IN, Catalogue
 
 from . import fixtures
 from .report import Options, Report
@@ -77,8 +76,7 @@ def _model(architecture: str, device: str) -> ClipModel:
         offline=True,
     )
     families = Families(placement)
-    catalogue = Catalogue.read(BUILT_IN, describe=[families.describe])
-    model = families.load(catalogue[f"{architecture}/seeded"])
+    model = families.load(families.catalogue()[f"{architecture}/seeded"])
     assert isinstance(model, ClipModel)
     model.lift()
     return model

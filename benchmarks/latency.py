@@ -16,7 +16,6 @@ from api_client.wire.messages import Kind, Priority
 from worker.backends.base import Model
 from worker.backends.placement import resolve
 from worker.backends.registry import Families
-from worker.catalogue import BUILT_IN, Catalogue
 from worker.settings import WorkerSettings
 
 from . import fixtures
@@ -85,8 +84,7 @@ def _model(device: str) -> Model:
     )
     placement = resolve(settings)
     families = Families(placement)
-    catalogue = Catalogue.read(BUILT_IN, describe=[families.describe])
-    model = families.load(catalogue[fixtures.MODEL_ID])
+    model = families.load(families.catalogue()[fixtures.MODEL_ID])
     model.lift()
     return model
 

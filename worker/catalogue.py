@@ -97,9 +97,6 @@ class Entry:
 
 _ENTRY = TypeAdapter(Entry)
 
-# Given an id that no file lists: an entry a family can make of it, or None.
-Describe = Callable[[str], Entry | None]
-
 
 class Catalogue:
     """Looks models up by id or alias.
@@ -107,27 +104,32 @@ class Catalogue:
     Args:
         entries: of the files, later ones win. An alias that is another entry's id, or a later
             entry's alias too, is dropped. `HUGGING_FACE` is aliases as well.
-        describe: asked in turn for ids that no file lists; of one that was described once, never
-            again, for every request looks its model up.
+        describe: an entry for an id that is not listed, or None; of one that was described once it
+            is never asked again, for every request looks its model up.
     """
 
-    def __init__(self, entries: Iterable[Entry], *, describe: Iterable[Describe] = ()) -> None:
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        *,
+        describe: Callable[[str], Entry | None] = lambda model_id: None,
+    ) -> None:
         by_id = {entry.id: entry for entry in entries}
         given = {alias: entry.id for entry in by_id.values() for alias in entry.aliases}
         aliases = {**HUGGING_FACE, **given}
         self._aliases = {alias: id for alias, id in aliases.items() if alias not in by_id}
         self._entries = {entry.id: self._with_its_aliases(entry) for entry in by_id.values()}
-        self._describe = tuple(describe)
-        self._described = lru_cache(DESCRIBED_KEPT)(self._first_description)
+        self._describe = describe
+        self._described = lru_cache(DESCRIBED_KEPT)(self._describe_or_refuse)
 
     @classmethod
-    def read(cls, *files: Path, describe: Iterable[Describe] = ()) -> "Catalogue":
+    def read(cls, *files: Path) -> "Catalogue":
         """The entries of TOML files, each a table named by the model's id.
 
         Raises:
             BadSettings: a file cannot be read or an entry has an unknown or unusable field.
         """
-        return cls((entry for file in files for entry in _entries(file)), describe=describe)
+        return cls(entry for file in files for entry in _entries(file))
 
     def __getitem__(self, model_id: str) -> Entry:
         known = self._aliases.get(model_id, model_id)
@@ -137,10 +139,9 @@ class Catalogue:
         own = tuple(alias for alias, id in self._aliases.items() if id == entry.id)
         return replace(entry, aliases=own)
 
-    def _first_description(self, known: str) -> Entry:
-        for describe in self._describe:
-            if (entry := describe(known)) is not None:
-                return entry
+    def _describe_or_refuse(self, known: str) -> Entry:
+        if (entry := self._describe(known)) is not None:
+            return entry
         near = get_close_matches(known, [*self._entries, *self._aliases], SUGGESTIONS, cutoff=0.4)
         hint = f"nearest are {', '.join(near)}" if near else f"known are {', '.join(self._entries)}"
         raise UnknownModel(f"no model {known!r}; {hint}")

@@ -20,7 +20,7 @@ from api_client.wire.names import Keys
 from . import processors
 from .backends.base import Model, Placement, Prepared, Tier
 from .backends.registry import Families
-from .catalogue import BUILT_IN, Catalogue, Entry
+from .catalogue import Catalogue, Entry
 from .complaints import complaints
 from .datapath.batcher import Batcher
 from .datapath.content_cache import ContentCache, Pictures
@@ -135,9 +135,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     placement = resolve(settings)
     families = Families(placement, settings.backends)
     families["open_clip"]  # its import takes seconds and holds everybody up: now, not in a request
-    files = [BUILT_IN, settings.catalogue] if settings.catalogue else [BUILT_IN]
-    listed = [*families.discover(), *Catalogue.read(*files)]  # a file's entry wins
-    catalogue = Catalogue(listed, describe=[families.describe])
+    catalogue = families.catalogue(settings.catalogue)
     settings = _by_ids(settings, catalogue)
     # Answers, beats and the books of jobs have nowhere else to go: they wait a silence out.
     store, keys = redis_client(settings), Keys(settings.key_prefix)

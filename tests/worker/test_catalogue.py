@@ -38,7 +38,7 @@ def test_a_name_of_hugging_face_is_an_alias_of_the_same_weights(catalogue):
     name = "openai/clip-vit-large-patch14"
     assert catalogue[name].id == "ViT-L-14/openai"
     assert name in catalogue["ViT-L-14/openai"].public().aliases
-    known = Catalogue([], describe=[lambda id: Entry(id) if id == "ViT-B-16/openai" else None])
+    known = Catalogue([], describe=lambda id: Entry(id) if id == "ViT-B-16/openai" else None)
     assert known["openai/clip-vit-base-patch16"].id == "ViT-B-16/openai"
 
 
@@ -55,7 +55,7 @@ def test_an_unknown_model_is_told_its_nearest_neighbours(catalogue):
 
 
 def test_a_family_may_know_models_that_no_file_lists(catalogue):
-    known = Catalogue(catalogue, describe=[lambda name: Entry(name) if name == "x/y" else None])
+    known = Catalogue(catalogue, describe=lambda name: Entry(name) if name == "x/y" else None)
     assert known["x/y"].id == "x/y"
     assert known["shapes/demo"].dimension == 64
     with pytest.raises(UnknownModel):
@@ -69,7 +69,7 @@ def test_what_is_described_is_described_once_and_what_is_not_here_may_come():
         asked.append(name)
         return Entry(name) if len(asked) > 1 else None
 
-    known = Catalogue([], describe=[describe])
+    known = Catalogue([], describe=describe)
     with pytest.raises(UnknownModel):
         known["x/y"]
     assert known["x/y"] is known["x/y"]

@@ -76,7 +76,7 @@ def test_what_no_live_worker_has_any_more_is_listed_no_longer(worker, listed, cl
 
 
 def test_what_a_worker_comes_to_use_meanwhile_stays_listed(store, keys, listed, clock):
-    catalogue = Catalogue([Entry("a")], describe=[Entry])
+    catalogue = Catalogue([Entry("a")], describe=Entry)
     Listing(store, keys, Catalogue([Entry("b")])).renew([])
     worker = Listing(store, keys, catalogue, clock=clock)
     worker.renew([])
@@ -91,6 +91,6 @@ def test_a_model_in_use_that_needs_no_entry_is_listed(store, keys, listed):
             raise BackendFailed("the model family broken cannot be made")
         return Entry(model_id) if model_id == "b" else None
 
-    catalogue = Catalogue([Entry("a")], describe=[describe])
+    catalogue = Catalogue([Entry("a")], describe=describe)
     Listing(store, keys, catalogue).renew(["b", "nobody knows it", "broken/c"])
     assert listed() == {"a", "b"}

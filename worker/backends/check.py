@@ -28,7 +28,7 @@ from PIL import Image
 from api_client.wire.errors import BackendFailed, ClipyardError, ItemError, UnknownModel
 from api_client.wire.messages import Kind, Priority
 
-from ..catalogue import BUILT_IN, Catalogue, Entry
+from ..catalogue import Catalogue, Entry
 from ..datapath.batcher import Batcher
 from ..datapath.outcomes import Outcome
 from ..residency.memory import Memory
@@ -313,9 +313,7 @@ def _subject(name: str, settings: WorkerSettings) -> Subject:
 
     placement = resolve(settings)
     families = Families(placement, settings.backends)
-    files = [BUILT_IN, settings.catalogue] if settings.catalogue else [BUILT_IN]
-    listed = [*families.discover(), *Catalogue.read(*files), Entry("fake/check", backend="fake")]
-    catalogue = Catalogue(listed, describe=[families.describe])
+    catalogue = families.catalogue(settings.catalogue, Entry("fake/check", backend="fake"))
     if name in families:
         return Subject(families[name], _loadable(name, families, catalogue), placement)
     try:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, TypeVar
 
 from api_client.wire.errors import BackendFailed, BadSettings, ClipyardError, LoadFailed
 
-from ..catalogue import Entry
+from ..catalogue import BUILT_IN as SHIPPED
+from ..catalogue import Catalogue, Entry
 from .base import About, Backend, Model, Placement
 from .guard import Guard, GuardedModel
 from .simple import SimpleBackend, SimpleModel
@@ -147,6 +149,16 @@ class Families:
                     break
                 found[entry.id] = _completed(entry, name, backend)
         return tuple(entry for entry in found.values() if entry.backend not in self._failed)
+
+    def catalogue(self, own: Path | None = None, *more: Entry) -> Catalogue:
+        """What plug-ins bring along, what ships, a person's own file, and `more`: the later wins.
+
+        Raises:
+            BadSettings: the file cannot be used.
+        """
+        files = [SHIPPED, own] if own else [SHIPPED]
+        listed = [*self.discover(), *Catalogue.read(*files), *more]
+        return Catalogue(listed, describe=self.describe)
 
     def auto_started(self) -> tuple[str, ...]:
         """Ids of the models to be brought onto the device at the start, in the order to do so."""
