@@ -91,9 +91,7 @@ def do(app: Celery, job_id: str, what: str, state: JobState, *, sent_at: float, 
             if start.is_needless:  # its claim would take the other one's away
                 return "elsewhere"
             claim = Claim(what, f"{here.node} {uuid4().hex}", here.settings.job_lease_s)
-            claimed = ledger.claim(
-                what, state=state, token=claim.token, lease_s=claim.lease_s, sent_at=sent_at
-            )
+            claimed = ledger.claim(claim, state=state, sent_at=sent_at)
             if claimed is not Claimed.MINE:
                 return str(claimed)
             return _outcome(app, _opened(here, spec, ledger), claim, state, work, start)

@@ -276,9 +276,7 @@ class JobLedger:
         values: Any = self._store.hmget(self._hash, names)
         return {n: v.decode() if v else "" for n, v in zip(names, values, strict=True)}
 
-    def claim(
-        self, what: str, *, state: JobState, token: str, lease_s: float, sent_at: float
-    ) -> Claimed:
+    def claim(self, claim: Claim, *, state: JobState, sent_at: float) -> Claimed:
         """Take something on; the answer says whether it is ours to do.
 
         Args:
@@ -286,7 +284,8 @@ class JobLedger:
             sent_at: when the message was sent, by `now`.
         """
         now = self.now()
-        said = self._run(_CLAIM, what, state, now, lease_s, token, max(0.0, now - sent_at))
+        waited_s = max(0.0, now - sent_at)
+        said = self._run(_CLAIM, claim.what, state, now, claim.lease_s, claim.token, waited_s)
         return Claimed(said.decode())
 
     def renew(self, claim: Claim) -> JobState | None:

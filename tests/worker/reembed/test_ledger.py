@@ -46,13 +46,8 @@ class Book:
         return self.ledger.planned(self.plan, fingerprint="fp", dimension=8, papers="/p")
 
     def claim(self, what, *, state=RUNNING, token="me", sent_at=None):
-        return self.ledger.claim(
-            what,
-            state=state,
-            token=token,
-            lease_s=LEASE_S,
-            sent_at=self.now if sent_at is None else sent_at,
-        )
+        sent_at = self.now if sent_at is None else sent_at
+        return self.ledger.claim(claim_of(what, token), state=state, sent_at=sent_at)
 
     def finish(self, chunk, *, lost=0):
         return self.ledger.finished(marker(int(chunk), lost=lost))
