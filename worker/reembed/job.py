@@ -18,7 +18,8 @@ from .doors import Doors
 from .embedding import embed, kind_of, refuse_another
 from .items import Chunk, Item, Shard, Space, Vector
 from .ledger import JobLedger
-from .migration import neighbours, refuse_taken, refuse_unready
+from .migration import refuse_taken, refuse_unready
+from .neighbours import neighbours
 from .papers import BESIDE, Loss, Marker, Papers, tidy
 from .sinks import FOLDERS, Sink, open_sink
 from .sources import Source, open_source

@@ -1,75 +1,16 @@
-"""How much the neighbours of the same items moved between two vector spaces."""
+"""The name of a migration: whether it can lead to the job's sink, and led there or back."""
 
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-
-from api_client.wire.errors import BadRequest, ItemError, JobRefused
+from api_client.wire.errors import BadRequest, JobRefused
 from api_client.wire.jobs import JobState, Place
-from api_client.wire.messages import BlobRef
 
-from ..datapath.images import ImageReader
-from . import manifest
-from .items import Item, Vector
-from .manifest import Manifest
 from .sinks import Sink, Switchable, open_sink
-from .sources import Source
 
 if TYPE_CHECKING:
     from .job import Job
 
-NEIGHBOURS = 10
-POOL = 4096  # items whose neighbours are looked for among each other
-SAMPLE = 512  # of them, those whose neighbours are compared
-WORST = 6  # told, and shown as pictures
-TILE = 96  # pixels of a picture's edge on the sheet
-Matrix = NDArray[np.float32]
-Ranks = NDArray[np.intp]  # (sample, neighbours): positions, the nearest first
-
-
-@dataclass(frozen=True)
-class Moved:
-    """
-    Attributes:
-        overlap_at_10: mean share of an item's ten nearest that stayed among its ten nearest.
-        sample: how many items that mean is over, and `pool` how many neighbours were drawn from.
-        worst: the ids of the items with the least overlap, and theirs.
-    """
-
-    overlap_at_10: float
-    sample: int
-    pool: int
-    worst: Sequence[tuple[str, float]]
-
-
-def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved:
-    """Compare the job's sink with the collection that it is to replace; draws `moved.png`."""
-    assert job.spec.migration is not None
-    items = _pool(job, plan)
-    ids = [item.id for item in items]
-    new = job.sink.read(ids)
-    go_on()
-    old = open_sink(job.spec.migration.old, None, job.doors).read(ids)
-    go_on()
-    both = [item for item in items if item.id in new and item.id in old]
-    if len(both) < 2:
-        return Moved(overlap_at_10=0.0, sample=0, pool=len(both), worst=())
-    shares, before, after = compared(_matrix(both, old), _matrix(both, new))
-    order = np.argsort(shares, kind="stable")[:WORST]
-    rows = [[both[i], *(both[j] for j in before[i]), *(both[j] for j in after[i])] for i in order]
-    sheet = _sheet(rows, job.source, job.images, width=1 + before.shape[1])
-    job.papers.report("moved.png", lambda out: sheet.save(out, "PNG"))
-    return Moved(
-        overlap_at_10=float(shares.mean()),
-        sample=len(shares),
-        pool=len(both),
-        worst=[(both[i].id, float(shares[i])) for i in order],
-    )
+__all__ = ["refuse_taken", "refuse_unready", "switched"]
 
 
 def switched(job: "Job", to: Literal["new", "old"]) -> tuple[bool, str]:
@@ -128,79 +69,3 @@ def _switchable(sink: Sink, place: Place) -> Switchable:
     if not isinstance(sink, Switchable):
         raise JobRefused(f"a sink of kind {place.kind!r} has no names that can be switched")
     return sink
-
-
-def compared(old: Matrix, new: Matrix) -> tuple[NDArray[np.float64], Ranks, Ranks]:
-    """Share of kept neighbours for the first `SAMPLE` rows, and their neighbours in both spaces.
-
-    Args:
-        old, new: (items, any dimension), L2-normalised; row i is the same item in both.
-    """
-    before, after = _nearest(old), _nearest(new)
-    shares = [len(set(b) & set(a)) / len(b) for b, a in zip(before, after, strict=True)]
-    return np.array(shares), before, after
-
-
-def _nearest(vectors: Matrix) -> Ranks:
-    """(sample, neighbours): of each row, the most similar other rows, the nearest first."""
-    sample = min(SAMPLE, len(vectors))
-    cosines = vectors[:sample] @ vectors.T
-    np.fill_diagonal(cosines, -np.inf)
-    count = min(NEIGHBOURS, len(vectors) - 1)
-    return np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-
-
-def _pool(job: "Job", plan: Manifest) -> list[Item]:
-    """Whole chunks by lot, the same ones each time; their items shuffled."""
-    dice = random.Random(plan.index)
-    wanted = max(1, -(-POOL // plan.chunk_size))
-    chunks = dice.sample(range(plan.chunks), min(wanted, plan.chunks))
-    items = [
-        item
-        for number in sorted(chunks)
-        for item in manifest.chunk(job.papers.manifest, number, index=plan.index).items
-    ]
-    dice.shuffle(items)
-    return items[:POOL]
-
-
-def _matrix(items: Sequence[Item], vectors: Mapping[str, Vector]) -> Matrix:
-    rows = np.stack([vectors[item.id] for item in items])
-    unit: Matrix = rows / np.linalg.norm(rows, axis=1, keepdims=True)  # old ones may not be
-    return unit
-
-
-def _sheet(
-    rows: Sequence[Sequence[Item]], source: Source, images: ImageReader, *, width: int
-) -> Image.Image:
-    """A line an item: it, its neighbours in the old space, and below them those in the new."""
-    gap = 4
-    sheet = Image.new("RGB", (width * (TILE + gap), len(rows) * (2 * TILE + 3 * gap)), "white")
-    for line, row in enumerate(rows):
-        top = line * (2 * TILE + 3 * gap)
-        own, before, after = row[0], row[1:width], row[width:]
-        for column, item in enumerate([own, *before]):
-            sheet.paste(_tile(item, source, images), (column * (TILE + gap), top))
-        for column, item in enumerate(after, start=1):
-            sheet.paste(_tile(item, source, images), (column * (TILE + gap), top + TILE + gap))
-    return sheet
-
-
-def _tile(item: Item, source: Source, images: ImageReader) -> Image.Image:
-    tile = Image.new("RGB", (TILE, TILE), "#ddd")
-    if item.text is not None:
-        ImageDraw.Draw(tile).text(
-            (2, 2), "\n".join(item.text[i : i + 14] for i in range(0, 84, 14)), "black"
-        )
-        return tile
-    try:
-        content = source.fetch(item)
-        if isinstance(content, bytes):
-            picture = images.open(BlobRef(blob=0), {0: content}, near=TILE)
-        else:
-            assert not isinstance(content, str)
-            picture = images.open(content, {}, near=TILE)
-        tile.paste(picture.convert("RGB").resize((TILE, TILE)))
-    except ItemError:
-        pass  # grey
-    return tile

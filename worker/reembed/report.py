@@ -10,7 +10,7 @@ from typing import Any
 from api_client.wire.jobs import JobState, JobStatus
 
 from .check import Findings
-from .migration import Moved
+from .neighbours import Moved
 from .papers import Papers
 
 BINS = 120
