@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +60,6 @@ from .wire.messages import (
 
 SUGGESTIONS = 5
 EVERYBODY = "all"  # among names, which all have an @
-PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
 
 Workers = Sequence[str] | None
 CallsOf = Callable[[EmbedOptions], Iterator[MakeCall]]
@@ -257,12 +256,7 @@ class Desk:
 
     def loaded(self) -> Talk[list[Loaded]]:
         fleet = yield from self.status()
-        return [
-            Loaded(worker=worker.name, **dict(model))
-            for worker in fleet.workers
-            for model in worker.held
-            if model.state != "loading"
-        ]
+        return [Loaded(worker=worker.name, **dict(model)) for worker, model in fleet.in_memory]
 
     def is_loaded(self, model: str) -> Talk[bool]:
         return bool((yield from self._loaded(model_id(model))))
@@ -309,8 +303,7 @@ class Desk:
         )
 
     def pressure(self) -> Talk[Pressure]:
-        fleet = yield from self.status()
-        return max((w.pressure for w in fleet.workers), key=PRESSURES.index, default="normal")
+        return (yield from self.status()).pressure
 
     def models(self) -> Talk[list[CatalogueEntry]]:
         rows = yield lambda r: r.hgetall(self.line.keys.catalogue)

@@ -243,9 +243,7 @@ def _models(fleet: Fleet) -> Found:
     """A model whose last word on a worker is a refusal, and that is not in memory there. What was
     refused to its predecessor, or to one that has gone, may have been mended since."""
     started_at = {worker.name: worker.started_at for worker in fleet.workers}
-    seen = {
-        (w.name, model.id) for w in fleet.workers for model in w.held if model.state != "loading"
-    }
+    seen = {(worker.name, model.id) for worker, model in fleet.in_memory}
     for event in fleet.events:  # newest first
         if (event.worker, event.model) in seen or event.at < started_at.get(event.worker, inf):
             continue

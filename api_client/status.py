@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import redis
 from pydantic import Field
@@ -13,7 +13,15 @@ from pydantic import Field
 from .steps import Talk
 from .wire import names
 from .wire.codec import text, unpack_record
-from .wire.messages import Event, EventKind, Message, ModelStatus, Priority, WorkerStatus
+from .wire.messages import (
+    Event,
+    EventKind,
+    Message,
+    ModelStatus,
+    Pressure,
+    Priority,
+    WorkerStatus,
+)
 
 __all__ = [
     "Depth",
@@ -30,6 +38,7 @@ __all__ = [
 
 EVENTS = 200  # of the tail of the stream
 STEPS = (names.INTERACTIVE, names.BULK)
+PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
 SWEEPS_MISSED = 2.5  # intervals without a sweep, before we call the beat missing
 
 
@@ -72,6 +81,16 @@ class Fleet(Message):
     current: str | None = None
     depths: dict[str, Depth] = Field(default_factory=dict)
     events: tuple[Event, ...] = ()
+
+    @property
+    def pressure(self) -> Pressure:
+        """How short memory is on the worker where it is shortest."""
+        return max((w.pressure for w in self.workers), key=PRESSURES.index, default="normal")
+
+    @property
+    def in_memory(self) -> list[tuple[Worker, ModelStatus]]:
+        """Every model in memory; what is only on its way there may yet fail."""
+        return [(w, model) for w in self.workers for model in w.held if model.state != "loading"]
 
     def holding(self, model_id: str) -> list[tuple[Worker, ModelStatus]]:
         """Where a model is in memory, or on its way there."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from ..aio import AsyncClient
-from ..desk import PRESSURES, entry_of
+from ..desk import entry_of
 from ..status import Fleet
 from ..wire.errors import BadRequest, UnknownModel
 from ..wire.messages import CatalogueEntry, Kind, Managed, ModelId, ModelStatus, Pressure
@@ -232,7 +232,7 @@ def router(client: AsyncClient) -> APIRouter:
 
 def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry], current: str) -> Status:
     """The fleet in the shape of GET .../status."""
-    loaded = {one.id: holding(fleet, one.id) for one in in_memory(fleet)}
+    loaded = {one.id: holding(fleet, one.id) for _, one in fleet.in_memory}
     if (entry := entry_of(entries, current)) is None:
         raise UnknownModel(f"no worker lists the current model {current!r}")
     vision = seen(entry, loaded.get(current, []))
@@ -242,22 +242,21 @@ def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry], current: str) -> 
         for model_id, held in loaded.items()
     }
     return Status(
-        vision_embeddings=VisionModel(**dict(vision), memory_pressure_level=pressure_of(fleet)),
+        vision_embeddings=VisionModel(**dict(vision), memory_pressure_level=fleet.pressure),
         # Under the names that they had: nomic-embed-text for ollama/nomic-embed-text.
         text_embeddings={
             (entry.aliases or (entry.id,))[0]: seen(entry, loaded.get(entry.id, []))
             for entry in texts
         },
-        memory_pressure={"text_embeddings": pressure_of(fleet)},
+        memory_pressure={"text_embeddings": fleet.pressure},
         tracker_status=tracked,
     )
 
 
 def health_of(fleet: Fleet, *, now: datetime) -> HealthReport:
     """The fleet in the shape of GET .../health; both services run on the same workers."""
-    held = in_memory(fleet)
-    vision = [model for model in held if model.type == "vision"]
-    texts = [model for model in held if model.type == "text"]
+    vision = [model for _, model in fleet.in_memory if model.type == "vision"]
+    texts = [model for _, model in fleet.in_memory if model.type == "text"]
     ready = sum(worker.state == "ready" for worker in fleet.workers)
     health: Health = "unhealthy" if not ready else "healthy"
     if 0 < ready < len(fleet.workers):
@@ -307,13 +306,8 @@ def tracked_of(held: Sequence[ModelStatus]) -> Tracked:
     )
 
 
-def in_memory(fleet: Fleet) -> list[ModelStatus]:
-    """As `Client.loaded_models` has it: what is only on its way there may yet fail."""
-    return [model for worker in fleet.workers for model in worker.held if model.state != "loading"]
-
-
 def holding(fleet: Fleet, model_id: str) -> list[ModelStatus]:
-    return [model for model in in_memory(fleet) if model.id == model_id]
+    return [model for _, model in fleet.in_memory if model.id == model_id]
 
 
 def memory_of(held: Sequence[ModelStatus]) -> MemoryUsage:
@@ -325,10 +319,6 @@ def memory_of(held: Sequence[ModelStatus]) -> MemoryUsage:
 
 def last_used(held: Sequence[ModelStatus]) -> float | None:
     return max((model.last_used for model in held), default=None)
-
-
-def pressure_of(fleet: Fleet) -> Pressure:
-    return max((w.pressure for w in fleet.workers), key=PRESSURES.index, default="normal")
 
 
 def is_vision(entry: CatalogueEntry) -> bool:
