@@ -2,13 +2,10 @@
 
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,12 @@ from open_clip import pretrained
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
 
 from ..catalogue import Entry
 from . import content, hub, words
+from .meta import parameters_on_meta, without_memory
 
 # Texts in, rows of token ids out; keyword context_length.
 Tokenizer = Callable[..., Tensor]
@@ -106,17 +102,10 @@ class Recipe:
             LoadFailed: the config does not make a model.
         """
         try:
-            model = self._without_memory() or self._with_memory()
+            model = without_memory(self._construct) or self._with_memory()
         except Exception as error:  # whatever a wrong config makes of a constructor
             raise LoadFailed(f"{self.architecture} cannot be built: {first_line(error)}") from error
         return model.requires_grad_(False).to(dtype).eval()
-
-    def _without_memory(self) -> nn.Module | None:
-        """None for the few constructors that compute with parameters, or a mask where they are."""
-        with suppress(Exception), parameters_on_meta():
-            model = self._construct()
-            return None if any(buffer.is_meta for buffer in model.buffers()) else model
-        return None
 
     def _with_memory(self) -> nn.Module:
         model = self._construct()
@@ -217,42 +206,3 @@ def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:
     shared.cache = dict(shared.cache)
     plain: Tokenizer = shared
     return plain
-
-
-_building = threading.local()
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Parameters that this thread registers in the block take no memory, and no first values."""
-    _watch_registrations()
-    _building.now = True
-    try:
-        with _Undrawn():
-            yield
-    finally:
-        _building.now = False
-
-
-class _Undrawn(TorchFunctionMode):
-    """No draws on the meta device: the first would bring torch's compiler in, see uncompiled.py."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function in (Tensor.normal_, nn.init.normal_):
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
-        return function(*args, **kwargs)
-
-
-@cache
-def _watch_registrations() -> None:
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
-        if getattr(_building, "now", False) and parameter is not None and not parameter.is_meta:
-            return nn.Parameter(parameter.to("meta"), requires_grad=False)
-        return None
-
-    register_module_parameter_registration_hook(to_meta)

@@ -23,7 +23,7 @@ from api_client.wire.messages import Kind
 from ..catalogue import Entry
 from . import hub, weights
 from .base import About
-from .recipes import parameters_on_meta
+from .meta import without_memory
 from .residence import bytes_of
 from .resize import pixels_of, steps_for
 from .torch_model import Normalised, TorchModel
@@ -115,11 +115,7 @@ class Timm(TorchModel):
 
     def _without_weights(self) -> nn.Module:
         """Parameters on the meta device, as far as the architecture can be built so."""
-        with suppress(Exception), parameters_on_meta():
-            module = self._construct()
-            if not any(buffer.is_meta for buffer in module.buffers()):
-                return module
-        return self._construct()
+        return without_memory(self._construct) or self._construct()
 
     def _refuse_maps(self, module: nn.Module) -> None:
         """Encoders that answer with a vector for each part of a picture.

@@ -3,7 +3,7 @@
 torchvision asks the compiler whether it could compile an operator, timm tells it to leave a class
 alone, both while they are imported. To hear that, 900 modules come in: 2.7 of the 6.9 CPU seconds
 until open_clip is there, and 144 MB of each worker (torch 2.15.0, torchvision 0.29.2, timm 1.0.31
-on an AMD EPYC, 2026-11-28). `recipes.parameters_on_meta` keeps it out later on.
+on an AMD EPYC, 2026-11-28). `meta.parameters_on_meta` keeps it out later on.
 """
 
 import sys
