@@ -9,11 +9,11 @@ from worker.catalogue import BUILT_IN, Catalogue
 from worker.residency.ledger import Ledger
 from worker.residency.slots import Limits, Slots
 
-WARM_UP, CYCLES = 20, 200
+WARM_UP, CYCLES = 20, 80
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_two_hundred_loads_leave_host_memory_where_it_was(tmp_path, precision):
+def test_many_loads_leave_host_memory_where_it_was(tmp_path, precision):
     families = Families(Placement(precision=precision, cache_dir=tmp_path, offline=True))
     entry = Catalogue.read(BUILT_IN)["shapes/demo"]
     slots = Slots(
@@ -26,4 +26,4 @@ def test_two_hundred_loads_leave_host_memory_where_it_was(tmp_path, precision):
         assert slots.unload(entry.id, reason="the test goes on", wait_s=1)
         if cycle == WARM_UP:
             before = process.memory_info().rss
-    assert process.memory_info().rss <= 1.05 * before
+    assert process.memory_info().rss <= 1.02 * before  # a quarter of a megabyte each would be more
