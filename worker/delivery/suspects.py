@@ -71,7 +71,7 @@ class Suspects:
     def __init__(self, store: redis.Redis, keys: Keys, *, node: str, started_at: float) -> None:
         self._store, self._keys, self._node = store, keys, node
         self._lines = Lines(store)
-        self._process = _process(node, repr(started_at))
+        self._process = f"{node} {started_at!r}"
         self._at_work: dict[str, str] = {}
         self._noting = threading.Lock()
         self._seat = threading.Lock()  # of the one suspect that runs
@@ -262,7 +262,3 @@ def _is_alive(process: str, seen: Mapping[bytes, bytes]) -> bool:
     _, _, started_at = process.partition(" ")
     has_dropped = seen.get(b"state") == b'"stopping"' and seen.get(b"trouble", b'""') != b'""'
     return text(seen.get(b"started_at", b"")) == started_at and not has_dropped
-
-
-def _process(node: str, started_at: str) -> str:
-    return f"{node} {started_at}"
