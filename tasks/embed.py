@@ -89,7 +89,7 @@ def _choose(request: EmbedBatch) -> Choice:
         Candidate(
             entry,
             tier=tiers.get(entry.id),
-            size=here.ledger[entry.id].device_bytes or int(entry.memory_gb * 2**30),
+            size=here.ledger[entry.id].device_bytes or entry.memory_bytes,
         )
         for entry in here.catalogue
         if entry.id not in unable

@@ -78,6 +78,11 @@ class Entry:
     def is_vision(self) -> bool:
         return Kind.IMAGE in self.kinds
 
+    @property
+    def memory_bytes(self) -> int:
+        """As `memory_gb` guesses; 0 when unknown."""
+        return int(self.memory_gb * 2**30)
+
     def public(self) -> CatalogueEntry:
         """What a client is told of it."""
         return CatalogueEntry(

@@ -140,8 +140,7 @@ class Fake:
 
     def check(self, entry: Entry) -> int:
         options = Options.of(entry.options)
-        guess = int(entry.memory_gb * 2**30)
-        return guess or (options.host_bytes if self.unified else options.device_bytes)
+        return entry.memory_bytes or (options.host_bytes if self.unified else options.device_bytes)
 
     def load(self, entry: Entry) -> "FakeModel":
         options = Options.of(entry.options)

@@ -69,7 +69,7 @@ class SimpleModel:
 
     def check(self) -> int:
         """Refuse cheaply what cannot be loaded; estimate the bytes of the weights."""
-        return int(self.entry.memory_gb * 2**30)
+        return self.entry.memory_bytes
 
     def load(self) -> None:
         """Bring into memory what `self.entry` names."""

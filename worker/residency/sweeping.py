@@ -79,6 +79,6 @@ def reason_to_recycle(here: Runtime) -> str | None:
 
 
 def _weight(here: Runtime, model_id: str) -> Footprint:
-    guess = int(here.catalogue[model_id].memory_gb * 2**30)
+    guess = here.catalogue[model_id].memory_bytes
     measured = here.ledger[model_id]
     return Footprint(measured.device_bytes or guess, measured.host_bytes or guess)
