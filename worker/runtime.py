@@ -1,7 +1,6 @@
 """One process's working parts, put together once and handed to the tasks."""
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,15 +9,14 @@ from importlib.metadata import distributions
 from threading import Lock
 
 import redis
-from PIL import Image
 
 from api_client.wire.broker import redis_client
 from api_client.wire.errors import ClipyardError, DeviceLost
-from api_client.wire.messages import Event, Kind, Priority
+from api_client.wire.messages import Event
 from api_client.wire.names import Keys
 
 from . import processors
-from .backends.base import Model, Placement, Prepared, Tier
+from .backends.base import Model, Placement
 from .backends.registry import Families
 from .catalogue import Catalogue, Entry
 from .complaints import complaints
@@ -32,6 +30,7 @@ from .delivery.watchdog import Watchdog
 from .health import Health, Verdict
 from .listing import Listing
 from .metrics import Meter
+from .probe import probe
 from .residency.ledger import Ledger
 from .residency.memory import Memory
 from .residency.reservation import Reservations
@@ -44,7 +43,6 @@ log = logging.getLogger(__name__)
 
 PACKAGES = {"clipyard", "celery", "kombu", "redis", "torch", "open_clip_torch"}
 SAFE_BATCHES_KEPT_S = 30 * 24 * 3600
-PROBE_S = 30.0
 HASTE_S = 1.0  # how long Redis is waited for where it can be done without
 
 
@@ -216,16 +214,16 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
 
     watchdog = Watchdog(pulse=batcher.pulse, wedged_after_s=settings.wedged_after_s, say=farewell)
 
-    def probe() -> None:
+    def try_device() -> None:
         try:
-            _probe(catalogue, slots, batcher)
+            probe(catalogue, slots, batcher)
         except DeviceLost as lost:
             watchdog.end(str(lost))
             raise
 
     health = Health(
         pulse=batcher.pulse,
-        probe=probe,
+        probe=try_device,
         say=say,
         trouble=families.trouble,
         wedged_after_s=settings.wedged_after_s,
@@ -257,33 +255,6 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     if settings.metrics_port:
         meter.listen(settings.metrics_host, settings.metrics_port)
     return here
-
-
-def _probe(catalogue: Catalogue, slots: Slots, batcher: Batcher) -> None:
-    """Tiny forward passes until one works, of the model that was used last first. None where none
-    is held; of those at rest only the last one is brought up for it."""
-    held = slots.view()
-    ready = [slot.model_id for slot in held if slot.tier is Tier.DEVICE]
-    for model_id in reversed(ready or [slot.model_id for slot in held[-1:]]):
-        with slots.lease(catalogue[model_id], asked_by="health") as model:
-            rows = batcher.embed(
-                model,
-                model.traits.kinds[0],
-                [model],
-                _tiny,
-                model_id=model_id,
-                priority=Priority.INTERACTIVE,
-                deadline=time.time() + PROBE_S,
-            )
-        if not isinstance(rows.vectors[0], ClipyardError):
-            return
-
-
-def _tiny(model: Model) -> Prepared:
-    if Kind.IMAGE in model.traits.kinds[:1]:
-        size = model.traits.input_size or 1
-        return model.prepare_image(Image.new("RGB", (size, size)))
-    return model.prepare_text("ok")
 
 
 def _by_ids(settings: WorkerSettings, catalogue: Catalogue) -> WorkerSettings:
