@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
+from operator import methodcaller
 from typing import Any, Literal, get_args
 
 import redis
 from pydantic import Field
 
-from .steps import Talk
+from .steps import Talk, together
 from .wire import names
 from .wire.codec import text, unpack_record
 from .wire.messages import (
@@ -124,17 +125,16 @@ def read_fleet(store: redis.Redis, keys: names.Keys, *, events: int = EVENTS) ->
 
 def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
     """`read_fleet` for the waiting and the awaiting client; four round trips."""
-    seen, current, tail = yield lambda r: _all(
-        r,
-        ("smembers", keys.workers),
-        ("get", keys.current),
-        ("xrevrange", keys.events, "+", "-", events),
+    seen, current, tail = yield together(
+        methodcaller("smembers", keys.workers),
+        methodcaller("get", keys.current),
+        methodcaller("xrevrange", keys.events, "+", "-", events),
     )
     members = sorted(map(text, seen))
-    hashes = yield lambda r: _all(r, *(("hgetall", keys.worker(name)) for name in members))
+    hashes = yield together(*(methodcaller("hgetall", keys.worker(name)) for name in members))
     alive = [unpack_record(WorkerStatus, fields) for fields in hashes if fields]
     pairs = [(worker.name, model_id) for worker in alive for model_id in worker.models]
-    models = yield lambda r: _all(r, *(("hgetall", keys.model(*pair)) for pair in pairs))
+    models = yield together(*(methodcaller("hgetall", keys.model(*pair)) for pair in pairs))
     held = {
         pair: unpack_record(ModelStatus, fields)
         for pair, fields in zip(pairs, models, strict=True)
@@ -142,13 +142,8 @@ def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
     }
     queues = [names.EMBED, names.CONTROL, *(names.direct_queue(worker.name) for worker in alive)]
     steps = [keys.queue(queue, step) for queue in queues for step in STEPS]
-    found = iter(
-        (
-            yield lambda r: _all(
-                r, *(ask for step in steps for ask in (("llen", step), ("lrange", step, -1, -1)))
-            )
-        )
-    )
+    looks = ((methodcaller("llen", step), methodcaller("lrange", step, -1, -1)) for step in steps)
+    found = iter((yield together(*chain.from_iterable(looks))))
     return Fleet(
         workers=tuple(_with_models(worker, held) for worker in alive),
         current=text(current) if current else None,
@@ -221,14 +216,6 @@ def alarms(fleet: Fleet, *, now: float, sweep_interval_s: float | None) -> list[
             "`celery -A beat_schedule beat` runs."
         )
     return told
-
-
-def _all(client: Any, *commands: tuple[Any, ...]) -> Any:
-    """One round trip; with the asyncio client an awaitable of it."""
-    pipe = client.pipeline(transaction=False)
-    for name, *arguments in commands:
-        getattr(pipe, name)(*arguments)
-    return pipe.execute()
 
 
 def _with_models(worker: WorkerStatus, held: dict[tuple[str, str], ModelStatus]) -> Worker:

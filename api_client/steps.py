@@ -17,6 +17,18 @@ Talk = Generator[Step, Any, _T]
 Part = Callable[[Any], Any]  # adds commands to a pipeline; of a client, it is a step by itself
 
 
+def together(*parts: Part) -> Step:
+    """All of these in one round trip, though in no transaction; with asyncio an awaitable of it."""
+
+    def take(client: Any) -> Any:
+        pipe = client.pipeline(transaction=False)
+        for part in parts:
+            part(pipe)
+        return pipe.execute()
+
+    return take
+
+
 @dataclass(frozen=True)
 class Blocking:
     """A step of another kind: it blocks for milliseconds, so the awaiting client takes a thread."""

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import methodcaller
 from typing import Any
 from uuid import uuid4
 
 import redis
 
-from .steps import Part, Talk
+from .steps import Part, Talk, together
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
@@ -108,7 +109,7 @@ class Line:
 
         Sending a call again does no harm: a worker ignores a request that has its answer.
         """
-        yield partial(_together, parts=(self.letter(call),))
+        yield together(self.letter(call))
 
     def submit(self, call: Call) -> Talk[None]:
         """`send` for whoever will wait, in this process or another.
@@ -123,7 +124,7 @@ class Line:
             ttl_s=math.ceil(_seconds_left(call.until)),
             fields={"queue": self._queue(call), "message": message},
         )
-        yield partial(_together, parts=(kept, self._letter(call, message)))
+        yield together(kept, self._letter(call, message))
 
     def letter(self, call: Call) -> Part:
         """What `send` sends."""
@@ -201,7 +202,7 @@ class Line:
             parts.append(lambda pipe: pipe.expire(self.keys.answer(call.id), max(1, kept_s)))
         if parts:
             with suppress(NoBroker):
-                yield partial(_together, parts=parts)
+                yield together(*parts)
 
     def fetch(
         self,
@@ -224,7 +225,7 @@ class Line:
             block_s = max(0.01, min(SLICE_S, left_s))
             look = partial(_await, key=self.keys.answer(request_id), block_s=block_s)
             if unsent:
-                *_, frame = yield partial(_together, parts=(self.letter(unsent), look))
+                *_, frame = yield together(self.letter(unsent), look)
                 unsent = None
             else:
                 frame = yield look
@@ -294,11 +295,9 @@ class Line:
         sweep finds that it is gone without a farewell, or for a day after one.
         """
         bindings, _ = self.keys.bindings(names.DIRECT_EXCHANGE)
-        looks: list[Part] = [
-            lambda pipe: pipe.smembers(self.keys.workers),
-            lambda pipe: pipe.smembers(bindings),
-        ]
-        seen, bound = yield partial(_together, parts=looks)
+        seen, bound = yield together(
+            methodcaller("smembers", self.keys.workers), methodcaller("smembers", bindings)
+        )
         known = {member.decode() for member in (*seen, *bound)}
         return [
             one for one in workers if not known & {one, names.binding(one, names.direct_queue(one))}
@@ -326,14 +325,7 @@ def _open(frame: bytes) -> Answer:
     return Answer(message, vectors)
 
 
-# Steps. Each is one round trip, and returns an awaitable if the client does.
-
-
-def _together(client: Any, *, parts: Sequence[Part]) -> Any:
-    pipe = client.pipeline(transaction=False)
-    for part in parts:
-        part(pipe)
-    return pipe.execute()
+# Steps, and parts of them. A step is one round trip, and returns an awaitable if the client does.
 
 
 def _put(

@@ -5,12 +5,11 @@ it again, minutes later; a Redis that was restarted may have forgotten it.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from math import inf
-from typing import Any
+from operator import methodcaller
 
-from .steps import Pause, Talk
+from .steps import Pause, Talk, together
 from .wire.errors import NoWorker
 from .wire.names import Keys
 
@@ -122,12 +121,6 @@ def alive(keys: Keys) -> Talk[Crew]:
     """The workers, as (node name, when it started): a restarted worker is another one."""
     seen = yield lambda r: r.smembers(keys.workers)
     members = sorted(seen)
-    started = yield partial(_started, keys=[keys.worker(name.decode()) for name in members])
+    places = (keys.worker(name.decode()) for name in members)
+    started = yield together(*(methodcaller("hget", place, "started_at") for place in places))
     return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
-
-
-def _started(client: Any, *, keys: Sequence[str]) -> Any:
-    pipe = client.pipeline(transaction=False)
-    for key in keys:
-        pipe.hget(key, "started_at")
-    return pipe.execute()

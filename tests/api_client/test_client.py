@@ -292,15 +292,17 @@ def test_a_large_answer_that_was_taken_stays_until_its_deadline_only(
 
 
 def test_an_answer_in_hand_is_given_though_redis_is_lost_just_then(stage, connect, monkeypatch):
-    lost, together = [], talks._together
+    lost, together = [], talks.together
 
-    def lose(client, *, parts):
-        if "_pick_up" in getattr(parts[0], "__qualname__", ""):
-            lost.append(parts)
-            raise redis.ConnectionError("cut")
-        return together(client, parts=parts)
+    def cut(client):
+        lost.append(client)
+        raise redis.ConnectionError("cut")
 
-    monkeypatch.setattr(talks, "_together", lose)
+    def lose(*parts):
+        is_last = "_pick_up" in getattr(parts[0], "__qualname__", "")
+        return cut if is_last else together(*parts)
+
+    monkeypatch.setattr(talks, "together", lose)
     with stage.worker():
         assert connect(stage.settings).embed_images([b"bytes"]).shape == (1, 16)
     assert lost
