@@ -38,6 +38,7 @@ class Memory:
 
     def __init__(self, device: str, *, root: Path = Path("/")) -> None:
         self._device = device
+        self._is_gpu = device.startswith("cuda")
         self._root = root
 
     def host(self) -> Bytes:
@@ -49,7 +50,7 @@ class Memory:
     def device(self) -> Bytes | None:
         """Device memory as the driver sees it, strangers included; None where host and device
         memory are one."""
-        if not self._device.startswith("cuda"):
+        if not self._is_gpu:
             return None
         import torch
 
@@ -63,7 +64,7 @@ class Memory:
 
         Weights that come or go meanwhile do not count: what is held at the end comes off as well.
         """
-        if not self._device.startswith("cuda"):
+        if not self._is_gpu:
             yield lambda: 0
             return
         import torch.cuda as cuda
@@ -76,7 +77,7 @@ class Memory:
 
     def kept(self) -> int:
         """Bytes of device memory that torch keeps for passes to come, and that count as used."""
-        if not self._device.startswith("cuda"):
+        if not self._is_gpu:
             return 0
         import torch.cuda as cuda
 
@@ -84,7 +85,7 @@ class Memory:
 
     def uuid(self) -> str | None:
         """The GPU's own, the same in every container that sees it; None where there is no GPU."""
-        if not self._device.startswith("cuda"):
+        if not self._is_gpu:
             return None
         import torch
 
@@ -92,7 +93,7 @@ class Memory:
 
     def name(self) -> str:
         """What the device is, such as `NVIDIA H100 80GB HBM3`, wherever it is counted."""
-        if not self._device.startswith("cuda"):
+        if not self._is_gpu:
             return self._device
         import torch
 
