@@ -26,7 +26,7 @@ from ..processors import CLAIMS
 from ..settings import WorkerSettings
 from . import decoding, native
 from .decoders import Decoders
-from .stores import Stores
+from .stores import Stores, shown
 from .web import PORTS, Web
 
 log = logging.getLogger(__name__)
@@ -130,12 +130,12 @@ class ImageReader:
         with _opening(path), os.fdopen(self._descriptor(path), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise ImageUnreadable(f"{_name(path)} is not a regular file")
+                raise ImageUnreadable(f"{shown(path)} is not a regular file")
             if status.st_size <= self._max_bytes:
                 data = file.read(self._max_bytes + 1)  # it may grow while it is read
                 if len(data) <= self._max_bytes:
                     return data
-        raise ImageTooLarge(f"{_name(path)} has more than {self._max_bytes} bytes")
+        raise ImageTooLarge(f"{shown(path)} has more than {self._max_bytes} bytes")
 
     def _descriptor(self, path: str) -> int:
         """Opens a file below a root without following a link on the way.
@@ -147,7 +147,7 @@ class ImageReader:
         root = next((root for root in self._roots if real.is_relative_to(root)), None)
         if root is None:
             allowed = ", ".join(map(str, self._roots)) or "none; set CLIPYARD_IMAGE_ROOTS"
-            raise ImageForbidden(f"{_name(path)} is outside the image roots ({allowed})")
+            raise ImageForbidden(f"{shown(path)} is outside the image roots ({allowed})")
         # O_NONBLOCK: opening a pipe must not wait for its writer.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         here = os.open(root, flags)
@@ -163,7 +163,7 @@ class ImageReader:
 @contextmanager
 def _opening(path: str) -> Iterator[None]:
     """Says what a refusal of the operating system means for the item."""
-    name = _name(path)
+    name = shown(path)
     try:
         yield
     except ItemError:
@@ -184,13 +184,8 @@ def _opening(path: str) -> Iterator[None]:
 def _title(ref: ImageRef) -> str:
     match ref:
         case PathRef(path=path):
-            return _name(path)
+            return shown(path)
         case BlobRef():  # its number is one within a message, not within the call
             return "the image sent"
         case UrlRef():
             return "the picture behind the URL"
-
-
-def _name(path: str) -> str:
-    """For sentences: printable, and not longer than a line."""
-    return repr(path if len(path) <= 200 else f"{path[:100]}...{path[-97:]}")

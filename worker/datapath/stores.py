@@ -32,7 +32,7 @@ class Stores:
             ImageForbidden: it is not below a prefix, or the store refuses.
             ImageMissing, ImageTooLarge, ImageUnreachable: as their names say.
         """
-        name = repr(url if len(url) <= 200 else f"{url[:100]}...{url[-97:]}")
+        name = shown(url)
         if not url.startswith(self._prefixes) or climbs(url):
             allowed = ", ".join(self._prefixes) or "none; set CLIPYARD_IMAGE_STORES"
             hint = "; pass the path of a file alone" if url.lower().startswith("file:") else ""
@@ -63,6 +63,11 @@ def file_system(protocol: str) -> Any:
         ValueError, ImportError: there is no driver for it here.
     """
     return fsspec.filesystem(protocol, use_listings_cache=False)
+
+
+def shown(place: str) -> str:
+    """A path or URL for sentences: printable, and not longer than a line."""
+    return repr(place if len(place) <= 200 else f"{place[:100]}...{place[-97:]}")
 
 
 def climbs(url: str) -> bool:
