@@ -16,6 +16,7 @@ SIZES = ((640, 480), (1920, 1280), (4000, 3000))  # width, height
 PICTURES = 8  # different ones of each size; a benchmark walks over them again and again
 QUALITY = 90
 MODEL_ID = "ViT-B-32/seeded"
+TEXT = "a photo of a dog on a beach"
 
 _VERSION = 1  # of the drawings: other pictures, other folder
 _OCTAVES = (4, 9, 21, 53, 141, 401)  # cells along the shorter edge

@@ -23,7 +23,6 @@ from .report import Options, Report
 from .rounds import in_turns, p99, timed
 from .stack import stack
 
-TEXT = "a photo of a dog on a beach"
 ADDED_MS = 3.0
 SLACK_MS = 25.0
 PAUSE_S = 0.005
@@ -96,10 +95,10 @@ def _idle(model: Model, client: Client, calls: int) -> tuple[list[float], list[f
     """
 
     def bare() -> object:
-        return model.run(Kind.TEXT, [model.prepare_text(TEXT)])
+        return model.run(Kind.TEXT, [model.prepare_text(fixtures.TEXT)])
 
     def ours() -> object:
-        return client.embed_texts(TEXT, model=fixtures.MODEL_ID)
+        return client.embed_texts(fixtures.TEXT, model=fixtures.MODEL_ID)
 
     return in_turns(bare, ours, calls=calls, pause_s=PAUSE_S)
 
@@ -119,7 +118,7 @@ def _micro_batch(model: Model, batches: int) -> float:
 
 
 def _calls(client: Client, calls: int) -> list[float]:
-    return timed(lambda: client.embed_texts(TEXT, model=fixtures.MODEL_ID), calls)
+    return timed(lambda: client.embed_texts(fixtures.TEXT, model=fixtures.MODEL_ID), calls)
 
 
 @contextmanager

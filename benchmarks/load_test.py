@@ -24,6 +24,7 @@ from pathlib import Path
 from api_client import AsyncClient, Client, Settings
 from api_client.wire.messages import Priority
 
+from . import fixtures
 from .open_loop import Ask, Level, Request, arrivals, level, offer, recovered_s
 from .report import Options, Report
 from .rounds import p99
@@ -36,7 +37,6 @@ CATALOGUE = f"""
 backend = "fake"
 options = {{ dimension = 512, run_s = {PASS_S}, row_s = {ROW_S} }}
 """
-TEXT = "a photo of a dog on a beach"
 TIMEOUT_S = 2.0
 
 MOST_CLIENTS, MOST_OFFERED = 64, 3.0  # so many offer so many times the saturation
@@ -74,7 +74,7 @@ class Load:
     def of(self, client: AsyncClient) -> Ask:
         return partial(
             client.embed_texts,
-            [TEXT] * self.items,
+            [fixtures.TEXT] * self.items,
             model=MODEL,
             priority=self.priority,
             timeout=TIMEOUT_S,
@@ -131,7 +131,7 @@ def _saturation(settings: Settings, *, items: int) -> float:
     """Items a second for a caller who always has more."""
     with Client(settings) as client:
         begun = time.monotonic()
-        client.embed_texts([TEXT] * items, model=MODEL)
+        client.embed_texts([fixtures.TEXT] * items, model=MODEL)
         return items / (time.monotonic() - begun)
 
 

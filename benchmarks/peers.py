@@ -39,7 +39,6 @@ from .stack import stack
 INFINITY = "0.0.78"
 CLIENTS, PER_CALL = 4, 16
 QUICK_TEXTS = 20
-TEXT = "a photo of a dog on a beach"
 READY_S = 180.0  # of which importing is most
 AT_DEFAULTS = {"640x480": 3.0, "4000x3000": 10.0}  # goals where the CPU computes in bfloat16
 AHEAD = 1.0
@@ -180,11 +179,11 @@ def _text_ms(
     theirs: Mapping[str, "Server"], ours: Mapping[str, Client], *, quick: bool
 ) -> dict[str, list[float]]:
     """ms of single calls to otherwise idle servers."""
-    body = _body([TEXT], modality="text")
+    body = _body([fixtures.TEXT], modality="text")
     calls: dict[str, Callable[[], object]] = {
         **{f"infinity {name}": partial(one.embed, body) for name, one in theirs.items()},
         **{
-            f"ours {name}": partial(one.embed_texts, TEXT, model=fixtures.MODEL_ID)
+            f"ours {name}": partial(one.embed_texts, fixtures.TEXT, model=fixtures.MODEL_ID)
             for name, one in ours.items()
         },
     }

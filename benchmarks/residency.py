@@ -207,11 +207,8 @@ class _Worker:
         if self.policy.foresight:
             self._foresee()
 
-    def _timeouts(self) -> Timeouts:
-        return Timeouts() if self.policy.host_tier else Timeouts(vram_s=600.0, ram_s=600.0)
-
     def _own(self, use: Use) -> Timeouts:
-        given = self._timeouts()
+        given = Timeouts() if self.policy.host_tier else Timeouts(vram_s=600.0, ram_s=600.0)
         return usage.adapted(given, list(use.pauses_s), most=3.0) if self.policy.adaptive else given
 
     def _foresee(self) -> None:
