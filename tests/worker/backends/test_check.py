@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from worker.backends import check as checks
+from worker.backends import check as kit
+from worker.backends import contract
 from worker.backends.base import Footprint, Placement
 from worker.backends.check import Subject, examine, main, pytest_generate_tests  # noqa: F401
 from worker.backends.fake import Fake
@@ -126,7 +127,7 @@ def subject(kind):
 
 
 def examined(kind, check):
-    getattr(checks, check)(subject(kind))
+    getattr(contract, check)(subject(kind))
 
 
 def test_a_class_of_one_method_passes():
@@ -235,7 +236,7 @@ def test_as_a_plug_in_of_pytest_it_runs_each_check(tmp_path):
     argv = [sys.executable, *("-m", "pytest", "-q", "-p", "worker.backends.check"), str(tmp_path)]
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     said = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert f"{len(checks.CHECKS)} passed" in said.stdout, said
+    assert f"{len(contract.CHECKS)} passed" in said.stdout, said
 
 
 def test_the_command_says_what_there_is(command):
@@ -251,6 +252,6 @@ def test_the_command_says_what_it_tries_before_it_does(command, monkeypatch, cap
         shown.append(capsys.readouterr().out)
 
     shown = []
-    monkeypatch.setattr(checks, "CHECKS", (hang,))
+    monkeypatch.setattr(kit, "CHECKS", (hang,))
     command("fake")
     assert shown[0].split()[-1] == "hang"
