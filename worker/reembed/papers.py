@@ -191,11 +191,10 @@ class Papers:
         with store_errors(self.folder):
             self._marker(chunk).unlink(missing_ok=True)
 
-    def report(self, name: str, write: Callable[[BinaryIO], object]) -> Path:
+    def report(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file for people."""
         with replacing(self.folder / name) as out:
             write(out)
-        return self.folder / name
 
     def _marker(self, chunk: int) -> Path:
         # A thousand to a folder: file systems and people cope.
