@@ -87,6 +87,10 @@ def _below(path: str, roots: Sequence[Path], setting: str) -> Path:
         real = Path(os.path.realpath(path))
     except ValueError:  # a null byte
         raise JobRefused(f"no path can be {path!r}") from None
+    if "://" in path:
+        raise JobRefused(
+            f"{path!r} is in no folder of the workers; mount the store there, and name the folder"
+        )
     if not os.path.isabs(path):
         raise JobRefused(f"{path!r} is relative, and a worker does not know to what")
     if not any(real.is_relative_to(root) for root in roots):

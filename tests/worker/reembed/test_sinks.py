@@ -395,6 +395,11 @@ def test_a_tower_that_there_is_not_is_refused(doors, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_address_of_a_store_is_no_folder_to_write_into(doors):
+    with pytest.raises(JobRefused, match="s3://b/v' is in no folder of the workers; mount"):
+        doors.writing("s3://b/v")
+
+
 def test_nothing_is_written_outside_the_sink_roots(doors):
     with pytest.raises(JobRefused, match="CLIPYARD_SINK_ROOTS"):
         open_sink(Place(kind="parquet", where="/elsewhere"), SPACE, doors)

@@ -456,18 +456,26 @@ class NoCredentialsError(Exception):
     """As clients of stores have their own, which know no other base."""
 
 
+@pytest.mark.parametrize("asked", ["info", "ls"])
 @pytest.mark.parametrize("error", [NoCredentialsError("no key"), PermissionError("expired")])
 def test_a_store_that_cannot_be_listed_is_worth_another_try_and_says_why(
-    source, monkeypatch, error
+    source, monkeypatch, asked, error
 ):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(MemoryFileSystem, "ls", refuse)
-    monkeypatch.setattr(MemoryFileSystem, "exists", lambda *_: True)
+    monkeypatch.setattr(MemoryFileSystem, asked, refuse)
+    fsspec.filesystem("memory").pipe("/photos/1.jpg", b"x")
     told = f"memory:///photos: {type(error).__name__}: {error}"
     with pytest.raises(StoreDown, match=told):
         ids(source("fsspec", "memory://photos"))
+
+
+@pytest.mark.parametrize("name", ["list.parquet", "shard.tar", "1.jpg"])
+def test_one_object_of_a_store_is_told_apart_from_an_empty_folder(source, name):
+    fsspec.filesystem("memory").pipe(f"/photos/{name}", b"x")
+    with pytest.raises(JobRefused, match=f"photos/{name} is one object, not a folder"):
+        ids(source("fsspec", f"memory://photos/{name}"))
 
 
 class Picky(AbstractFileSystem):

@@ -38,11 +38,16 @@ class Remote:
 
     def walk(self) -> Iterator[Item]:
         try:
-            if not self._files.exists(self._base):
-                raise JobRefused(f"there is nothing at {self._protocol}://{self._base}")
+            if self._files.info(self._base)["type"] == "file":
+                raise JobRefused(
+                    f"{self._protocol}://{self._base} is one object, not a folder of pictures; "
+                    "of lists and archives name a copy in a folder of the workers"
+                )
             yield from self._below(self._base)
         except ClipyardError:
             raise
+        except FileNotFoundError:
+            raise JobRefused(f"there is nothing at {self._protocol}://{self._base}") from None
         except Exception as error:  # every store has a client of its own
             place = f"{self._protocol}://{self._base}"
             raise StoreDown(f"{place}: {type(error).__name__}: {error}") from error
