@@ -6,7 +6,7 @@ from typing import Any
 
 from .wire.errors import NoAnswer
 from .wire.jobs import JobState
-from .wire.jobscripts import SUBMIT
+from .wire.jobscripts import SUBMIT, VERIFY
 
 __all__ = ["AwaitedStore", "MemoryStore"]
 
@@ -52,7 +52,9 @@ class MemoryStore:
     bitcount = zcard = llen
 
     def eval(self, script: str, count: int, *rest: Any) -> int:
-        """A job is submitted, and over; nothing can be done to one that is over."""
+        """A job is submitted, and over; one that is over can only be checked again."""
+        if script == VERIFY:
+            return 1
         keys, (job, _, *flat) = rest[:count], rest[count:]
         if script != SUBMIT or self.exists(keys[0]):
             return 0

@@ -10,6 +10,7 @@ a bulk job is complete as soon as it is submitted, without items.
 
 import asyncio
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from .talks import Call, Line
 from .vigil import Roll
 from .wire import names
 from .wire.codec import Vectors, pack_answer, pack_record
-from .wire.errors import ClipyardError, ImageUnreadable, UnknownModel
+from .wire.errors import BadRequest, ClipyardError, ImageUnreadable, UnknownModel
 from .wire.messages import (
     AUTO,
     BlobRef,
@@ -91,7 +92,7 @@ class FakeAsyncClient(AsyncClient):
     ) -> None:
         worker = FakeWorker(models, failing or {})
         self._redis = AwaitedStore(worker.store)
-        self._seats = asyncio.Semaphore(SEATS)
+        self._seats = asyncio.Semaphore(sys.maxsize)  # who waited for one would tie it to a loop
         self._desk = Desk(_FakeLine(worker), asked_by="fake")
         self._resting, self._ending = set(), asyncio.Lock()
 
@@ -105,6 +106,12 @@ class FakeWorker:
     def __init__(
         self, models: Sequence[CatalogueEntry], failing: Mapping[str, ClipyardError]
     ) -> None:
+        for name, error in failing.items():
+            if not isinstance(error, ClipyardError):
+                raise BadRequest(
+                    f"failing[{name!r}] is {error!r:.100}; pass what a worker could send, such as "
+                    "ImageMissing('it is gone')"
+                )
         self.keys = names.Keys("fake")
         self.store = MemoryStore()
         self._models = {name: entry for entry in models for name in (entry.id, *entry.aliases)}

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from api_client.results import ItemsFailed
-from api_client.testing import FakeAsyncClient, FakeClient
-from api_client.wire.errors import BadRequest, ImageUnreadable, NoAnswer, UnknownJob, UnknownModel
+from api_client.testing import SEATS, FakeAsyncClient, FakeClient
+from api_client.wire.errors import (
+    BadRequest,
+    ImageMissing,
+    ImageUnreadable,
+    NoAnswer,
+    UnknownJob,
+    UnknownModel,
+)
 from api_client.wire.jobs import JobState
 
 
@@ -100,6 +107,21 @@ def test_the_awaited_fake_is_the_same():
     assert status.workers[0].held[0].usage_count == 3
 
 
+def test_the_awaited_fake_belongs_to_no_loop():
+    client = FakeAsyncClient()
+
+    async def many():
+        return await asyncio.gather(*(client.embed_texts(f"{i}") for i in range(SEATS + 20)))
+
+    assert len(asyncio.run(many())) == len(asyncio.run(many()))
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), ImageMissing])
+def test_an_error_that_no_worker_could_send_is_refused_when_the_fake_is_made(error):
+    with pytest.raises(BadRequest, match=r"failing\['a.jpg'\] is .*ImageMissing.'it is gone'"):
+        FakeClient(failing={"a.jpg": error})
+
+
 def test_a_job_is_accepted_and_over():
     client = FakeClient()
     job = client.reembed("/pictures", sink="/vectors", id="mine")
@@ -109,5 +131,6 @@ def test_a_job_is_accepted_and_over():
         client.reembed("/pictures", sink="/vectors", id="mine")
     with pytest.raises(BadRequest, match="is complete"):
         job.pause()
+    assert job.verify().state is JobState.COMPLETE
     with pytest.raises(UnknownJob):
         client.job("another").status()
