@@ -10,6 +10,7 @@ from ..aio import AsyncClient
 from ..client import Client
 from ..inputs import Picture
 from ..requests import EmbedOptions, checked
+from ..wire.errors import BadRequest
 from .clients import client_of
 from .rows import rows
 
@@ -35,6 +36,8 @@ class ClipyardEmbeddings(Embeddings):
         **options: Unpack[EmbedOptions],
     ) -> None:
         self._options = checked(options)
+        if not isinstance(async_client, AsyncClient | None):
+            raise BadRequest(f"async_client is {async_client!r:.100}; pass an AsyncClient")
         self._client = client_of(client, asked_by="langchain")
         self._async_client = async_client
 

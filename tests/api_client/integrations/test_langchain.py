@@ -63,6 +63,11 @@ def test_what_is_given_in_place_of_the_client_is_refused_at_once(given):
         ClipyardEmbeddings(given)
 
 
+def test_a_client_that_waits_is_no_async_client():
+    with pytest.raises(BadRequest, match=r"async_client is .*; pass an AsyncClient$"):
+        ClipyardEmbeddings(FakeClient(), async_client=FakeClient())
+
+
 def test_without_an_async_client_the_awaited_calls_give_the_same():
     embeddings = ClipyardEmbeddings(FakeClient())
     assert asyncio.run(embeddings.aembed_query("a")) == embeddings.embed_query("a")
