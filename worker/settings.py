@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from api_client.wire.errors import BadSettings
 from api_client.wire.logs import LogSettings
-from api_client.wire.settings import default_home
+from api_client.wire.settings import PASSWORDS, default_home
 
 from . import processors
 
@@ -91,6 +91,16 @@ class WorkerSettings(LogSettings):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
             raise ValueError("use auto, cpu, cuda, cuda:N or mps")
         return device
+
+    @field_validator("image_stores", "sink_addresses")
+    @classmethod
+    def _shown_to_whom_they_refuse(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        if any(map(PASSWORDS.search, prefixes)):
+            raise ValueError(
+                "a password in it would be shown to whoever asks for another address; give it "
+                "to the driver instead: FSSPEC_S3_SECRET, PGPASSWORD, QDRANT_API_KEY or the like"
+            )
+        return prefixes
 
     @field_validator("image_stores")
     @classmethod

@@ -40,6 +40,7 @@ SHORTEST_SECRET = 16  # characters
 PREFIX = "clipyard_"
 OURS = "Value error, "  # what Pydantic puts before a sentence of ours
 CONFIG_VARIABLE = "CLIPYARD_CONFIG"
+PASSWORDS = re.compile(r"(?<=://)[^\s'\"/@]*:[^\s'\"]*@|(?<=password=)[^\s'\"&]+")  # in addresses
 USAGE = 2  # exit code of what cannot do as it is told; for a setting, starting again is in vain
 
 _TRACKER = "model_usage_tracker_"
@@ -196,7 +197,8 @@ class SettingsBase(BaseSettings):
     def _line(cls, mistake: Any) -> str:
         name = str(mistake["loc"][0]) if mistake["loc"] else "settings"
         field = cls.model_fields.get(name.removeprefix(PREFIX))
-        given = "" if field and _is_secret(field) else f" (it is {mistake['input']!r})"
+        shown = PASSWORDS.sub("***", repr(mistake["input"]))
+        given = "" if field and _is_secret(field) else f" (it is {shown})"
         return f"{name.upper()}: {mistake['msg'].removeprefix(OURS)}{given}"
 
     def rows(self) -> list[dict[str, str]]:

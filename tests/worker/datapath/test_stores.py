@@ -80,6 +80,17 @@ def test_a_prefix_that_opens_a_side_door_or_nothing_is_refused(store: str) -> No
         WorkerSettings.read(image_stores=(store,))
 
 
+@pytest.mark.parametrize("setting", ["image_stores", "sink_addresses"])
+@pytest.mark.parametrize(
+    "prefix", ["s3://key:canary@b/", "pg://u:can/ary@h/db", "pg://h/db?sslmode=off&password=canary"]
+)
+def test_a_prefix_with_a_password_is_refused_and_not_shown(setting: str, prefix: str) -> None:
+    with pytest.raises(BadSettings, match="a password in it would be shown") as refused:
+        WorkerSettings.read(**{setting: (prefix, "s3://b:80/")})
+    assert "ary" not in str(refused.value)
+    assert "s3://b:80/" in str(refused.value)
+
+
 def test_a_prefix_ends_at_a_folder() -> None:
     assert WorkerSettings.read(image_stores=("s3://b/pictures",)).image_stores == (
         "s3://b/pictures/",
