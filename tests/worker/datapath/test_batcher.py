@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from threading import Barrier, Event, Lock, Thread, current_thread
 from typing import Any
 
@@ -449,6 +450,32 @@ def test_a_size_that_has_held_for_long_is_doubled_once(fits: int, sizes: list[in
         assert ran() == sizes
         assert list(kept.values()) == [fits]
         assert ran() == sizes[-2:]
+
+
+def hour(sizes: Sizes, now: list[float], *, fits: int) -> list[float]:
+    """When more than fits was tried, of full batches one a second."""
+    tried = []
+    for _ in range(3600):
+        now[0] += 1.0
+        if (rows := sizes.at_most("space", BATCH)) > fits:
+            tried.append(now[0])
+            sizes.learn("space", rows // 2)
+        else:
+            sizes.fitted("space", rows)
+    return tried
+
+
+def test_a_size_that_holds_is_tried_again_soon_and_what_does_not_fit_ever_more_rarely() -> None:
+    now = [0.0]
+    sizes = Sizes(clock=lambda: now[0])
+    sizes.learn("space", 1)  # a neighbour had it all, for a moment
+    tried = hour(sizes, now, fits=4)
+    assert tried[0] < 60
+    waits = np.diff(tried)
+    assert all(before <= after for before, after in pairwise(waits))
+    assert GROWS_AFTER_S <= waits[-1] < GROWS_AFTER_S + 9
+    assert hour(sizes, now, fits=BATCH) == []
+    assert sizes.at_most("space", BATCH) == BATCH
 
 
 def test_a_memory_of_sizes_that_is_away_stops_nobody() -> None:
