@@ -240,9 +240,10 @@ class Line:
             yield from self._tend(request_id, vigil, call)
 
     def _tend(self, request_id: str, vigil: Vigil, call: Call | None) -> Talk[None]:
-        """After a slice without an answer: send it again if it may be lost."""
+        """After a slice without an answer: send it again if it may be lost, and is not too late."""
         if call:
-            if (yield from vigil.look(request_id, queue=self._queue(call))):
+            is_lost = yield from vigil.look(request_id, queue=self._queue(call))
+            if is_lost and _seconds_left(call.until) > 0:
                 yield from self.send(replace(call, is_first=False))
             return
         queue, copy = yield lambda r: r.hmget(self.keys.sent(request_id), "queue", "message")

@@ -659,6 +659,17 @@ def test_a_submitted_message_that_is_nowhere_is_sent_again_by_whoever_waits(stag
     assert stage.store.ttl(stage.keys.sent(first)) > 0
 
 
+def test_a_message_that_is_late_anyway_is_not_sent_again(stage, connect, quick, monkeypatch):
+    monkeypatch.setattr(vigil, "SEARCH_EVERY", 1)
+    stage.show_worker()
+    handle = connect(stage.settings).submit_texts(["a"], timeout=0.05)
+    queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
+    assert stage.store.brpop(queue, 20)  # whoever takes it drops it
+    with pytest.raises(NoAnswer):
+        handle.wait(0.5)
+    assert not stage.store.llen(queue)
+
+
 def test_a_message_that_waits_its_turn_is_not_sent_again(stage, connect, quick):
     stage.show_worker()
     client = connect(stage.settings)
