@@ -146,7 +146,7 @@ class Line:
             call.task,
             signed(fields, task=call.task, request=call.id, settings=self.settings),
             id=call.id,
-            tag=call.id if call.is_first else f"{call.id} {uuid4()}",  # see `vigil`
+            tag=call.id if call.is_first else _another_tag(call.id),
             queue=call.queue,
             step=_step(call.priority),
             expires_at=call.until,
@@ -248,7 +248,8 @@ class Line:
             return
         queue, copy = yield lambda r: r.hmget(self.keys.sent(request_id), "queue", "message")
         if (yield from vigil.look(request_id, queue=queue)) and copy:
-            yield lambda r: r.lpush(queue, copy)
+            again = self._envelopes.again(copy, tag=_another_tag(request_id))
+            yield lambda r: r.lpush(queue, again)
 
     def withdraw(self, ids: Sequence[str]) -> Talk[None]:
         """Nobody wants these any more: unstarted ones are dropped, started ones stop.
@@ -313,6 +314,11 @@ def _shown(fields: Mapping[str, Any]) -> str:
 
 def _seconds_left(deadline: float) -> float:
     return deadline - time.time()
+
+
+def _another_tag(request_id: str) -> str:
+    """By which `vigil` finds it."""
+    return f"{request_id} {uuid4()}"
 
 
 def _step(priority: Priority) -> int:

@@ -554,7 +554,7 @@ GUARDS = [
     (LOGS, ".translate(ESCAPES)", "", "wire/test_logs.py -k readable"),
     (
         "api_client/talks.py",
-        "yield lambda r: r.lpush(queue, copy)",
+        "yield lambda r: r.lpush(queue, again)",
         "pass",
         "api_client/test_client.py -k by_whoever_waits",
     ),

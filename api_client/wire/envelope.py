@@ -71,8 +71,7 @@ class Envelopes:
         instruments Celery (traces do) sees it and may add headers.
 
         Args:
-            tag: no other message has it, but the same one pushed again; under it Redis keeps what a
-                worker holds.
+            tag: no other message has it; under it Redis keeps what a worker holds.
             step: the priority step of the queue.
             expires_at: in unix seconds; from then on Celery drops it.
             shown: what Flower and Celery's events show of the fields.
@@ -96,6 +95,14 @@ class Envelopes:
         signals.after_task_publish.send(sender=task, **told)
         encoded = b64encode(json.dumps(body).encode()).decode()
         return json.dumps({**form, "body": encoded, "headers": about, "properties": properties})
+
+    @staticmethod
+    def again(message: bytes, *, tag: str) -> str:
+        """One that was written before: of two that bear the same tag, whoever acknowledges one
+        gives up the other, which he may be at work on."""
+        told = json.loads(message)
+        told["properties"]["delivery_tag"] = tag
+        return json.dumps(told)
 
     def withdrawal(self, ids: Sequence[str]) -> str:
         """What `Keys.control` is told to have every worker drop these, and stop those begun."""

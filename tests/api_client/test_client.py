@@ -654,8 +654,12 @@ def test_a_submitted_message_that_is_nowhere_is_sent_again_by_whoever_waits(stag
         with stage.worker():
             assert len(items.result(30)) == 3
     first = id.replace(".2", ".0")
-    told = [json.loads(one)["headers"] for one in (lost, again)]
+    both = [json.loads(one) for one in (lost, again)]
+    told = [one["headers"] for one in both]
     assert [(one["id"], one[names.FIRST]) for one in told] == [(first, False)] * 2
+    tags = {one["properties"]["delivery_tag"] for one in both}
+    assert len(tags) == 2  # else whoever acknowledges one gives up the other
+    assert all(tag.startswith(f"{first} ") for tag in tags)
     assert stage.store.ttl(stage.keys.sent(first)) > 0
 
 
