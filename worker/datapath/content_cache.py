@@ -103,13 +103,13 @@ class ContentCache:
         return np.frombuffer(data, np.float32)
 
     def keep(self, space: str, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
-        """Keep vectors by their pictures' digests."""
+        """Keep vectors by their pictures' digests; without any, those there for longer."""
         entries = [
             part
             for digest, vector in vectors.items()
             for part in (_member(space, digest), vector.astype(np.float32).tobytes())
         ]
-        if not entries or self._clock() < self._alone_until:
+        if self._clock() < self._alone_until:
             return
         fixed = (time.time(), self._budget_bytes, OVERHEAD_BYTES, KEPT_S)
         try:

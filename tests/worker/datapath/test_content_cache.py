@@ -109,6 +109,18 @@ def test_another_vector_space_knows_nothing_of_it(desk: Desk) -> None:
     assert desk.ran == 2
 
 
+def test_what_is_only_found_is_kept_for_longer_too(
+    desk: Desk, store: redis.Redis, keys: Keys
+) -> None:
+    desk.embed(a := desk.picture("a.png", 10))
+    cached = [keys.cached(what) for what in ("vectors", "used", "bytes")]
+    for key in cached:
+        store.expire(key, 60)
+    desk.embed(a)
+    assert all(store.ttl(key) > 60 for key in cached)
+    assert desk.ran == 1
+
+
 def test_what_failed_is_not_kept(desk: Desk) -> None:
     broken = PathRef(path=str(desk.folder / "broken.png"))
     Path(broken.path).write_bytes(b"no picture")
