@@ -3,6 +3,7 @@
 python -m tests.reliability        draws the tables anew
 """
 
+import argparse
 import json
 import subprocess
 from collections.abc import Mapping
@@ -87,5 +88,10 @@ def _when(run: Mapping[str, Any]) -> str:
     return f"{run['date'][:10]}, commit {run['commit']}, {where['cpu']}, {where['cores']} cores."
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(drawn(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
