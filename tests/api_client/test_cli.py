@@ -23,7 +23,7 @@ from api_client.gateway import child
 from api_client.stack import up as stack
 from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
-from api_client.wire.messages import CatalogueEntry, Event, Managed
+from api_client.wire.messages import CatalogueEntry, Event, Knobs, Managed
 
 ROOT = Path(__file__).parents[2]
 WEBSOCKET = {
@@ -435,6 +435,23 @@ def test_a_sentence_of_ours_is_told_as_it_is(clipyard, monkeypatch):
 
 def test_a_setting_may_be_given_no_values(clipyard):
     assert clipyard("set", "pinned=")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("adaptive_timeouts=yes", True),
+        ("adaptive_timeouts=Off", False),
+        ("pressure_threshold=.5", 0.5),
+        ("slots=+2", 2),
+        ("pinned=fake/small,fake/large", ("fake/small", "fake/large")),
+    ],
+)
+def test_a_setting_is_changed_as_the_environment_has_it(clipyard, knob, value):
+    client, asked = FakeClient(), []
+    client.set_knobs = lambda knobs, **_: asked.append(Knobs(**knobs)) or []
+    assert clipyard("set", knob, client=client)[0] == 0
+    assert asked == [Knobs(**{knob.partition("=")[0]: value})]
 
 
 @pytest.mark.parametrize(

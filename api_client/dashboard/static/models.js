@@ -135,7 +135,7 @@
       onsubmit: (event) => {
         event.preventDefault();
         let given = typed.value;
-        try { given = JSON.parse(given); } catch { given = given.split(",").filter(Boolean); }
+        try { given = JSON.parse(given); } catch { if (typed.name === "pinned") given = given.split(",").filter(Boolean); }
         ask("set", { worker: worker.name, name: typed.name, value: given });
         typed.value = "";
       },
