@@ -217,13 +217,12 @@ class Desk:
                 yield from self.line.send(call)
             while waiting:
                 try:
-                    answer = (yield from self.line.wait(waiting[0])).message
+                    answer = (yield from self.line.wait(waiting[0])).managed()
                 except NoBroker:
                     raise
                 except ClipyardError as error:
                     refusals.append((workers[-len(waiting)], error))
                 else:
-                    assert isinstance(answer, Managed)
                     answers.append(answer)
                 waiting.popleft()
         finally:

@@ -12,7 +12,7 @@ from .results import Item, items_of, same_space
 from .steps import Blocking, Talk
 from .talks import Answer, Call, Line
 from .wire.errors import BadRequest, Cancelled, ClipyardError, NoAnswer, NoBroker, NoWorker
-from .wire.messages import AUTO, Embedded
+from .wire.messages import AUTO
 
 _ID = re.compile(r"(?P<trunk>[0-9a-f-]{36})\.(?P<size>[1-9]\d{0,5})")
 
@@ -186,10 +186,8 @@ class Submitted:
 
 
 def _opened(answer: Answer, call: Call | None, space: str | None) -> tuple[list[Item], str]:
-    embedded = answer.message
-    assert isinstance(embedded, Embedded)
-    assert answer.vectors is not None
+    embedded, vectors = answer.embedded()
     if call and call.failures:  # which tell more than what the worker said of no bytes
         failures = {**embedded.failures, **call.failures}
         embedded = embedded.model_copy(update={"failures": failures})
-    return items_of(embedded, answer.vectors), same_space(space, embedded.fingerprint)
+    return items_of(embedded, vectors), same_space(space, embedded.fingerprint)

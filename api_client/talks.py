@@ -19,8 +19,8 @@ from .wire.address import masked, parsed
 from .wire.broker import celery_app, login_refused, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
-from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker
-from .wire.messages import Failure, Message, Priority, Refused, Request
+from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, first_line
+from .wire.messages import Embedded, Failure, Managed, Message, Priority, Refused, Request
 from .wire.settings import Settings
 from .wire.signing import signed
 
@@ -60,6 +60,24 @@ class Answer:
 
     message: Message
     vectors: Vectors | None
+
+    def embedded(self) -> tuple[Embedded, Vectors]:
+        """
+        Raises:
+            ClipyardError: it is the answer to something else.
+        """
+        if not isinstance(self.message, Embedded) or self.vectors is None:
+            raise _no_answer_of_ours("it has no vectors")
+        return self.message, self.vectors
+
+    def managed(self) -> Managed:
+        """
+        Raises:
+            ClipyardError: it is the answer to something else.
+        """
+        if not isinstance(self.message, Managed):
+            raise _no_answer_of_ours("it says of no worker what was done")
+        return self.message
 
 
 class Line:
@@ -326,10 +344,20 @@ def _step(priority: Priority) -> int:
 
 
 def _open(frame: bytes) -> Answer:
-    message, vectors = unpack_answer(frame)
+    try:
+        message, vectors = unpack_answer(frame)
+    except ValueError as error:
+        raise _no_answer_of_ours(first_line(error)) from None
     if isinstance(message, Refused):
         raise message.failure.error()
     return Answer(message, vectors)
+
+
+def _no_answer_of_ours(why: str) -> ClipyardError:
+    return ClipyardError(
+        f"what Redis holds as the answer is none ({why}); does a worker of another version, or "
+        "another program, use the same CLIPYARD_KEY_PREFIX?"
+    )
 
 
 # Steps, and parts of them. A step is one round trip, and returns an awaitable if the client does.

@@ -140,9 +140,7 @@ def switch(line: Line, job: str, to: Literal["new", "old"]) -> Talk[Managed]:
     """Let a migrated name lead to the job's sink or back; waits for a worker to do it."""
     deadline = time.time() + line.settings.answer_timeout_s
     call = Call(names.JOB_SWITCH, SwitchAlias(job=job, to=to, deadline=deadline))
-    answer: Any = (yield from line.ask(call)).message
-    assert isinstance(answer, Managed)
-    return answer
+    return (yield from line.ask(call)).managed()
 
 
 def _tend(line: Line) -> Talk[None]:

@@ -17,13 +17,14 @@ from api_client.desk import Desk
 from api_client.results import ItemsFailed, matrix
 from api_client.steps import Pause
 from api_client.talks import Answer, Call, Line
-from api_client.testing import MODELS, NODE
+from api_client.testing import MODELS, NODE, FakeClient, FakeWorker
 from api_client.vigil import FRESH_S, SEARCH_EVERY, STALE_S, Roll, Vigil
 from api_client.wire import names
-from api_client.wire.codec import pack_record
+from api_client.wire.codec import pack_answer, pack_record
 from api_client.wire.errors import (
     BadRequest,
     Cancelled,
+    ClipyardError,
     ImageMissing,
     ImageUnreadable,
     LoadFailed,
@@ -33,7 +34,7 @@ from api_client.wire.errors import (
     UnknownModel,
 )
 from api_client.wire.jobs import JobSpec, Place
-from api_client.wire.messages import EmbedBatch, Load, Managed, ModelStatus, WorkerStatus
+from api_client.wire.messages import EmbedBatch, Embedded, Load, Managed, ModelStatus, WorkerStatus
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from tests.flow.processes import until
@@ -306,6 +307,26 @@ def test_an_answer_in_hand_is_given_though_redis_is_lost_just_then(stage, connec
     with stage.worker():
         assert connect(stage.settings).embed_images([b"bytes"]).shape == (1, 16)
     assert lost
+
+
+MANAGED = Managed(worker=NODE, model=None, changed=False, message="done")
+EMBEDDED = Embedded(model="m", dimension=2, fingerprint="f", items=1)
+
+
+@pytest.mark.parametrize(
+    ("ask", "frame", "told"),
+    [
+        ("embed_texts", pack_answer(MANAGED), "it has no vectors"),
+        ("load", pack_answer(EMBEDDED, np.zeros((1, 2))), "it says of no worker what was done"),
+        ("embed_texts", pack_answer(EMBEDDED), "an answer's body is not 1 x 2 of float32"),
+        ("load", b"\x02\0\0\0{}", "an answer's header names none of "),
+    ],
+)
+def test_an_answer_of_another_kind_is_one_sentence_of_ours(monkeypatch, ask, frame, told):
+    monkeypatch.setattr(FakeWorker, "frame", lambda *_: frame)
+    with FakeClient() as client, pytest.raises(ClipyardError) as refused:
+        getattr(client, ask)("fake/small")
+    assert f"is none ({told}" in str(refused.value)
 
 
 def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, connect):
