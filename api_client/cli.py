@@ -304,8 +304,8 @@ def _managed(answers: Any, as_json: bool) -> None:
     rows = [answer.model_dump(mode="json") for answer in answers]
     if not as_json:
         rows = [{**row, "seconds": round(row["seconds"], 2)} for row in rows]
-    columns = ["worker", "model", "changed", "seconds", "message"]
-    show.table(columns, rows, as_json=as_json)
+    columns = ["worker/model", "changed/seconds", "message"]
+    show.table(columns, rows, as_json=as_json, unbroken="worker/model")
 
 
 def _end(error: Exception, code: int) -> NoReturn:

@@ -243,6 +243,17 @@ def test_the_id_of_a_model_stays_on_one_line(clipyard, monkeypatch):
     assert long.id in clipyard("models", client=FakeClient(models=[long]))[1]
 
 
+def test_whoever_did_what_they_were_asked_and_of_which_model_stay_on_one_line(
+    clipyard, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    did = {"worker": "gpu0@machine-learning-7", "model": "sentence-transformers/all-MiniLM-L6-v2"}
+    client = FakeClient()
+    client.switch = lambda *_, **__: [Managed(**did, changed=True, message="switched " * 20)]
+    out = clipyard("switch", did["model"], client=client)[1]
+    assert all(f" {name} " in out for name in did.values())
+
+
 def test_models_are_listed_by_name_and_what_nobody_has_said_of_one_is_left_out(clipyard):
     bare = CatalogueEntry(id="mine/bare", name="", family="own", dimension=0, kinds=("text",))
     client = FakeClient(models=[bare, *MODELS])
