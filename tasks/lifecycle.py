@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from api_client.wire import names
-from api_client.wire.errors import ModelBusy
+from api_client.wire.errors import BadRequest, ModelBusy
 from api_client.wire.messages import Load, Managed, Reload, Request, Set, Switch, Unload
 from worker import runtime
 from worker.delivery.answers import Call, answering
@@ -83,6 +83,10 @@ def unload(call: Call[Unload]) -> Managed:
     held = here.slots.view()
     if request.scope == "family":
         families = {slot.model_id: here.catalogue[slot.model_id].backend for slot in held}
+        if request.family not in (known := {*here.families, *families.values()}):
+            raise BadRequest(
+                f"no model family {request.family!r}; there are {', '.join(sorted(known))}"
+            )
         wanted = [model_id for model_id, family in families.items() if family == request.family]
     else:
         wanted = [slot.model_id for slot in held if OF_SCOPE[request.scope](slot)]

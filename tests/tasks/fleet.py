@@ -86,6 +86,7 @@ def parts(settings: WorkerSettings, node: str) -> Any:
     return SimpleNamespace(
         node=node,
         settings=settings,
+        families=("fake", "ollama"),
         catalogue=Catalogue(ENTRIES),
         slots=slots,
         tracker=tracker,

@@ -197,6 +197,12 @@ def test_unload_by_family(ask, here):
     assert ask(names.UNLOAD, scope="family", family="fake").message == "unloaded clip/a"
 
 
+def test_a_family_that_nobody_knows_is_refused_with_those_there_are(ask):
+    refused = ask(names.UNLOAD, scope="family", family="typo").failure
+    assert refused.code == "bad_request"
+    assert refused.message == "no model family 'typo'; there are fake, ollama"
+
+
 @pytest.mark.parametrize("fields", [{"scope": "family"}, {"family": "fake"}])
 def test_a_family_and_its_scope_go_together(ask, fields):
     assert "family" in ask(names.UNLOAD, **fields).failure.message
