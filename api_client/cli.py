@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from .options import FAILED, INTERRUPTED, NOBODY, USAGE, Json, Model, a_client
+from .options import FAILED, NOBODY, USAGE, Json, Model, a_client
 from .quarantine import cli as quarantine
 from .reembed import cli as reembed
 from .stack import cli as stack
@@ -70,8 +70,6 @@ def main() -> NoReturn:
         _end(error, NOBODY)
     except (ClipyardError, OSError) as error:  # of files: a full disk, a folder of others
         _end(error, FAILED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

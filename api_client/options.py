@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from .client import Client
 
-FAILED, USAGE, NOBODY, INTERRUPTED = 1, 2, 3, 130
+FAILED, USAGE, NOBODY = 1, 2, 3
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Model = Annotated[

@@ -18,7 +18,9 @@ from PIL import Image
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from api_client import __main__ as process
 from api_client import cli, pulse, show, vectorfile
+from api_client.__main__ import INTERRUPTED
 from api_client.gateway import child
 from api_client.stack import up as stack
 from api_client.testing import MODELS, NODE, FakeClient
@@ -584,6 +586,21 @@ def test_a_gateway_for_others_without_a_token_is_exit_code_2(clipyard, monkeypat
     assert "CLIPYARD_GATEWAY_TOKENS" in error
 
 
+class Importing:
+    """While a module is looked for, somebody presses Ctrl-C."""
+
+    def find_spec(self, name, *_):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_parts_are_imported_is_an_interruption_as_well(monkeypatch):
+    monkeypatch.delitem(sys.modules, "api_client.cli")
+    monkeypatch.setattr(sys, "meta_path", [Importing()])
+    with pytest.raises(SystemExit) as end:
+        process.main()
+    assert end.value.code == INTERRUPTED
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_commands_are_completed(shell):
     env = {
@@ -620,7 +637,7 @@ def test_every_command_and_exit_code_is_documented():
     page = (ROOT / "docs" / "command-line.md").read_text()
     commands = get_command(cli.app).commands
     assert {name for name in commands if f"`{name}`" not in page} == set()
-    for code in (0, cli.FAILED, cli.USAGE, cli.NOBODY, cli.INTERRUPTED):
+    for code in (0, cli.FAILED, cli.USAGE, cli.NOBODY, INTERRUPTED):
         assert f"| {code} |" in page
 
 
