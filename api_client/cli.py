@@ -1,7 +1,7 @@
 """The `clipyard` command. Each command is a few lines around the client; `--json` for scripts.
 
 Exit codes: 0 done, 1 some items or all of it failed, 2 wrong usage, 3 nobody to ask (no Redis, no
-worker, no answer), 130 interrupted.
+worker, no answer), 130 interrupted, 143 terminated.
 """
 
 import json

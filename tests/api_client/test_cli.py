@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from typer.main import get_command
 
 from api_client import __main__ as process
 from api_client import cli, pulse, show, vectorfile
-from api_client.__main__ import INTERRUPTED
+from api_client.__main__ import INTERRUPTED, TERMINATED
 from api_client.gateway import child
 from api_client.stack import up as stack
 from api_client.testing import MODELS, NODE, FakeClient
+from api_client.wire import names
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 from api_client.wire.messages import CatalogueEntry, Event, Knobs, Managed
+from tests.flow.processes import until
 
 ROOT = Path(__file__).parents[2]
 WEBSOCKET = {
@@ -594,11 +597,29 @@ class Importing:
 
 
 def test_ctrl_c_while_the_parts_are_imported_is_an_interruption_as_well(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.delitem(sys.modules, "api_client.cli")
     monkeypatch.setattr(sys, "meta_path", [Importing()])
     with pytest.raises(SystemExit) as end:
         process.main()
     assert end.value.code == INTERRUPTED
+
+
+def test_a_command_that_is_terminated_withdraws_what_it_asked_for(stage):
+    stage.show_worker()
+    asked = {
+        "CLIPYARD_REDIS_URL": stage.settings.url(),
+        "CLIPYARD_KEY_PREFIX": stage.settings.key_prefix,
+    }
+    argv = [sys.executable, "-m", "api_client", "text", "words"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **asked}, stderr=pipe) as command:
+        until(lambda: stage.store.llen(stage.keys.queue(names.EMBED, names.INTERACTIVE)))
+        command.terminate()
+        _, said = command.communicate(timeout=60)
+    assert (command.returncode, b"Traceback" in said) == (TERMINATED, False)
+    [answer] = stage.store.scan_iter(stage.keys.answer("*"))
+    assert b"withdrawn by its caller" in stage.store.lindex(answer, 0)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -637,7 +658,7 @@ def test_every_command_and_exit_code_is_documented():
     page = (ROOT / "docs" / "command-line.md").read_text()
     commands = get_command(cli.app).commands
     assert {name for name in commands if f"`{name}`" not in page} == set()
-    for code in (0, cli.FAILED, cli.USAGE, cli.NOBODY, INTERRUPTED):
+    for code in (0, cli.FAILED, cli.USAGE, cli.NOBODY, INTERRUPTED, TERMINATED):
         assert f"| {code} |" in page
 
 
