@@ -9,7 +9,8 @@ from worker import housekeeping, runtime
 from worker.delivery import watchdog
 from worker.residency import sweeping
 
-# Redis is away: nothing to answer, nothing to repeat. The next sweep makes up for this one.
+# Redis is away, or refuses this login: nothing to answer, nothing to repeat. The clock's next one
+# makes up for this one.
 AWAY = (redis.RedisError, OperationalError)
 
 

@@ -24,9 +24,9 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 
     What went wrong is always told, and at DEBUG everything.
     """
-    if record.levelno > logging.INFO:
-        return True
     told = getattr(record, "data", {})  # a line on what came late has a name and an id alone
+    if record.levelno > logging.INFO or "exc" in told:
+        return True
     task = told.get("name") or next(iter(record.args or ()), None)
     if task not in _CLOCKWORK:
         return True

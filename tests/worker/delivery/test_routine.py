@@ -4,11 +4,14 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import redis
 from celery import Celery
 from celery.app import trace
 from celery.worker import request
 
 from api_client.wire import names
+from tasks import reembed, sweep
+from worker import runtime
 from worker.delivery import routine
 
 
@@ -76,6 +79,19 @@ def test_the_clock_that_found_nothing_to_do_says_nothing(lines, name, given):
 def test_what_was_done_is_told(lines, name, given):
     (line,) = lines(name, given)
     assert f"Task {name}[an-id] succeeded" in line
+
+
+@pytest.mark.parametrize("task", [reembed.jobs_tend, sweep.sweep, sweep.sweep_fleet])
+def test_of_what_the_clock_sent_and_redis_refused_a_line_is_told(caplog, monkeypatch, task):
+    def here():
+        raise redis.AuthenticationError("another password")
+
+    monkeypatch.setattr(runtime, "here", here)
+    caplog.set_level(logging.INFO, logger=trace.logger.name)
+    trace.build_tracer(task.name, task, app=task.app)("an-id", (), {}, {"id": "an-id"})
+    [record] = caplog.records
+    assert f"Task {task.name}[an-id] raised expected: " in record.getMessage()
+    assert not record.exc_info
 
 
 @pytest.mark.parametrize("name", [names.JOBS_TEND, names.SWEEP, names.SWEEP_FLEET])
