@@ -230,7 +230,7 @@ class Desk:
         if not refusals:
             return answers
         worker, refusal = refusals[0]
-        if isinstance(refusal, BadRequest):  # all say the same
+        if isinstance(refusal, BadRequest) and not answers:  # all say the same
             raise refusal
         did = f"; done by {', '.join(answer.worker for answer in answers)}" if answers else ""
         raise from_wire(refusal.code, f"{worker}: {refusal}{did}")

@@ -424,18 +424,22 @@ def test_what_all_are_asked_goes_past_those_that_stop_if_anybody_stays(stage, co
 
 
 @pytest.mark.parametrize(
-    ("refusal", "told"),
+    ("refusal", "refusing", "told"),
     [
-        (LoadFailed("no sand"), "b@there: no sand; done by a@here, c@there"),
-        (BadRequest("no model 'x'"), "no model 'x'"),
+        (LoadFailed("no sand"), "b", "b@there: no sand; done by a@there, c@there"),
+        (LoadFailed("no sand"), "abc", "a@there: no sand"),
+        (BadRequest("no family x"), "b", "b@there: no family x; done by a@there, c@there"),
+        (BadRequest("no family x"), "abc", "no family x"),
     ],
 )
-def test_of_several_workers_the_one_that_refuses_is_named_and_those_that_did_it(refusal, told):
+def test_of_several_workers_the_one_that_refuses_is_named_and_those_that_did_it(
+    refusal, refusing, told
+):
     def said(call):
         yield from ()
-        if call.queue == names.direct_queue("b@there"):
-            raise refusal
         worker = call.queue.removesuffix(names.direct_queue(""))
+        if worker[0] in refusing:
+            raise refusal
         return Answer(Managed(worker=worker, model="m", changed=True, message="loaded m"), None)
 
     def nothing(_):
@@ -443,7 +447,7 @@ def test_of_several_workers_the_one_that_refuses_is_named_and_those_that_did_it(
 
     line = SimpleNamespace(settings=None, send=nothing, wait=said, let_go=nothing)
     desk = Desk(line, asked_by="test")
-    asking = desk._ask(names.LOAD, Load(model="m"), ["a@here", "b@there", "c@there"])
+    asking = desk._ask(names.LOAD, Load(model="m"), ["a@there", "b@there", "c@there"])
     with pytest.raises(type(refusal)) as refused:
         next(asking)
     assert str(refused.value) == told
