@@ -154,8 +154,10 @@ class Job:
         if before is not None and (not before.losses or before.round == this_round):
             return before
         begun = time.monotonic()
-        sink = self.sink  # if it is away, that is found out before anything is embedded for it
+        # What is away is found out before anything is embedded; and the manifest first, for a sink
+        # that holds it is not to be made anew without it.
         chunk = manifest.chunk(self.papers.manifest, number, index=self.index)
+        sink = self.sink
         read = time.monotonic()
         found = embed(
             self._here,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, count, islice
@@ -100,7 +100,7 @@ def read(folder: Path) -> Manifest:
     """
     file = folder / WHOLE
     try:
-        with store_errors(folder):
+        with _here(folder):
             return Manifest(**json.loads(file.read_bytes()))
     except (ValueError, TypeError, RecursionError):
         raise _changed(file) from None
@@ -118,7 +118,7 @@ def chunk(folder: Path, number: int, *, index: str) -> Chunk:
     record = _index(folder, index)[number * _RECORD.size : (number + 1) * _RECORD.size]
     begin, length, digest = _RECORD.unpack(record)
     part = _part(folder, number // PART_CHUNKS)
-    with store_errors(part), part.open("rb") as file:
+    with _here(folder), part.open("rb") as file:
         file.seek(begin)
         body = file.read(length)
     if _digest(body) != digest:
@@ -128,17 +128,27 @@ def chunk(folder: Path, number: int, *, index: str) -> Chunk:
 
 @lru_cache(maxsize=8)
 def _index(folder: Path, digest: str) -> bytes:
-    with store_errors(folder):
-        try:
-            index = (folder / "index.bin").read_bytes()
-        except FileNotFoundError:
-            raise StoreDown(
-                f"{folder} is not here: all workers of a job must share the folder of its papers, "
-                "see CLIPYARD_JOBS_DIR"
-            ) from None
+    with _here(folder):
+        index = (folder / "index.bin").read_bytes()
     if hashlib.sha256(index).hexdigest() != digest:
         raise _changed(folder / "index.bin")
     return index
+
+
+@contextmanager
+def _here(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        StoreDown: the manifest cannot be read at the moment, or was never in reach.
+    """
+    with store_errors(folder):
+        try:
+            yield
+        except FileNotFoundError:
+            raise StoreDown(
+                f"{folder} is not here: bring it back if it was moved, or mount it; all workers of "
+                "a job must share the folder of its papers, see CLIPYARD_JOBS_DIR"
+            ) from None
 
 
 def _changed(file: Path) -> JobRefused:

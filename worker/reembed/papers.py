@@ -26,12 +26,13 @@ def temporary_for(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name, whole, at the end of the block, or not at all.
 
+    Its folder is not made: one that was moved away, or is not mounted, would be there twice.
+
     Raises:
         StoreDown: the folder is away, not writable, or full.
     """
     temporary = temporary_for(path)
     with store_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -159,6 +160,8 @@ class Papers:
                     f"{self.folder} holds the papers of another job {held.id!r}: submit this one "
                     "under another id"
                 )
+        with store_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with lasting(file) as out:
             out.write(spec.model_dump_json(indent=2).encode())
 
@@ -170,7 +173,11 @@ class Papers:
         told = asdict(marker)
         if not marker.cut:  # a worker of before this field takes a marker with it for none
             del told["cut"]
-        with replacing(self._marker(marker.chunk)) as out:
+        file = self._marker(marker.chunk)
+        with store_errors(self.folder):
+            for folder in (file.parent.parent, file.parent):
+                folder.mkdir(exist_ok=True)
+        with replacing(file) as out:
             out.write(json.dumps(told, ensure_ascii=False).encode())
 
     def marker(self, chunk: int) -> Marker | None:

@@ -552,6 +552,32 @@ def test_for_a_sink_that_is_away_nothing_is_embedded_and_the_worker_is_named(
     assert desk.status().trouble == "w@here: it does not answer"
 
 
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_a_folder_that_is_moved_away_is_waited_for_and_not_made_anew(
+    desk, post, pictures, sink, tmp_path, monkeypatch, kind
+):
+    place, folder, elsewhere = sink.model_copy(update={"kind": kind}), tmp_path / "sink", "moved"
+    desk.submit(pictures, place)
+    assert [post.deliver(), post.deliver()] == ["done", "done"]
+    embed = embedding.embed
+
+    def moving(*given, **more):
+        found = embed(*given, **more)
+        folder.rename(tmp_path / elsewhere)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.reembed.job.embed", moving)
+        assert [post.deliver(), post.deliver()] == ["trouble", "trouble"]
+    assert (desk.status().state, folder.exists()) == (JobState.RUNNING, False)
+    assert "is not here: bring it back if it was moved" in desk.status().trouble
+    (tmp_path / elsewhere).rename(folder)
+    desk.store.zadd(desk.keys.job_flight("job"), {"1": 0, "2": 0})  # the pauses are over
+    desk.tend()
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+
+
 def test_a_collection_that_was_deleted_is_made_again(desk, post, pictures, tmp_path):
     place = Place(kind="qdrant", where=str(tmp_path / "q"), options={"collection": "c"})
     desk.submit(pictures, place, patience_s=0)

@@ -56,6 +56,9 @@ class ClipRetrieval:
                 "fingerprint": [self._space.fingerprint] * len(pairs),
             }
         )
+        with store_errors(self.folder):
+            for file in (self._metadata(number), self._vectors(number)):
+                file.parent.mkdir(exist_ok=True)
         with replacing(self._metadata(number)) as out:
             parquet.write_table(meta, out, compression="zstd")
         with replacing(self._vectors(number)) as out:  # last: whoever sees vectors finds the rest
