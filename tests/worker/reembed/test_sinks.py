@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from shutil import rmtree
 from threading import Barrier, Thread
 
 import lancedb
@@ -419,8 +420,26 @@ def test_a_full_disk_is_worth_another_try_and_leaves_nothing_behind(make, tmp_pa
 
 def test_a_database_that_is_away_is_worth_another_try(doors):
     place = Place(kind="pgvector", where="postgresql://nobody@127.0.0.1:1/none")
-    with pytest.raises(StoreDown):
+    with pytest.raises(StoreDown) as away:
         open_sink(place, SPACE, doors)
+    assert len(str(away.value).splitlines()) == 1
+
+
+def test_a_row_that_a_table_refuses_is_not_told_with_its_vector(make, postgres_url):
+    sink = make("pgvector")
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute("ALTER TABLE photos ADD CONSTRAINT short CHECK (length(ref) < 3)")
+    with pytest.raises(JobRefused, match=r'violates check constraint "short"$'):
+        sink.write(shard(0))
+
+
+def test_where_in_its_own_source_lancedb_met_an_error_is_not_told(make, tmp_path):
+    sink = make("lancedb")
+    rmtree(tmp_path / "lance")
+    (tmp_path / "lance").write_bytes(b"")
+    with pytest.raises(StoreDown) as down:
+        sink.write(shard(0))
+    assert ".rs:" not in str(down.value)
 
 
 def test_jobs_that_begin_in_an_empty_database_at_the_same_instant_get_there(make, postgres_url):
@@ -504,8 +523,9 @@ def test_a_qdrant_that_builds_its_index_has_time_to_answer():
     ("code", "headers"), [(409, ()), (429, ()), (429, [("Retry-After", "3")]), (503, ())]
 )
 def test_a_qdrant_that_has_no_time_is_worth_another_try(answering_qdrant, code, headers):
-    with pytest.raises(StoreDown):
+    with pytest.raises(StoreDown) as down:
         answering_qdrant(code, headers)
+    assert len(str(down.value).splitlines()) == 1
 
 
 def test_a_chunk_goes_to_qdrant_in_requests_of_a_size_that_it_takes(make, monkeypatch):

@@ -1,6 +1,7 @@
 """A LanceDB table: a folder, or a store by its URL."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +14,7 @@ import lancedb
 import pyarrow as pa
 from lancedb.index import BTree
 
-from api_client.wire.errors import ClipyardError, JobRefused, StoreDown
+from api_client.wire.errors import ClipyardError, JobRefused, StoreDown, first_line
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -28,6 +29,7 @@ KEY = {"lance-schema:unenforced-primary-key": "true"}
 # Each write makes a file and a version that lists all files: uncompacted, a hundred thousand chunks
 # would be ever slower, and their versions larger than their vectors.
 COMPACTED_EVERY = 256  # chunks
+PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")  # of LanceDB, in what it says of an error
 
 
 class LanceDB:
@@ -89,18 +91,16 @@ class LanceDB:
         pairs = shard.embedded()
         if not pairs:
             return
-        rows = pa.table(
-            {
-                "id": [item.id for item, _ in pairs],
-                "ref": [storable(item.ref) for item, _ in pairs],
-                "vector": [row for _, row in pairs],
-                "model": [self._space.model] * len(pairs),
-                "fingerprint": [self._space.fingerprint] * len(pairs),
-                "meta": [json.dumps(item.meta) for item, _ in pairs],
-            },
-            schema=self._table.schema,
-        )
+        columns = {
+            "id": [item.id for item, _ in pairs],
+            "ref": [storable(item.ref) for item, _ in pairs],
+            "vector": [row for _, row in pairs],
+            "model": [self._space.model] * len(pairs),
+            "fingerprint": [self._space.fingerprint] * len(pairs),
+            "meta": [json.dumps(item.meta) for item, _ in pairs],
+        }
         with self._asking():
+            rows = pa.table(columns, schema=self._table.schema)
             upsert = self._table.merge_insert("id")
             upsert.when_matched_update_all().when_not_matched_insert_all().execute(rows)
             if shard.chunk.number % COMPACTED_EVERY == 0:
@@ -152,4 +152,5 @@ class LanceDB:
             except ClipyardError:
                 raise
             except (OSError, RuntimeError) as error:  # a conflict with another worker, too
-                raise StoreDown(f"LanceDB at {self._where}: {error}") from error
+                told = PLACE_IN_SOURCE.sub("", first_line(error))
+                raise StoreDown(f"LanceDB at {self._where}: {told}") from error

@@ -9,7 +9,7 @@ import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import errors, sql
 
-from api_client.wire.errors import ItemError, JobRefused, StoreDown
+from api_client.wire.errors import ItemError, JobRefused, StoreDown, first_line
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -185,9 +185,9 @@ class PgVector:
             psycopg.OperationalError,
             psycopg.InterfaceError,
         ) as error:
-            raise StoreDown(f"PostgreSQL at {self._where}: {error}") from error
-        except psycopg.Error as error:
-            raise JobRefused(f"PostgreSQL at {self._where}: {error}") from error
+            raise StoreDown(f"PostgreSQL at {self._where}: {first_line(error)}") from error
+        except psycopg.Error as error:  # below its first line are statement and row
+            raise JobRefused(f"PostgreSQL at {self._where}: {first_line(error)}") from error
 
     def _connected(self) -> psycopg.Connection:
         return psycopg.connect(self._where, connect_timeout=CONNECT_S, client_encoding="utf8")

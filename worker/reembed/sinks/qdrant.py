@@ -146,10 +146,10 @@ class Qdrant:
         except (ResponseHandlingException, ResourceExhaustedResponse, OSError) as error:
             raise StoreDown(f"Qdrant at {self._where}: {error}") from error
         except UnexpectedResponse as error:
-            status = error.status_code
+            status, told = error.status_code, ", ".join(str(error).splitlines())
             if status is not None and status < 500 and status not in PASSING:
-                raise JobRefused(f"Qdrant at {self._where}: {error}") from error
-            raise StoreDown(f"Qdrant at {self._where}: {error}") from error
+                raise JobRefused(f"Qdrant at {self._where}: {told}") from error
+            raise StoreDown(f"Qdrant at {self._where}: {told}") from error
         except RuntimeError as error:  # local mode: another process has the folder
             raise StoreDown(f"Qdrant at {self._where}: {error}") from error
 
