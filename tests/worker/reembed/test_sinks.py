@@ -442,6 +442,19 @@ def test_where_in_its_own_source_lancedb_met_an_error_is_not_told(make, tmp_path
     assert ".rs:" not in str(down.value)
 
 
+def test_a_full_disk_under_qdrant_s_local_mode_is_worth_another_try(make):
+    sink = make("qdrant")
+    store = sink._client._client.collections["photos"].storage.storage
+    store.execute("PRAGMA max_page_count = 1")  # no more than it has now
+    items = [Item(id=str(n), ref="") for n in range(100)]
+    much = Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * len(items))
+    with pytest.raises(StoreDown, match="full"):
+        sink.write(much)
+    store.execute("PRAGMA max_page_count = 1000000")
+    sink.write(much)
+    same(sink.read([item.id for item in items]), wanted(much))
+
+
 def test_jobs_that_begin_in_an_empty_database_at_the_same_instant_get_there(make, postgres_url):
     start = Barrier(4)
 

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -150,7 +151,7 @@ class Qdrant:
             if status is not None and status < 500 and status not in PASSING:
                 raise JobRefused(f"Qdrant at {self._where}: {told}") from error
             raise StoreDown(f"Qdrant at {self._where}: {told}") from error
-        except RuntimeError as error:  # local mode: another process has the folder
+        except (RuntimeError, sqlite3.Error) as error:  # local mode: another has it; a full disk
             raise StoreDown(f"Qdrant at {self._where}: {error}") from error
 
 
