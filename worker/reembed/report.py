@@ -30,8 +30,10 @@ def summary(
     status: JobStatus, found: Findings, *, state: JobState, moved: Moved | None
 ) -> dict[str, Any]:
     """Everything that the reports say, as JSON values."""
+    # Submitted again after Redis was lost, a job has chunks that were finished before it started.
+    begun = min([status.started_at, *(at for at, _ in found.pace)])
     ended = max((at for at, _ in found.pace), default=status.seen_at)
-    seconds = max(ended - status.started_at, 1e-3)
+    seconds = max(ended - begun, 1e-3)
     return {
         "job": status.id,
         "state": str(state),
@@ -57,7 +59,7 @@ def summary(
             for name in ("read_s", "decode_s", "forward_s", "write_s")
         },
         "workers": status.workers,
-        "rate": rate(found.pace, begun=status.started_at),
+        "rate": rate(found.pace, begun=begun),
         "moved": asdict(moved) if moved else None,
     }
 

@@ -126,6 +126,7 @@ def test_a_job_that_is_submitted_again_has_the_items_that_it_began_with(
     post.deliver_all()
     assert [row["id"] for row in rows(sink)] == [f"{n:03}.png" for n in range(20)]
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+    assert report(sink)["seconds"] > 0.001  # from its first chunk on
 
 
 @pytest.mark.parametrize(("folder", "size"), [("pictures", 5), ("others", 8)])
