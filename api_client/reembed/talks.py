@@ -131,7 +131,8 @@ def change(line: Line, job: str, what: str, *, reason: str) -> Talk[JobStatus]:
     arguments = (printable(reason), before.seen_at)
     changed = yield lambda r: r.eval(wanted.script, len(keys), *keys, *arguments)
     if not changed:
-        raise BadRequest(f"job {job} is {before.state}: {wanted.forbidden}")
+        found = yield from _books(line, job)  # somebody else may have been quicker
+        raise BadRequest(f"job {job} is {found.state}: {wanted.forbidden}")
     yield from _tend(line)
     return (yield from status(line, job))
 

@@ -286,6 +286,18 @@ def test_a_reason_that_is_not_utf8_is_written_down_escaped(stage, connect):
     assert job.pause("caf\udce9").reason == r"caf\udce9"
 
 
+def test_of_two_who_resume_a_job_at_once_the_second_is_told_that_it_runs(stage, connect):
+    connect(stage.settings).reembed("/photos", sink="/vectors", model="m", id="j")
+    stage.store.hset(stage.keys.job("j"), "state", "paused")
+    talk = talks.change(Line(stage.settings), "j", "resume", reason="")
+    said = next(talk)(stage.store)
+    stage.store.hset(stage.keys.job("j"), "state", "running")
+    said = talk.send(said)(stage.store)
+    said = talk.send(said)(stage.store)
+    with pytest.raises(BadRequest, match="job j is running: only a paused job can be resumed"):
+        talk.send(said)
+
+
 @pytest.mark.parametrize("address", [None, 7, b"/photos", ["/photos"]])
 def test_what_is_no_address_is_no_folder_of_that_name(address):
     for place in (places.source, places.sink):
