@@ -152,18 +152,20 @@ class Papers:
             JobRefused: the folder belongs to another job, if only by what it asked for: the markers
                 say nothing of this one's items.
         """
-        file = self.folder / "job.json"
-        if file.exists():
-            held = self.spec()
-            if held.model_dump(include=WHAT) != spec.model_dump(include=WHAT):
-                raise JobRefused(
-                    f"{self.folder} holds the papers of another job {held.id!r}: submit this one "
-                    "under another id"
-                )
+        file, text = self.folder / "job.json", spec.model_dump_json(indent=2).encode()
         with store_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with lasting(file) as out:
-            out.write(spec.model_dump_json(indent=2).encode())
+        if not file.exists():
+            lay(file, text)  # of two jobs that come at once one is first
+        held = self.spec()
+        if held.model_dump(include=WHAT) != spec.model_dump(include=WHAT):
+            raise JobRefused(
+                f"{self.folder} holds the papers of another job {held.id!r}: submit this one "
+                "under another id"
+            )
+        if held != spec:
+            with lasting(file) as out:
+                out.write(text)
 
     def spec(self) -> JobSpec:
         with store_errors(self.folder):

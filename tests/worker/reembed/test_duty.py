@@ -19,11 +19,12 @@ from api_client.wire.errors import (
     BadRequest,
     ImageMissing,
     ItemError,
+    JobRefused,
     NotSigned,
     SpaceMismatch,
     StoreDown,
 )
-from api_client.wire.jobs import JobState, Place
+from api_client.wire.jobs import JobSpec, JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
 from api_client.wire.quarantine import Crash, Evidence
@@ -35,6 +36,7 @@ from worker.delivery.pool import Reason
 from worker.reembed import check, duty, embedding, manifest
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
+from worker.reembed.papers import Papers
 from worker.reembed.sinks import qdrant, shards
 from worker.reembed.sources.folder import Folder
 
@@ -138,6 +140,22 @@ def test_another_job_under_the_id_of_an_earlier_one_is_refused(
     desk.submit(folder_of(tmp_path / folder), sink, chunk_size=size, submitted_at=1.0)
     assert post.deliver_all() == ["refused"]
     assert "holds the papers of another job 'job'" in desk.status().reason
+
+
+def test_of_two_jobs_that_come_to_a_folder_of_papers_at_once_one_is_refused(tmp_path, monkeypatch):
+    place = Place(kind="parquet", where="/x")
+    a, b = (JobSpec(id=id, source=place, sink=place, model="m") for id in "ab")
+    papers, exists = Papers(tmp_path / "papers"), Path.exists
+
+    def overtaken(path):
+        monkeypatch.setattr(Path, "exists", exists)
+        papers.begin(a)
+        return False
+
+    monkeypatch.setattr(Path, "exists", overtaken)
+    with pytest.raises(JobRefused, match="holds the papers of another job 'a'"):
+        papers.begin(b)
+    assert papers.spec() == a
 
 
 def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
