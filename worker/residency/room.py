@@ -152,7 +152,7 @@ class Room:
     def _seat_or_victim(self, slot: Slot, size: int, deadline: float) -> Slot | None:
         """Waits for a seat on the device and takes it: None. Or claims who has to leave for it."""
         with self._changed, ExitStack() as gates:
-            gated = None
+            gated: Slot | None = None
             while not self._has_room(slot, size):
                 self._slots.refuse_the_impossible(slot.id, size)
                 order = self._slots.movable(State.DEVICE)
@@ -163,8 +163,10 @@ class Room:
                     if self._clock() >= until:
                         victim.leave()
                         return victim
-                if order and not idle and gated is None:
-                    gated = gates.enter_context(self.gate(order[0]))
+                if order and not idle and gated not in order:  # one only: the others go on
+                    gates.close()
+                    gated = order[0]
+                    gates.enter_context(self.gate(gated))
                 sentence = f"{slot.id} found no place, with {self._slots.limits.slots} slots"
                 wake_at = min((until for until, _ in idle), default=math.inf)
                 self.wait(deadline, sentence, wake_at=wake_at)

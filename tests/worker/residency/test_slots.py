@@ -546,6 +546,31 @@ def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
     assert lifted == ["a", "b", "a"]
 
 
+def test_of_several_busy_models_one_alone_gets_no_new_leases():
+    bench = Bench(slots=2, wait_s=PATIENT_S)
+    with threads() as pool, bench.lease("b"):
+        with bench.lease("a"):
+            with bench.lease("b"), bench.lease("a"):
+                c = pool.submit(bench.use, "c")
+                until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+                waits = bench.stepped
+            until(bench.slots, lambda: bench.stepped > waits)  # a is the older one now
+            gated = [slot.id for slot in bench.slots._slots if slot.gates]
+        c.result(SOON_S)
+    assert gated == ["b"]
+
+
+def test_where_two_have_to_go_the_second_gets_no_new_leases_once_the_first_has_gone():
+    bench = Bench(total=250, wait_s=PATIENT_S)
+    with threads() as pool, bench.lease("b"):
+        with bench.lease("a", keep_alive_s=0):
+            bench.use("b")
+            big = pool.submit(bench.use, "big", size=200)
+            until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+        until(bench.slots, lambda: bench.slots._slots.get("b").gates)
+    big.result(SOON_S)
+
+
 def test_one_load_serves_everyone_who_waits_for_it():
     bench, gate = Bench(slots=1), Gate("load")
     with threads() as pool:
