@@ -46,6 +46,7 @@ from api_client.wire.errors import (
     Expired,
     ModelBusy,
     Quarantined,
+    first_line,
 )
 from api_client.wire.messages import (
     WIRE_VERSION,
@@ -59,6 +60,7 @@ from api_client.wire.messages import (
 from api_client.wire.signing import accepted, opened
 
 from .. import runtime
+from ..backends.lost import is_beyond_repair
 from . import quarantine
 from .pool import Reason, cancelled
 from .suspects import Start
@@ -213,7 +215,9 @@ def _outcome(
         return error
     except (Reject, redis.ConnectionError, redis.TimeoutError):
         raise
-    except Exception:
+    except Exception as error:
+        if is_beyond_repair(error):  # asked for its free memory, a lost device says so as well
+            raise DeviceLost(f"the device is lost: {first_line(error)}") from None
         log.exception("%s %s failed", task.name, task.request.id)
         return BackendFailed(
             f"internal error on {runtime.here().node}, see its log for {task.request.id}"

@@ -323,11 +323,18 @@ def test_an_answer_that_finds_redis_away_sends_the_request_back_to_its_queue(ask
     assert len(written) == 2
 
 
-def test_a_request_whose_device_is_lost_goes_back_to_its_queue_and_the_watchdog_hears(ask):
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeviceLost("unspecified launch failure"),
+        RuntimeError("CUDA error: unspecified launch failure\nCompile with..."),
+    ],
+)
+def test_a_request_whose_device_is_lost_goes_back_to_its_queue_and_the_watchdog_hears(ask, error):
     desk.ends = []
-    answer, _ = ask("test.load", DeviceLost("gone"), GOOD, model="m")
+    answer, _ = ask("test.load", error, GOOD, model="m")
     assert answer == GOOD
-    assert desk.ends == ["gone"]
+    assert [end.endswith("unspecified launch failure") for end in desk.ends] == [True]
 
 
 def test_what_was_delivered_before_is_asked_about_though_it_was_sent_once(app):
