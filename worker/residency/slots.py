@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import takewhile
 from threading import Condition, RLock
 
 from api_client.wire import spans
@@ -300,8 +301,10 @@ class Slots:
                 return
             guess = self._check(slot.entry)
             self._slots.refuse_the_impossible(slot.id, self._ledger[slot.id].device_bytes or guess)
+            slot.held = Footprint(host_bytes=self._ledger[slot.id].host_bytes or guess)
+            at_once = partial(self._loads_at_once, slot)
             # Held until it has landed: what waits loaded for a seat takes memory too.
-            with self._turn(self._loads, slot, deadline, at_once=lambda: self.limits.slots):
+            with self._turn(self._loads, slot, deadline, at_once=at_once):
                 load = partial(self._carrier.load, slot.entry, guess=guess)
                 idle_in = State.DEVICE if self._unified else State.HOST
                 twice = partial(self._room.try_twice, load, slot, idle_in, asked_by)
@@ -315,6 +318,15 @@ class Slots:
             raise error from error.__cause__
         finally:
             self._land(slot, flight, error)
+
+    def _loads_at_once(self, slot: Slot) -> int:
+        """As many as there are seats; one after the other where host memory is short for both: each
+        alone would see what the others have not taken yet as free."""
+        ahead = takewhile(lambda other: other is not slot, self._loads)
+        coming = sum(other.held.host_bytes for other in ahead if other.state is State.LOADING)
+        if coming and self._ledger.host_shortfall(coming + slot.held.host_bytes):
+            return 1
+        return self.limits.slots
 
     def _land(self, slot: Slot, flight: Flight, error: ClipyardError | None) -> None:
         with self._changed:

@@ -546,6 +546,21 @@ def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
     assert lifted == ["a", "b", "a"]
 
 
+def test_what_does_not_fit_into_host_memory_together_is_loaded_one_after_the_other():
+    bench, gate = Bench(host_total=250, wait_s=PATIENT_S), Gate("load")
+    with threads() as pool:
+        a = pool.submit(bench.use, "a", size=150, before=gate)
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b", size=150)
+        until(bench.slots, lambda: bench.slots._changed._waiters or len(bench.loads) == 2)
+        meanwhile = list(bench.loads)
+        gate.open.set()
+        a.result(SOON_S)
+        b.result(SOON_S)
+    assert meanwhile == ["a"]
+    assert bench.told(EventKind.OUT_OF_MEMORY) == []
+
+
 def test_of_several_busy_models_one_alone_gets_no_new_leases():
     bench = Bench(slots=2, wait_s=PATIENT_S)
     with threads() as pool, bench.lease("b"):
