@@ -93,7 +93,8 @@ class Reservations:
         """Bytes that other live processes hold on the device, beside what the driver shows."""
         rows = self._trying(lambda: self._store.hgetall(self._key)) or {}
         held = {text(holder): _read(row) for holder, row in rows.items()}
-        dead = [holder for holder, (_, until) in held.items() if until <= self._clock()]
+        now = self._clock()  # set back, it would have the dead of before live on for as long
+        dead = [one for one, (_, until) in held.items() if not now < until <= now + self._ttl_s]
         if dead:
             self._trying(lambda: self._store.hdel(self._key, *dead))
         with self._lock:

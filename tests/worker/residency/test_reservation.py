@@ -128,6 +128,15 @@ def test_who_does_not_renew_is_taken_for_dead_and_struck_off(process, clock, sto
         assert store.hlen(keys.reserved("GPU-1")) == 0
 
 
+def test_whoever_is_dead_does_not_come_to_life_when_the_clock_is_set_back(process, clock):
+    one, other = process(), process()
+    with one.reserve(100):
+        clock.now -= 500
+        assert other.of_others() == 0
+        one.renew()
+        assert other.of_others() == 100
+
+
 def test_without_redis_a_load_goes_on_by_the_drivers_figures_alone(keys):
     nobody = redis.Redis(port=1, retry=None)
     with nobody, Reservations(nobody, keys, device="GPU-1").reserve(100):
