@@ -189,13 +189,14 @@ class Tracker:
         return self._environment.model_copy(update=self._knobs.model_dump(exclude_none=True))
 
     def change(self, knobs: Knobs) -> None:
-        """Those given take effect now and, with `resume`, in the next process of this name."""
-        with self._lock:
-            given = knobs.model_dump(exclude_none=True)
-            self._knobs = self._knobs.model_copy(update=given)
-        with self._store.pipeline() as pipe:
-            self._leave(pipe, {"knobs": self._knobs.model_dump_json(exclude_none=True)})
+        """Those given take effect now and, with `resume`, in the next process of this name. Until
+        that is kept, nothing has changed."""
+        given = knobs.model_dump(exclude_none=True)
+        with self._writing, self._store.pipeline() as pipe:
+            changed = self._knobs.model_copy(update=given)
+            self._leave(pipe, {"knobs": changed.model_dump_json(exclude_none=True)})
             pipe.execute()
+            self._knobs = changed
         self._wake.set()
 
     def current(self) -> str:

@@ -286,6 +286,18 @@ def test_a_model_is_not_current_before_redis_has_kept_it(make, store, keys, monk
     assert not store.exists(keys.current, keys.will("gpu0@here"))
 
 
+def test_a_setting_holds_once_redis_has_kept_it(make, monkeypatch):
+    tracker = make()
+
+    def away(*_):
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", away)
+    with pytest.raises(redis.ConnectionError):
+        tracker.change(Knobs(slots=1))
+    assert tracker.settings.slots == 2  # else who tries again hears that nothing has changed
+
+
 def test_a_will_that_cannot_be_read_does_not_keep_a_worker_from_starting(
     make, settings, store, keys
 ):
