@@ -282,7 +282,8 @@ class Slots:
                 except BaseException:
                     flight.joined -= 1
                     raise
-                if flight.leased or flight.error:  # else it was cut short, or went half the way
+                # Else it was cut short, went half the way, or its caller could not wait any longer.
+                if flight.leased or (flight.error and not isinstance(flight.error, ModelBusy)):
                     return slot, flight
             elif slot.state is State.DEVICE:
                 self._slots.lease(slot, now=self._clock())

@@ -711,6 +711,21 @@ def test_who_has_no_time_to_wait_for_a_place_does_not():
     assert bench.tiers["a"] is Tier.DEVICE
 
 
+def test_whoever_can_wait_longer_than_the_first_one_goes_on_waiting():
+    bench = Bench(slots=1, wait_s=PATIENT_S)
+    with threads() as pool:
+        with bench.lease("a"):
+            first = pool.submit(bench.use, "b", patience_s=0.05)
+            until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+            second = pool.submit(bench.use, "b")
+            until(bench.slots, lambda: _joined(bench, "b") == 2)
+            bench.now += 1
+            with pytest.raises(ModelBusy, match="no place"):
+                first.result(SOON_S)
+        second.result(SOON_S)
+    assert bench.loads == ["a", "b"]
+
+
 def test_one_error_serves_everyone_who_waits_for_it():
     bench, gate = Bench(), Gate("load")
     with threads() as pool:
