@@ -387,8 +387,10 @@ class Slots:
     def _warm(self, slot: Slot, to: Tier, reason: str, asked_by: str) -> bool:
         guess = self._check(slot.entry)
         with self._changed:
-            older = self._slots.older_in_host(slot, guess, short=0)
-            has_room = older == [] if to is Tier.HOST else self._slots.fits(guess)
+            rests = self._slots.older_in_host(slot, guess, short=0) == []
+            # Lifted, it may leave a copy behind, for which those at rest would have to go.
+            lifts = self._slots.fits(guess) and (rests or not self._slots.movable(State.HOST))
+            has_room = rests if to is Tier.HOST else lifts
         if not has_room:
             return False
         load = partial(self._carrier.load, slot.entry, guess=guess)

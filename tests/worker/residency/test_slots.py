@@ -883,6 +883,13 @@ def test_nobody_leaves_host_memory_for_a_model_that_is_warmed_up():
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
 
 
+def test_nobody_leaves_host_memory_for_the_copy_of_a_model_that_is_warmed_up():
+    bench = Bench(slots=1, host_bytes=150)
+    assert warm(bench, "a", Tier.HOST)
+    assert not warm(bench, "b", Tier.DEVICE, host_copy=True)
+    assert bench.tiers == {"a": Tier.HOST}
+
+
 def test_a_model_that_cannot_be_warmed_up_leaves_nothing_behind():
     bench = Bench()
     bench.device.take(950)
