@@ -111,10 +111,11 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
+        # First: Celery merely logs that the line was lost, and would count it as held for good.
+        virtual.QoS.ack(self, delivery_tag)
         self._tell(
             ["ZREM", self.unacked_index_key, delivery_tag], ["HDEL", self.unacked_key, delivery_tag]
         )
-        virtual.QoS.ack(self, delivery_tag)
 
     def hear(self) -> None:
         """Raise what became of what was told, if anything did."""

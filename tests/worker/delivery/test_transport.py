@@ -165,6 +165,22 @@ def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
         assert b"after" in store.hkeys(Keys(prefix).held)
 
 
+def test_what_cannot_be_acknowledged_over_a_lost_line_takes_no_place(
+    url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*commands: object) -> None:
+        raise ConnectionError("lost")
+
+    with channel_to(url, prefix) as channel:
+        channel.qos.prefetch_count = 1
+        take(channel, "one")
+        assert not channel.qos.can_consume()
+        monkeypatch.setattr(channel.qos, "_tell", lost)
+        with pytest.raises(ConnectionError):
+            channel.basic_ack("one")
+        assert channel.qos.can_consume()
+
+
 class Tally:
     """What tasks have run, and how many bulk tasks ran at once. Bulk waits while `hold` is on."""
 
