@@ -64,6 +64,7 @@ class Reservations:
         self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
         self._mine: dict[str, int] = {}
+        self._left: set[str] = set()  # given back while Redis was away
 
     @contextmanager
     def reserve(self, wanted_bytes: int) -> Iterator[None]:
@@ -80,12 +81,15 @@ class Reservations:
             self._let_go(holder)
 
     def renew(self) -> None:
-        """Say that we are alive; to be called more often than every `ttl_s`."""
+        """Say that we are alive, and what has been given back while Redis was away; to be called
+        more often than every `ttl_s`."""
         with self._lock:
             until = self._clock() + self._ttl_s
             rows: dict[FieldT, EncodableT] = {
                 holder: json.dumps([held, until]) for holder, held in self._mine.items()
             }
+            if self._left and self._strike(*self._left):
+                self._left.clear()
             if rows:
                 self._trying(lambda: self._write(rows))
 
@@ -96,7 +100,7 @@ class Reservations:
         now = self._clock()  # set back, it would have the dead of before live on for as long
         dead = [one for one, (_, until) in held.items() if not now < until <= now + self._ttl_s]
         if dead:
-            self._trying(lambda: self._store.hdel(self._key, *dead))
+            self._strike(*dead)
         with self._lock:
             ours = set(self._mine)
         return sum(held[holder][0] for holder in held.keys() - ours - set(dead))
@@ -120,7 +124,11 @@ class Reservations:
     def _let_go(self, holder: str) -> None:
         with self._lock:  # a renewal under way would bring it back
             self._mine.pop(holder, None)
-            self._trying(lambda: self._store.hdel(self._key, holder))
+            if not self._strike(holder):
+                self._left.add(holder)
+
+    def _strike(self, *holders: str) -> bool:
+        return self._trying(lambda: self._store.hdel(self._key, *holders)) is not None
 
     def _write(self, rows: dict[FieldT, EncodableT]) -> None:
         """The key goes with its last holder: a machine that was renamed never asks for it again."""

@@ -109,6 +109,21 @@ def test_a_renewal_that_is_under_way_when_the_block_ends_brings_nothing_back(pro
     assert other.of_others() == 0
 
 
+def test_what_was_given_back_while_redis_was_away_is_free_once_it_is_back(
+    process, store, monkeypatch
+):
+    one, other = process(), process()
+
+    def away(*_):
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch, one.reserve(100):
+        patch.setattr(store, "hdel", away)
+    assert other.of_others() == 100
+    one.renew()
+    assert other.of_others() == 0
+
+
 def test_a_block_that_fails_gives_its_bytes_back(process):
     one, other = process(), process()
     with pytest.raises(ZeroDivisionError), one.reserve(100):
