@@ -67,7 +67,9 @@ def test_what_a_killed_client_has_not_told_of_is_submitted_by_the_next(tmp_path:
             super().submit_texts(*given, **options)
             raise SystemExit
 
-    ordered = partial(elsewhere.submitted, tmp_path, "texts", ["a cat", "a dog"], within_s=30)
+    ordered = partial(
+        elsewhere.submitted, tmp_path, "texts", ["a cat", "a dog"], within_s=30, timeout=30
+    )
     with ThreadPoolExecutor() as caller, Killed() as killed, FakeClient() as client:
         id = caller.submit(ordered)
         until(lambda: list(tmp_path.glob("*.order")))

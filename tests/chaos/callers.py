@@ -15,7 +15,6 @@ from api_client.results import Item
 from api_client.wire.errors import ClipyardError, ImageUnreachable, NoAnswer, Quarantined
 
 from . import elsewhere
-from .plan import HOUR
 from .truth import Truth
 from .world import FILE_MODEL, World
 
@@ -193,8 +192,7 @@ class Callers:
                     "texts" if call.way in OF_TEXTS else "pictures",
                     contents,
                     within_s=PATIENCE_S,
-                    # The clock of who sends it may be an hour behind: it would be late at once.
-                    **options | {"timeout": PATIENCE_S + HOUR, "batch_size": 8},
+                    **options | {"timeout": PATIENCE_S, "batch_size": 8},
                 )
                 fetch = partial(elsewhere.fetched, client, id, within_s=PATIENCE_S + CALL_S)
                 return self._twice(call, fetch)

@@ -35,28 +35,43 @@ def fill(folder: Path, client: Client) -> None:
     """Submit what is ordered: texts, or the pictures in files, by value."""
     for order in folder.glob("*.order"):
         wanted = json.loads(order.read_text())
+        options = wanted["options"]
+        # The clock here may be an hour behind: it would be late at once.
+        options["timeout"] = max(options["timeout"], wanted["until"] - time.time())
         if "texts" in wanted:
-            handle = client.submit_texts(wanted["texts"], **wanted["options"])
+            handle = client.submit_texts(wanted["texts"], **options)
         else:
             data = [Path(path).read_bytes() for path in wanted["pictures"]]
-            handle = client.submit_images(data, **wanted["options"])
+            handle = client.submit_images(data, **options)
         _put(order.with_suffix(".id"), handle.id)
         order.unlink()
 
 
 def submitted(
-    folder: Path, kind: str, contents: Iterable[str | Path], *, within_s: float, **options: Any
+    folder: Path,
+    kind: str,
+    contents: Iterable[str | Path],
+    *,
+    within_s: float,
+    timeout: float,
+    **options: Any,
 ) -> str:
     """The id of what the client process submits, which may take until it is started again.
 
     Args:
         kind: texts or pictures.
+        timeout: seconds, by the clock here.
 
     Raises:
         NoAnswer: it has not done so.
     """
     order = folder / f"{uuid4()}.order"
-    _put(order, json.dumps({kind: [*map(str, contents)], "options": options}))
+    wanted = {
+        kind: [*map(str, contents)],
+        "options": {"timeout": timeout, **options},
+        "until": time.time() + timeout,
+    }
+    _put(order, json.dumps(wanted))
     told, until = order.with_suffix(".id"), time.monotonic() + within_s
     while not told.exists():
         if time.monotonic() > until:
