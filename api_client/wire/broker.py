@@ -235,9 +235,10 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             is_one = isinstance(command, str | bytes)
-            for piece in [command] if is_one else ([part] for part in command):
-                await super().send_packed_command(piece, check_health)
-                check_health = False
+            for number, piece in enumerate([command] if is_one else ([one] for one in command)):
+                if number and not self.is_connected:  # redis-py would connect, and go on from here
+                    raise redis.ConnectionError("the connection was closed within a command")
+                await super().send_packed_command(piece, check_health and not number)
 
     pool.connection_class = Piecewise
     return client

@@ -175,6 +175,28 @@ def test_large_values_arrive_as_they_were(valkey_url: str, prefix: str) -> None:
         assert client.hgetall(prefix) == {b"0": picture, b"1": b"small"}
 
 
+async def closed_within(settings: Settings, key: str, picture: bytes) -> list[int]:
+    client = async_redis_client(settings, patience_s=2)
+    pipe = client.pipeline(transaction=False)
+    sending = asyncio.create_task(pipe.hset(key, "0", picture).hset(key, "1", picture).execute())
+    while not any(
+        one._writer and one._writer.transport.get_write_buffer_size()
+        for one in client.connection_pool._in_use_connections
+    ):
+        await asyncio.sleep(0)
+    await client.aclose()
+    said: list[int] = await sending
+    await client.aclose()
+    return said
+
+
+def test_a_command_never_goes_on_in_a_connection_that_did_not_see_it_begin(
+    valkey_url: str, prefix: str
+) -> None:
+    settings = Settings.read(redis_url=valkey_url)
+    assert asyncio.run(closed_within(settings, prefix, bytes(512 * LARGE))) == [1, 1]
+
+
 def test_a_login_is_checked_and_a_redis_that_is_away_is_no_reason_to_end(valkey_url: str) -> None:
     check_login(Settings.read(redis_url=valkey_url))
     check_login(Settings.read(redis_url="redis://:any@127.0.0.1:1/0"))
