@@ -43,8 +43,7 @@ class Embedding:
         Raises:
             Cancelled: it was ended, with messages on the way.
         """
-        if self._is_over:
-            raise Cancelled("no more items of this call: its client was closed meanwhile")
+        self._require_open()
         unsent: Call | None = None
         while len(self._pending) < self._at_once() and (make := (yield from self._next())):
             if unsent:
@@ -53,6 +52,7 @@ class Embedding:
             self._pending.append(unsent)
             if self._is_slow:
                 break
+        self._require_open()
         if not self._pending:
             return []
         try:
@@ -60,8 +60,10 @@ class Embedding:
         except (NoAnswer, NoWorker, NoBroker):
             raise
         except ClipyardError:  # an answer as well: nothing to withdraw
+            self._require_open()
             self._pending.popleft()
             raise
+        self._require_open()
         items, self._space = _opened(answer, self._pending.popleft(), self._space)
         first = self._first = self._first or items[0]
         if first.chosen:
@@ -69,6 +71,11 @@ class Embedding:
         if progress := self._options.get("progress"):
             progress(len(items))
         return items
+
+    def _require_open(self) -> None:
+        """At each turn: its client may be closed while it waits."""
+        if self._is_over:
+            raise Cancelled("no more items of this call: its client was closed meanwhile")
 
     def all(self) -> Talk[list[Item]]:
         """All items, in order."""
@@ -82,9 +89,9 @@ class Embedding:
 
     def end(self) -> Talk[None]:
         """Withdraw what nobody waits for any more."""
+        self._is_over = True
         pending = list(self._pending)
         self._pending.clear()
-        self._is_over = True
         yield from self._line.let_go(pending)
 
     def submit(self) -> Talk["Submitted"]:

@@ -14,7 +14,7 @@ from api_client.aio import AsyncClient
 from api_client.client import Client
 from api_client.wire import names
 from api_client.wire.codec import unpack_answer
-from api_client.wire.errors import BadRequest
+from api_client.wire.errors import BadRequest, Cancelled
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 
@@ -154,6 +154,26 @@ def test_calls_beyond_the_connections_wait_their_turn(stage):
         with Client(few) as client, ThreadPoolExecutor(len(calls)) as pool:
             waited = list(pool.map(client.embed_texts, calls))
     assert np.array_equal(awaited, waited)
+
+
+def test_streams_that_are_read_on_while_their_client_is_closed_end_with_it(stage):
+    async def read_on(stream):
+        async for _ in stream:
+            pass
+
+    async def story():
+        client = AsyncClient(stage.settings)
+        streams = [client.stream_images(f"{i}.jpg" for i in range(999)) for _ in range(4)]
+        for stream in streams:
+            for _ in range(stage.settings.chunk_size):
+                await anext(stream)
+        closing = asyncio.create_task(client.close())
+        said = await asyncio.gather(*map(read_on, streams), return_exceptions=True)
+        await closing
+        return [type(one) for one in said]
+
+    with stage.worker():
+        assert asyncio.run(story()) == [Cancelled] * 4
 
 
 def test_a_client_that_another_event_loop_has_used_says_what_would_work(stage):
