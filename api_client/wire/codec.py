@@ -59,6 +59,10 @@ def unpack_answer(frame: bytes) -> tuple[Message, Vectors | None]:
         return answer, None
     dtype = _DTYPES[answer.dtype]
     rows = answer.items - len(answer.failures)
+    if not all(0 <= at < answer.items for at in answer.failures):
+        raise ValueError(f"an answer of {answer.items} items has failures of others")
+    if rows and answer.dimension < 1:  # then its length would not bound the rows
+        raise ValueError(f"an answer's vectors are of {answer.dimension} dimensions")
     if len(frame) - body_at != rows * answer.dimension * dtype.itemsize:
         raise ValueError(f"an answer's body is not {rows} x {answer.dimension} of {answer.dtype}")
     flat = np.frombuffer(frame, dtype=dtype, offset=body_at)

@@ -7,9 +7,11 @@ from api_client.wire import codec
 from api_client.wire.errors import ModelBusy
 from api_client.wire.messages import Embedded, Failure, Managed, ModelStatus, Refused
 
+FAILURE = Failure.of(ModelBusy("later"))
+
 
 def embedded(rows, dimension, **fields):
-    failures = {0: Failure.of(ModelBusy("later"))} if fields.pop("failed", False) else {}
+    failures = {0: FAILURE} if fields.pop("failed", False) else {}
     return Embedded(
         model="a/b",
         dimension=dimension,
@@ -59,6 +61,20 @@ def test_a_cut_frame_is_refused(cut):
 def test_no_bytes_do_more_than_raise_value_error(frame):
     with pytest.raises(ValueError, match=r".*"):
         codec.unpack_answer(frame)
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        embedded(2, 3).model_copy(update={"failures": {7: FAILURE}}),
+        embedded(2, 3).model_copy(update={"failures": {-1: FAILURE}}),
+        embedded(10**12, 0),
+        embedded(-1, -3),
+    ],
+)
+def test_an_answer_whose_numbers_do_not_fit_is_refused(impossible):
+    with pytest.raises(ValueError, match="an answer"):
+        codec.unpack_answer(codec.pack_answer(impossible, np.ones((1, 3), np.float32)))
 
 
 def test_a_record_survives_a_hash_and_a_newer_version():
