@@ -44,15 +44,21 @@ class EmbedOptions(TypedDict, total=False):
     keep_alive_s: float | None
 
 
+def unknown_options(options: Mapping[str, Any], offered: type) -> str:
+    """A sentence on options that are none of a TypedDict's; empty where all are."""
+    known = offered.__annotations__
+    unknown = sorted(options.keys() - known.keys())
+    return f"no option {', '.join(unknown)}; there are {', '.join(known)}" if unknown else ""
+
+
 def checked(options: EmbedOptions) -> EmbedOptions:
     """The options, if they can be served.
 
     Raises:
         BadRequest: one has a value that cannot be used. TypeError: there is no such option.
     """
-    known = EmbedOptions.__annotations__
-    if unknown := options.keys() - known.keys():
-        raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if trouble := unknown_options(options, EmbedOptions):
+        raise TypeError(trouble)
     size = options.get("batch_size", 1)
     if not isinstance(size, Integral) or not 1 <= size <= MAX_ITEMS:
         raise BadRequest(f"batch_size is {size!r}; use 1 to {MAX_ITEMS}")

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..requests import patience_s
+from ..requests import patience_s, unknown_options
 from ..steps import Pause, Talk
 from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer, UnknownJob
@@ -66,9 +66,8 @@ def specification(
     Raises:
         BadRequest: an argument cannot be used, or there is no such option.
     """
-    offered = JobOptions.__annotations__
-    if unknown := options.keys() - offered.keys():
-        raise BadRequest(f"no option {', '.join(sorted(unknown))}; there are {', '.join(offered)}")
+    if trouble := unknown_options(options, JobOptions):
+        raise BadRequest(trouble)
     given: dict[str, Any] = {**options}
     source_options, sink_options = given.pop("source_options", {}), given.pop("sink_options", {})
     if papers := given.pop("papers", None):
