@@ -25,6 +25,7 @@ from .host import PictureHost
 from .proxy import Proxy
 
 HOST = "chaos"  # of the workers' node names
+ANSWERS_STAY_S = int(2 * plan.HOUR)  # what stays for less is gone when Redis's clock jumps
 SLOTS = 2
 FILE_MODEL = "shapes/file"
 CATALOGUE = """
@@ -138,7 +139,8 @@ class World:
         return [kind for kind in plan.Kind if kind not in missing]
 
     def client(self, **given: Any) -> Client:
-        return Client(Settings.read(redis_url=self.url, **given), asked_by="chaos")
+        settings = Settings.read(redis_url=self.url, answer_ttl_s=ANSWERS_STAY_S, **given)
+        return Client(settings, asked_by="chaos")
 
     def pid(self, target: str) -> int | None:
         """Of a worker, the beat, the client or Redis, as it runs now."""
@@ -201,6 +203,7 @@ class World:
         roots = [str(self.pictures), str(self.models), str(self.disks[plan.SINKS].folder)]
         env = {
             "CLIPYARD_REDIS_URL": self.url,
+            "CLIPYARD_ANSWER_TTL_S": str(ANSWERS_STAY_S),
             "CLIPYARD_CATALOGUE": str(self.models / "catalogue.toml"),
             "CLIPYARD_BACKENDS": json.dumps(
                 ["chaos=tests.chaos.family:Faked", "chaos_open_clip=tests.chaos.family:Opened"]
