@@ -4,12 +4,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from ..wire.address import masked
@@ -69,20 +69,26 @@ class Stack:
 
 
 def run(options: Options, *, console: Console) -> None:
-    """Keep a stack up until Ctrl-C or SIGTERM.
+    """Keep a stack up until Ctrl-C or SIGTERM, whether anybody listens or not.
 
     Raises:
         StackError: it cannot be started, or kept running.
     """
+
+    def tell(what: RenderableType) -> None:
+        # The terminal may be closed meanwhile; of a closed pipe rich makes a SystemExit.
+        with suppress(OSError, SystemExit):
+            console.print(what)
+
     try:
-        with temporary_stack(options, tell=console.print) as stack:
-            console.print(_listening(stack, options))
+        with temporary_stack(options, tell=tell) as stack:
+            tell(_listening(stack, options))
             try:
                 stack.supervisor.wait()
             except (KeyboardInterrupt, _Terminated):
-                console.print("stopping: what was begun is finished first; Ctrl-C: at once")
+                tell("stopping: what was begun is finished first; Ctrl-C: at once")
     except (KeyboardInterrupt, _Terminated):  # while it started, or a second time
-        console.print("stopped at once")
+        tell("stopped at once")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from api_client.stack.supervisor import Patience
 from api_client.stack.up import Extra, Options, find_checkout, node_names, run, temporary_stack
 from api_client.stack.valkey import PrivateValkey
 from api_client.wire.home import running_stack_url
+from tests.flow.processes import until
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -252,6 +253,16 @@ def test_a_signal_drains_the_run_and_leaves_nothing(home, checkout, gone, how):
     assert not (home / "stack.json").exists()
 
 
+def test_a_run_goes_on_when_nobody_listens_any_more(home, checkout):
+    with run_elsewhere(home, checkout) as process:
+        process.stdout.close()
+        kill(by_command="-n cpu0@%h", of=process.pid)
+        log = home / "logs" / "cpu0.log"
+        until(lambda: log.read_text().count("it is ready.") == 2, within_s=BOUND_S)
+        process.terminate()
+        assert process.wait(BOUND_S) == 0
+
+
 def test_a_run_that_is_killed_hard_leaves_no_process_and_no_lock(home, checkout, gone, told):
     with run_elsewhere(home, checkout) as process:
         family = psutil.Process(process.pid).children(recursive=True)
@@ -285,7 +296,7 @@ def test_a_real_worker_and_its_redis_come_back_after_kill_9(home, checkout, told
             assert client.get("kept") == b"1"
 
 
-def kill(*, by_command: str, spare: list[psutil.Process]) -> None:
-    ours = (one for one in psutil.Process().children(recursive=True) if one not in spare)
+def kill(*, by_command: str, of: int | None = None, spare: Sequence[psutil.Process] = ()) -> None:
+    ours = (one for one in psutil.Process(of).children(recursive=True) if one not in spare)
     (one,) = (process for process in ours if by_command in " ".join(process.cmdline()))
     one.kill()
