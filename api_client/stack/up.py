@@ -210,6 +210,8 @@ def _unwinding_on(*signals: signal.Signals) -> Iterator[None]:
         return
 
     def unwind(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # of a terminal that closes, the kernel and the shell tell
+            signal.signal(number, signal.SIG_IGN)
         raise _Terminated(128 + number)
 
     # One that is ignored stays so: that is how nohup works.

@@ -253,6 +253,15 @@ def test_a_signal_drains_the_run_and_leaves_nothing(home, checkout, gone, how):
     assert not (home / "stack.json").exists()
 
 
+def test_a_terminal_that_closes_tells_of_it_twice_and_hurries_nobody():
+    before = signal.getsignal(signal.SIGHUP)
+    with up._unwinding_on(signal.SIGHUP):
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
 def test_a_run_goes_on_when_nobody_listens_any_more(home, checkout):
     with run_elsewhere(home, checkout) as process:
         process.stdout.close()
