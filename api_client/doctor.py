@@ -1,6 +1,6 @@
 """What is wrong, and the mend. Each check looks for one kind of fault; docs/doctor.md lists them.
 
-A Redis that does not answer ends the round: nothing else could be asked.
+A Redis that does not answer, or takes no writes, ends the round: all else comes of it.
 """
 
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -26,7 +27,7 @@ from .stack.settings import StackSettings
 from .stack.up import find_checkout
 from .status import Fleet, read_fleet, sweep_is_missing
 from .wire.address import masked
-from .wire.broker import celery_app, redis_client
+from .wire.broker import celery_app, redis_client, takes_no_writes
 from .wire.disk import free_bytes
 from .wire.errors import BadSettings, ClipyardError
 from .wire.messages import EventKind, WorkerStatus
@@ -155,9 +156,10 @@ def _redis_and_workers(settings: Settings) -> Found:
     try:
         url = settings.url()
         with redis_client(settings, patience_s=0) as client:
-            yield from _redis(client, url)
+            keys = Keys(settings.key_prefix)
+            yield from _redis(client, keys, url)
             yield from clocks(client)
-            fleet = read_fleet(client, Keys(settings.key_prefix))
+            fleet = read_fleet(client, keys)
             yield from fleet_findings(fleet, settings, now=time.time())
             yield from two_beats(client, settings)
         if fleet.workers:
@@ -169,13 +171,16 @@ def _redis_and_workers(settings: Settings) -> Found:
         mend = "check the password in CLIPYARD_REDIS_URL"
         yield Finding(Check.REDIS, Health.SICK, f"{masked(url)}: {error}", mend)
     except redis.RedisError as error:
-        mend = "start it, or correct CLIPYARD_REDIS_URL"
-        yield Finding(Check.REDIS, Health.SICK, f"cannot reach {masked(url)}: {error}", mend)
+        found, mend = f"cannot reach {masked(url)}", "start it, or correct CLIPYARD_REDIS_URL"
+        if takes_no_writes(error):
+            found = f"{masked(url)} takes no writes"
+            mend = "make room in its memory or on its disk; if it is a replica, name its primary"
+        yield Finding(Check.REDIS, Health.SICK, f"{found}: {error}", mend)
     except ClipyardError as error:
         yield Finding(Check.REDIS, Health.SICK, str(error), "start a stack with `clipyard up`")
 
 
-def _redis(client: Any, url: str) -> Found:
+def _redis(client: Any, keys: Keys, url: str) -> Found:
     server = client.info("server")
     yield redis_version(str(server.get("valkey_version") or server["redis_version"]), url=url)
     policy = client.info("memory")["maxmemory_policy"]
@@ -185,6 +190,8 @@ def _redis(client: Any, url: str) -> Found:
         mend="" if policy == "noeviction" else "set it to noeviction: others lose messages",
         health=Health.SICK,
     )
+    with suppress(redis.exceptions.NoPermissionError):  # a login that may only look
+        client.set(keys.probe, 1, px=1)
 
 
 def redis_version(number: str, *, url: str) -> Finding:

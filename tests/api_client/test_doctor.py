@@ -108,6 +108,19 @@ def test_a_redis_that_evicts_is_sick(look, valkey_of_my_own):
     assert found[Check.WORKERS][0].health is Health.SICK  # nobody is there either
 
 
+def test_a_redis_that_takes_no_writes_is_sick_and_ends_the_round(valkey_of_my_own):
+    settings = Settings.read(redis_url=valkey_of_my_own.url)
+    with redis.Redis.from_url(valkey_of_my_own.url) as client:
+        client.config_set("maxmemory", 1)
+        *_, full = doctor._redis_and_workers(settings)
+        client.config_set("maxmemory", 0)
+        client.replicaof("127.0.0.1", 1)
+        *_, replica = doctor._redis_and_workers(settings)
+    for one in (full, replica):
+        assert (one.check, one.health) == (Check.REDIS, Health.SICK)
+        assert "takes no writes" in one.found
+
+
 def test_a_wrong_password_is_named(look, valkey_of_my_own):
     with redis.Redis.from_url(valkey_of_my_own.url) as client:
         client.config_set("requirepass", "secret")
