@@ -36,8 +36,10 @@ from .wire.settings import CONFIG_VARIABLE, Settings, files, given
 
 OLDEST_REDIS = 7  # what the project is tested with, and newer
 CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines
+BEAT_EXPIRES_S = 30.0  # of a worker's status: one that says to be older is of another clock
 LEAST_FREE_BYTES = 1_000_000_000  # for the stack's data and logs
 GATES_REFUSED = 3  # lately; one can be a message that Redis delivered twice
+SET_CLOCKS = "let NTP set both clocks"
 INSPECT_S = 1.0  # how long workers have to answer by remote control
 
 
@@ -204,7 +206,7 @@ def clocks(client: Any, *, clock: Callable[[], float] = time.time) -> Found:
     seconds, microseconds = client.time()
     apart = abs(clock() - seconds - microseconds / 1e6)
     found = f"{apart:.1f} s between this machine and Redis"
-    mend = "let NTP set both clocks" if apart > CLOCKS_APART_S else ""
+    mend = SET_CLOCKS if apart > CLOCKS_APART_S else ""
     yield _told(Check.CLOCKS, found, mend=mend)
 
 
@@ -220,12 +222,21 @@ def fleet_findings(fleet: Fleet, settings: Settings, *, now: float) -> Found:
         is_wrong = worker.state == "broken" or (worker.state == "ready" and worker.trouble)
         mend = "look at its log; restart it if it stays so" if is_wrong else ""
         yield _told(Check.WORKER, found, mend=mend, health=health)
+        yield from _clock(worker, now=now)
         yield from _versions(worker)
         yield from _beat(worker, settings, now=now)
         for complaint in worker.complaints:
             found = f"{worker.name}: {complaint.found}"
             yield Finding(Check(complaint.about.value), Health.WARNING, found, complaint.mend)
     yield from _models(fleet)
+
+
+def _clock(worker: WorkerStatus, *, now: float) -> Found:
+    ahead_s = worker.beat_at - now
+    if not -BEAT_EXPIRES_S - CLOCKS_APART_S <= ahead_s <= CLOCKS_APART_S:
+        side = "ahead of" if ahead_s > 0 else "behind"
+        found = f"the clock of {worker.name} is {abs(ahead_s):.0f} s {side} this machine's"
+        yield Finding(Check.CLOCKS, Health.WARNING, found, SET_CLOCKS)
 
 
 def _versions(worker: WorkerStatus) -> Found:

@@ -181,6 +181,15 @@ def test_clocks_that_are_apart_are_told(store):
     assert [one.health for one in doctor.clocks(store)] == [Health.OK]
 
 
+@pytest.mark.parametrize(("by_s", "side"), [(300, "300 s ahead of"), (-300, "300 s behind")])
+def test_a_workers_clock_that_is_apart_is_told(tell, show, by_s, side):
+    show(beat_at=time.time() + by_s)
+    [apart] = tell()[Check.CLOCKS]
+    assert (apart.health, side in apart.found) == (Health.WARNING, True)
+    show(beat_at=time.time() - 20)  # a beat of before the last ones
+    assert Check.CLOCKS not in tell()
+
+
 def test_a_worker_without_a_beat_is_told(tell, show):
     show(started_at=time.time() - 500)
     [missing] = tell()[Check.BEAT]
