@@ -184,7 +184,7 @@ def passwords_in(folder: Path) -> dict[Role, str]:
         if not file.exists() or not file.read_text().strip():
             fresh = file.with_suffix(".fresh")
             fresh.touch(mode=0o600)
-            fresh.write_text(secrets.token_urlsafe(24) + "\n")
+            fresh.write_text(secrets.token_urlsafe(24))  # KEDA would take a newline as part of it
             fresh.replace(file)
         found[role] = file.read_text().strip()
     return found

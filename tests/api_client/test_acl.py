@@ -27,6 +27,7 @@ def test_a_password_that_was_never_written_is_made(tmp_path: Path) -> None:
     assert passwords_in(tmp_path) == passwords
     assert {file.name for file in tmp_path.iterdir()} == {f"{role}.password" for role in Role}
     assert (tmp_path / "worker.password").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "worker.password").read_text() == passwords[Role.WORKER]  # as KEDA reads it
 
 
 def test_a_password_of_any_signs_stands_in_its_url(tmp_path: Path) -> None:

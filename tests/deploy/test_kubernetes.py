@@ -105,6 +105,8 @@ def test_every_secret_queue_and_metric_that_is_named_exists() -> None:
     from api_client.wire.names import BULK, EMBED, INTERACTIVE, Keys
 
     assert lists == [Keys("clipyard").queue(EMBED, step) for step in (INTERACTIVE, BULK)]
+    places = {t["metadata"].get("address") for t in scaled["spec"]["triggers"]} - {None}
+    assert places == {f"redis.{KUSTOMIZATION['namespace']}:6379"}  # KEDA stands in another one
     [query] = [
         t["metadata"]["query"] for t in scaled["spec"]["triggers"] if t["type"] == "prometheus"
     ]
