@@ -66,7 +66,8 @@ REQUESTS = _worker(
 ITEMS = _worker(
     "items_total",
     _C,
-    "Pictures and texts, by model and error code; `ok` has a vector.",
+    "Pictures and texts of requests that were not refused as a whole, by model and error code; "
+    "`ok` has a vector.",
     "model",
     "code",
 )
@@ -172,7 +173,10 @@ WAITING_ITEMS = _worker(
     "waiting_items", _G, "Items in this worker that wait to be decoded or to run."
 )
 WAITING_CALLS = _worker(
-    "waiting_calls", _G, "Requests in this worker that are not answered yet, by model.", "model"
+    "waiting_calls",
+    _G,
+    "Requests in this worker that have their model and no answer yet, by model.",
+    "model",
 )
 OLDEST_CALL_S = _worker(
     "oldest_call_age_seconds", _G, "Age of the oldest of them, by model.", "model"

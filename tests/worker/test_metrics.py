@@ -202,7 +202,37 @@ def test_the_beat_is_missed_by_the_interval_that_is_set_and_not_where_sweeps_are
             for minutes, missed in ((5, ()), (10, ("quick", "usual")), (55, (*intervals,)))
         ],
     }
-    rules = tmp_path / "test.yml"
+    _hold(tmp_path, test)
+
+
+@promtool
+def test_calls_that_are_refused_as_a_whole_raise_the_alert_of_failing_items(tmp_path):
+    ok = 'items_total{code="ok"}', 'requests_total{code="ok",task="clipyard.embed_batch"}'
+    refused, gone = (
+        f'requests_total{{code="{code}",task="clipyard.embed_batch"}}'
+        for code in ("load_failed", "cancelled")
+    )
+    for told, fires in (({refused: 1}, True), ({gone: 9}, False), ({}, False)):
+        series = {**dict.fromkeys(ok, 9), **told}
+        test = {
+            "interval": "1m",
+            "input_series": [
+                {"series": f"clipyard_{name}", "values": f"0+{each}x20"}
+                for name, each in series.items()
+            ],
+            "promql_expr_test": [
+                {
+                    "expr": 'count(ALERTS{alertname="ClipyardFailingItems",alertstate="firing"})',
+                    "eval_time": "15m",
+                    "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+                }
+            ],
+        }
+        _hold(tmp_path, test)
+
+
+def _hold(folder, test):
+    rules = folder / "test.yml"
     rules.write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": [test]}))
     done = subprocess.run(["promtool", "test", "rules", rules], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
