@@ -228,6 +228,12 @@ def test_a_ready_worker_of_which_something_failed_is_a_warning(tell, show):
     assert "its log" in troubled.mend
 
 
+def test_two_workers_of_one_name_are_told():
+    [two] = doctor.namesakes({"cpu0@a": 1, "gpu0@a": 2})
+    assert (two.check, two.health) == (Check.WORKER, Health.WARNING)
+    assert two.found.startswith("2 workers are called gpu0@a")
+
+
 def test_a_model_that_was_refused_is_told_until_it_is_there(tell, show, store, keys):
     show(models=("clip/a",))
     refused = {"kind": EventKind.REFUSED, "model": "clip/a", "reason": "in use"}
