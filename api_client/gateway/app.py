@@ -1,5 +1,6 @@
 """The application: its routes, its door, its one shape of errors."""
 
+import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -67,6 +68,8 @@ def serve(settings: GatewaySettings) -> None:
     """
     settings.guarded()
     logs.set_up(settings)
+    # Whoever waits for "Uvicorn running on" waits whatever the level is.
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
     address = f"{settings.gateway_host}:{settings.gateway_port}"
     spans.set_up(settings, service="clipyard-gateway", instance=address)
     # uvicorn raises it anew when it has drained: at its default no exit handler would send spans.
