@@ -86,6 +86,13 @@ def test_a_gateway_may_finish_what_it_has_begun() -> None:
     assert PODS["gateway"]["terminationGracePeriodSeconds"] > DRAIN_S
 
 
+def test_an_upgrade_of_the_workers_needs_no_gpu_to_spare() -> None:
+    [worker] = [
+        m for m in MANIFESTS if m["kind"] == "Deployment" and "worker" in m["metadata"]["name"]
+    ]
+    assert worker["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
 @pytest.mark.parametrize(("found", "lives"), [(0, True), (1, False), (2, False), (3, True)])
 def test_a_worker_is_not_restarted_because_redis_is_away(
     tmp_path: Path, found: int, lives: bool
