@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 OK = "ok"
 HIT_S = 0.005  # a lease that waited less found its model on the device
 CAUSES = {"sweep": "sweep", "foresight": "foresight", "the worker's start": "start"}
+REQUEST = "request"
 
 
 class Meter:
@@ -28,6 +29,11 @@ class Meter:
     def __init__(self) -> None:
         self._meters = metrics.Meters(metrics.Side.WORKER)
         self.registry = self._meters.registry
+        # A series that begins with its first event shows Prometheus no increase.
+        for kind in Kind:
+            self._meters.of(metrics.BATCHES, kind.value, "out_of_memory")
+        for cause in (REQUEST, *CAUSES.values()):
+            self._meters.of(metrics.MOVES, EventKind.OUT_OF_MEMORY.value, cause)
         self._server: HTTPServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -85,7 +91,7 @@ class Meter:
 
     def happened(self, event: Event) -> None:
         """Something has happened to a model."""
-        cause = CAUSES.get(event.asked_by, "request")
+        cause = CAUSES.get(event.asked_by, REQUEST)
         if event.kind is EventKind.EVICTED:
             cause = "room"
         self._meters.of(metrics.MOVES, event.kind.value, cause).inc()

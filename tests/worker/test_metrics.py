@@ -91,6 +91,13 @@ def test_passes_are_counted_and_only_those_that_worked_have_a_size(meter, value)
     assert value("clipyard_batch_rows_sum", kind="image") == 32
 
 
+def test_the_first_shortage_of_memory_is_an_increase(meter, value):
+    for kind in Kind:
+        assert value(metrics.BATCHES, kind=kind.value, outcome="out_of_memory") == 0
+    assert value(metrics.MOVES, cause="request", event="out_of_memory") == 0
+    assert value(metrics.MOVES, cause="start", event="out_of_memory") == 0
+
+
 def test_items_of_bulk_jobs_are_counted_by_what_became_of_them_and_their_stages_timed(meter, value):
     stages = {"read_s": 0.5, "write_s": 2.0}
     meter.chunk("m", done=2, failures=["image_missing", "image_missing"], stages=stages)
