@@ -40,7 +40,7 @@ class State(Collector):
         yield from self._batcher()
 
     def _worker(self) -> Iterator[GaugeMetricFamily]:
-        here, memory = self._here, self._here.memory
+        here = self._here
         versions = here.tracker.versions
         yield _family(
             metrics.BUILD_INFO,
@@ -55,7 +55,7 @@ class State(Collector):
         yield _family(metrics.LAST_SWEEP, (), here.tracker.swept_at)
         if here.settings.sweeps_enabled:
             yield _family(metrics.SWEEP_INTERVAL_S, (), here.settings.sweep_interval_s)
-        tiers = {"device": memory.device(), "host": memory.host()}
+        tiers = {"device": here.tracker.device_memory(), "host": here.memory.host()}
         yield from _memories({tier: seen for tier, seen in tiers.items() if seen})
 
     def _models(self) -> Iterator[GaugeMetricFamily]:

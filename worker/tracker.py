@@ -159,7 +159,14 @@ class Tracker:
 
     def pressure(self) -> Pressure:
         """How full the fuller one of device and host memory is now."""
-        return self._gauge.read(self._memory.host(), self._device_memory())
+        return self._gauge.read(self._memory.host(), self.device_memory())
+
+    def device_memory(self) -> Bytes | None:
+        """None as well of a device that is lost: the worker has to say that it ends over it."""
+        try:
+            return self._memory.device()
+        except RuntimeError:
+            return None
 
     # What the sweeps ask.
 
@@ -392,7 +399,7 @@ class Tracker:
         )
 
     def _worker(self, view: tuple[SlotView, ...], settings: WorkerSettings) -> WorkerStatus:
-        host, device = self._memory.host(), self._device_memory()
+        host, device = self._memory.host(), self.device_memory()
         with self._lock:
             state, trouble = self._state, self._trouble
         return WorkerStatus(
@@ -417,10 +424,3 @@ class Tracker:
             versions=self.versions,
             complaints=self._complaints,
         )
-
-    def _device_memory(self) -> Bytes | None:
-        """None as well of a device that is lost: the worker has to say that it ends over it."""
-        try:
-            return self._memory.device()
-        except RuntimeError:
-            return None

@@ -123,6 +123,14 @@ def test_where_sweeps_are_off_nobody_is_told_of_an_interval(here):
     assert told[0] - told[1] == {metrics.SWEEP_INTERVAL_S.name}
 
 
+def test_a_worker_whose_device_is_lost_is_scraped_until_it_ends(here, monkeypatch):
+    def lost():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(here.memory, "device", lost)
+    assert metrics.READY.name in {one.name for one in State(here).collect()}
+
+
 def test_a_file_system_that_hangs_holds_up_one_look_around_and_not_those_that_follow(
     here, monkeypatch
 ):
