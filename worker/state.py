@@ -77,7 +77,8 @@ class State(Collector):
         calls, ages = metrics.WAITING_CALLS.family(), metrics.OLDEST_CALL_S.family()
         for model_id, number in pulse.calls.items():
             calls.add_metric((model_id,), number)
-            ages.add_metric((model_id,), pulse.ages_s[model_id])
+        for model_id, age_s in pulse.ages_s.items():
+            ages.add_metric((model_id,), age_s)
         yield from (calls, ages)
 
 

@@ -179,7 +179,7 @@ WAITING_CALLS = _worker(
     "model",
 )
 OLDEST_CALL_S = _worker(
-    "oldest_call_age_seconds", _G, "Age of the oldest of them, by model.", "model"
+    "oldest_call_age_seconds", _G, "Age of the oldest interactive one of them, by model.", "model"
 )
 FORWARD_AGE_S = _worker(
     "forward_age_seconds", _G, "How long the present forward pass has been running; 0 when none is."

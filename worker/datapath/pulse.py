@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from api_client.wire.errors import ClipyardError
+from api_client.wire.messages import Priority
 
 from .calls import Call
 from .outcomes import Outcome
@@ -22,7 +23,8 @@ class Pulse:
         last_forward_ok: whether the last forward pass worked; None before the first.
         active: id of the model in that pass.
         failing: ids of the models whose own last pass gave no vector.
-        calls: unanswered ones by model id. ages_s: of the oldest of them.
+        calls: unanswered ones by model id. ages_s: of the oldest of them for which somebody waits;
+            a job's take their turns for as long as that takes.
     """
 
     queued: int
@@ -73,7 +75,8 @@ class Passes:
     def pulse(self, calls: Collection[Call], *, queued: int, now: float) -> Pulse:
         ages_s: dict[str, float] = {}
         for call in calls:
-            ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
+            if call.priority is Priority.INTERACTIVE:
+                ages_s[call.model_id] = max(ages_s.get(call.model_id, 0.0), now - call.since)
         oldest = min(self._active, key=lambda one: one.start, default=None)
         return Pulse(
             queued=queued,

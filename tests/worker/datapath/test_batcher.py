@@ -119,7 +119,7 @@ class Desk:
     def ask(self, *numbers: int, **options: Any) -> "Future[Rows]":
         return self.callers.submit(self.embed, *numbers, **options)
 
-    def occupy_device(self) -> "Future[Rows]":
+    def occupy_device(self, **options: Any) -> "Future[Rows]":
         """The device is busy with number -1 until `release` is set."""
         busy = Event()
 
@@ -130,7 +130,7 @@ class Desk:
 
         holder = Puppet("holder")
         holder.misbehave = hold
-        call = self.ask(-1, model=holder)
+        call = self.ask(-1, model=holder, **options)
         assert busy.wait(PATIENCE_S)
         return call
 
@@ -806,6 +806,19 @@ def test_a_lone_text_wakes_nobody_but_the_first_runner(monkeypatch: pytest.Monke
         for number in range(3):
             desk.embed(number, kind=Kind.TEXT, prepare=text)
         assert set(asked) == {"run-0"}
+
+
+def test_a_job_may_take_its_turns_and_is_no_old_call() -> None:
+    clock = [4.0]
+    with a_desk(clock=lambda: clock[0]) as desk:
+        desk.occupy_device(priority=Priority.BULK)
+        clock[0] = 10.0
+        desk.ask(1)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 1)
+        clock[0] = 13.0
+        pulse = desk.batcher.pulse()
+        assert (pulse.ages_s, pulse.calls) == ({"some/model": 3.0}, {"some/model": 2})
+        desk.release.set()
 
 
 def test_the_pulse_tells_how_the_device_is_doing() -> None:
