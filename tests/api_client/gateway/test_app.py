@@ -399,6 +399,12 @@ def test_a_bad_request_gets_a_code_and_a_sentence(http, path, sent, status):
     assert error["message"]
 
 
+def test_of_too_many_items_none_is_looked_at_beyond_the_limit(http):
+    answer = http.post("/v1/embeddings", json={"input": ["a"] * 2049 + [""]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("input has more than 2048 items")
+
+
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
