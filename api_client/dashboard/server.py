@@ -155,11 +155,15 @@ class _Events(Events):  # type: ignore[misc]  # flower has no types
                 time.sleep(AGAIN_S)
 
 
+@web.stream_request_body  # they are answered before it comes: else 100 MB of each are kept
 class _Stranger(web.RequestHandler):
     """Answers those who did not give the password."""
 
     def check_xsrf_cookie(self) -> None:
         pass  # they learn nothing but this
+
+    def data_received(self, chunk: bytes) -> None:
+        pass
 
     def prepare(self) -> None:
         self.set_status(401)

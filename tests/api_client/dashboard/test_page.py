@@ -1,6 +1,7 @@
 """The Models page in a real browser, over a real stack of two workers."""
 
 import os
+import socket
 import ssl
 import time
 from pathlib import Path
@@ -168,6 +169,13 @@ def http(fleet, site):
 def test_no_path_is_open_to_strangers(fleet, site, path):
     assert httpx.get(f"http://{site}{path}").status_code == 401
     assert httpx.get(f"http://{site}{path}", auth=("clipyard", "wrong")).status_code == 401
+
+
+def test_a_stranger_is_answered_before_a_body_comes(fleet, site):
+    host, _, port = site.partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as stranger:
+        stranger.sendall(b"POST /models HTTP/1.1\r\nHost: a\r\nContent-Length: 90000000\r\n\r\n")
+        assert stranger.recv(99).startswith(b"HTTP/1.1 401")
 
 
 def test_a_page_of_another_site_cannot_press_buttons(http):
