@@ -16,6 +16,7 @@ from ..wire.metrics import Meters, Side
 from ..wire.settings import cannot_listen
 from . import health, metrics, openai, plain, rag, refusals
 from .budgets import Budgets
+from .connection import Connection
 from .correlating import Correlating
 from .guard import DOCS_FILES, Guard
 from .settings import GatewaySettings
@@ -79,6 +80,7 @@ def serve(settings: GatewaySettings) -> None:
             build(AsyncClient(settings, asked_by="gateway"), settings),
             host=settings.gateway_host,
             port=settings.gateway_port,
+            http=Connection,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
             server_header=False,

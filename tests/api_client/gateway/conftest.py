@@ -4,6 +4,7 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
+from api_client.gateway import connection
 from api_client.gateway.app import build
 from api_client.gateway.settings import GatewaySettings
 from api_client.testing import MODELS, FakeAsyncClient
@@ -42,7 +43,8 @@ def listening():
     started = []
 
     def listen(app):
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        config = uvicorn.Config(app, port=0, log_level="warning", http=connection.Connection)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         started.append((server, thread))
         thread.start()

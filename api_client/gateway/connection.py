@@ -1,0 +1,35 @@
+"""A caller's connection: uvicorn's own, and an end to what it has no setting for."""
+
+import socket
+import sys
+from asyncio import Transport
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = ["Connection"]
+
+HEAD_S = 30.0
+UNREAD_MS = 30_000
+
+
+class Connection(H11Protocol):
+    """Is not kept for who never asks, nor for who does not take the answer."""
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        if sys.platform == "linux":  # elsewhere an answer stays in memory until its caller goes
+            caller = transport.get_extra_info("socket")
+            caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        """uvicorn's own stops the clock at a request's first byte, this one at its whole head."""
+        self.conn.receive_data(data)
+        self.handle_events()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # the answer came before the body; uvicorn's own would raise over a second one
+            self.transport.close()
