@@ -1,5 +1,6 @@
 """What goes wrong, as HTTP: one table from our errors to status codes, one shape for all."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -117,6 +118,14 @@ class Unforeseen:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
+        except (
+            asyncio.CancelledError
+        ):  # uvicorn's, of who still waits when a stop can wait no longer
+            if scope["type"] != "http":
+                raise
+            await refuse(503, "stopping", "the gateway is being stopped; ask again")(
+                scope, receive, send
+            )
         except Exception as error:
             if scope["type"] != "http":
                 raise

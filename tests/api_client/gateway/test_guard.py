@@ -173,3 +173,19 @@ def test_more_at_once_than_agreed_are_told_to_come_back_and_a_hang_up_makes_room
         assert busy.headers["retry-after"] == "1"
         for path in ("/healthz", "/metrics"):
             assert httpx.get(url + path, timeout=20).status_code == 200
+
+
+def test_who_still_waits_when_a_stop_can_wait_no_longer_is_told_to_ask_again():
+    client = Held()
+
+    async def stopped():
+        app = httpx.ASGITransport(build(client, settings()))
+        async with httpx.AsyncClient(transport=app, base_url="http://127.0.0.1") as http:
+            waiting = asyncio.create_task(http.post("/encode/text", json=TEXT))
+            assert await asyncio.to_thread(client.entered.wait, 20)
+            waiting.cancel()
+            return await waiting
+
+    answer = asyncio.run(stopped())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
+    assert client.withdrawn.is_set()
