@@ -81,8 +81,13 @@ def test_a_form_field_that_comes_twice_is_not_understood(http, twice):
 
 @pytest.mark.parametrize(
     "sent",
-    [{"files": {"file": (None, "a.png")}}, {"files": {"image": png()}}, {"content": png()}],
-    ids=["a word", "another name", "no form"],
+    [
+        {"files": {"file": (None, "a.png")}},
+        {"files": {"image": png()}},
+        {"content": png()},
+        {"data": {f"field{i}": "" for i in range(1001)}},  # that many are not even read
+    ],
+    ids=["a word", "another name", "no form", "a form without files"],
 )
 def test_a_picture_that_is_no_upload_is_told_how_to_be_one(http, sent):
     answer = http.post("/encode/image", **sent)
