@@ -67,6 +67,8 @@ class Guard:
             return refuse(403, "forbidden", "without a token only this machine's own pages may ask")
         if _length(headers) > self._settings.gateway_body_bytes:
             return self._too_large()
+        if headers.get("content-encoding", "identity") != "identity":
+            return refuse(415, "not_understood", "send the body unpacked, with no Content-Encoding")
         return None
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,7 +29,7 @@ def router(client: AsyncClient, *, clock: Callable[[], float] = time.monotonic) 
     routes, look = APIRouter(tags=["health"]), _Look(client, clock)
 
     @routes.head("/healthz", include_in_schema=False)
-    @routes.get("/healthz", responses={key: RESPONSES[key] for key in (403, 413)})
+    @routes.get("/healthz", responses={key: RESPONSES[key] for key in (403, 413, 415)})
     async def healthz() -> Alive:
         """This process answers."""
         return Alive()

@@ -81,6 +81,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         408: "The body did not arrive in time",
         409: "Not in the present state",
         413: "More than the gateway takes",
+        415: "The body is packed",
         422: "The request is not understood",
         429: "Too many requests at once, or in a minute",
         500: "Internal error",

@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 import re
 import socket
 import threading
@@ -121,6 +122,13 @@ def test_a_large_body_is_refused_whether_it_says_so_or_not():
     for answer in (said, unsaid):
         assert answer.status_code == 413
         assert answer.json()["error"]["code"] == "too_large"
+
+
+def test_a_packed_body_is_told_to_come_unpacked():
+    sent = {"content": gzip.compress(b'{"text": "a"}'), "headers": {"Content-Encoding": "gzip"}}
+    answer = http().post("/encode/text", **sent)
+    assert answer.status_code == 415
+    assert "unpacked" in answer.json()["error"]["message"]
 
 
 def test_a_slow_body_is_given_up(listening):
