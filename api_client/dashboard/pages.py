@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import redis
@@ -41,8 +42,9 @@ def _workers(asked: dict[str, Any]) -> list[str] | None:
 
 
 class _Handler(BaseHandler):  # type: ignore[misc]  # flower has no types
-    def initialize(self, client: Client, settings: DashboardSettings) -> None:
+    def initialize(self, client: Client, settings: DashboardSettings, buttons: Executor) -> None:
         self.client, self.ours = client, settings  # Tornado has settings of its own
+        self.buttons = buttons
 
 
 class Models(_Handler):
@@ -88,7 +90,8 @@ class ModelsAction(_Handler):
             asked = json.loads(self.request.body or b"{}")
             if not isinstance(asked, dict):
                 raise TypeError("it is no JSON object")
-            answers = await asyncio.to_thread(ACTIONS[name], self.client, asked)
+            loop = asyncio.get_running_loop()
+            answers = await loop.run_in_executor(self.buttons, ACTIONS[name], self.client, asked)
         except ClipyardError as error:
             self._refuse(400 if isinstance(error, BadRequest) else 502, error)
         except (KeyError, ValueError, TypeError, RecursionError) as error:

@@ -10,6 +10,7 @@ import logging
 import signal
 import time
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ OUR_LINK = """\
 """
 TASKS_KEPT = 10_000  # Flower's 100,000 take a gigabyte
 AGAIN_S = 1.0
+BUTTONS = 32  # that may wait at once
 
 
 class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
@@ -64,7 +66,9 @@ class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
         )
         super().__init__(capp=capp, options=options, events=events, **(flower_settings | known))
         self._login = b"Basic " + b64encode(settings.guarded().login.encode())
-        parts = {"client": client, "settings": settings}
+        # Threads of their own: a button waits as long as a load, and meanwhile the page is redrawn.
+        buttons = ThreadPoolExecutor(BUTTONS, thread_name_prefix="button")
+        parts = {"client": client, "settings": settings, "buttons": buttons}
         self.add_handlers(
             r".*$",
             [
