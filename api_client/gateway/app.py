@@ -23,6 +23,7 @@ from .settings import GatewaySettings
 
 KEEP_ALIVE_S = 5
 DRAIN_S = 30
+BACKLOG = 128  # asyncio accepts up to three times as many before it is heard that they are too many
 
 
 def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
@@ -81,6 +82,7 @@ def serve(settings: GatewaySettings) -> None:
             host=settings.gateway_host,
             port=settings.gateway_port,
             http=Connection,
+            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
             server_header=False,

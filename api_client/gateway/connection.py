@@ -1,5 +1,6 @@
 """A caller's connection: uvicorn's own, and an end to what it has no setting for."""
 
+import resource
 import socket
 import sys
 from asyncio import Transport
@@ -22,6 +23,10 @@ class Connection(H11Protocol):
             caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # below 0 if there is no limit
+        if 0 < most < len(self.connections):
+            # Out of files, asyncio would log a thousand tracebacks a second, and Redis be away.
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """uvicorn's own stops the clock at a request's first byte, this one at its whole head."""

@@ -39,6 +39,16 @@ def test_who_takes_nothing_of_an_answer_is_not_kept(listening, monkeypatch):
         assert gone.wait(20)
 
 
+def test_half_of_the_files_are_for_callers(listening, settings, monkeypatch):
+    monkeypatch.setattr(connection.resource, "getrlimit", lambda _: (4, 4))
+    url = listening(build(FakeAsyncClient(), settings))
+    with dialled(url) as one, dialled(url) as other, dialled(url) as more:
+        assert more.recv(1) == b""
+        for caller in (one, other):
+            caller.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert caller.recv(12) == b"HTTP/1.1 200"
+
+
 def test_a_body_that_breaks_off_after_its_answer_ends_the_connection_and_nothing_else(
     listening, settings, caplog
 ):
