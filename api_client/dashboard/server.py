@@ -1,8 +1,9 @@
 """Flower as we run it: one door before every path, a link to the Models page, and the page.
 
 Flower 2.2 has no plug-ins. What is used of it: its `Flower` application class and its options
-(both as its own command uses them), its thread that listens for events, Tornado's `add_handlers`
-and template loaders, and the place of the last link in its `navbar.html`, which a test watches.
+(both as its own command uses them), its thread that listens for events, Tornado's `add_handlers`,
+`add_transform` and template loaders, and the place of the last link in its `navbar.html`, which a
+test watches.
 """
 
 import hmac
@@ -22,7 +23,7 @@ from flower.options import options
 from flower.urls import settings as flower_settings
 from kombu import Producer
 from tornado import ioloop, template, web
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from ..client import Client
 from ..wire.broker import celery_app
@@ -66,6 +67,7 @@ class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
         )
         super().__init__(capp=capp, options=options, events=events, **(flower_settings | known))
         self._login = b"Basic " + b64encode(settings.guarded().login.encode())
+        self.add_transform(_Unframed)
         # Threads of their own: a button waits as long as a load, and meanwhile the page is redrawn.
         buttons = ThreadPoolExecutor(BUTTONS, thread_name_prefix="button")
         parts = {"client": client, "settings": settings, "buttons": buttons}
@@ -173,6 +175,16 @@ class _Stranger(web.RequestHandler):
         self.set_status(401)
         self.set_header("WWW-Authenticate", 'Basic realm="clipyard"')
         self.finish("Access denied")
+
+
+class _Unframed(web.OutputTransform):
+    """Another site must not show a page in its own, for people to press our buttons unawares."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        headers["X-Frame-Options"] = "DENY"
+        return status_code, headers, chunk
 
 
 class _Loader(template.BaseLoader):

@@ -183,6 +183,11 @@ def test_a_page_of_another_site_cannot_press_buttons(http):
     assert reply.status_code == 403
 
 
+@pytest.mark.parametrize("path", ["/", "/models", "/nowhere"])
+def test_a_page_of_another_site_cannot_show_ours_within_it(http, path):
+    assert http.get(path).headers["X-Frame-Options"] == "DENY"
+
+
 def test_what_cannot_be_done_is_told_in_a_sentence(http):
     reply = http.post("/models/do/load", json={"model": "fake/nothing"})
     assert (reply.status_code, reply.json()["code"]) == (400, "unknown_model")
