@@ -170,6 +170,8 @@ class Job:
             between=go_on,
             start=start,
         )
+        if (overtaken := self.papers.marker(number)) not in (None, before):
+            return overtaken  # our claim has run out, and another worker may have got what we lack
         embedded = time.monotonic()
         shard = Shard(chunk, [found.rows[item.id] for item in chunk.items])
         if refused := sink.write(shard):

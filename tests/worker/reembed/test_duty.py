@@ -363,6 +363,29 @@ def test_a_twin_in_the_same_process_takes_no_claim(here, store, keys, post, desk
     assert said == ["elsewhere"]
 
 
+def test_a_worker_that_was_overtaken_leaves_alone_what_the_other_one_stored(
+    here, desk, post, pictures, sink, tmp_path
+):
+    desk.submit(pictures, sink, chunk_size=20)
+    post.deliver()
+    embed = here.batcher.embed
+
+    def overtaken(*args, **options):
+        here.batcher.embed = embed
+        job = duty.opened(here, "job")
+        with here.suspects.begin("elsewhere", "by another worker") as start:
+            duty.send(post, job.ledger, job.spec, job.ledger.finished(job.finish(0, bool, start)))
+        assert set(post.deliver_all()) == {"done"}
+        (tmp_path / "pictures" / "003.png").unlink()
+        return embed(*args, **options)
+
+    here.batcher.embed = overtaken
+    post.deliver()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+    assert all(row["vector"] for row in rows(sink))
+    assert not Papers(Path(sink.where, "_job-job")).marker(0).losses
+
+
 def test_a_step_that_never_ends_keeps_its_claim_no_longer_than_any_may_run(
     brief, store, keys, post, pictures, sink, monkeypatch
 ):
