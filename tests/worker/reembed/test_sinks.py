@@ -152,6 +152,14 @@ def test_a_sink_can_be_walked_as_a_source(make, places, doors, kind):
     assert len(found) == 4
 
 
+@pytest.mark.parametrize("kind", ["parquet", "qdrant", "lancedb", "pgvector"])
+def test_metadata_of_a_name_of_ours_leads_to_no_other_picture(make, kind):
+    item = Item(id="7", ref="/p/7.jpg", meta={"ref": "/p/8.jpg"})
+    sink = make(kind)
+    sink.write(Shard(Chunk(0, [item]), [np.eye(8, dtype=np.float32)[0]]))
+    assert list(sink.rows()) == [("7", {"ref": "/p/7.jpg"})]
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

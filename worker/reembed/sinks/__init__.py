@@ -97,7 +97,8 @@ def walked(where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     with suppress(TypeError, ValueError):
         meta = json.loads(meta)
     rest = {name: value for name, value in fields.items() if name not in ("model", "fingerprint")}
-    return item_id, rest | (meta if isinstance(meta, dict) else {"meta": meta} if meta else {})
+    more = meta if isinstance(meta, dict) else {"meta": meta} if meta else {}
+    return item_id, more | rest  # `ref` is the column, whatever else an item's metadata calls so
 
 
 def open_sink(place: Place, space: Space | None, doors: Doors) -> Sink:

@@ -106,7 +106,7 @@ class Parquet:
                 except pa.ArrowInvalid as error:
                     raise JobRefused(f"{file} is broken: {error}") from None
                 for row in table.to_pylist():
-                    yield row["id"], {"ref": row["ref"], **json.loads(row["meta"] or "{}")}
+                    yield row["id"], json.loads(row["meta"] or "{}") | {"ref": row["ref"]}
 
     def target(self, alias: str) -> str | None:
         return leads_to(named(self.folder.parent, alias, self._doors))
