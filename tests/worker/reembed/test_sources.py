@@ -546,11 +546,41 @@ def test_an_archive_that_has_gone_costs_its_members(source, tmp_path):
         listed.fetch(item)
 
 
-@pytest.mark.parametrize("place", [f"{10**17}+5", "2+9999"])
-def test_beyond_its_archive_a_member_ends(source, tmp_path, place):
+def test_beyond_its_archive_a_member_ends(source, tmp_path):
+    write_tar(tmp_path / "x.tar", [("a", b"abc")])
+    os.truncate(tmp_path / "x.tar", tarfile.BLOCKSIZE + 2)
+    listed, item = listed_item(source, tmp_path, f"x.tar::a@{tarfile.BLOCKSIZE}+3")
+    assert listed.fetch(item) == b"ab"
+
+
+@pytest.mark.parametrize("place", [f"{10**17}+5", "2+9999", "0+1"])
+def test_where_no_member_begins_there_is_none(source, tmp_path, place):
     (tmp_path / "x.tar").write_bytes(b"abc")
     listed, item = listed_item(source, tmp_path, f"x.tar::a@{place}")
-    assert listed.fetch(item) in (b"c", b"")
+    with pytest.raises(ImageMissing):
+        listed.fetch(item)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["a", "caf\xe9", "long/" * 25 + "d", os.fsdecode(b"\xe9")])
+def test_a_member_is_not_taken_for_another_one_of_a_shard_that_was_written_anew(
+    source, tmp_path, name, form
+):
+    def write(*members):
+        with tarfile.open(tmp_path / "s.tar", "w", format=form) as tar:
+            for member, body in members:
+                info = tarfile.TarInfo(f"{member}.jpg")
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+
+    write((name, b"123"), ("b", b"4567"), ("c", b"89ab"))
+    tars = source("webdataset", tmp_path / "s.tar")
+    found = list(tars.walk())
+    assert [tars.fetch(item) for item in found] == [b"123", b"4567", b"89ab"]
+    write((name, b"1234"), ("c", b"89ab"), ("b", b"4567"))
+    for item in found:
+        with pytest.raises(ImageMissing, match="is not where it was"):
+            tars.fetch(item)
 
 
 @pytest.mark.parametrize("place", [f"{10**30}+5", f"0+{10**30}"])

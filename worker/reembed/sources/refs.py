@@ -1,13 +1,14 @@
 """References that are enough to fetch an item again, in this job or in one years later.
 
 /photos/a.jpg                       a file that the worker can open
-/shards/7.tar::b.jpg@1024+53311     a member of an archive: its first byte, its length
+/shards/7.tar::b.jpg@1024+53311     a member of a tar file: its first byte, its length
 https://host/c.jpg                  left to the picture reader and its guard
 s3://bucket/d.jpg                   anything else that fsspec opens
 """
 
 import os
 import re
+import tarfile
 from pathlib import Path
 
 from api_client.wire.errors import (
@@ -22,11 +23,13 @@ from api_client.wire.messages import PathRef, UrlRef
 from ..doors import Doors
 from . import Content
 
-_MEMBER = re.compile(r"(?P<file>.+)::.+@(?P<begin>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL)
+_MEMBER = re.compile(
+    r"(?P<file>.+)::(?P<name>.+)@(?P<begin>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL
+)
 
 
 def member(file: Path, name: str, *, begin: int, length: int) -> str:
-    """The reference of an archive's member."""
+    """The reference of a tar file's member."""
     return f"{file}::{name}@{begin}+{length}"
 
 
@@ -34,7 +37,8 @@ def content(ref: str, doors: Doors) -> Content:
     """What a reference leads to.
 
     Raises:
-        ImageMissing, ImageForbidden: no archive is there, or the worker may not open it.
+        ImageMissing, ImageForbidden: no archive is there or it has the member elsewhere, or the
+            worker may not open it.
         ImageTooLarge: the member has more bytes than a picture may have.
         StoreDown: it cannot be read at the moment.
     """
@@ -47,7 +51,7 @@ def content(ref: str, doors: Doors) -> Content:
                 raise ImageTooLarge(
                     f"the member of {str(file)!r} has more than {doors.max_image_bytes} bytes"
                 )
-            return _part(file, int(found["begin"]), length)
+            return _part(file, found["name"], int(found["begin"]), length)
     except JobRefused as refused:
         raise ImageForbidden(str(refused)) from None
     return PathRef.model_construct(path=ref)  # a file's name need not be fit for a message
@@ -72,12 +76,27 @@ def stranded(ref: str) -> Path | None:
         return None
 
 
-def _part(file: Path, begin: int, length: int) -> bytes:
+def _part(file: Path, name: str, begin: int, length: int) -> bytes:
+    """The bytes of a member, if it still is where it was: its header ends where they begin."""
     try:
         with file.open("rb") as archive:
             there = os.fstat(archive.fileno()).st_size  # memory is taken for all that is asked for
-            return os.pread(archive.fileno(), min(length, there), min(begin, there))
+            start = max(0, min(begin, there) - tarfile.BLOCKSIZE)
+            found = os.pread(archive.fileno(), min(length, there) + tarfile.BLOCKSIZE, start)
     except (FileNotFoundError, IsADirectoryError):
         raise ImageMissing(f"there is no archive {str(file)!r}") from None
     except OSError as error:
         raise StoreDown(f"{file}: {error.strerror}") from error
+    header, body = found[: tarfile.BLOCKSIZE], found[tarfile.BLOCKSIZE :]
+    if not _is_of(header, name, length):
+        raise ImageMissing(f"{name!r} is not where it was in {str(file)!r}: submit a new job")
+    return body
+
+
+def _is_of(header: bytes, name: str, length: int) -> bool:
+    try:
+        held = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    is_told = name.isascii() and len(name) <= tarfile.LENGTH_NAME  # in full, by every writer
+    return held.size == length and (held.name == name or not is_told)
