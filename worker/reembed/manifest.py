@@ -11,7 +11,7 @@ the source again and writes the same bytes, so there is no state between the two
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -29,6 +29,7 @@ from .papers import lasting, store_errors, temporary_for
 PART_CHUNKS = 64
 IDS_AT_ONCE = 2**20  # looked at together in the search for duplicates, 8 bytes each
 DUPLICATES_TOLD = 3
+SUSPECTS = 2**10  # equal hashes that are looked at again, of a list that may be twice in itself
 WHOLE = "manifest.json"
 
 _RECORD = struct.Struct("<QQ16s")
@@ -158,27 +159,30 @@ def _changed(file: Path) -> JobRefused:
 def _refuse_duplicates(folder: Path, ids: Path, total: int) -> None:
     """Sorts the ids' hashes a slice of their range at a time; equal ones are looked at again."""
     suspects: set[int] = set()
+    again = 0
     passes = -(-total // IDS_AT_ONCE)
     for this in range(passes):
         mine = np.concatenate([block[block % passes == this] for block in _blocks(ids)])
         mine.sort()
-        suspects.update(mine[1:][mine[1:] == mine[:-1]].tolist())
-    if not suspects:
-        return
+        found = mine[1:][mine[1:] == mine[:-1]]
+        again += len(found)
+        suspects.update(found[: SUSPECTS - len(suspects)].tolist())
+    if twice := list(islice(_twice(folder, suspects), DUPLICATES_TOLD)):
+        raise JobRefused(
+            f"{again} items have an id that another one has, e.g. {', '.join(twice)}; "
+            "remove them, or name a column with unique ids"
+        )
+
+
+def _twice(folder: Path, suspects: Collection[int]) -> Iterator[str]:
+    """The ids that are there already, of those whose hashes are suspects."""
     seen: set[str] = set()
-    twice: list[str] = []
-    for part in sorted(folder.glob("part-*.jsonl")):
+    for part in sorted(folder.glob("part-*.jsonl")) if suspects else ():
         for item in parse(part.read_bytes()):
             if hash(item.id) in suspects:
                 if item.id in seen:
-                    twice.append(repr(item.id))
+                    yield repr(item.id)
                 seen.add(item.id)
-    if twice:
-        told = ", ".join(twice[:DUPLICATES_TOLD])
-        raise JobRefused(
-            f"{len(twice)} items have an id that another one has, e.g. {told}; "
-            "remove them, or name a column with unique ids"
-        )
 
 
 def _blocks(ids: Path) -> Iterator[NDArray[np.int64]]:

@@ -106,6 +106,12 @@ def test_duplicate_ids_are_refused_by_name(tmp_path, monkeypatch, at_once):
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_of_a_list_that_is_in_a_file_twice_little_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "SUSPECTS", 2)
+    with pytest.raises(JobRefused, match=r"100 items have an id .* 'p/\d+\.jpg', 'p/\d+\.jpg';"):
+        written(tmp_path, items(100) + items(100))
+
+
 def test_an_empty_source_is_refused(tmp_path):
     with pytest.raises(JobRefused, match="holds no items"):
         written(tmp_path, [])
