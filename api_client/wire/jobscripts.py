@@ -7,9 +7,12 @@ from .names import Keys
 
 OVER_KEPT_S = 30 * 24 * 3600  # the books of a job that is over
 
-# KEYS[7] is the list of jobs. ARGV: id, time, then the hash's fields and values.
+# KEYS[7] is the list of jobs. ARGV: id, time, then the hash's fields and values, `spec` first. The
+# same one again is what redis-py repeats when the connection was lost before the answer came.
 SUBMIT = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return redis.call('HGET', KEYS[1], 'spec') == ARGV[4] and 1 or 0
+end
 redis.call('HSET', KEYS[1], unpack(ARGV, 3))
 redis.call('ZADD', KEYS[7], ARGV[2], ARGV[1])
 redis.call('ZADD', KEYS[4], 0, 'plan')

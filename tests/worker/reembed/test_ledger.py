@@ -87,6 +87,15 @@ def test_a_submitted_job_is_planned_by_whoever_tends_first(book):
     assert book.status().state is RUNNING
 
 
+def test_a_submission_whose_answer_was_lost_is_no_other_job(book):
+    again = submission(book.keys, book.spec, SETTINGS)
+    other = submission(book.keys, spec(submitted_at=2.0), SETTINGS)
+    book.claim(PLAN, state=JobState.PLANNING)
+    assert again(book.store) == 1
+    assert other(book.store) == 0
+    assert book.status().spec == book.spec
+
+
 def test_while_a_job_is_planned_it_is_told_how_many_items_were_found(book):
     book.ledger.walked(65536)
     assert book.status().items == 65536
