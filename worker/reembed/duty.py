@@ -234,7 +234,7 @@ def _renewed(ledger: JobLedger, claim: Claim, state: JobState) -> Iterator[Calla
                 wedged.set()
                 return
             try:
-                if ledger.renew(claim) in (None, JobState.CANCELLED):
+                if not ledger.renew(claim):
                     dropped.set()
                     return
             except redis.RedisError as error:

@@ -92,9 +92,9 @@ return 'mine'
 
 _RENEW = """
 local what, claim, due = unpack(ARGV)
-if redis.call('HGET', HELD, what) ~= claim then return 'lost' end
+if redis.call('HGET', HELD, what) ~= claim then return 0 end
 redis.call('ZADD', FLIGHT, 'XX', due, what)
-return field('state')
+return 1
 """
 
 _GIVE_BACK = """
@@ -288,10 +288,9 @@ class JobLedger:
         said = self._run(_CLAIM, claim.what, state, now, claim.lease_s, claim.token, waited_s)
         return Claimed(said.decode())
 
-    def renew(self, claim: Claim) -> JobState | None:
-        """Go on working on it; gives the job's state, or None when it is ours no more."""
-        said = self._run(_RENEW, claim.what, claim.token, self.now() + claim.lease_s)
-        return None if said in (None, b"lost") else JobState(said.decode())
+    def renew(self, claim: Claim) -> bool:
+        """Go on working on it, if it still is ours: nothing is of a job that is over."""
+        return bool(self._run(_RENEW, claim.what, claim.token, self.now() + claim.lease_s))
 
     def give_back(self, claim: Claim) -> None:
         """Leave it to whoever comes next."""

@@ -169,13 +169,20 @@ def test_what_a_dead_worker_had_is_started_again_when_its_claim_has_run_out(book
     book.planned()
     book.claim("0", token="dead")
     book.now += LEASE_S - 1
-    assert book.ledger.renew(claim_of("0", "dead")) is RUNNING
+    assert book.ledger.renew(claim_of("0", "dead"))
     book.now += 2
     assert set(book.ledger.fallen()) == {"1", "2"}  # nobody ever took those
     book.now += LEASE_S
     assert "0" in book.ledger.fallen()
     assert book.claim("0", token="living") is Claimed.MINE
-    assert book.ledger.renew(claim_of("0", "dead")) is None
+    assert not book.ledger.renew(claim_of("0", "dead"))
+
+
+def test_a_claim_is_renewed_whatever_state_a_newer_version_leads_its_job_to(book):
+    book.planned()
+    book.claim("0")
+    book.store.hset(book.keys.job("job"), "state", "dreaming")
+    assert book.ledger.renew(claim_of("0"))
 
 
 def test_messages_that_wait_long_in_their_queue_do_not_count_as_lost(book):
@@ -231,7 +238,7 @@ def test_a_cancelled_job_stays_so(book):
     book.claim("0")
     assert book.do(CANCEL, "by hand", 5)
     assert book.finish("0") == []
-    assert book.ledger.renew(claim_of("0")) is None
+    assert not book.ledger.renew(claim_of("0"))
     assert not book.ledger.end(JobState.COMPLETE, "", at=RUNNING)
     assert book.status().state is JobState.CANCELLED
     assert not book.do(RESUME)
