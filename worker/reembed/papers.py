@@ -90,7 +90,8 @@ def tidy(folder: Path) -> None:
     """
     with store_errors(folder):
         for left in folder.rglob(f"{TEMPORARY}*"):
-            if not any(step.startswith(BESIDE) for step in left.relative_to(folder).parts):
+            of_another = any(step.startswith(BESIDE) for step in left.relative_to(folder).parts)
+            if not of_another and not left.is_dir():
                 left.unlink(missing_ok=True)
 
 

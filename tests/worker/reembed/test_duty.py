@@ -830,6 +830,7 @@ def test_what_a_killed_writer_left_is_gone_when_the_job_is_over(desk, post, pict
     for file in left:
         file.parent.mkdir(exist_ok=True)
         file.touch()
+    Path(sink.where, ".tmp-of-somebody-else").mkdir()
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
     assert not any(file.exists() for file in left)
