@@ -19,6 +19,7 @@ from api_client.wire.errors import (
     ImageForbidden,
     ImageMissing,
     ImageTooLarge,
+    ImageUnreadable,
     JobRefused,
     StoreDown,
 )
@@ -518,7 +519,7 @@ def test_no_folder_beside_an_allowed_one_is_listed(source, where):
 
 def listed_item(source, tmp_path, line):
     """The source of a list of one line, and its item."""
-    (tmp_path / "list.txt").write_text(f"{line}\n")
+    (tmp_path / "list.txt").write_bytes(os.fsencode(f"{line}\n"))
     listed = source("list", tmp_path / "list.txt")
     [item] = listed.walk()
     return listed, item
@@ -587,6 +588,13 @@ def test_a_member_is_not_taken_for_another_one_of_a_shard_that_was_written_anew(
 def test_a_place_that_no_file_has_is_taken_for_a_name(source, tmp_path, place):
     listed, item = listed_item(source, tmp_path, f"x.tar::a@{place}")
     assert listed.fetch(item) == PathRef(path=item.ref)
+
+
+@pytest.mark.parametrize("url", ["http://host/\udcff", f"http://host/{'a' * 9000}"])
+def test_what_cannot_be_the_address_of_a_picture_costs_that_item(source, tmp_path, url):
+    listed, item = listed_item(source, tmp_path, url)
+    with pytest.raises(ImageUnreadable, match=r"'http://host/.* is no URL"):
+        listed.fetch(item)
 
 
 def test_a_folder_is_no_archive(source, tmp_path):

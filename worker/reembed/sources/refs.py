@@ -11,10 +11,13 @@ import re
 import tarfile
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from api_client.wire.errors import (
     ImageForbidden,
     ImageMissing,
     ImageTooLarge,
+    ImageUnreadable,
     JobRefused,
     StoreDown,
 )
@@ -40,11 +43,12 @@ def content(ref: str, doors: Doors) -> Content:
         ImageMissing, ImageForbidden: no archive is there or it has the member elsewhere, or the
             worker may not open it.
         ImageTooLarge: the member has more bytes than a picture may have.
+        ImageUnreadable: it is longer than an address may be, or no text.
         StoreDown: it cannot be read at the moment.
     """
     try:
         if "://" in ref:
-            return UrlRef(url=ref)
+            return _url(ref)
         if found := _MEMBER.fullmatch(ref):
             file, length = doors.reading(found["file"]), int(found["length"])
             if length > doors.max_image_bytes:
@@ -55,6 +59,13 @@ def content(ref: str, doors: Doors) -> Content:
     except JobRefused as refused:
         raise ImageForbidden(str(refused)) from None
     return PathRef.model_construct(path=ref)  # a file's name need not be fit for a message
+
+
+def _url(ref: str) -> UrlRef:
+    try:
+        return UrlRef(url=ref)
+    except ValidationError as error:
+        raise ImageUnreadable(f"{ref!r:.100} is no URL: {error.errors()[0]['msg']}") from None
 
 
 class FolderEmpty(StoreDown):
