@@ -426,6 +426,20 @@ def test_a_full_disk_is_worth_another_try_and_leaves_nothing_behind(make, tmp_pa
     assert [f.name for f in (tmp_path / "photos").iterdir()] == ["_space.json"]
 
 
+def test_a_disk_that_is_full_when_a_chunk_is_written_again_costs_no_vectors(make, monkeypatch):
+    sink = make("npy")
+    sink.write(shard(0))
+    before = sink.read(["0/0", "0/1"])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(StoreDown, match="No space left"):
+        sink.write(shard(0, lost=()))
+    assert set(sink.read(["0/0", "0/1"])) == set(before) == {"0/0"}
+
+
 def test_a_database_that_is_away_is_worth_another_try(doors):
     place = Place(kind="pgvector", where="postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(StoreDown) as away:

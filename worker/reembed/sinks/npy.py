@@ -59,12 +59,14 @@ class ClipRetrieval:
         with store_errors(self.folder):
             for file in (self._metadata(number), self._vectors(number)):
                 file.parent.mkdir(exist_ok=True)
-        with replacing(self._metadata(number)) as out:
+        # Both are written before one has its name: rows and vectors of two writes fit no more. The
+        # vectors come to be there last: whoever sees them finds the rest.
+        with replacing(self._vectors(number)) as vectors, replacing(self._metadata(number)) as out:
             parquet.write_table(meta, out, compression="zstd")
-        with replacing(self._vectors(number)) as out:  # last: whoever sees vectors finds the rest
             whole = io.BytesIO()  # NumPy writes a file past Python, deaf to a full disk
             np.save(whole, np.stack([row for _, row in pairs]).astype(np.float16))
-            out.write(whole.getbuffer())
+            vectors.write(whole.getbuffer())
+            vectors.flush()
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         wanted = set(ids)
