@@ -81,9 +81,9 @@ if tonumber(what) and redis.call('GETBIT', DONE, what) == 1 then
   return 'done'
 end
 local due = redis.call('ZSCORE', FLIGHT, what)
-if redis.call('HEXISTS', HELD, what) == 1 and due and tonumber(due) > tonumber(now) then
-  return 'elsewhere'
-end
+local held = redis.call('HGET', HELD, what)
+-- Our own, where the answer was lost and redis-py asked again, is no other one.
+if held and held ~= claim and due and tonumber(due) > tonumber(now) then return 'elsewhere' end
 redis.call('ZADD', FLIGHT, now + lease_s, what)
 redis.call('HSET', HELD, what, claim)
 redis.call('HSET', H, 'waited_s', waited)

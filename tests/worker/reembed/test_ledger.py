@@ -130,6 +130,7 @@ def test_a_chunk_is_worked_on_by_one_worker_at_a_time(book):
     book.planned()
     assert book.claim("0", token="a") is Claimed.MINE
     assert book.claim("0", token="b") is Claimed.ELSEWHERE
+    assert book.claim("0", token="a") is Claimed.MINE  # it did not hear of it, and asked again
     book.finish("0")
     assert book.claim("0", token="b") is Claimed.DONE
 
