@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -249,6 +250,22 @@ def test_a_name_that_something_else_has_is_refused(make, kind):
     make(kind, name="live")
     with pytest.raises(JobRefused, match=r"cannot (be )?switch"):
         sink.target("live")
+
+
+@pytest.mark.parametrize("kind", ["qdrant", "lancedb"])
+def test_a_name_that_no_collection_can_have_is_refused(make, kind):
+    with pytest.raises(JobRefused, match=r"cannot be at .* my/photos'"):
+        make(kind, name="my/photos")
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("qdrant", "grpc://h:6334"), ("qdrant", "http://[h"), ("lancedb", "ftp://h")],
+)
+def test_an_address_that_no_collection_can_have_is_refused(kind, where):
+    doors = Doors(WorkerSettings.read(sink_addresses=["*"]))
+    with pytest.raises(JobRefused, match=f"{kind} cannot be at '{re.escape(where)}'"):
+        open_sink(Place(kind=kind, where=where), SPACE, doors)
 
 
 def test_who_may_search_a_view_may_do_so_when_it_was_switched(make, postgres_url):

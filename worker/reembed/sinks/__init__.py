@@ -12,7 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
-from api_client.wire.errors import ItemError, JobRefused, SpaceMismatch
+from api_client.wire.errors import (
+    ClipyardError,
+    ItemError,
+    JobRefused,
+    SpaceMismatch,
+    first_line,
+)
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -106,11 +112,18 @@ def open_sink(place: Place, space: Space | None, doors: Doors) -> Sink:
     read or to be what a name leads to.
 
     Raises:
-        JobRefused: there is no such kind or collection, or the worker may not write there.
+        JobRefused: there is no such kind or collection, none can have such a name or address, or
+            the worker may not write there.
         SpaceMismatch: it holds vectors of another space.
         StoreDown: it does not answer.
     """
-    sink: Sink = find(GROUP, BUILT_IN, place.kind)(place, space, doors)
+    try:
+        sink: Sink = find(GROUP, BUILT_IN, place.kind)(place, space, doors)
+    except ClipyardError:
+        raise
+    except ValueError as error:  # of its client, about a name or an address
+        told = " ".join([place.where, *place.options.values()])
+        raise JobRefused(f"{place.kind} cannot be at {told!r}: {first_line(error)}") from error
     return sink
 
 
