@@ -97,6 +97,13 @@ def test_a_glob_means_what_a_shell_means(source, tmp_path, glob, expected):
     assert ids(source("folder", tmp_path / glob)) == expected
 
 
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+@pytest.mark.parametrize("glob", ["[0-", "[z-a].tar"])
+def test_what_can_be_no_glob_is_refused(source, tmp_path, kind, glob):
+    with pytest.raises(JobRefused, match="cannot be a glob"):
+        source(kind, tmp_path / glob)
+
+
 @pytest.mark.parametrize("name", ["Trip [2024]", "what?", "a*b"])
 def test_a_folder_or_a_shard_may_be_called_as_a_glob_is_written(source, tmp_path, name):
     tree(tmp_path, f"{name}/1.jpg")
@@ -390,6 +397,12 @@ def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path
     for name in ("x.tar", "y.tar", "none-*.tar"):
         with pytest.raises(JobRefused):
             list(source("webdataset", tmp_path / name).walk())
+
+
+def test_a_folder_that_is_called_a_shard_is_refused_with_what_was_meant(source, tmp_path):
+    tree(tmp_path, "x.target/1.jpg")
+    with pytest.raises(JobRefused, match=r"a folder; name its shards, as '.*/x\.target/\*\.tar'"):
+        list(source("webdataset", tmp_path / "x.target").walk())
 
 
 @pytest.mark.parametrize("fields", ["[" * 50_000, "5", "{"])

@@ -68,14 +68,21 @@ def split(where: str) -> tuple[str, str]:
 
 
 def matching(pattern: str) -> Callable[[str], bool]:
-    """Whether a path below the base is meant: by a glob, or by the endings of pictures."""
+    """Whether a path below the base is meant: by a glob, or by the endings of pictures.
+
+    Raises:
+        JobRefused: it is no glob.
+    """
     if not pattern:
         return lambda path: path.lower().endswith(PICTURES)
     *folders, name = pattern.split("/")
     steps = ["(?:[^/]+/)*" if step == "**" else f"{_step(step)}/" for step in folders]
     if name == "**":
         steps.append("(?:[^/]+/)*")
-    wanted = re.compile("".join(steps) + _step(name), re.DOTALL)
+    try:
+        wanted = re.compile("".join(steps) + _step(name), re.DOTALL)
+    except re.error as error:
+        raise JobRefused(f"{pattern!r} cannot be a glob: {error.msg}") from None
     return lambda path: wanted.fullmatch(path) is not None
 
 

@@ -48,6 +48,11 @@ class Tars:
                     _refuse_rest(tar)
             except FileNotFoundError:
                 raise JobRefused(f"there is no shard {str(shard)!r} on this worker") from None
+            except IsADirectoryError:
+                raise JobRefused(
+                    f"{str(shard)!r} is a folder; name its shards, as {str(shard / '*.tar')!r}, or "
+                    f"say folder:{shard} if it holds pictures"
+                ) from None
             except (tarfile.TarError, ValueError) as error:  # of an extended header, too
                 raise JobRefused(f"{shard} is no whole, uncompressed tar file: {error}") from None
             except OSError as error:
