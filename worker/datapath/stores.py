@@ -72,5 +72,9 @@ def shown(place: str) -> str:
 
 def climbs(url: str) -> bool:
     """Whether some store could read the rest as a way out, or as another file system (`::`)."""
-    plain = unquote(url).replace("\\", "/")
-    return "::" in plain or "\0" in plain or not {".", ".."}.isdisjoint(plain.split("/"))
+    return "::" in unquote(url) or "\0" in unquote(url) or leads_up(url)
+
+
+def leads_up(url: str) -> bool:
+    """Whether it has a step to where it is, or up from there."""
+    return not {".", ".."}.isdisjoint(unquote(url).replace("\\", "/").split("/"))

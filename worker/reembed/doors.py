@@ -9,7 +9,7 @@ from pathlib import Path
 
 from api_client.wire.errors import JobRefused
 
-from ..datapath.stores import climbs
+from ..datapath.stores import climbs, leads_up
 from ..settings import WorkerSettings
 
 ANY = "*"
@@ -62,6 +62,8 @@ class Doors:
         Raises:
             JobRefused: no prefix of the settings allows it.
         """
+        if leads_up(address):  # LanceDB goes there, and takes what is no URL for a folder's path
+            raise JobRefused(f"{address!r} leads out of its folder; name the one that is meant")
         return _reached(address, self._addresses, "CLIPYARD_SINK_ADDRESSES")
 
 

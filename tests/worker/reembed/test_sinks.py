@@ -614,6 +614,20 @@ def test_a_job_reaches_no_server_but_an_allowed_one(allowed, kind, address):
             server.accept()
 
 
+@pytest.mark.parametrize(
+    ("allowed", "address"),
+    [
+        ("s3://bucket/ours/", "s3://bucket/ours/../theirs"),
+        ("s3://bucket/ours/", "s3://bucket/ours/%2e%2e/theirs"),
+        ("postgresql://", "postgresql://no:port/../../../tmp"),  # which LanceDB takes for a path
+    ],
+)
+def test_a_job_leaves_no_allowed_address_by_a_step_up(allowed, address):
+    doors = Doors(WorkerSettings.read(sink_addresses=[allowed]))
+    with pytest.raises(JobRefused, match="leads out of its folder"):
+        open_sink(Place(kind="lancedb", where=address), SPACE, doors)
+
+
 @pytest.mark.parametrize("address", ["postgresql://a@b/c?sslmode=require", "http://b:6333/c"])
 def test_a_job_reaches_what_is_allowed_as_it_stands(address):
     doors = Doors(WorkerSettings.read(sink_addresses=[address]))
