@@ -543,6 +543,19 @@ GUARDS = [
         "worker/reembed/test_sinks.py -k no_server_but",
     ),
     (DOORS, "if climbs(url):", "if False:", "worker/reembed/test_sources.py -k beside_an_allowed"),
+    (DOORS, "if leads_up(address):", "if False:", "worker/reembed/test_sinks.py -k step_up"),
+    (
+        "worker/reembed/sources/refs.py",
+        "if not _is_of(header, name, length):",
+        "if False:",
+        "worker/reembed/test_sources.py -k written_anew",
+    ),
+    (
+        "worker/reembed/job.py",
+        "not in (None, before):",
+        "in ():",
+        "worker/reembed/test_duty.py -k overtaken_leaves",
+    ),
     (
         "worker/reembed/sources/refs.py",
         "if length > doors.max_image_bytes:",
