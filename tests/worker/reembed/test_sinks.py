@@ -349,7 +349,7 @@ def test_a_folder_of_one_layout_is_none_of_the_other(make, held, asked, space):
 
 def test_two_jobs_do_not_share_a_folder_of_npy_files(make):
     make("npy")
-    with pytest.raises(JobRefused, match="holds job j1"):
+    with pytest.raises(JobRefused, match="is job j1's"):
         make("npy", Space("fake/vision", "f1", 8, "j2"))
 
 

@@ -158,7 +158,10 @@ def claimed(folder: Path, space: Space | None, *, others: str, alone: str = "") 
     held = _space_of(file)
     refuse_another_space(str(folder), held=held, wanted=space)
     if alone and held.job != space.job:
-        raise JobRefused(f"{folder} holds job {held.job}, and {alone}: name another folder")
+        raise JobRefused(
+            f"{folder} is job {held.job}'s, and {alone}: name another folder, or remove it if "
+            "nothing came of that job"
+        )
     return space
 
 
