@@ -203,6 +203,7 @@ class JobStatus(Message):
 
         Raises:
             UnknownJob: there is no such hash.
+            BadRequest: it, or the specification in it, is of another version.
         """
         found = {name.decode(): value.decode() for name, value in fields.items()}
         if "spec" not in found:
@@ -214,7 +215,14 @@ class JobStatus(Message):
             if name.startswith("by:")
         }
         known: dict[str, Any] = {n: v for n, v in found.items() if n in cls.model_fields}
-        return cls(spec=spec, workers=workers, **known, **more)
+        try:
+            return cls(spec=spec, workers=workers, **known, **more)
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"]))
+            raise BadRequest(
+                f"the books of job {job} are of another version of Clipyard, by their {field}: "
+                "look at it with that version"
+            ) from None
 
 
 class Tend(Request):

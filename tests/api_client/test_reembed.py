@@ -273,6 +273,16 @@ def test_a_list_of_jobs_takes_as_many_round_trips_as_one_and_leaves_out_what_has
     assert of_three == of_one
 
 
+def test_a_job_in_a_state_that_this_version_does_not_know_hides_no_other_one(stage, connect):
+    client = connect(stage.settings)
+    for name in "ab":
+        client.reembed("/photos", sink="/vectors", model="m", id=name)
+    stage.store.hset(stage.keys.job("a"), "state", "dreaming")
+    assert [status.id for status in client.jobs()] == ["b"]
+    with pytest.raises(BadRequest, match="of another version of Clipyard, by their state"):
+        client.job("a").status()
+
+
 @pytest.mark.parametrize("job", ["a b", "\udce9", "", None, 7, "x" * 100_000])
 def test_an_id_that_no_job_can_have_is_of_no_job(stage, connect, job):
     with pytest.raises(UnknownJob, match=r"^there is no job .*; see `clipyard reembed list`$"):
