@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,9 +104,8 @@ def _job(paths: Path, folder: Path, settings: Any) -> dict[str, float]:
     redis_most = 0
     started, begun = time.monotonic(), time.process_time()
     submission(keys, spec, settings)(store)
-    post = Post()
-    stages = {name: 0.0 for name in post.stages}
-    for delivered, (stage, seconds) in enumerate(post.deliver_all()):
+    stages: defaultdict[str, float] = defaultdict(float)
+    for delivered, (stage, seconds) in enumerate(Post().deliver_all()):
         stages[stage] += seconds
         if delivered % 64 == 0:
             redis_most = max(redis_most, store.info("memory")["used_memory"])
@@ -131,8 +130,6 @@ def _peak_bytes() -> float:
 class Post:
     """In place of the broker: what is sent is done at once, in this thread."""
 
-    stages = ("plan", "chunk", "check")
-
     def __init__(self) -> None:
         self._sent: deque[tuple[str, dict[str, Any]]] = deque()
 
@@ -141,22 +138,17 @@ class Post:
 
     def deliver_all(self) -> Iterator[tuple[str, float]]:
         """The stage and the seconds of each message, until none is left."""
-        from api_client.wire import names
-        from tasks import reembed
+        from tasks.reembed import job_check, job_chunk, job_plan, jobs_tend
 
-        stages = {names.JOB_PLAN: "plan", names.JOB_CHUNK: "chunk", names.JOB_CHECK: "check"}
-        tasks = {
-            names.JOB_PLAN: reembed.job_plan,
-            names.JOB_CHUNK: reembed.job_chunk,
-            names.JOB_CHECK: reembed.job_check,
-        }
+        stages = {"plan": job_plan, "chunk": job_chunk, "check": job_check}
+        tasks = {task.name: (stage, task) for stage, task in stages.items()}
         this = SimpleNamespace(app=self)
-        reembed.jobs_tend.run.__func__(this)
+        jobs_tend.run.__func__(this)
         while self._sent:
             name, fields = self._sent.popleft()
-            begun = time.monotonic()
-            tasks[name].run.__func__(this, **fields)
-            yield stages[name], time.monotonic() - begun
+            begun, (stage, task) = time.monotonic(), tasks[name]
+            task.run.__func__(this, **fields)
+            yield stage, time.monotonic() - begun
 
 
 class Nothing:
