@@ -13,15 +13,15 @@ def per_second(
     *,
     within_s: float,
     at_least: int = 1,
-    warm_ups: Mapping[str, Contestant] | None = None,
+    warm_ups: Mapping[str, Contestant],
 ) -> Speeds:
     """Items per second, in as many rounds as fit, and some at least.
 
-    Before them comes a round that is not counted, of the same or of less. Who is last in one round
-    is first in the next, so that nobody always comes later.
+    Before them come the warm-ups, which are not counted. Who is last in one round is first in the
+    next, so that nobody always comes later.
     """
     begun = time.perf_counter()
-    for work in (warm_ups or contestants).values():
+    for work in warm_ups.values():
         work()
     order = list(contestants)
     rounds: list[dict[str, float]] = []
