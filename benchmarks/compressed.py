@@ -9,7 +9,6 @@ of the weights, and a packed one restores them, both without a bus in between.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 import numpy as np
@@ -93,7 +92,7 @@ def _measured(
     plain_ms = []
     for _ in range(rounds):
         return_freed()  # as `lower` does: every lift asks the system for memory anew
-        plain_ms.append(_ms(partial(_copy, weights, device)))
+        plain_ms.append(_ms(lambda: [tensor.to(device, copy=True) for tensor in weights]))
     yield "plain lift ms", median(plain_ms)
     yield "pack ms, once", _ms(tiers.pack)
     after = _embedded(model, pictures)
@@ -124,10 +123,6 @@ def _embedded(model: ClipModel, pictures: Sequence[Image.Image]) -> Vectors:
         return vectors
 
     return Vectors(unit(Kind.IMAGE, images), unit(Kind.TEXT, texts))
-
-
-def _copy(weights: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    return [tensor.to(device, copy=True) for tensor in weights]
 
 
 def _ms(action: Callable[[], object]) -> float:

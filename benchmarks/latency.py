@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from statistics import median
 from typing import NamedTuple
@@ -45,11 +46,12 @@ def run(options: Options) -> Report:
     begun = time.monotonic()
     counts = QUICK if options.quick else FULL
     with stack(options.device) as client:
+        ours = partial(client.embed_texts, fixtures.TEXT, model=fixtures.MODEL_ID)
         model = _model(options.device)
-        bare, idle = _idle(model, client, counts.idle)
+        bare, idle = _idle(model, ours, counts.idle)
         micro_batch_ms = _micro_batch(model, counts.micro_batches)
         with _bulk(client):
-            busy = _calls(client, counts.busy)
+            busy = timed(ours, counts.busy)
     added_ms = median(idle) - median(bare)
     bound_ms = 2 * micro_batch_ms + SLACK_MS
     busy_p99_ms = p99(busy)
@@ -88,7 +90,7 @@ def _model(device: str) -> Model:
     return model
 
 
-def _idle(model: Model, client: Client, calls: int) -> tuple[list[float], list[float]]:
+def _idle(model: Model, ours: Callable[[], object], calls: int) -> tuple[list[float], list[float]]:
     """ms of tokens and forward pass of one text in this process, and of the same through the stack.
 
     In turns, and after a pause: both find the machine as an idle one is, with cold caches.
@@ -96,9 +98,6 @@ def _idle(model: Model, client: Client, calls: int) -> tuple[list[float], list[f
 
     def bare() -> object:
         return model.run(Kind.TEXT, [model.prepare_text(fixtures.TEXT)])
-
-    def ours() -> object:
-        return client.embed_texts(fixtures.TEXT, model=fixtures.MODEL_ID)
 
     return in_turns(bare, ours, calls=calls, pause_s=PAUSE_S)
 
@@ -115,10 +114,6 @@ def _micro_batch(model: Model, batches: int) -> float:
             for _ in range(runners)
         ]
         return median(ms for one in work for ms in one.result())
-
-
-def _calls(client: Client, calls: int) -> list[float]:
-    return timed(lambda: client.embed_texts(fixtures.TEXT, model=fixtures.MODEL_ID), calls)
 
 
 @contextmanager
