@@ -110,7 +110,7 @@ class Ollama(SimpleModel):
 
     def unload(self) -> None:
         self.lower()
-        client: Any = self._client
+        client: Any = self._client  # its `close` has no type
         client.close()
 
     def _wait_until_gone(self) -> None:
@@ -134,8 +134,7 @@ class Ollama(SimpleModel):
 
     @property
     def _url(self) -> str:
-        client: Any = self._client
-        return str(client._client.base_url)
+        return str(self._client._client.base_url)
 
     @cached_property
     def _client(self) -> ollama.Client:

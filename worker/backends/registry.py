@@ -38,6 +38,7 @@ BUILT_IN = {
 
 T = TypeVar("T")
 Maker = Callable[[Placement], Backend]
+State = Literal["not imported", "ready", "failed"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Family:
 
     name: str
     origin: str
-    state: Literal["not imported", "ready", "failed"]
+    state: State
     about: About
     trouble: str
 
@@ -241,7 +242,7 @@ class Families:
     def _status(self, name: str) -> Family:
         backend = self._made.get(name)
         trouble = self._failed.get(name, "")
-        state: Any = "failed" if trouble else "ready" if backend else "not imported"
+        state: State = "failed" if trouble else "ready" if backend else "not imported"
         return Family(name, self._sources[name].origin, state, _about(backend), trouble)
 
 
@@ -289,7 +290,7 @@ def _named(address: str) -> object:
 
 def _maker(name: str, source: _Source) -> Maker:
     try:
-        found = source.get()
+        found: Any = source.get()
     except ClipyardError as error:
         raise BackendFailed(f"the model family {name}: {error}") from error
     except ModuleNotFoundError as error:
@@ -303,11 +304,10 @@ def _maker(name: str, source: _Source) -> Maker:
         ) from error
     if isinstance(found, type) and issubclass(found, SimpleModel):
         return partial(SimpleBackend, found)
-    maker: Any = found
-    if not callable(maker):
+    if not callable(found):
         raise BackendFailed(f"the model family {name} ({source.origin}) is no class: {found!r}")
-    made: Maker = maker
-    return made
+    maker: Maker = found
+    return maker
 
 
 def _made(name: str, source: _Source, placement: Placement) -> Backend:
