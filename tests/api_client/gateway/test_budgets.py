@@ -46,10 +46,11 @@ def test_requests_over_the_limit_are_told_when_to_come_back(gateways, store, key
     assert [embed(one, HURRIED).status_code for one in (here, there, here)] == [200] * 3
     refused = embed(there, HURRIED)
     assert refused.status_code == 429
-    assert refused.headers["retry-after"] == "20"
+    wait_s = refused.headers["retry-after"]
+    assert 10 < int(wait_s) <= 20  # less the time that the test has taken
     assert refused.json()["error"] == {
         "code": "rate_limit_exceeded",
-        "message": "this token may send 3 requests a minute; ask again in 20 s",
+        "message": f"this token may send 3 requests a minute; ask again in {wait_s} s",
     }
     assert here.get("/v1/models", headers=bearer(HURRIED)).status_code == 429
     assert here.get("/healthz", headers=bearer(HURRIED)).status_code == 200
@@ -64,7 +65,8 @@ def test_items_are_counted_on_every_path_and_a_refused_request_costs_none(gatewa
     similarity = there.post("/similarity?text=a", files=PNG, headers=bearer(GREEDY))
     assert similarity.status_code == 200
     refused = embed(there, GREEDY, items=3)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["retry-after"]) <= 10
     for path, sent in (("/encode/text?text=a", {}), ("/encode/image", {"files": PNG})):
         assert here.post(path, headers=bearer(GREEDY), **sent).status_code == 200
     assert embed(here, GREEDY).status_code == 429
