@@ -241,13 +241,3 @@ def test_families_start_by_themselves_in_the_order_of_their_priority():
     assert families.auto_started() == ()
     families.discover()
     assert families.auto_started() == ("earlier/one", "lengths/one", "lengths/two")
-
-
-def test_ids_go_to_the_family_they_begin_with():
-    families = Families(Placement())
-    families.register("lengths", Lengths)
-    assert families.describe("lengths/three") is None
-
-
-def test_built_in_families_are_found():
-    assert isinstance(Families(Placement())["fake"], Fake)
