@@ -158,8 +158,8 @@ def test_variables_of_other_programs_are_not_taken_for_ours(monkeypatch):
     assert WorkerSettings.read().slots == 2
 
 
-def test_the_password_is_masked_wherever_settings_are_shown():
-    read = Settings.read(redis_url="redis://user:s3cret@127.0.0.1:1/0")
+def test_secrets_are_masked_wherever_settings_are_shown():
+    read = Settings.read(redis_url="redis://user:s3cret@127.0.0.1:1/0", signing_key="s3cret" * 5)
     assert "s3cret" not in repr(read)
     assert "s3cret" not in str(read.rows())
     assert masked(read.url()) == "redis://user:***@127.0.0.1:1/0"
