@@ -84,9 +84,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vit(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ClipModel]:
-    """Loads the true ViT-B-32; the tests share a cache."""
-    cache = tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all tests with the true ViT-B-32, so that it is prepared once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def vit(models: Path, cache: Path) -> Callable[..., ClipModel]:
+    """Loads the true ViT-B-32."""
 
     def load(precision: Any = "float32") -> ClipModel:
         placement = Placement(cache_dir=cache, models_dir=models, precision=precision)
@@ -654,17 +659,15 @@ def test_weights_are_no_cure_for_text_files_that_are_missing(
         backend.check(entry)
 
 
-def test_an_earlier_download_is_used_without_asking(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = tmp_path / "hub" / "models--timm--vit_base_patch32_clip_224.openai"
+def test_an_earlier_download_is_used_without_asking(cache: Path, models: Path) -> None:
+    snapshot = cache / "hub" / "models--timm--vit_base_patch32_clip_224.openai"
     (snapshot / "snapshots" / "abc").mkdir(parents=True)
     (snapshot / "refs").mkdir()
     (snapshot / "refs" / "main").write_text("abc")
     (snapshot / "snapshots" / "abc" / "open_clip_model.safetensors").symlink_to(
         models / "ViT-B-32" / "openai.safetensors"
     )
-    backend = OpenClip(Placement(cache_dir=tmp_path, offline=True))
+    backend = OpenClip(Placement(cache_dir=cache, offline=True))
     entry = Entry(id="ViT-B-32/openai", architecture="ViT-B-32", tag="openai")
     assert backend.check(entry) == backend.load(entry).footprint().host_bytes
 
