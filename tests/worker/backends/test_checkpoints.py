@@ -3,7 +3,10 @@ import hashlib
 import multiprocessing
 import os
 import time
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,25 +125,20 @@ def test_a_spoilt_prepared_file_is_made_anew(source: Path, folder: Path) -> None
     assert prepare(checkpoints, source).read_bytes() == whole
 
 
-def test_of_several_processes_one_prepares_and_all_get_the_file(
-    source: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_of_two_processes_one_prepares_and_both_get_the_file(source: Path, folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    children = [
-        context.Process(target=_prepare_and_say, args=(source, folder, tmp_path / f"child{i}"))
-        for i in range(2)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
-    told = [(tmp_path / f"child{i}").read_text().split() for i in range(2)]
-    assert sorted(made for made, _ in told) == ["False", "True"]
+    start, answers = context.Barrier(2), context.SimpleQueue()
+    child = context.Process(target=_prepare_and_say, args=(start, source, folder, answers))
+    child.start()
+    _prepare_and_say(start, source, folder, answers)
+    child.join()
+    assert child.exitcode == 0
+    told = [answers.get() for _ in range(2)]
+    assert sorted(made for made, _ in told) == [False, True]
     assert len({file for _, file in told}) == 1
 
 
-def _prepare_and_say(source: Path, folder: Path, answer: Path) -> None:
+def _prepare_and_say(start: Barrier, source: Path, folder: Path, answers: SimpleQueue[Any]) -> None:
     made = False
 
     def write(file: Path) -> None:
@@ -148,6 +146,7 @@ def _prepare_and_say(source: Path, folder: Path, answer: Path) -> None:
         made = True
         _fill(file, 10_000_000)
 
+    start.wait(60)
     with Checkpoints(folder).prepared(source, form="a", write=write) as file:
         assert file.stat().st_size > 10_000_000
-        answer.write_text(f"{made} {file}")
+        answers.put((made, file))
