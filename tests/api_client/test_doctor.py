@@ -273,7 +273,7 @@ def test_a_setting_that_cannot_be_used_is_sick(look, setting):
     assert found[Check.SETTINGS][0].health is Health.SICK
 
 
-def test_the_exit_code_and_json_are_for_scripts(tmp_path):
+def test_the_exit_code_and_json_are_for_scripts():
     env = os.environ | {"CLIPYARD_REDIS_URL": "redis://127.0.0.1:1/0"}
     argv = [sys.executable, "-m", "api_client", "doctor", "--json"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)

@@ -100,7 +100,7 @@ def test_pressure_sends_the_longest_idle_away_until_there_is_room(here, idle):
     here.fake.device.give(650)
 
 
-def test_adaptive_timeouts_keep_a_model_that_always_comes_back(here, idle, monkeypatch):
+def test_adaptive_timeouts_keep_a_model_that_always_comes_back(here, idle):
     load(here, "clip/a")
     here.tracker._uses["clip/a"].pauses_s.extend([660.0] * 6)
     idle(650)

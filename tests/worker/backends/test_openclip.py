@@ -695,7 +695,7 @@ def test_a_file_under_models_dir_makes_an_id(models: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "model_id", ["", "/", "nonsense", "nonsense/openai", "ViT-B-32/none", "../ViT-B-32/openai"]
 )
-def test_other_ids_are_not_described(backend: OpenClip, models: Path, model_id: str) -> None:
+def test_other_ids_are_not_described(backend: OpenClip, model_id: str) -> None:
     assert backend.describe(model_id) is None
 
 

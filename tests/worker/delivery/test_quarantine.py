@@ -35,7 +35,7 @@ def test_the_same_message_is_there_once(store, keys):
     assert store.hlen(keys.quarantine) == 1
 
 
-def test_the_evidence_names_pictures_and_shows_no_text(store, keys):
+def test_the_evidence_names_pictures_and_shows_no_text():
     pictures = EmbedBatch(images=tuple(PathRef(path=f"/a/{n}.jpg") for n in range(20)), model="m")
     found = of_request(task(), pictures, CRASHES)
     assert found.items[0] == "/a/0.jpg"

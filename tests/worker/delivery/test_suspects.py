@@ -239,7 +239,7 @@ def test_a_suspect_that_waits_can_be_stopped(process, monkeypatch):
     assert stop_if_cancelled() is None
 
 
-def test_a_suspect_whose_turn_comes_after_the_device_was_lost_is_not_blamed(store, keys, process):
+def test_a_suspect_whose_turn_comes_after_the_device_was_lost_is_not_blamed(process):
     dead = [dies_over(process(), id) for id in ("a", "b")]
     here = process()
     with here.begin("b") as later:

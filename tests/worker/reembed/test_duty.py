@@ -1012,7 +1012,7 @@ def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_p
         assert desk.do(RETRY_FAILED)
 
 
-def test_shares_of_two_jobs_take_turns(desk, post, pictures, sink, tmp_path, store, keys):
+def test_shares_of_two_jobs_take_turns(desk, post, pictures, tmp_path):
     for job in ("job", "job2"):
         place = Place(kind="parquet", where=str(tmp_path / job))
         desk.submit(pictures, place, id=job, chunk_size=2, window=2)

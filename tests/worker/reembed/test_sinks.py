@@ -231,7 +231,7 @@ def test_a_table_without_ids_is_refused_with_what_it_has(tmp_path, doors):
         list(open_sink(place, None, doors).rows())
 
 
-def test_a_name_is_switched_and_switched_back(make, places, doors, kind):
+def test_a_name_is_switched_and_switched_back(make, kind):
     old = make(kind, name="old")
     old.write(shard(0, seed=1))
     new = make(kind, Space("b", "f2", 8, "j2"), name="new")
