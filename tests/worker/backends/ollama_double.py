@@ -33,14 +33,12 @@ class OllamaDouble:
         self.weights = 1
         self.loaded: dict[str, float] = {}
         self.in_vram = True
-        self.requests: list[tuple[str, dict[str, Any]]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.fail_with: tuple[int, str] | None = None
         self.url = ""
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        self.requests.append((path, body))
         if path == "/api/tags":
             return 200, {"models": [self._listed(name) for name in self.pulled]}
         if path == "/api/ps":
@@ -119,11 +117,11 @@ def ollama_double() -> Iterator[OllamaDouble]:
         def log_message(self, *_: object) -> None:
             """Quiet."""
 
-        def handle_error(self) -> None:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
             """A caller that has gone is no news."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    server = Server(("127.0.0.1", 0), Handler)
     double.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
