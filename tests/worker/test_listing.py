@@ -6,18 +6,6 @@ from worker.catalogue import Catalogue, Entry
 from worker.listing import KEPT_S, Listing
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def worker(store, keys, clock):
     """One that has these models."""

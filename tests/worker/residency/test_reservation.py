@@ -9,19 +9,6 @@ from api_client.wire.errors import OutOfMemory
 from worker.residency.reservation import Reservations
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def process(store, keys, clock):
     """One of the processes that share a device of which so much is free."""
