@@ -118,7 +118,7 @@ def mutated(seeds: list[bytes], dice: random.Random) -> bytes:
             case 1:
                 width, order = dice.choice((1, 2, 4)), dice.choice(("big", "little"))
                 value = dice.choice(INTERESTING) % 256**width
-                content[at : at + width] = value.to_bytes(width, order)  # type: ignore[arg-type]
+                content[at : at + width] = value.to_bytes(width, order)
             case 2:
                 del content[at:]
             case 3:

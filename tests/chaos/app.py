@@ -12,7 +12,7 @@ from worker.datapath import images
 
 LOOPBACK = ip_address("127.0.0.1")
 
-images.Web = partial(  # type: ignore[misc,assignment]
+images.Web = partial(
     images.Web, ports=[int(os.environ["CHAOS_HOST_PORT"])], allowed=LOOPBACK.__eq__
 )
 app.conf.broker_transport_options |= {"visibility_timeout": float(os.environ["CHAOS_VISIBILITY_S"])}

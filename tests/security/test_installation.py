@@ -125,7 +125,7 @@ def test_the_dashboard_shows_the_worker_and_its_buttons_work(
         ) as http,
     ):
         for path in ("/models/now", "/workers?json=1"):
-            until(lambda path=path: "cpu0@here" in _read(http, path))  # type: ignore[misc]
+            until(lambda path=path: "cpu0@here" in _read(http, path))
         asked = {"model": "fake/other", "worker": "cpu0@here"}
         for action in ("load", "unload"):
             assert http.post(f"/models/do/{action}", json=asked).json()["answers"][0]["changed"]

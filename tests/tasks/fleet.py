@@ -107,7 +107,7 @@ def stop(here: Any) -> None:
     here.redis.close()
 
 
-@shared_task(name="test.hold")  # type: ignore[untyped-decorator]
+@shared_task(name="test.hold")
 def hold(model: str, bell: str) -> None:
     """Uses a model, as an embedding would, until somebody rings."""
     here = runtime.here()
@@ -120,11 +120,11 @@ if "FLEET_BEAT_S" in os.environ:  # a process of its own
     _settings = WorkerSettings.read()
     app = celery_app(_settings, include=TASKS)
 
-    @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+    @celeryd_after_setup.connect
     def _start(sender: str, **_: Any) -> None:
         here = parts(_settings, sender)
         runtime.here = lambda: here
 
-    @worker_shutdown.connect  # type: ignore[untyped-decorator]
+    @worker_shutdown.connect
     def _stop(**_: Any) -> None:
         stop(runtime.here())

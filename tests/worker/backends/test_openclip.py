@@ -316,7 +316,7 @@ def test_a_tokenizer_whose_files_are_elsewhere_is_one_sentence(
     small: Entry, tmp_path: Path
 ) -> None:
     config = deepcopy(SMALL)
-    config["text_cfg"]["hf_tokenizer_name"] = "no-such/tokenizer"  # type: ignore[index]
+    config["text_cfg"]["hf_tokenizer_name"] = "no-such/tokenizer"
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     backend = OpenClip(Placement(cache_dir=tmp_path / "cache", offline=True))
@@ -445,7 +445,7 @@ def test_position_embeddings_of_another_input_size_are_resized_as_open_clip_does
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
     config = deepcopy(SMALL)
-    config["vision_cfg"]["image_size"] = 96  # type: ignore[index]
+    config["vision_cfg"]["image_size"] = 96
     folder = tmp_path / "larger"
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))

@@ -37,7 +37,7 @@ def written(photo: Image.Image = PHOTO, **how: Any) -> bytes:
 
 
 def eighth(content: bytes) -> Image.Image | None:
-    return jpeg.eighth(Image.open(io.BytesIO(content)), content)  # type: ignore[arg-type]
+    return jpeg.eighth(Image.open(io.BytesIO(content)), content)
 
 
 def libjpeg(content: bytes) -> Image.Image:
