@@ -146,7 +146,9 @@ def bytes_reported(subject: Subject) -> None:
             f"it took {taken >> 20} MiB, its family's check foresees {foreseen >> 20} MiB, and it "
             f"reports {told >> 20} MiB: others would be unloaded for nothing",
         )
-        _must(told <= memory.host().total + _device_total(memory), f"it reports {told} bytes")
+        device = memory.device()
+        most = memory.host().total + (device.total if device else 0)
+        _must(told <= most, f"it reports {told} bytes")
 
 
 def memory_comes_back(subject: Subject) -> None:
@@ -318,11 +320,6 @@ def _used(subject: Subject) -> _Bytes:
     memory, device = psutil.Process().memory_info(), Memory(subject.placement.device).device()
     files = int(getattr(memory, "shared", 0))  # Linux tells them apart
     return _Bytes(int(memory.rss) - files, files, device.total - device.free if device else 0)
-
-
-def _device_total(memory: Memory) -> int:
-    device = memory.device()
-    return device.total if device else 0
 
 
 def _must(holds: bool, otherwise: str) -> None:
