@@ -12,7 +12,11 @@ __all__ = ["AsyncTries", "Tries"]
 
 
 class Tries(Retry):
-    """Of what is retried within a try nothing is, and a login that was refused is not."""
+    """Of what is retried within a try nothing is, and a login that was refused is not.
+
+    What comes between a command and its reply, such as Ctrl-C, closes the connection: its next
+    command would take that reply for its own.
+    """
 
     def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
         meant = self.get_retries()
@@ -23,6 +27,11 @@ class Tries(Retry):
 
         try:
             return super().call_with_retry(once, fail, *args, **options)
+        except redis.RedisError:
+            raise
+        except BaseException as error:
+            fail(error, *([0] if options.get("with_failure_count") else ()))
+            raise
         finally:
             self.update_retries(meant)
 

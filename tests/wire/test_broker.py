@@ -2,7 +2,7 @@
 
 import asyncio
 import socketserver
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
@@ -144,6 +144,30 @@ def test_a_connection_that_was_lost_is_made_again(valkey_url: str, store: redis.
         for _ in range(2):
             store.client_kill_filter(_id=str(client.client_id()))
         assert client.ping()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        redis.Redis.client_id,
+        lambda client: client.pipeline(transaction=False).echo("a").echo("b").execute(),
+        lambda client: client.connection_pool.disconnect() or client.ping(),
+    ],
+    ids=["a command", "a pipeline", "connecting"],
+)
+def test_a_reply_that_was_not_read_is_not_taken_for_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch, valkey_url: str, ask: Callable[[redis.Redis], object]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with redis_client(Settings.read(redis_url=valkey_url), patience_s=2) as client:
+        client.ping()
+        with monkeypatch.context() as patch:
+            patch.setattr(redis.Connection, "read_response", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ask(client)
+        assert [client.echo("c"), client.echo("d")] == [b"c", b"d"]
 
 
 def test_a_login_that_is_refused_is_not_tried_again(pauses: list[float], valkey_url: str) -> None:
