@@ -1,9 +1,9 @@
 """The client a RAG pipeline holds."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 from .desk import Desk
@@ -26,6 +26,21 @@ PATIENCE_S = 2.0
 _T = TypeVar("_T")
 
 
+class Seats(SimpleQueue[Any]):
+    """One for each call that is under way: `with seats:` waits for a free one.
+
+    Nothing of it is Python, so Ctrl-C comes before it or after it. `threading.Semaphore` is, and
+    one that is interrupted may keep its lock for good.
+    """
+
+    __enter__ = SimpleQueue.get
+    __exit__ = SimpleQueue.put
+
+    def __init__(self, number: int) -> None:
+        for _ in range(number):
+            self.put(None)
+
+
 class Client:
     """Embeds through the workers. Cheap to make, safe to share between threads.
 
@@ -43,7 +58,7 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         settings = settings or Settings.read()
         self._redis: Any = redis_client(settings, patience_s=PATIENCE_S)
-        self._seats = threading.Semaphore(self._redis.connection_pool.max_connections)
+        self._seats = Seats(self._redis.connection_pool.max_connections)
         self._desk = Desk(Line(settings), asked_by=asked_by)
         self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .aio import AsyncClient
-from .client import Client
+from .client import Client, Seats
 from .desk import Desk
 from .memorystore import AwaitedStore, MemoryStore
 from .steps import Part, Talk
@@ -76,7 +76,7 @@ class FakeClient(Client):
     ) -> None:
         worker = FakeWorker(models, failing or {})
         self._redis = worker.store
-        self._seats = threading.Semaphore(SEATS)
+        self._seats = Seats(SEATS)
         self._desk = Desk(_FakeLine(worker), asked_by="fake")
         self._resting = set()
 

@@ -1,5 +1,7 @@
+import itertools
 import json
 import pickle
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from celery.worker.state import revoked
 from kombu.exceptions import OperationalError
 
 from api_client import Client, talks, vigil
+from api_client.client import Seats
 from api_client.desk import Desk
 from api_client.results import ItemsFailed, matrix
 from api_client.steps import Pause
@@ -720,6 +723,41 @@ def test_a_call_waits_as_long_as_the_setting_says_and_names_it(stage, connect, c
     client = connect(stage.settings.model_copy(update={"answer_timeout_s": 0.05}))
     with pytest.raises(NoAnswer, match="CLIPYARD_ANSWER_TIMEOUT_S"):
         call(client)
+
+
+def take_a_seat(seats, *, interrupted_at):
+    """Whether there was such a moment."""
+    events = itertools.count(1)
+
+    def interrupt(_frame, event, _arg):
+        if event in ("call", "c_return") and next(events) == interrupted_at:
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        with seats:
+            pass
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_ctrl_c_at_any_moment_costs_no_seat():
+    seats = Seats(1)
+
+    def interrupt_at_each():
+        moments = itertools.count(1)
+        while take_a_seat(seats, interrupted_at=next(moments)):
+            with seats:
+                pass
+
+    taking = threading.Thread(target=interrupt_at_each, daemon=True)
+    taking.start()
+    taking.join(30)
+    assert not taking.is_alive()
+    assert seats.qsize() == 1
 
 
 def test_a_client_that_withdrew_something_leaves_no_connection_open(stage):
