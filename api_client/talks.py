@@ -1,6 +1,7 @@
 """How one request travels: what is said to Redis and the workers, free of waiting."""
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -296,6 +297,8 @@ class Line:
         What is past its deadline the workers drop unasked: past saturation that is most of it, and
         withdrawing costs them more than it saves.
         """
+        if sys.is_finalizing():  # of the modules that would write it some are gone
+            return
         now = time.time()
         if ids := [call.id for call in calls if call.until > now]:
             # Where Redis is away, the deadline stops them.

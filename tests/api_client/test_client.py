@@ -1,6 +1,8 @@
 import itertools
 import json
+import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -798,6 +800,25 @@ def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
     stage.published.clear()
     with stage.worker():
         assert connect(stage.settings).embed_texts(["a"]).shape == (1, 16)
+
+
+READS_ONE = """
+from api_client import Client
+stream = Client().stream_images(["a.jpg"] * 100, batch_size=1)
+next(stream)
+"""
+
+
+def test_a_program_may_end_with_a_stream_unread(stage):
+    here = {
+        "CLIPYARD_REDIS_URL": stage.settings.url(),
+        "CLIPYARD_KEY_PREFIX": stage.settings.key_prefix,
+    }
+    with stage.worker():
+        ended = subprocess.run(
+            [sys.executable, "-c", READS_ONE], env=os.environ | here, capture_output=True, text=True
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_stream_that_is_broken_off_leaves_no_connection_open(stage, connect):
