@@ -201,8 +201,9 @@ def _file_bytes(item: Picture, position: int) -> bytes:
             return _lossless(item)
         except Exception as error:  # a file that Pillow opened, and reads only now, may be broken
             raise ImageUnreadable(f"a Pillow image that cannot be sent: {error}") from error
+    what = "an empty string" if isinstance(item, str) else type(item).__name__
     raise BadRequest(
-        f"images[{position}] is {type(item).__name__ if item != '' else 'an empty string'}; "
+        f"images[{position}] is {what}; "
         "pass a path, a URL, a data URI, bytes of an image file, a Pillow image or a uint8 array"
     )
 

@@ -53,7 +53,9 @@ def test_a_path_may_look_like_the_beginning_of_a_data_uri():
     assert kinds == {PathRef}
 
 
-@pytest.mark.parametrize("bad", [None, 7, "", np.zeros((2, 2, 3)), np.zeros(3, np.uint8)])
+@pytest.mark.parametrize(
+    "bad", [None, 7, "", np.zeros((2, 2, 3)), np.zeros(3, np.uint8), np.void(b"compares badly")]
+)
 def test_what_is_no_picture_is_refused_with_its_position(bad):
     with pytest.raises(BadRequest, match=r"images\[6\]"):
         pictures([b"good", bad], first=5)
