@@ -33,8 +33,11 @@ class AsyncClient:
     that is cancelled withdraws what it has sent.
     """
 
+    _again: Callable[[], Any] | None = None
+
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
-        settings = settings or Settings.read()
+        if settings is None:
+            settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
         self._redis: Any = async_redis_client(settings, patience_s=PATIENCE_S)
         self._seats = asyncio.Semaphore(self._redis.connection_pool.max_connections)
         self._desk = Desk(Line(settings), asked_by=asked_by)

@@ -55,8 +55,11 @@ class Client:
         asked_by: a name for the event stream.
     """
 
+    _again: Callable[[], Any] | None = None  # makes another one in another process
+
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
-        settings = settings or Settings.read()
+        if settings is None:
+            settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
         self._redis: Any = redis_client(settings, patience_s=PATIENCE_S)
         self._seats = Seats(self._redis.connection_pool.max_connections)
         self._desk = Desk(Line(settings), asked_by=asked_by)
@@ -269,8 +272,14 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a client stays in its process; make one in each, of the same CLIPYARD_*")
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        """Of a client goes nothing, no password either: one is made of the environment there."""
+        if self._again is None:
+            raise TypeError(
+                "a client that was not made of the environment stays in its process; "
+                "make one in each, of the same CLIPYARD_*"
+            )
+        return self._again, ()
 
     def _stream(self, embedding: Embedding) -> Iterator[Item]:
         try:

@@ -17,6 +17,7 @@ from celery.worker.state import revoked
 from kombu.exceptions import OperationalError
 
 from api_client import Client, talks, vigil
+from api_client.aio import AsyncClient
 from api_client.client import Seats
 from api_client.desk import Desk
 from api_client.results import ItemsFailed, matrix
@@ -367,6 +368,17 @@ def test_what_pickles_a_client_or_a_handle_hears_what_to_send_instead(stage, con
     for one, hint in ((client, "make one in each"), (handle, "give its id away")):
         with pytest.raises(TypeError, match=hint):
             pickle.dumps(one)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_of_the_environment_is_made_anew_where_it_is_sent(monkeypatch, kind):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://:secret@127.0.0.1:1")
+    sent = pickle.dumps(kind(asked_by="me"))
+    assert b"secret" not in sent
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://127.0.0.1:2")
+    desk = pickle.loads(sent)._desk
+    assert desk.line.settings.url() == "redis://127.0.0.1:2"
+    assert desk._asked_by == "me"
 
 
 def test_nobody_alive_is_said_soon(stage, connect, quick):

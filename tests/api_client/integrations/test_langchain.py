@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -79,3 +80,14 @@ def test_a_deep_copy_asks_the_same_client():
     assert again is not embeddings
     assert again.embed_query("a") == embeddings.embed_query("a")
     assert again._client is embeddings._client
+
+
+def test_embeddings_of_the_environment_are_made_anew_where_they_are_sent(monkeypatch):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://127.0.0.1:1")
+    again = pickle.loads(pickle.dumps(ClipyardEmbeddings(model="fake/large")))
+    assert again._options == {"model": "fake/large"}
+
+
+def test_a_client_that_was_given_may_stay_in_its_process():
+    with pytest.raises(TypeError, match=r"of the same CLIPYARD_\*$"):
+        pickle.dumps(ClipyardEmbeddings(FakeClient()))
