@@ -36,6 +36,7 @@ from .wire.messages import (
     Embedded,
     Failure,
     ImageRef,
+    Knobs,
     Load,
     Managed,
     ModelStatus,
@@ -43,6 +44,7 @@ from .wire.messages import (
     Refused,
     Reload,
     Request,
+    Set,
     Switch,
     Unload,
     UrlRef,
@@ -120,6 +122,7 @@ class FakeWorker:
             **{str(Path(name).absolute()): failing[name] for name in failing},
         }
         self._current = models[0].id
+        self._knobs = Knobs(slots=len(models))
         self._loaded: dict[str, ModelStatus] = {}
         self._turn = threading.Lock()
         self.store.hset(
@@ -145,6 +148,8 @@ class FakeWorker:
                     return pack_answer(self._switch(request.model))
                 case Unload():
                     return pack_answer(self._unload(request))
+                case Set():
+                    return pack_answer(self._set(request.knobs))
                 case _:
                     return pack_answer(_managed(None, changed=False))
         except ClipyardError as error:
@@ -205,6 +210,14 @@ class FakeWorker:
         self._show()
         return _managed(going[0] if going else None, changed=bool(gone))
 
+    def _set(self, knobs: Knobs) -> Managed:
+        before, given = self._knobs, knobs.model_dump(exclude_none=True)
+        if knobs.pinned:
+            given["pinned"] = tuple(self._entry(model).id for model in knobs.pinned)
+        self._knobs = before.model_copy(update=given)
+        self._show()
+        return _managed(None, changed=self._knobs != before)
+
     def _entry(self, model: str) -> CatalogueEntry:
         if model not in self._models:
             raise UnknownModel(f"no model {model!r}; known are {', '.join(self._models)}")
@@ -224,6 +237,7 @@ class FakeWorker:
         self._show()
 
     def _show(self) -> None:
+        knobs = self._knobs.model_dump(exclude_none=True)
         status = WorkerStatus(
             name=NODE,
             device="memory",
@@ -234,7 +248,8 @@ class FakeWorker:
             current=self._current,
             default=self._current,
             models=tuple(self._loaded),
-            slots=len(self._models),
+            slots=knobs["slots"],
+            settings={name: str(value) for name, value in knobs.items()},
         )
         self.store.sadd(self.keys.workers, NODE)
         self.store.set(self.keys.current, self._current.encode())

@@ -53,6 +53,18 @@ def test_models_come_and_go():
     assert client.status().workers[0].current == "fake/large"
 
 
+def test_what_is_set_is_remembered():
+    client = FakeClient()
+    [first] = client.set_knobs({"slots": 5, "pinned": ["fake/large"]})
+    [second] = client.set_knobs({"slots": 5})
+    assert (first.changed, second.changed) == (True, False)
+    [worker] = client.status().workers
+    assert worker.slots == 5
+    assert worker.settings == {"slots": "5", "pinned": "('fake/large',)"}
+    with pytest.raises(UnknownModel):
+        client.set_knobs({"pinned": ["a/b"]})
+
+
 def test_what_is_submitted_can_be_fetched_and_nothing_else():
     client = FakeClient()
     handle = client.submit_texts(["a"] * 3, batch_size=2)
