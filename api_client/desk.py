@@ -225,6 +225,9 @@ class Desk:
                 else:
                     answers.append(answer)
                 waiting.popleft()
+        except NoBroker:  # who can be told no more; the deadline stops what was sent
+            waiting.clear()
+            raise
         finally:
             yield from self.line.let_go(waiting)
         if not refusals:

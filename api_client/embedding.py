@@ -43,6 +43,13 @@ class Embedding:
         Raises:
             Cancelled: it was ended, with messages on the way.
         """
+        try:
+            return (yield from self._more())
+        except NoBroker:  # who can be told no more; the deadlines stop what was sent
+            self._pending.clear()
+            raise
+
+    def _more(self) -> Talk[list[Item]]:
         self._require_open()
         unsent: Call | None = None
         while len(self._pending) < self._at_once() and (make := (yield from self._next())):
@@ -108,6 +115,8 @@ class Embedding:
                 call = replace((yield from self._made(make)), id=f"{trunk}.{len(self._pending)}")
                 self._pending.append(call)
                 yield from self._line.submit(call)
+        except NoBroker:
+            raise
         except BaseException:
             yield from self.end()
             raise

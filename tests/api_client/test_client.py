@@ -171,6 +171,32 @@ def test_a_redis_that_is_silent_is_given_up_on_soon_and_told_nothing_twice(
         assert store.llen(queue) == 1
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.embed_texts(["a"], model="fake/small"),
+        lambda c: list(c.stream_images(["a.jpg"], model="fake/small")),
+        lambda c: c.submit_texts(["a"], model="fake/small"),
+        lambda c: c.load("fake/small", workers=[NODE]),
+    ],
+)
+def test_a_redis_that_was_lost_is_not_waited_for_again_to_withdraw(
+    stage, connect, monkeypatch, call
+):
+    def lose(*_, **__):
+        yield lambda client: client.ping()
+        raise NoBroker("lost")
+
+    withdrawn = []
+    monkeypatch.setattr(Line, "wait", lose)
+    monkeypatch.setattr(Line, "submit", lose)
+    monkeypatch.setattr(Line, "withdraw", lambda _, ids: iter(withdrawn.append(ids) or ()))
+    stage.show_worker()
+    with pytest.raises(NoBroker, match="lost"):
+        call(connect(stage.settings))
+    assert not withdrawn
+
+
 @pytest.mark.parametrize("error", [redis.ConnectionError("theirs"), OperationalError("theirs")])
 @pytest.mark.parametrize(
     "call", [lambda c, them: c.embed_images(them), lambda c, them: list(c.stream_images(them))]
