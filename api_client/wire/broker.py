@@ -171,6 +171,25 @@ class Packer:
         return pieces
 
 
+class _Pipeline(redis.client.Pipeline):
+    """Lets go of its connection before it gives it back, as redis.asyncio's does.
+
+    redis-py's, interrupted in between (Ctrl-C), gives it back once more when it is collected; by
+    then another thread may have it, and a third one would get it too.
+    """
+
+    def reset(self) -> None:  # type: ignore[override]  # Redis has a command of that name
+        self.command_stack, self.scripts = [], set()
+        connection, self.connection = self.connection, None
+        if connection:
+            self.connection_pool.release(connection)
+
+
+class _Redis(redis.Redis):
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> _Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
 def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any) -> redis.Redis:
     """A client for our own keys. Bytes in, bytes out.
 
@@ -179,7 +198,7 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
             silent, or behind a network that is, may be so for a few seconds more.
         options: of redis-py, instead of what everybody else has.
     """
-    return redis.Redis.from_url(
+    return _Redis.from_url(
         settings.url(),
         retry=Tries(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
         command_packer=Packer(),

@@ -170,6 +170,27 @@ def test_a_reply_that_was_not_read_is_not_taken_for_the_next_ones(
         assert [client.echo("c"), client.echo("d")] == [b"c", b"d"]
 
 
+def test_a_connection_that_is_given_back_as_ctrl_c_comes_is_given_back_once(
+    monkeypatch: pytest.MonkeyPatch, valkey_url: str
+) -> None:
+    with redis_client(Settings.read(redis_url=valkey_url), patience_s=2) as client:
+        pool = client.connection_pool
+        release = pool.release
+
+        def interrupted(connection: redis.Connection) -> None:
+            release(connection)
+            raise KeyboardInterrupt
+
+        pipe = client.pipeline().echo("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "release", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pipe.execute()
+        first = pool.get_connection()
+        del pipe
+        assert pool.get_connection() is not first
+
+
 def test_a_login_that_is_refused_is_not_tried_again(pauses: list[float], valkey_url: str) -> None:
     settings = Settings.read(redis_url=valkey_url.replace("//", "//nobody", 1))
     with redis_client(settings) as client, pytest.raises(redis.AuthenticationError):
