@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
@@ -61,6 +62,8 @@ def main() -> NoReturn:
     """Run the command line; every error of ours becomes one line and an exit code."""
     from .wire.errors import BadRequest, BadSettings, ClipyardError, NoAnswer, NoBroker, NoWorker
 
+    if isinstance(sys.stdout, TextIOWrapper):  # letters that a terminal does not have are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _checked(sys.argv[1:])
         app(prog_name="clipyard")

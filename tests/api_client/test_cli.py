@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import httpx
@@ -669,6 +670,13 @@ def test_what_others_wrote_tells_the_terminal_nothing(clipyard):
     for said in (shown, refused):
         assert "mine" in said
         assert not {"\x1b", "\x07"} & set(said)
+
+
+def test_letters_that_the_terminal_does_not_have_are_escaped(clipyard, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", latin := TextIOWrapper(BytesIO(), encoding="latin-1"))
+    assert clipyard("text", "na\u00efve \u7522\u54c1")[0] == 0
+    latin.flush()
+    assert "na\u00efve \\u7522\\u54c1" in latin.buffer.getvalue().decode("latin-1")
 
 
 class Cutting(FakeClient):
