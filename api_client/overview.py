@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .show import console, grid
-from .status import Fleet, Worker, step_down
+from .status import Fleet, Worker, span, step_down
 from .vigil import NOBODY
 from .wire import names
 from .wire.messages import ModelStatus
@@ -61,20 +61,17 @@ def _workers(fleet: Fleet) -> Table:
 
 
 def _models(fleet: Fleet) -> Table:
-    rest = ("tier", "leases", "MB", "uses", "idle", "steps down", "next")
-    table = grid("worker", "model", *rest, unbroken="model")
+    head = "worker\nmodel"
+    table = grid(head, "tier\nnext", "leases\nuses", "MB", "idle\nsteps down", unbroken=head)
     for worker in fleet.workers:
         for model in worker.held:
+            idle = _ago(worker.beat_at - model.last_used)
             table.add_row(
-                worker.name,
-                model.id,
-                model.state,
-                str(model.leases),
+                f"{worker.name}\n{model.id}",
+                f"{model.state}\n{'out' if model.next_out else ''}",
+                f"{model.leases}\n{model.usage_count}",
                 f"{(model.device_bytes + model.host_bytes) / MB:.0f}",
-                str(model.usage_count),
-                _ago(worker.beat_at - model.last_used),
-                _steps_down(worker, model),
-                "out" if model.next_out else "",
+                f"{idle}\n{_steps_down(worker, model)}",
             )
     return table
 
@@ -92,7 +89,7 @@ def _steps_down(worker: Worker, model: ModelStatus) -> str:
     if model.pinned:
         return "pinned"
     step = step_down(worker, model)
-    return f"in {max(0.0, step.at - worker.beat_at):.0f} s" if step else ""
+    return f"in {span(step.at - worker.beat_at)}" if step else ""
 
 
 def _memory(worker: Worker) -> str:
@@ -103,4 +100,4 @@ def _memory(worker: Worker) -> str:
 
 
 def _ago(seconds: float) -> str:
-    return f"{seconds:.0f} s ago" if seconds >= 1 else "now"
+    return f"{span(seconds)} ago" if seconds >= 1 else "now"

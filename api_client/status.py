@@ -248,7 +248,7 @@ def _where(worker: Worker, model: ModelStatus, story: Iterable[Event]) -> str:
     if model.leases:
         now = f"in use by {model.leases} request{'s' if model.leases > 1 else ''}"
     else:
-        now = f"last used {_ago(worker.beat_at - model.last_used)} ago"
+        now = f"last used {span(worker.beat_at - model.last_used)} ago"
     sentence = f"{model.id} is {place} of {worker.name}, {now}"
     arrival = next((e for e in story if e.worker == worker.name and e.kind in ARRIVALS), None)
     if arrival is None:
@@ -296,7 +296,8 @@ def _told(event: Event) -> str:
     return f"{event.kind.replace('_', ' ')} at {at} ({event.reason}{whom})"
 
 
-def _ago(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """In the largest unit of which there are two."""
     seconds = max(0.0, seconds)
     for unit, length_s in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length_s:
@@ -305,4 +306,4 @@ def _ago(seconds: float) -> str:
 
 
 def _in(seconds: float) -> str:
-    return f"in {_ago(seconds)}" if seconds > 0 else "with the next sweep"
+    return f"in {span(seconds)}" if seconds > 0 else "with the next sweep"

@@ -62,3 +62,32 @@ def test_the_id_of_a_model_in_memory_stays_on_one_line(shown, monkeypatch):
         ram_timeout_s=9,
     )
     assert any(long.id in line for line in shown(Fleet(workers=(worker("cpu0@a", held=(long,)),))))
+
+
+def test_nothing_said_of_a_model_is_folded_on_a_narrow_terminal(shown, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    model = ModelStatus(
+        id="ViT-B-32/openai",
+        state="device",
+        last_used=NOW - 180,
+        usage_count=12_345,
+        vram_timeout_s=1800,
+        ram_timeout_s=1800,
+        next_out=True,
+    )
+    drawn = shown(Fleet(workers=(worker("gpu0@somewhere", held=(model,)),)))
+    above, below = (line.split("\u2502") for line in drawn[-3:-1])
+    assert [cell.strip() for cell in above[1:-1]] == [
+        "gpu0@somewhere",
+        "device",
+        "0",
+        "0",
+        "3 min ago",
+    ]
+    assert [cell.strip() for cell in below[1:-1]] == [
+        "ViT-B-32/openai",
+        "out",
+        "12345",
+        "",
+        "in 27 min",
+    ]
