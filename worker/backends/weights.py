@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from api_client.wire.errors import BadCheckpoint, WeightsUnavailable, first_line
 State = Mapping[str, Tensor]
 
 NAMED = 3  # tensors named in a sentence about many
+_FORBIDDEN = re.compile(r"\bGLOBAL (\S+)")
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -28,17 +30,18 @@ def read(file: Path) -> dict[str, Tensor]:
         BadCheckpoint: it is truncated, corrupt, holds code, or no tensors.
     """
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = _unpickle(file)
+        content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
     except FileNotFoundError:
         raise WeightsUnavailable(f"there is no checkpoint {file}") from None
+    except IsADirectoryError:
+        raise BadCheckpoint(f"{file} is a folder; name the file of the weights in it") from None
     except SafetensorError as error:
         raise BadCheckpoint(f"{file} is truncated or corrupt: {error}") from None
     except pickle.UnpicklingError as error:
+        named = _FORBIDDEN.search(str(error))  # below advice to allow what could run code
         raise BadCheckpoint(
             f"{file} holds more than tensors and is not opened, because it could run code "
-            f"({first_line(error)}); save its state_dict as safetensors"
+            f"({named[1] if named else first_line(error)}); save its state_dict as safetensors"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise BadCheckpoint(f"{file} is truncated or corrupt: {first_line(error)}") from None

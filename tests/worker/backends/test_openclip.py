@@ -431,6 +431,16 @@ def test_pickled_checkpoints_of_every_usual_kind_load_and_are_prepared_once(
     assert prepared.exists()
 
 
+def test_weights_of_a_parallel_training_load_from_safetensors_too(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    def parallel(state: dict[str, Any]) -> dict[str, Any]:
+        return {f"module.{name}": tensor for name, tensor in state.items()}
+
+    model = backend.load(saved(small, tmp_path / "weights.safetensors", parallel))
+    assert np.array_equal(images(model, PHOTOS), images(backend.load(small), PHOTOS))
+
+
 def test_checkpoints_of_the_old_pickle_format_load(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
@@ -527,6 +537,21 @@ def test_a_checkpoint_that_holds_code_is_not_run(
     with pytest.raises(BadCheckpoint):
         backend.load(Entry(id="x", architecture=small.architecture, checkpoint=file))
     assert not never.exists()
+
+
+def test_a_whole_model_is_refused_with_the_name_of_what_could_run_code(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    torch.save(nn.Linear(2, 2), file := tmp_path / "model.pt")
+    with pytest.raises(BadCheckpoint, match=r"\(torch.nn.modules.linear.Linear\); save its state"):
+        backend.load(Entry(id="x", architecture=small.architecture, checkpoint=file))
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_called_one(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    with pytest.raises(BadCheckpoint, match="is a folder; name the file"):
+        backend.load(Entry(id="x", architecture=small.architecture, checkpoint=tmp_path))
 
 
 def test_a_torchscript_archive_is_refused_with_what_to_do(
