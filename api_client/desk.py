@@ -337,5 +337,5 @@ def unlisted(entries: Iterable[CatalogueEntry], model: str) -> ClipyardError:
     if not (listed := [name for entry in entries for name in (entry.id, *entry.aliases)]):
         return NoWorker(NOBODY)  # what lists them is gone soon after the last worker
     near = get_close_matches(model, listed, SUGGESTIONS, cutoff=0.4)
-    hint = f"nearest are {', '.join(near)}" if near else "see `clipyard models`"
+    hint = f"nearest: {', '.join(near)}" if near else "see `clipyard models`"
     return UnknownModel(f"no worker lists a model {model!r:.200}; {hint}")

@@ -65,4 +65,4 @@ def _page(url: str) -> str:
         with error:
             return "" if error.code < 500 else f"{url} answers {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{url} does not answer: {error}"
+        return f"{url} does not answer: {getattr(error, 'reason', error)}"

@@ -98,7 +98,7 @@ def settable(knobs: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in map(str, knobs if isinstance(knobs, Mapping) else ()):
         if name not in known:
             near = get_close_matches(name, known)
-            hint = f"nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"
+            hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(known)}"
             raise BadRequest(f"no setting {name!r:.100} can be changed while a worker runs; {hint}")
     return knobs
 

@@ -103,7 +103,8 @@ def items(names: Sequence[str], items: Sequence[Item], *, out: Path | None, as_j
         return
     if out:
         failures(names, items)
-        print(f"{sum(item.error is None for item in items)} vectors in {printable(out)}")
+        count = sum(item.error is None for item in items)
+        print(f"{count} vector{'' if count == 1 else 's'} in {printable(out)}")
     else:
         rows = [
             {
@@ -115,7 +116,7 @@ def items(names: Sequence[str], items: Sequence[Item], *, out: Path | None, as_j
         ]
         table(["item", "vector", "error"], rows, as_json=False)
     if cut := sum(item.truncated for item in items):
-        line(f"{cut} of {len(items)} are longer than the model reads, and were cut", stderr=True)
+        line(f"longer than the model reads, and cut: {cut} of {len(items)}", stderr=True)
 
 
 def failures(names: Sequence[str], items: Sequence[Item]) -> None:

@@ -148,7 +148,7 @@ class Catalogue:
         if (entry := self._describe(known)) is not None:
             return entry
         near = get_close_matches(known, [*self._entries, *self._aliases], SUGGESTIONS, cutoff=0.4)
-        hint = f"nearest are {', '.join(near)}" if near else f"known are {', '.join(self._entries)}"
+        hint = f"nearest: {', '.join(near)}" if near else f"known are {', '.join(self._entries)}"
         raise UnknownModel(f"no model {known!r}; {hint}")
 
     def __iter__(self) -> Iterator[Entry]:

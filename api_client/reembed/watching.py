@@ -50,7 +50,7 @@ def drawn(status: JobStatus, *, rate: float) -> list[Padding | Text]:
         f"workers  {', '.join(f'{name} {items}' for name, items in status.workers.items())}",
     ]
     if status.cut:
-        lines.append(f"{status.cut} texts were longer than the model reads, and were cut")
+        lines.append(f"longer than the model reads, and cut: {status.cut} of {status.items}")
     if status.failed and status.state in (JobState.COMPLETE, JobState.INCOMPLETE):
         lines.append(f"what failed, and why: {status.papers}/report.html")
     if told := status.reason or status.trouble:

@@ -102,7 +102,7 @@ def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(
 def test_what_is_in_a_file_is_not_shown_too(clipyard, pictures, tmp_path):
     client = FakeClient(failing={str(pictures / "a.png"): ImageUnreadable("it is broken")})
     code, out, err = clipyard("embed", pictures, "-o", tmp_path / "v.parquet", client=client)
-    assert (code, out.splitlines()) == (1, [f"1 vectors in {tmp_path}/v.parquet"])
+    assert (code, out.splitlines()) == (1, [f"1 vector in {tmp_path}/v.parquet"])
     assert f"{pictures}/a.png: image_unreadable: it is broken" in err
 
 
@@ -377,7 +377,7 @@ def test_what_people_wrote_is_shown_as_they_wrote_it(clipyard, tmp_path):
         assert words in clipyard("text", words)[1]
         code, out, _ = clipyard("text", words, "-o", tmp_path / "[b]vectors.jsonl")
         assert code == 0
-        assert f"1 vectors in {tmp_path}/[b]vectors.jsonl" in out.splitlines()
+        assert f"1 vector in {tmp_path}/[b]vectors.jsonl" in out.splitlines()
 
 
 def test_an_id_is_never_cut(capsys):
@@ -400,7 +400,7 @@ def test_why_knows_a_model_by_its_alias(clipyard):
 def test_why_refuses_a_model_that_nobody_knows(clipyard, options):
     code, out, error = clipyard("why", "fake/smal", *options)
     assert (code, out) == (2, "")
-    assert error.startswith("error: no worker lists a model 'fake/smal'; nearest are fake/small")
+    assert error.startswith("error: no worker lists a model 'fake/smal'; nearest: fake/small")
 
 
 def test_why_tells_of_a_model_that_needs_no_entry_and_went(clipyard, monkeypatch):
@@ -705,7 +705,7 @@ class Cutting(FakeClient):
 
 def test_a_text_that_was_cut_is_told(clipyard):
     code, out, error = clipyard("text", "long", "short", client=Cutting())
-    assert (code, error) == (0, "1 of 2 are longer than the model reads, and were cut\n")
+    assert (code, error) == (0, "longer than the model reads, and cut: 1 of 2\n")
     assert "cut" not in out
     _, out, error = clipyard("text", "long", "short", "--json", client=Cutting())
     assert ([row["truncated"] for row in json.loads(out)], error) == ([True, False], "")

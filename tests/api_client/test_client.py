@@ -273,7 +273,7 @@ def test_the_catalogue_of_a_newer_worker_is_read(stage, connect):
         (lambda c: c.embed_texts(["a"], keep_alive_s=10**400), "keep_alive_s"),
         (lambda c: c.set_knobs({"slots": 0}), "slots"),
         (lambda c: c.set_knobs({"no_such": 1}), "'no_such' .*; there are slots, vision_vram"),
-        (lambda c: c.set_knobs({"slot": 1}), "'slot' .*; nearest are slots"),
+        (lambda c: c.set_knobs({"slot": 1}), "'slot' .*; nearest: slots"),
         (lambda c: c.set_knobs([("slots", 1)]), "knobs"),
         (lambda c: c.is_loaded(b"a/b"), "model"),
         (lambda c: c.memory_use(3), "model"),

@@ -88,4 +88,6 @@ def test_a_page_is_well_without_redis(page):
 
 @pytest.mark.parametrize("url", ["foo", f"http://{NOWHERE}/", "http://127.0.0.1:port/"])
 def test_a_page_that_cannot_be_had_is_one_sentence(url):
-    assert pulse.sickness(worker=None, url=url).startswith(f"{url} does not answer: ")
+    told = pulse.sickness(worker=None, url=url)
+    assert told.startswith(f"{url} does not answer: ")
+    assert "urlopen" not in told

@@ -179,7 +179,7 @@ def test_a_terminal_of_eighty_columns_has_room_for_what_people_ask_for():
 
 def test_texts_that_were_cut_are_told():
     [*_, told] = watching.drawn(status(1.0, 1000, cut=12), rate=0)
-    assert str(told) == "12 texts were longer than the model reads, and were cut"
+    assert str(told) == "longer than the model reads, and cut: 12 of 1000"
 
 
 def test_where_to_read_what_failed_is_told_at_the_end():

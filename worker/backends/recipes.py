@@ -55,7 +55,7 @@ class Recipe:
             return cls._from_file(Path(entry.architecture))
         if (model := open_clip.get_model_config(entry.architecture)) is None:
             near = get_close_matches(entry.architecture, open_clip.list_models(), 5)
-            hint = f"; nearest are {', '.join(near)}" if near else ""
+            hint = f"; nearest: {', '.join(near)}" if near else ""
             raise LoadFailed(f"open_clip has no architecture {entry.architecture!r}{hint}")
         source = pretrained.get_pretrained_cfg(entry.architecture, entry.tag)
         # Weights trained with QuickGELU give wrong vectors, silently, under any other activation.

@@ -628,7 +628,7 @@ def test_a_checkpoint_that_is_not_there_is_unavailable(backend: OpenClip, small:
 
 
 def test_an_unknown_architecture_lists_the_nearest(backend: OpenClip) -> None:
-    with pytest.raises(LoadFailed, match=r"nearest are .*ViT-B-32"):
+    with pytest.raises(LoadFailed, match=r"nearest: .*ViT-B-32"):
         backend.check(Entry(id="ViT-B-33/x", architecture="ViT-B-33", tag="x"))
 
 
