@@ -196,7 +196,7 @@ def unload(
     worker: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Let a model go, or all of a kind, or what the sweeps would let go now."""
+    """Let a model go, or several by their kind, or what is due."""
     with a_client() as client:
         gone = client.unload(model, scope=cast("Any", scope), family=family, workers=worker)
         _managed(gone, as_json)

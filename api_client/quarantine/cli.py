@@ -34,7 +34,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command("show")
 def show_(id: Id, as_json: Json = False) -> None:
-    """Show what is known of one: when, which workers, and what ran beside it."""
+    """Show of one when, which workers, and what ran beside it."""
     from .. import show
     from . import talks
 

@@ -74,7 +74,7 @@ def migrate(
     watch: Watch = False,
     as_json: Json = False,
 ) -> None:
-    """Fill a shadow of a collection with another model's vectors; then see `switch`."""
+    """Fill a shadow of a collection with another model's vectors. Then see `switch`."""
     from .job import shadow
 
     held, sink, migration = shadow(alias, old, into_new)
@@ -142,7 +142,7 @@ def retry_failed(job: JobArgument, as_json: Json = False) -> None:
 
 @app.command()
 def verify(job: JobArgument, as_json: Json = False) -> None:
-    """Check again that every item is a vector or a recorded failure; do again what is missing."""
+    """Check every item again. What has no vector and no recorded failure is done again."""
     with a_client() as client:
         handle = client.job(job)
         handle.verify()

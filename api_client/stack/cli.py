@@ -145,7 +145,7 @@ def health(
     url: Annotated[str | None, typer.Option(help="Does this page answer?")] = None,
     as_json: Json = False,
 ) -> None:
-    """Exit with 0 if Redis, the worker or the page is well, with 3 if Redis cannot be asked."""
+    """Exit with 0 if Redis, a worker or a page is well. With 3 if Redis cannot be asked."""
     from .. import pulse
 
     sickness = pulse.sickness(worker=worker, url=url)

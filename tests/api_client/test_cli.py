@@ -673,6 +673,13 @@ def test_help_loads_nothing_heavy():
     assert "Usage: clipyard" in said.stdout
 
 
+@pytest.mark.parametrize("group", [[], ["reembed"], ["quarantine"]])
+def test_what_each_command_does_is_listed_in_full(clipyard, monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = clipyard(*group, "--help")
+    assert (code, "..." in out.partition("Commands:")[2]) == (0, False)
+
+
 def test_every_command_and_exit_code_is_documented():
     page = (ROOT / "docs" / "command-line.md").read_text()
     commands = get_command(cli.app).commands
