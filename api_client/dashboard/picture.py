@@ -93,8 +93,9 @@ def _jobs_tile(jobs: Iterable[JobStatus]) -> dict[str, Any]:
     going = [job for job in jobs if not job.state.is_final]
     paused = sum(job.state is JobState.PAUSED for job in going)
     left = sum(max(0, job.items - job.done - job.failed) for job in going)
-    told = f"{left:,} items to go" + (f", {paused} paused" if paused else "") if going else "none"
-    return _tile("Bulk jobs", len(going), told, mood="active" if going else "success")
+    told = f"{left:,} items to go" + (f", {paused} paused" if paused else "")
+    about = told if going else "none at work"
+    return _tile("Bulk jobs", len(going), about, mood="active" if going else "success")
 
 
 def _worker(worker: Worker, *, now: float) -> dict[str, Any]:

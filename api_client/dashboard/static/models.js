@@ -106,17 +106,18 @@
     return job.running && seconds > 0 ? (job.done + job.failed - seen[0][1]) / seconds : 0;
   }
 
-  function jobRow(job, now) {
+  function jobRows(job, now) {
     const share = job.chunks ? (100 * job.chunks_done) / job.chunks : 0;
     const speed = rate(job, now), left = job.items - job.done - job.failed;
-    return make("tr", { "data-job": job.id }, cell(make("b", {}, job.id)), cell(job.model),
+    const row = make("tr", { "data-job": job.id }, cell(make("b", {}, job.id)), cell(job.model),
       cell(badge(job.state, JOB[job.state] ?? "secondary")),
       make("td", { class: "w-25" }, make("div", { class: "models-share", title: `${job.chunks_done} of ${job.chunks} chunks` },
         make("div", { class: "progress" }, make("div", { class: "progress-bar", style: `width: ${share}%` })),
         `${Math.round(share)} %`)),
       number(`${count(job.done)} of ${count(job.items)}`), number(count(job.failed)),
       number(speed ? count(Math.round(speed)) : ""), number(speed && left > 0 ? span(left / speed) : ""),
-      number(job.workers || ""), cell(job.trouble));
+      number(job.workers || ""));
+    return job.trouble ? [row, make("tr", { class: "models-told" }, make("td", { colspan: row.cells.length }, job.trouble))] : [row];
   }
 
   const knobs = {}; // what is being typed survives the redrawing
@@ -175,7 +176,7 @@
       $id("workers").replaceChildren(...now.workers.map((worker) => workerCard(worker, now.read_only)));
     }
     $id("jobs-card").hidden = !now.jobs.length;
-    $id("jobs").replaceChildren(...now.jobs.map((job) => jobRow(job, now.now)));
+    $id("jobs").replaceChildren(...now.jobs.flatMap((job) => jobRows(job, now.now)));
     $id("queues").replaceChildren(...Object.entries(now.queues).map(([name, depth]) =>
       make("tr", { "data-queue": name }, cell(name.replace(/\.dq2$/, " only")), number(depth.interactive),
         number(depth.bulk), number(depth.oldest_s ? span(depth.oldest_s) : ""))));

@@ -147,6 +147,10 @@ def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys
     store.setbit(keys.job_done("nightly"), 0, 1)
     chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
     chromium.see("document.querySelector('[data-job=nightly]')?.innerText.includes('25 %')")
+    store.hset(keys.job("nightly"), mapping={"state": "paused", "reason": "the disk is full"})
+    told = "document.querySelector('[data-job=nightly] + tr td')"
+    chromium.see(f"{told}?.innerText === 'the disk is full'")  # as wide as the table: it is long
+    assert chromium.run(f"return {told}.offsetWidth === {told}.closest('tbody').offsetWidth")
 
 
 def test_a_dashboard_that_may_only_look_refuses_every_button(looking_on):

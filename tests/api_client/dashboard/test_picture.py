@@ -51,7 +51,7 @@ def test_an_empty_fleet_is_in_danger_and_nothing_else_is():
         "Workers ready": ("0 of 0", "none", "danger"),
         "Models on a device": (0, "none in use", "success"),
         "Messages waiting": (0, "none for long", "success"),
-        "Bulk jobs": (0, "none", "success"),
+        "Bulk jobs": (0, "none at work", "success"),
     }
 
 
