@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,8 +59,17 @@ def _locked(path: Path) -> int:
             pass
         os.close(descriptor)
         if time.monotonic() > give_up_at:
-            raise InUse(f"another stack runs in {path.parent}: stop it, or choose another home")
+            raise InUse(
+                f"another stack runs in {path.parent}{_whose(path)}: stop it, "
+                "or set CLIPYARD_HOME to another folder"
+            )
         time.sleep(0.02)
+
+
+def _whose(path: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # it says nothing yet
+        return f" (process {int(json.loads(path.read_text())['pid'])})"
+    return ""
 
 
 def rewrite(descriptor: int, text: str) -> None:

@@ -204,7 +204,8 @@ def test_two_stacks_run_side_by_side_and_never_in_one_home(home, checkout, told,
         temporary_stack(options(tmp_path / "other"), tell=told) as other,
     ):
         assert one.url != other.url
-        with pytest.raises(InUse), temporary_stack(options(home), tell=told):
+        holder = rf"\(process {os.getpid()}\): stop it, or set CLIPYARD_HOME"
+        with pytest.raises(InUse, match=holder), temporary_stack(options(home), tell=told):
             pass
         assert running_stack_url(home) == one.url
 
