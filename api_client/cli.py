@@ -147,9 +147,13 @@ def search(
 def models(as_json: Json = False) -> None:
     """List the models that can be asked for."""
     from . import show
+    from .vigil import NOBODY as NOBODY_IS_THERE
+    from .wire.errors import NoWorker
 
     with a_client() as client:
         entries = client.models()
+    if not entries:  # each worker lists some
+        raise NoWorker(NOBODY_IS_THERE)
     rows = [entry.model_dump(mode="json") for entry in sorted(entries, key=lambda one: one.id)]
     if not as_json:  # where 0 is what nobody has said
         rows = [{name: value or None for name, value in row.items()} for row in rows]

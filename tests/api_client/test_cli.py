@@ -673,6 +673,14 @@ def test_help_loads_nothing_heavy():
     assert "Usage: clipyard" in said.stdout
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_models_of_no_worker_are_no_empty_table(clipyard, monkeypatch, options):
+    monkeypatch.setattr(FakeClient, "models", lambda _: [])
+    code, out, error = clipyard("models", *options)
+    assert (code, out) == (3, "")
+    assert error.startswith("error: no worker is alive; start one")
+
+
 @pytest.mark.parametrize("group", [[], ["reembed"], ["quarantine"]])
 def test_what_each_command_does_is_listed_in_full(clipyard, monkeypatch, group):
     monkeypatch.setenv("COLUMNS", "80")
