@@ -86,7 +86,8 @@ def table(
         print(json.dumps(list(rows)))
         return
     headers = {column: re.sub("[_/]", "\n", column) for column in columns}
-    drawn = grid(*headers.values(), unbroken=headers.get(unbroken, ""))
+    named = any(map(str.strip, columns))
+    drawn = grid(*headers.values(), unbroken=headers.get(unbroken, ""), show_header=named)
     for row in rows:
         shared = (map(row.get, column.split("/")) for column in columns)
         drawn.add_row(*("\n".join(map(_cell, values)) for values in shared))

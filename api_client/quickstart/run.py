@@ -157,7 +157,7 @@ def _print(
         )
 
     rows = [
-        {"query": query, "best pictures": "  ".join(f"{label(i)} ({c:.2f})" for i, c in row[:3])}
+        {"query": query, "best pictures": "\n".join(f"{c:.2f}  {label(i)}" for i, c in row[:3])}
         for query, row in zip(queries, best, strict=True)
     ]
     show.table(["query", "best pictures"], rows, as_json=False)

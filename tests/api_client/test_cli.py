@@ -388,6 +388,11 @@ def test_an_id_is_never_cut(capsys):
     assert "".join(first_column) == row["a"]
 
 
+def test_columns_without_names_have_no_head(capsys):
+    show.table(["", " "], [{"": "id", " ": "j"}], as_json=False)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_why_knows_a_model_by_its_alias(clipyard):
     client = FakeClient(models=[MODELS[0].model_copy(update={"aliases": ("small",)})])
     client.load("fake/small")

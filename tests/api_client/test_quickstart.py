@@ -81,6 +81,19 @@ def test_a_model_has_the_time_that_its_download_takes(tmp_path: Path) -> None:
     assert summary["images"] == 1
 
 
+def test_each_picture_that_was_found_has_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tuple(
+        tmp_path / f"{letter}, taken on the first day of the trip.png" for letter in "abc"
+    )
+    for file in files:
+        Image.new("RGB", (30, 30), "red").save(file)
+    run._job(FakeClient(), run.Collection(files), "fake/small", ("a red square",), tmp_path)
+    shown = capsys.readouterr().out.splitlines()
+    assert all(any(file.name in line for line in shown) for file in files)
+
+
 def test_a_picture_that_failed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = tmp_path / "a.png", tmp_path / "b.png"
     for file in files:
