@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from .options import FAILED, NOBODY, USAGE, Json, Model, a_client, patience_s
+from .options import FAILED, NOBODY, USAGE, Json, Model, a_client
 from .quarantine import cli as quarantine
 from .reembed import cli as reembed
 from .stack import cli as stack
@@ -85,9 +85,7 @@ def embed(images: Images, model: Model = None, out: Out = None, as_json: Json = 
         vectorfile.checked(out)
     paths = _pictures(images)
     with a_client() as client, show.progress("embedding", len(paths)) as advance:
-        items = client.embed_images_detailed(
-            paths, model=model, progress=advance, timeout=patience_s(len(paths))
-        )
+        items = client.embed_images_detailed(paths, model=model, progress=advance)
     _embedded([inputs.printable(path) for path in paths], items, out, as_json)
 
 
@@ -123,9 +121,7 @@ def search(
     paths = _pictures(images)
     with a_client() as client, show.progress("embedding", len(paths)) as advance:
         [wanted] = client.embed_texts(query, model=model)
-        items = client.embed_images_detailed(
-            paths, model=model, progress=advance, timeout=patience_s(len(paths))
-        )
+        items = client.embed_images_detailed(paths, model=model, progress=advance)
     names = [inputs.printable(path) for path in paths]
     found = [
         (float(similarity(wanted, item.vector)), name)

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 from .requests import EmbedOptions, MakeCall, seconds
@@ -55,7 +56,7 @@ class Embedding:
         while len(self._pending) < self._at_once() and (make := (yield from self._next())):
             if unsent:
                 yield from self._line.send(unsent)
-            unsent = yield from self._made(make)
+            unsent = yield from self._made(make, behind=len(self._pending))
             self._pending.append(unsent)
             if self._is_slow:
                 break
@@ -133,12 +134,19 @@ class Embedding:
         self._is_slow = time.monotonic() - begun > self._share_s()
         return make
 
-    def _made(self, make: MakeCall) -> Talk[Call]:
+    def _made(self, make: MakeCall, *, behind: int = 0) -> Talk[Call]:
+        """The message, which has the time of those before it as well: they take their turns first.
+
+        Args:
+            behind: how many of this call are on the way.
+        """
         call: Call = yield Blocking(make)
+        changes: dict[str, Any] = {}
+        if behind:
+            changes["deadline"] = call.until + behind * self._patience_s()
         if self._options.get("model") == AUTO and self._first:
-            request = call.request.model_copy(update={"model": self._first.model})
-            call = replace(call, request=request)
-        return call
+            changes["model"] = self._first.model
+        return replace(call, request=call.request.model_copy(update=changes)) if changes else call
 
     def _at_once(self) -> int:
         """Messages on the way. Of a model to be chosen, the first goes alone: the others follow
@@ -150,8 +158,10 @@ class Embedding:
         """How long the source may take for one message. With more, the first ones would be past
         their deadlines, or their answers gone, before all that may be on the way are."""
         settings = self._line.settings
-        patience_s = seconds(self._options.get("timeout"), settings)
-        return min(patience_s, settings.answer_ttl_s) / (2 * settings.in_flight)
+        return min(self._patience_s(), settings.answer_ttl_s) / (2 * settings.in_flight)
+
+    def _patience_s(self) -> float:
+        return seconds(self._options.get("timeout"), self._line.settings)
 
     def _named(self) -> Talk[EmbedOptions]:
         """The options with the model named: all messages of one call ask for the same one."""

@@ -32,7 +32,8 @@ class EmbedOptions(TypedDict, total=False):
         batch_size: items per message; the setting `chunk_size` unless given.
         priority: interactive for one message, bulk for several, unless given.
         progress: called after each message with the number of items it held.
-        timeout: seconds that each message may take; the setting `answer_timeout_s` unless given.
+        timeout: seconds that each message may take once it is the first of its call that has no
+            answer; the setting `answer_timeout_s` unless given.
         keep_alive_s: how long the model stays afterwards: 0 goes when idle, negative stays.
     """
 

@@ -17,7 +17,7 @@ from .steps import Part, Talk, together
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
-from .wire.broker import celery_app, login_refused, takes_no_writes
+from .wire.broker import VISIBILITY_TIMEOUT_S, celery_app, login_refused, takes_no_writes
 from .wire.codec import Vectors, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, first_line
@@ -210,15 +210,16 @@ class Line:
     def _pick_up(self, call: Call, answer: Answer | None = None) -> Talk[None]:
         """The bytes that were laid down, and what is large of an answer that its caller has.
 
-        It stays until the deadline: till then the message could be delivered once more. Where Redis
-        is away by now, its expiry does the same later.
+        It stays as long as the message could still be with a worker that died just after it:
+        until the deadline, or until it would have been delivered once more. Where Redis is away by
+        now, its expiry does the same later.
         """
         parts: list[Part] = []
         if call.blobs:
             parts.append(lambda pipe: pipe.delete(self.keys.blobs(call.id)))
         if answer and answer.vectors is not None and answer.vectors.nbytes >= LARGE_BYTES:
-            kept_s = min(math.ceil(_seconds_left(call.until)) + 1, self.settings.answer_ttl_s)
-            parts.append(lambda pipe: pipe.expire(self.keys.answer(call.id), max(1, kept_s)))
+            kept_s = max(1, min(math.ceil(_seconds_left(call.until)) + 1, VISIBILITY_TIMEOUT_S))
+            parts.append(lambda pipe: pipe.expire(self.keys.answer(call.id), kept_s, lt=True))
         if parts:
             with suppress(NoBroker):
                 yield together(*parts)

@@ -14,7 +14,6 @@ import numpy as np
 from .. import show, vectorfile
 from ..client import Client
 from ..inputs import pictures_in, printable
-from ..options import patience_s
 from ..results import Item, similarity
 from ..stack.devices import visible_devices
 from ..stack.settings import StackSettings
@@ -91,10 +90,7 @@ def _job(
     client.load(model, timeout=LOAD_S)
     begun = time.perf_counter()
     with show.progress("embedding pictures", len(collection.files)) as advance:
-        patience = patience_s(len(collection.files))
-        items = client.embed_images_detailed(
-            collection.files, model=model, progress=advance, timeout=patience
-        )
+        items = client.embed_images_detailed(collection.files, model=model, progress=advance)
     seconds = time.perf_counter() - begun
     good = [i for i, item in enumerate(items) if item.vector is not None]
     if not good:

@@ -93,6 +93,7 @@ class Stage:
     Attributes:
         published: what reached the worker, as (task, id).
         lengths: of the texts of each message.
+        deadlines: of each message.
         failing: item -> the error it gets.
     """
 
@@ -102,6 +103,7 @@ class Stage:
         self.keys = Keys(prefix)
         self.published: list[tuple[str, str]] = []
         self.lengths: list[list[int]] = []
+        self.deadlines: list[float] = []
         self._starts = 0
         self.failing: dict[str, ClipyardError] = {}
 
@@ -129,12 +131,13 @@ class Stage:
             def task(self, **fields):
                 stage.published.append((task_name, self.request.id))
                 request = kind.model_validate(fields)
+                stage.deadlines.append(request.deadline)
                 stage.lengths.append([len(text) for text in getattr(request, "texts", None) or ()])
                 blobs = stage.store.hgetall(stage.keys.blobs(self.request.id))
                 frame = answers.frame(request, {int(i): blob for i, blob in blobs.items()})
                 with stage.store.pipeline() as pipe:
                     pipe.rpush(stage.keys.answer(self.request.id), frame)
-                    pipe.expire(stage.keys.answer(self.request.id), 60)
+                    pipe.expire(stage.keys.answer(self.request.id), 600)
                     pipe.execute()
 
         stage = self

@@ -106,24 +106,6 @@ def test_what_is_in_a_file_is_not_shown_too(clipyard, pictures, tmp_path):
     assert f"{pictures}/a.png: image_unreadable: it is broken" in err
 
 
-class Noting(FakeClient):
-    def embed_images_detailed(self, images, **options):
-        self.timeout = options["timeout"]
-        return super().embed_images_detailed(images, **options)
-
-
-@pytest.mark.parametrize("words", [["embed"], ["search", "a dog"]])
-def test_each_message_may_take_as_long_as_all_on_the_way_one_after_another(
-    clipyard, pictures, monkeypatch, words
-):
-    client = Noting()
-    for chunk_size, timeout in ((1, 20.0), (64, 10.0)):
-        monkeypatch.setenv("CLIPYARD_ANSWER_TIMEOUT_S", "10")
-        monkeypatch.setenv("CLIPYARD_CHUNK_SIZE", str(chunk_size))
-        assert clipyard(*words, pictures, client=client)[0] == 0
-        assert client.timeout == timeout
-
-
 def test_a_picture_may_be_a_url(clipyard):
     url = "https://example.org/a.png"
     client = FakeClient(failing={url: ImageUnreadable("not opened as a file")})

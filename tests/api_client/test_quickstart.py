@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageChops
 
 from api_client.quickstart import run, sheet
-from api_client.results import Item
 from api_client.testing import FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer
 from api_client.wire.messages import Managed
@@ -80,27 +79,6 @@ def test_a_model_has_the_time_that_its_download_takes(tmp_path: Path) -> None:
     collection = run.Collection((tmp_path / "a.png",))
     summary = run._job(Downloading(), collection, "fake/small", ("a red square",), tmp_path)
     assert summary["images"] == 1
-
-
-class Slow(FakeClient):
-    """Its worker has done the last message when it has done those before."""
-
-    def embed_images_detailed(self, images: Any, **options: Any) -> list[Item]:
-        if options.get("timeout", 0) < 20:
-            raise NoAnswer("still at the first one")
-        return super().embed_images_detailed(images, **options)
-
-
-def test_messages_have_the_time_that_those_before_them_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CLIPYARD_ANSWER_TIMEOUT_S", "10")
-    monkeypatch.setenv("CLIPYARD_CHUNK_SIZE", "1")
-    files = tmp_path / "a.png", tmp_path / "b.png"
-    for file in files:
-        Image.new("RGB", (30, 30), "red").save(file)
-    summary = run._job(Slow(), run.Collection(files), "fake/small", ("a red square",), tmp_path)
-    assert summary["images"] == 2
 
 
 def test_each_picture_that_was_found_has_a_line(
