@@ -127,7 +127,8 @@ class ImageReader:
         return self._web.fetch(url)
 
     def _read(self, path: str) -> bytes:
-        with _opening(path), os.fdopen(self._descriptor(path), "rb") as file:
+        # By an opener: what is no file is closed again, which os.fdopen leaves to its caller.
+        with _opening(path), open(path, "rb", opener=lambda *_: self._descriptor(path)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ImageUnreadable(f"{shown(path)} is not a regular file")

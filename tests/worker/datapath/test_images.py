@@ -222,6 +222,16 @@ def test_a_folder_swapped_for_a_link_after_the_name_was_checked_is_not_entered(
         path(reader, root / "cats" / "secret.png")
 
 
+def test_what_is_no_picture_leaves_nothing_open(reader: ImageReader, root: Path) -> None:
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe")
+    before = os.listdir("/proc/self/fd")
+    for name in ("folder", "pipe", "none"):
+        with pytest.raises((ImageMissing, ImageUnreadable)):
+            path(reader, root / name)
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize("name", ["cafe\u0301.png", "..\uff0fsecret.png", "a\u202e.png"])
 def test_odd_names_are_only_names(reader: ImageReader, root: Path, name: str) -> None:
     PHOTO.save(root.parent / "secret.png")
