@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import redis
 
@@ -136,6 +136,16 @@ class Suspects:
         else:
             start.give_up()
 
+    @contextmanager
+    def _seated(self) -> Iterator[None]:
+        with aside():
+            while not self._seat.acquire(timeout=LOOK_S):
+                stop_if_cancelled()
+        try:
+            yield
+        finally:
+            self._seat.release()
+
     def _note(self, id: str, place: tuple[int, int] | None = None) -> Crash:
         """What would be known of a start, if this process died now."""
         beside = [told for other, told in self._at_work.copy().items() if other != id]
@@ -200,24 +210,19 @@ class Start:
             DeviceLost: somebody else's fault; this process ends.
         """
         suspects, is_suspect = self._suspects, bool(self.crashes)
-        if is_suspect:
-            with aside():
-                while not suspects._seat.acquire(timeout=LOOK_S):
-                    stop_if_cancelled()
-        try:
-            if suspects._device_lost:
-                raise DeviceLost(suspects._device_lost)
-            if is_suspect:
-                self.note(place)
-            yield
-        except DeviceLost as lost:
-            suspects._device_lost = str(lost)
-            raise
-        finally:
-            if is_suspect:
-                if not suspects._device_lost:
+        with suspects._seated() if is_suspect else nullcontext():
+            try:
+                if suspects._device_lost:
+                    raise DeviceLost(suspects._device_lost)
+                if is_suspect:
+                    self.note(place)
+                yield
+            except DeviceLost as lost:
+                suspects._device_lost = str(lost)
+                raise
+            finally:
+                if is_suspect and not suspects._device_lost:
                     self.give_up()
-                suspects._seat.release()
 
     def note(self, place: tuple[int, int] | None = None) -> None:
         """Say in Redis that it is begun; of a bulk job's chunk, which rows are at work now."""

@@ -239,6 +239,25 @@ def test_a_suspect_that_waits_can_be_stopped(process, monkeypatch):
     assert stop_if_cancelled() is None
 
 
+def test_a_suspect_whose_note_redis_refuses_gives_up_its_turn(process, monkeypatch):
+    dead = [dies_over(process(), id) for id in ("a", "b")]
+    here = process()
+    monkeypatch.setattr(suspects, "LOOK_S", 0.001)
+    monkeypatch.setattr(suspects, "stop_if_cancelled", stop)
+
+    def refuse(*command):
+        raise redis.exceptions.NoPermissionError("no hdel for you")
+
+    with here.begin("b") as later:
+        with here.begin("a") as first, monkeypatch.context() as redis_says:
+            redis_says.setattr(here._lines, "ask", refuse)
+            with pytest.raises(redis.exceptions.NoPermissionError), first.on_trial():
+                pass
+        with later.on_trial():
+            pass
+    assert dead
+
+
 def test_a_suspect_whose_turn_comes_after_the_device_was_lost_is_not_blamed(process):
     dead = [dies_over(process(), id) for id in ("a", "b")]
     here = process()
