@@ -204,12 +204,13 @@ class _Renewals(threading.Thread):
         self.join()
 
     def _renew(self) -> None:
-        now = time.time()  # kombu scores with the wall clock
+        now = time.time()
         # A copy in one step: pool threads add and remove requests meanwhile.
         requests = list(state.requests.values())
         tags = renewable(requests, now=now, longest_run_s=self._longest_run_s)
         if tags:
-            self.client.zadd(self._index_key, dict.fromkeys(tags, now), xx=True)
+            seconds, _ = self.client.time()  # see `transport.QoS`
+            self.client.zadd(self._index_key, dict.fromkeys(tags, seconds), xx=True)
 
 
 class Node(pidbox.Node):  # type: ignore[misc]  # kombu has no types

@@ -41,6 +41,19 @@ def test_an_acknowledged_message_is_not_renewed() -> None:
     assert tags(Request("done", acknowledged=True, time_start=99.0)) == []
 
 
+def test_what_is_held_is_held_anew_by_redis_clock(store, prefix, monkeypatch):
+    index, requests = f"{prefix}:index", {"1": Request("young"), "2": Request("settled")}
+    monkeypatch.setattr(consumer.state, "requests", requests)
+    store.zadd(index, {"young": 1.0, "another's": 2.0})
+    renewals = consumer._Renewals(store, index_key=index, interval_s=1.0, longest_run_s=60.0)
+    with monkeypatch.context() as an_hour_ahead:
+        an_hour_ahead.setattr(consumer.time, "time", lambda: store.time()[0] + 3600.0)
+        renewals._renew()
+    (_, another), (tag, since) = store.zrange(index, 0, -1, withscores=True)
+    assert (tag, another) == (b"young", 2.0)
+    assert 0 <= store.time()[0] - since < 60
+
+
 def test_every_message_in_hand_goes_back_to_its_queue(valkey_url, prefix, keys, store):
     with celery_app(Settings.read(redis_url=valkey_url, key_prefix=prefix)) as app:
         for _ in range(3):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from api_client.wire.broker import celery_app
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from tests.flow.processes import Valkey, until
-from worker.delivery import pool
+from worker.delivery import pool, transport
 from worker.delivery.transport import Channel, Transport, priorities, use
 
 BULK_TASKS = 2
@@ -153,6 +154,27 @@ def test_a_message_goes_on_before_its_hold_is_heard_of_and_the_refusal_is_not_mi
         store.config_set("maxmemory", 0)
     assert len(taken) == 1
     app.close()
+
+
+@pytest.mark.parametrize("holder_s", [0, 3600, -3600])
+@pytest.mark.parametrize("looker_s", [0, 3600, -3600])
+def test_what_is_held_is_overdue_by_redis_clock_whatever_those_of_workers_say(
+    holder_s: int, looker_s: int, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clock(ahead_s: int) -> None:
+        for module in (transport, redis):
+            monkeypatch.setattr(module, "time", lambda: time.time() + ahead_s)
+
+    held = Keys(prefix).held
+    with channel_to(url, prefix) as holder, client_of(url) as store:
+        clock(holder_s)
+        take_and_hear(holder, "one")
+        clock(looker_s)
+        for timeout_s, is_held in ((60, True), (-1, False)):
+            with channel_to(url, prefix) as looker:
+                looker.visibility_timeout = timeout_s
+                looker.qos.restore_visible(num=10)
+                assert bool(store.exists(held)) is is_held
 
 
 def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
