@@ -56,8 +56,8 @@ class Held(Protocol):
 
     message: Any
     acknowledged: bool
-    time_start: float | None
-    """Unix time of the start, None while the task waits for a thread or its time."""
+    begun_at: float | None
+    """On the monotonic clock; None while the task waits for a thread or its time."""
 
 
 def renewable(requests: Iterable[Held], *, now: float, longest_run_s: float) -> list[str]:
@@ -66,7 +66,7 @@ def renewable(requests: Iterable[Held], *, now: float, longest_run_s: float) -> 
         request.message.delivery_tag
         for request in requests
         if not request.acknowledged
-        and (request.time_start is None or now - request.time_start < longest_run_s)
+        and (request.begun_at is None or now - request.begun_at < longest_run_s)
     ]
 
 
@@ -81,6 +81,7 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
 
     tzlocal = UTC  # as the app's; Celery looks it up in its settings for every message
     _settling = threading.Lock()  # one for all: the locked part only notes and schedules
+    begun_at: float | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """
@@ -93,6 +94,11 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
         hash(self.name)
         sum(limit for limit in self.time_limits if limit)
         set(self.stamped_headers)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Of the start Celery keeps the time of day, which may be set meanwhile."""
+        self.begun_at = time_accepted
+        super().on_accepted(pid, time_accepted)
 
     def acknowledge(self) -> None:
         with self._settling:
@@ -204,7 +210,7 @@ class _Renewals(threading.Thread):
         self.join()
 
     def _renew(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         # A copy in one step: pool threads add and remove requests meanwhile.
         requests = list(state.requests.values())
         tags = renewable(requests, now=now, longest_run_s=self._longest_run_s)

@@ -14,7 +14,7 @@ from worker.delivery.consumer import renewable
 class Request:
     tag: str
     acknowledged: bool = False
-    time_start: float | None = None
+    begun_at: float | None = None
 
     @property
     def message(self) -> SimpleNamespace:
@@ -26,19 +26,27 @@ def tags(*requests: Request) -> list[str]:
 
 
 def test_a_running_task_keeps_its_lease() -> None:
-    assert tags(Request("young", time_start=99.0)) == ["young"]
+    assert tags(Request("young", begun_at=99.0)) == ["young"]
 
 
 def test_a_task_that_waits_for_a_thread_keeps_its_lease_however_long() -> None:
-    assert tags(Request("waiting", time_start=None)) == ["waiting"]
+    assert tags(Request("waiting", begun_at=None)) == ["waiting"]
 
 
 def test_a_task_older_than_the_longest_run_loses_its_lease() -> None:
-    assert tags(Request("old", time_start=40.0), Request("young", time_start=41.0)) == ["young"]
+    assert tags(Request("old", begun_at=40.0), Request("young", begun_at=41.0)) == ["young"]
+
+
+@pytest.mark.parametrize(("accepted_at", "kept"), [(39.0, []), (41.0, ["t"])])
+def test_how_long_a_task_has_run_goes_by_the_monotonic_clock(accepted_at, kept, monkeypatch):
+    monkeypatch.setattr(consumer.request, "task_accepted", lambda request: None)
+    request = request_of()
+    request.on_accepted(1, accepted_at)
+    assert tags(request) == kept
 
 
 def test_an_acknowledged_message_is_not_renewed() -> None:
-    assert tags(Request("done", acknowledged=True, time_start=99.0)) == []
+    assert tags(Request("done", acknowledged=True, begun_at=99.0)) == []
 
 
 def test_what_is_held_is_held_anew_by_redis_clock(store, prefix, monkeypatch):
@@ -94,13 +102,14 @@ def request_of(**headers):
         properties={},
         payload=[[], {"texts": ["canary"]}, {}],
         delivery_info={},
+        delivery_tag="t",
         content_type=None,
         content_encoding=None,
     )
     return consumer.Request(
         message,
         app=celery_app(Settings.read(redis_url="redis://x")),
-        task=SimpleNamespace(ignore_result=True),
+        task=SimpleNamespace(ignore_result=True, acks_late=True),
     )
 
 
