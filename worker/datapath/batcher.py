@@ -104,6 +104,7 @@ class Batcher:
         self._closed = False
         self._lost: str | None = None
         self._running: set[int] = set()  # numbers of runners
+        self._uncollated: set[str] = set()  # ids of models whose last batch could not be
         self._passes = Passes()
 
         lock = threading.Lock()
@@ -257,8 +258,11 @@ class Batcher:
         call = batch.call
         try:
             batch.collated = call.model.collate(call.kind, batch.inputs)
+            self._uncollated.discard(call.model_id)
         except BaseException:
-            log.warning("%s: collating %d rows failed", call.model_id, len(batch), exc_info=True)
+            if call.model_id not in self._uncollated:  # else it has been said
+                log.warning("%s: collating a batch failed", call.model_id, exc_info=True)
+            self._uncollated.add(call.model_id)
         with self._to_run:
             _settle_gone(self._turns.collated(batch))
             self._wake_runners()
