@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Lock
 
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, ModelBusy
@@ -25,6 +26,7 @@ from worker.residency.sweeps import (
 
 DRAIN_S = 30.0  # how long an unload waits for those who use the model
 ANSWER_S = 1.0  # of the time until the deadline, kept for the answer
+CHANGING = Lock()  # the settings and, by them, the limits
 
 
 @answering(names.LOAD, Load)
@@ -114,10 +116,12 @@ def set_(call: Call[Set]) -> Managed:
     if knobs.pinned is not None:  # by their ids; an unknown one is refused before anything changes
         known = tuple(here.catalogue[model].id for model in knobs.pinned)
         knobs = knobs.model_copy(update={"pinned": known})
-    before = here.tracker.settings
-    here.tracker.change(knobs)
-    now = here.tracker.settings
-    here.slots.limits = replace(here.slots.limits, slots=now.slots, pinned=frozenset(now.pinned))
+    with CHANGING:  # of two at once the first would put its limits over the second's
+        before = here.tracker.settings
+        here.tracker.change(knobs)
+        now = here.tracker.settings
+        limits = replace(here.slots.limits, slots=now.slots, pinned=frozenset(now.pinned))
+        here.slots.limits = limits
     given = knobs.model_dump(exclude_none=True)
     told = ", ".join(  # as `clipyard set` takes it
         f"{name} {json.dumps(getattr(before, name))} -> {json.dumps(given[name])}" for name in given

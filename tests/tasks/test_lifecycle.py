@@ -1,5 +1,7 @@
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import pytest
 from celery.contrib.testing.worker import start_worker
@@ -7,6 +9,7 @@ from celery.contrib.testing.worker import start_worker
 from api_client.status import read_fleet
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app
+from tasks import lifecycle
 from tests.tasks import fleet
 from worker import runtime
 from worker.delivery import answers
@@ -232,6 +235,22 @@ def test_set_changes_limits_and_pins_at_once_and_tells_what_they_were(ask, here)
     here.tracker.beat()
     [worker] = read_fleet(here.redis, here.keys).workers
     assert worker.settings["slots"] == "1"
+
+
+def test_of_two_who_set_something_at_once_both_have_it(ask, here, monkeypatch):
+    others = []
+
+    def replaced(limits, **changes):
+        if not others:  # the other one comes now
+            others.append(callers.submit(ask, names.SET, knobs={"pinned": ["a"]}))
+            wait(others, timeout=0.2)
+        return replace(limits, **changes)
+
+    monkeypatch.setattr(lifecycle, "replace", replaced)
+    with ThreadPoolExecutor() as callers:
+        ask(names.SET, knobs={"slots": 1})
+    assert others[0].result().changed
+    assert (here.slots.limits.slots, here.slots.limits.pinned) == (1, {"clip/a"})
 
 
 def test_what_was_set_is_told_as_it_would_be_set_again(ask):
