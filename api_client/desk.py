@@ -34,7 +34,7 @@ from .steps import Talk
 from .talks import Call, Line
 from .vigil import NOBODY
 from .wire import names
-from .wire.codec import Vectors
+from .wire.codec import Vectors, unpack_row
 from .wire.errors import (
     BadRequest,
     ClipyardError,
@@ -309,8 +309,7 @@ class Desk:
 
     def models(self) -> Talk[list[CatalogueEntry]]:
         rows = yield lambda r: r.hgetall(self.line.keys.catalogue)
-        # A newer worker's may have more.
-        return [CatalogueEntry.model_validate_json(r, extra="ignore") for r in rows.values()]
+        return [unpack_row(CatalogueEntry, row) for row in rows.values()]
 
     def model_info(self, model: str | None) -> Talk[CatalogueEntry]:
         wanted = (yield from self.current_model()) if model is None else model_id(model)

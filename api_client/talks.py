@@ -18,7 +18,7 @@ from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
 from .wire.broker import VISIBILITY_TIMEOUT_S, celery_app, login_refused, takes_no_writes
-from .wire.codec import Vectors, pack_answer, unpack_answer
+from .wire.codec import Vectors, none_of_ours, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, first_line
 from .wire.messages import Embedded, Failure, Managed, Message, Priority, Refused, Request
@@ -68,7 +68,7 @@ class Answer:
             ClipyardError: it is the answer to something else.
         """
         if not isinstance(self.message, Embedded) or self.vectors is None:
-            raise _no_answer_of_ours("it has no vectors")
+            raise none_of_ours("the answer", "it has no vectors")
         return self.message, self.vectors
 
     def managed(self) -> Managed:
@@ -77,7 +77,7 @@ class Answer:
             ClipyardError: it is the answer to something else.
         """
         if not isinstance(self.message, Managed):
-            raise _no_answer_of_ours("it says of no worker what was done")
+            raise none_of_ours("the answer", "it says of no worker what was done")
         return self.message
 
 
@@ -351,17 +351,10 @@ def _open(frame: bytes) -> Answer:
     try:
         message, vectors = unpack_answer(frame)
     except ValueError as error:
-        raise _no_answer_of_ours(first_line(error)) from None
+        raise none_of_ours("the answer", first_line(error)) from None
     if isinstance(message, Refused):
         raise message.failure.error()
     return Answer(message, vectors)
-
-
-def _no_answer_of_ours(why: str) -> ClipyardError:
-    return ClipyardError(
-        f"what Redis holds as the answer is none ({why}); does a worker of another version, or "
-        "another program, use the same CLIPYARD_KEY_PREFIX?"
-    )
 
 
 # Steps, and parts of them. A step is one round trip, and returns an awaitable if the client does.

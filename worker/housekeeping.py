@@ -53,8 +53,11 @@ def live_workers(store: redis.Redis, keys: Keys) -> list[str]:
 
 
 def state_of(store: redis.Redis, key: str) -> str:
-    """What the status hash of a worker or a model says; empty without one."""
-    return str(from_json(store.hget(key, "state") or '""'))
+    """What the status hash of a worker or a model says; empty without one of ours."""
+    try:
+        return str(from_json(store.hget(key, "state") or '""'))
+    except ValueError:
+        return ""
 
 
 def _forget(pipe: "redis.client.Pipeline", keys: Keys, worker: str) -> None:

@@ -5,6 +5,7 @@ import time
 from ..steps import Talk
 from ..talks import Call, Line
 from ..wire import names
+from ..wire.codec import unpack_row
 from ..wire.errors import BadRequest
 from ..wire.jobs import SwitchAlias
 from ..wire.messages import (
@@ -34,7 +35,8 @@ KINDS: dict[str, type[Request]] = {
 def held(line: Line) -> Talk[list[Evidence]]:
     """Everything in quarantine, the newest first."""
     found = yield lambda r: r.hgetall(line.keys.quarantine)
-    return sorted(map(_evidence, found.values()), key=lambda it: it.at, reverse=True)
+    told = [unpack_row(Evidence, row) for row in found.values()]
+    return sorted(told, key=lambda it: it.at, reverse=True)
 
 
 def one(line: Line, id: str) -> Talk[Evidence]:
@@ -45,7 +47,7 @@ def one(line: Line, id: str) -> Talk[Evidence]:
     text = yield lambda r: r.hget(line.keys.quarantine, id)
     if text is None:
         raise BadRequest(f"{id!r} is not in quarantine; see `clipyard quarantine list`")
-    return _evidence(text)
+    return unpack_row(Evidence, text)
 
 
 def again(line: Line, id: str) -> Talk[Message]:
@@ -83,7 +85,3 @@ def forgotten(line: Line, id: str) -> Talk[None]:
     """
     yield from one(line, id)
     yield lambda r: r.hdel(line.keys.quarantine, id)
-
-
-def _evidence(text: bytes) -> Evidence:
-    return Evidence.model_validate_json(text, extra="ignore")  # a newer worker's may have more

@@ -9,7 +9,8 @@ The only code that knows byte order and frame layout. An answer is one Redis str
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 from redis.typing import EncodableT, FieldT
 
+from .errors import ClipyardError, first_line
 from .messages import Embedded, Managed, Message, Refused
 
 Vectors = NDArray[np.float32]  # (rows, dimension), L2-normalised
@@ -80,13 +82,39 @@ def text(raw: bytes | str) -> str:
 
 
 def unpack_record(kind: type[_Record], fields: Mapping[Any, bytes | str]) -> _Record:
-    """The record again; fields of a newer version are dropped."""
+    """The record again; fields of a newer version are dropped.
+
+    Raises:
+        ClipyardError: it is none of ours.
+    """
     known = kind.model_fields
-    return kind.model_validate(
-        {
-            name: from_json(value)
-            for name, value in ((text(n), v) for n, v in fields.items())
-            if name in known
-        },
-        extra="ignore",
+    with _ours(kind):
+        return kind.model_validate(
+            {
+                name: from_json(value)
+                for name, value in ((text(n), v) for n, v in fields.items())
+                if name in known
+            },
+            extra="ignore",
+        )
+
+
+def unpack_row(kind: type[_Record], row: bytes | str) -> _Record:
+    """`unpack_record`, of one that stands in one field as JSON."""
+    with _ours(kind):
+        return kind.model_validate_json(row, extra="ignore")
+
+
+@contextmanager
+def _ours(kind: type[BaseModel]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise none_of_ours(f"a {kind.__name__}", first_line(error)) from None
+
+
+def none_of_ours(what: str, why: str) -> ClipyardError:
+    return ClipyardError(
+        f"what Redis holds as {what} is none ({why}); does a worker of another version, or "
+        "another program, use the same CLIPYARD_KEY_PREFIX?"
     )

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api_client.wire import codec
-from api_client.wire.errors import ModelBusy
+from api_client.wire.errors import ClipyardError, ModelBusy
 from api_client.wire.messages import Embedded, Failure, Managed, ModelStatus, Refused
 
 FAILURE = Failure.of(ModelBusy("later"))
@@ -81,3 +81,15 @@ def test_a_record_survives_a_hash_and_a_newer_version():
     record = ModelStatus(id="a/b", state="device", leases=2, last_used=1.5)
     fields = {k.encode(): v.encode() for k, v in codec.pack_record(record).items()}
     assert codec.unpack_record(ModelStatus, fields | {b"later": b"1"}) == record
+
+
+@pytest.mark.parametrize("junk", [b"canary", b"{}", b"\xff", b"7"])
+def test_what_is_no_record_is_one_sentence_of_ours(junk):
+    for unpack in (
+        lambda: codec.unpack_record(ModelStatus, {b"id": junk}),
+        lambda: codec.unpack_row(ModelStatus, junk),
+    ):
+        with pytest.raises(ClipyardError, match="what Redis holds as a ModelStatus") as it:
+            unpack()
+        assert "canary" not in str(it.value)
+        assert "\n" not in str(it.value)

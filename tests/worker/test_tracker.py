@@ -423,6 +423,15 @@ def test_a_worker_without_a_model_knows_whether_another_is_ready(make, store, ke
     assert not here.has_company
 
 
+def test_a_worker_is_shown_though_anothers_hash_is_none_of_ours(make, store, keys):
+    store.sadd(keys.workers, "stranger")
+    store.hset(keys.worker("stranger"), "state", "canary")
+    here = make("gpu0@here")
+    here.beat()
+    assert store.exists(keys.worker("gpu0@here"))
+    assert not here.has_company
+
+
 def test_a_worker_that_brings_its_first_model_too_is_no_company(make):
     here, there = make("gpu0@here"), make("gpu0@there")
     there.say("ready")
