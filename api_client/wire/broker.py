@@ -132,8 +132,10 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
             "unacked_mutex_expire": 30,
             "socket_keepalive": True,
             "socket_connect_timeout": 5,
-            "socket_timeout": 30,
-            "health_check_interval": 25,
+            # Short: of connections that were dropped without a word, an event loop waits for one
+            # after the other before it looks whether messages still come, which is each interval.
+            "socket_timeout": 10,
+            "health_check_interval": 10,
             "max_connections": 64,
             "priority_steps": [names.INTERACTIVE, names.BULK],
             "queue_order_strategy": "round_robin",

@@ -11,7 +11,7 @@ from api_client.wire import names
 from . import invariants, plan
 from .world import World
 
-ANSWER_S = 60.0  # kombu takes up to 51 s to see that a silently dropped connection is none
+ANSWER_S = 60.0  # a worker takes up to 40 s to see that all its connections were silently dropped
 LOOKS, LOOK_S = 20, 0.2  # until nobody holds a tick of the clock
 # In no worker's log, whatever happens: what the strict fake family says to itself, a worker that
 # ends without being told to, a task whose message nobody gives up.

@@ -20,8 +20,7 @@ __all__ = ["Line", "Lines"]
 FRESH_S = 20.0
 
 # Nothing that is told here blocks, so who waits longer than this for a reply waits in vain. Other
-# connections wait for 30 s; an event loop that has lost all of its own would wait for one after
-# the other.
+# connections of our own wait for 30 s.
 HEARD_S = 10.0
 
 Command = Sequence[Any]
