@@ -133,6 +133,13 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
             ["ZREM", self.unacked_index_key, delivery_tag], ["HDEL", self.unacked_key, delivery_tag]
         )
 
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue)
+        except BaseException:  # as above; Redis has it still, and gives it back when it is overdue
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
     def hear(self) -> None:
         """Raise what became of what was told, if anything did."""
         if self._line is not None:

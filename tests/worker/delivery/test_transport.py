@@ -6,6 +6,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,10 +188,11 @@ def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
         assert b"after" in store.hkeys(Keys(prefix).held)
 
 
-def test_what_cannot_be_acknowledged_over_a_lost_line_takes_no_place(
-    url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("settle", [Channel.basic_ack, partial(Channel.basic_reject, requeue=True)])
+def test_what_cannot_be_settled_over_a_lost_line_takes_no_place(
+    settle: Callable[[Channel, str], None], url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(*commands: object) -> None:
+    def lost(*_: object, **__: object) -> None:
         raise ConnectionError("lost")
 
     with channel_to(url, prefix) as channel:
@@ -198,8 +200,9 @@ def test_what_cannot_be_acknowledged_over_a_lost_line_takes_no_place(
         take(channel, "one")
         assert not channel.qos.can_consume()
         monkeypatch.setattr(channel.qos, "_tell", lost)
+        monkeypatch.setattr(channel.qos, "restore_by_tag", lost)
         with pytest.raises(ConnectionError):
-            channel.basic_ack("one")
+            settle(channel, "one")
         assert channel.qos.can_consume()
 
 
