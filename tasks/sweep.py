@@ -5,7 +5,9 @@ from celery import Task, shared_task
 from kombu.exceptions import OperationalError
 
 from api_client.wire import names
+from api_client.wire.errors import first_line
 from worker import housekeeping, runtime
+from worker.backends.lost import is_beyond_repair
 from worker.delivery import watchdog
 from worker.residency import sweeping
 
@@ -43,7 +45,12 @@ def sweep_fleet(task: Task) -> int:
 def sweep() -> dict[str, str]:
     """Lets go of what is idle here, or brings what will be wanted; gives what became of whom."""
     here = runtime.here()
-    moved = {move.model_id: move.reason for move in sweeping.sweep(here, asked_by="sweep")}
+    try:
+        moved = {move.model_id: move.reason for move in sweeping.sweep(here, asked_by="sweep")}
+    except RuntimeError as error:  # asked for its free memory
+        if is_beyond_repair(error):
+            here.watchdog.end(f"the device is lost: {first_line(error)}")
+        raise
     here.meter.swept(after_s=here.tracker.swept(), interval_s=here.settings.sweep_interval_s)
     if not moved and (brought := sweeping.foresee(here)):
         moved[brought] = "likely to be wanted next"

@@ -1,6 +1,7 @@
 """One worker's sweeps, in this process and with the slots' clock moved by hand."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from celery.worker import state
@@ -198,6 +199,18 @@ def test_a_worker_whose_memory_stays_behind_ends_when_idle(make, valkey_url, pre
         assert state.should_stop is None
     sweep()
     assert state.should_stop == EXIT_CODE
+
+
+def test_an_idle_worker_whose_device_is_lost_ends(here, monkeypatch):
+    def lost():
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with...")
+
+    ends = []
+    here.watchdog = SimpleNamespace(end=ends.append)
+    monkeypatch.setattr(here.memory, "device", lost)
+    with pytest.raises(RuntimeError):
+        sweep()
+    assert ends == ["the device is lost: CUDA error: unspecified launch failure"]
 
 
 def test_a_worker_that_was_not_told_to_never_ends_itself(here, monkeypatch):
