@@ -19,7 +19,8 @@ import redis
 from pydantic_core import from_json
 from redis.typing import EncodableT, FieldT
 
-from api_client.wire.codec import pack_record, text
+from api_client.wire.codec import pack_record, text, unpack_record
+from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerState, WorkerStatus
 from api_client.wire.names import Keys
 
@@ -93,7 +94,7 @@ class Tracker:
         self._own: str | None = None  # the model that this worker alone was switched to
         self._fleet: str | None = None  # the fleet's current model, as far as it was heard of
         self._state: WorkerState = "starting"
-        self._trouble = ""
+        self._trouble = self._namesake = ""
         self._swept_at = 0.0
         self._complaints: tuple[Complaint, ...] = ()
         self._seen_at: dict[str, float] = {}
@@ -328,6 +329,7 @@ class Tracker:
         view = self._slots.view()
         if not any(slot.tier is Tier.DEVICE for slot in view):
             self.has_company = any(map(self._is_company, self._others()))
+        self._namesake = self._namesake_trouble()
         settings = self.settings
         for slot in view:
             key = self._keys.model(self._node, slot.model_id)
@@ -359,6 +361,19 @@ class Tracker:
     def _others(self) -> set[str]:
         """Those who are gone as well, until somebody tidies up."""
         return set(map(text, self._store.smembers(self._keys.workers))) - {self._node}
+
+    def _namesake_trouble(self) -> str:
+        """Whoever has shown itself under this name since this process began is no predecessor."""
+        try:
+            shown = unpack_record(WorkerStatus, self._store.hgetall(self._keys.worker(self._node)))
+        except ClipyardError:  # nobody, or a stranger
+            return ""
+        if shown.started_at == self.started_at or shown.beat_at <= self.started_at:
+            return ""
+        return (
+            f"another process is called {self._node} too, and takes its messages: give each worker "
+            "a name of its own (celery's -n)"
+        )
 
     def _is_company(self, name: str) -> bool:
         """It is ready, and does not bring its first model either: then each would leave all that
@@ -402,6 +417,8 @@ class Tracker:
         host, device = self._memory.host(), self.device_memory()
         with self._lock:
             state, trouble = self._state, self._trouble
+        if state == "ready":  # of one that stops, trouble means that it drops what it has begun
+            trouble = "; ".join(filter(None, (trouble, self._namesake)))
         return WorkerStatus(
             name=self._node,
             device=self._device,

@@ -432,6 +432,30 @@ def test_a_worker_is_shown_though_anothers_hash_is_none_of_ours(make, store, key
     assert not here.has_company
 
 
+def test_two_workers_of_one_name_say_so_and_a_successor_does_not(make, store, keys, watch):
+    def trouble():
+        [worker] = read_fleet(store, keys).workers
+        return worker.trouble
+
+    before = make()
+    before.say("ready")
+    before.beat()
+    watch.now += 5
+    here = make()
+    here.say("ready")
+    here.beat()
+    here.beat()
+    assert trouble() == ""
+    watch.now += 5
+    before.beat()  # it had not gone
+    assert trouble().startswith("another process is called gpu0@here too")
+    here.beat()
+    assert trouble().startswith("another process is called gpu0@here too")
+    before.say("stopping")
+    before.beat()
+    assert trouble() == ""  # what it has begun is not dropped over that
+
+
 def test_a_worker_that_brings_its_first_model_too_is_no_company(make):
     here, there = make("gpu0@here"), make("gpu0@there")
     there.say("ready")
