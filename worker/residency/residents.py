@@ -218,6 +218,10 @@ class Residents:
         """What rests in host memory, the coming and the going included."""
         return sum(slot.held.host_bytes for slot in self if slot.flight is None)
 
+    def loading_bytes(self) -> int:
+        """What those on their way into host memory will take of it, or have taken already."""
+        return sum(slot.held.host_bytes for slot in self.in_state(State.LOADING))
+
     def view(self) -> tuple[SlotView, ...]:
         next_out = self.next_out()
         return tuple(

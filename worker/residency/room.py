@@ -201,7 +201,10 @@ class Room:
         """Promises host memory to a slot, letting go of older ones; False where that is no use."""
         copy = slot.held.host_bytes  # some leave one behind when they are lifted
         size = max(0, self._ledger[slot.id].host_bytes - copy)
-        short = self._ledger.host_shortfall(size)
+        with self._changed:
+            coming = self._slots.loading_bytes()
+        # Some of what is coming may be there already, but then so much less is lacking.
+        short = min(size, self._ledger.host_shortfall(size + coming))
         with self._changed:
             older = self._slots.older_in_host(slot, size, short=short)
             if older is None:

@@ -393,6 +393,7 @@ class Slots:
             has_room = rests if to is Tier.HOST else lifts
         if not has_room:
             return False
+        slot.held = Footprint(host_bytes=self._ledger[slot.id].host_bytes or guess)
         load = partial(self._carrier.load, slot.entry, guess=guess)
         self._load(slot, load, reason, asked_by)
         if to is Tier.DEVICE:

@@ -561,6 +561,23 @@ def test_what_does_not_fit_into_host_memory_together_is_loaded_one_after_the_oth
     assert bench.told(EventKind.OUT_OF_MEMORY) == []
 
 
+@pytest.mark.parametrize("bring", ["use", "warm"])
+def test_what_is_lowered_leaves_host_memory_to_a_load_under_way(bring):
+    bench = Bench(host_total=150, slots=2)
+    bench.use("a")
+
+    def meanwhile(step):
+        if step == "load":
+            bench.slots.apply([Move("a", Tier.HOST, "idle")])
+
+    if bring == "use":
+        bench.use("b", before=meanwhile)
+    else:
+        bench.slots.warm(entry("b", before=meanwhile), to=Tier.HOST, reason="likely")
+    assert bench.told(EventKind.OUT_OF_MEMORY) == []
+    assert list(bench.tiers) == ["b"]
+
+
 def test_of_several_busy_models_one_alone_gets_no_new_leases():
     bench = Bench(slots=2, wait_s=PATIENT_S)
     with threads() as pool, bench.lease("b"):
