@@ -35,6 +35,7 @@ from .line import Line
 log = logging.getLogger(__name__)
 
 LISTENS_AGAIN_S = 0.05  # for what it leaves to others now
+CLOSE_S = 10.0  # two clocks that are compared every few seconds
 
 # What kombu and redis-py raise over something that is no envelope of kombu's.
 UNREADABLE = (
@@ -106,7 +107,12 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
         return timeout_s + (self._ahead_s or 0.0)
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
-        self._compare_clocks()
+        """And what was noted before Redis' own clock was set back counts from now on."""
+        now = time() - self._compare_clocks()
+        with self.channel.conn_or_acquire() as client:
+            index = self.unacked_index_key
+            if ahead := client.zrange(index, now + CLOSE_S, "+inf", byscore=True):
+                client.zadd(index, dict.fromkeys(ahead, now), xx=True)
         super().restore_visible(*args, **options)
 
     def can_consume(self) -> bool:

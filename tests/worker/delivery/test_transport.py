@@ -178,6 +178,18 @@ def test_what_is_held_is_overdue_by_redis_clock_whatever_those_of_workers_say(
                 assert bool(store.exists(held)) is is_held
 
 
+def test_what_is_held_since_a_time_to_come_is_held_since_now(url: str, prefix: str) -> None:
+    index = f"{prefix}:unacked_index"
+    with channel_to(url, prefix) as channel, client_of(url) as store:
+        take_and_hear(channel, "one")
+        take_and_hear(channel, "two")
+        before = store.zscore(index, "one")
+        store.zadd(index, {"two": before + 3600})  # until Redis' clock was set back
+        channel.qos.restore_visible(num=10)
+        assert store.zscore(index, "one") == before
+        assert before <= store.zscore(index, "two") < before + 60
+
+
 def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
     with channel_to(url, prefix) as channel, client_of(url) as store:
         take_and_hear(channel, "before")
