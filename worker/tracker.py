@@ -234,7 +234,8 @@ class Tracker:
             return
         try:
             will = self._store.hgetall(self._keys.will(self._node))
-            self._knobs = Knobs.model_validate_json(will.get(b"knobs", b"{}"))
+            # A newer worker's may have more.
+            self._knobs = Knobs.model_validate_json(will.get(b"knobs", b"{}"), extra="ignore")
         except (redis.RedisError, ValueError) as error:
             log.warning("starting without what the last %s left: %s", self._node, error)
             return

@@ -298,6 +298,14 @@ def test_a_setting_holds_once_redis_has_kept_it(make, monkeypatch):
     assert tracker.settings.slots == 2  # else who tries again hears that nothing has changed
 
 
+def test_of_a_newer_workers_will_what_is_known_is_taken_up(make, store, keys, settings):
+    will = {"knobs": '{"slots": 3, "colour": "red"}', "current": "text/b"}
+    store.hset(keys.will("gpu0@here"), mapping=will)
+    tracker = make(settings=settings.model_copy(update={"resume": True}))
+    tracker.resume()
+    assert (tracker.settings.slots, tracker.current()) == (3, "text/b")
+
+
 def test_a_will_that_cannot_be_read_does_not_keep_a_worker_from_starting(
     make, settings, store, keys
 ):
