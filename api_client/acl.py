@@ -63,7 +63,7 @@ _LISTEN = (
         "*.celery.pidbox* *.reply.celery.pidbox*",
     ),
 )
-# Whoever consumes anything takes part in giving back what a dead worker held.
+# Whoever consumes anything looks whether what a dead worker held is to be given back.
 _GIVE_BACK = (
     Right("+set +get +del +expire +eval +evalsha", "unacked_mutex"),
     Right(

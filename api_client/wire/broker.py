@@ -129,6 +129,9 @@ def celery_app(settings: Settings, **conf: object) -> Celery:
             "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
+            # But for workers, see their transport: to a dashboard whose clock is ahead all that
+            # they hold would be overdue.
+            "unacked_restore_limit": 0,
             "unacked_mutex_expire": 30,
             "socket_keepalive": True,
             "socket_connect_timeout": 5,

@@ -106,14 +106,15 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
         timeout_s: float = self.channel.visibility_timeout
         return timeout_s + (self._ahead_s or 0.0)
 
-    def restore_visible(self, *args: Any, **options: Any) -> None:
-        """And what was noted before Redis' own clock was set back counts from now on."""
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """All that is overdue. And what was noted before Redis' own clock was set back counts from
+        now on."""
         now = time() - self._compare_clocks()
         with self.channel.conn_or_acquire() as client:
             index = self.unacked_index_key
             if ahead := client.zrange(index, now + CLOSE_S, "+inf", byscore=True):
                 client.zadd(index, dict.fromkeys(ahead, now), xx=True)
-        super().restore_visible(*args, **options)
+        super().restore_visible(num=None, interval=1)
 
     def can_consume(self) -> bool:
         """Up to the limit, not counting those that wait and hold nobody up."""

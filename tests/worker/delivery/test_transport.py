@@ -174,8 +174,23 @@ def test_what_is_held_is_overdue_by_redis_clock_whatever_those_of_workers_say(
         for timeout_s, is_held in ((60, True), (-1, False)):
             with channel_to(url, prefix) as looker:
                 looker.visibility_timeout = timeout_s
-                looker.qos.restore_visible(num=10)
+                looker.qos.restore_visible()
                 assert bool(store.exists(held)) is is_held
+
+
+def test_who_is_no_worker_gives_nothing_back(
+    url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = celery_app(Settings.read(redis_url=url, key_prefix=prefix))
+    with channel_to(url, prefix) as worker, client_of(url) as store:
+        take_and_hear(worker, "one")
+        monkeypatch.setattr(redis, "time", lambda: time.time() + 3600)
+        with app.connection_for_read() as connection, connection.channel() as channel:
+            assert type(channel) is redis.Channel
+            channel.queue_declare("mine")
+            channel.basic_consume("mine", False, print, "me")
+            connection.transport.cycle.maybe_restore_messages()
+        assert store.hexists(Keys(prefix).held, "one")
 
 
 def test_what_is_held_since_a_time_to_come_is_held_since_now(url: str, prefix: str) -> None:
@@ -185,7 +200,7 @@ def test_what_is_held_since_a_time_to_come_is_held_since_now(url: str, prefix: s
         take_and_hear(channel, "two")
         before = store.zscore(index, "one")
         store.zadd(index, {"two": before + 3600})  # until Redis' clock was set back
-        channel.qos.restore_visible(num=10)
+        channel.qos.restore_visible()
         assert store.zscore(index, "one") == before
         assert before <= store.zscore(index, "two") < before + 60
 
