@@ -12,7 +12,7 @@ from . import invariants, plan
 from .world import World
 
 ANSWER_S = 60.0  # a worker takes up to 40 s to see that all its connections were silently dropped
-LOOKS, LOOK_S = 20, 0.2  # until nobody holds a tick of the clock
+LOOK_S = 0.2  # until nobody holds a tick of the clock
 # In no worker's log, whatever happens: what the strict fake family says to itself, a worker that
 # ends without being told to, a task whose message nobody gives up.
 NEVER_LOGGED = ("AssertionError", "Unrecoverable error", "could not be recorded")
@@ -69,12 +69,12 @@ def held(world: World) -> list[str]:
 
 
 def staying(world: World) -> list[str]:
-    """Keys in Redis that stay for ever; what holds a tick of the clock is gone at another look."""
-    for _ in range(LOOKS):
-        if not unbounded(world):
-            return []
+    """Keys in Redis that stay for ever. What holds a tick of the clock is gone at another look, or,
+    where it was lost that the tick is done, when Redis has delivered it again."""
+    until = time.monotonic() + world.visibility_s + ANSWER_S
+    while (found := unbounded(world)) and time.monotonic() < until:
         time.sleep(LOOK_S)
-    return unbounded(world)
+    return found
 
 
 def unbounded(world: World) -> list[str]:
