@@ -19,7 +19,7 @@ from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from . import hub, weights
+from . import hub, hugging_face, weights
 from .base import About, Placement, Traits, fingerprint
 from .checkpoints import Checkpoints
 from .clip_model import ClipModel
@@ -81,6 +81,7 @@ class OpenClip:
         source = self._local(entry) or hub.cached(recipe.source, self._hub_dir)
         if source is not None:
             self._require_usable(source, model)
+            _require_network(source, model, recipe)
         elif not recipe.source:
             raise WeightsUnavailable(self._nowhere(entry))
         elif self._placement.offline:
@@ -99,6 +100,7 @@ class OpenClip:
             raise BadCheckpoint(f"{source} does not have the SHA-256 that {entry.id} asks for")
         tokenizer = tokenizer or recipe.tokenizer(self._hub_dir)
         state, identity = self._state(source, model)
+        _require_network(source, model, recipe)
         model.load_state_dict(state, assign=True)
         return ClipModel(
             entry,
@@ -239,8 +241,17 @@ def _temporary_folder(owner: object) -> Path:
     return Path(folder)
 
 
+def _require_network(source: Path, model: nn.Module, recipe: Recipe) -> None:
+    """Of transformers' checkpoints, whose config is beside them: both may change by themselves."""
+    config = source.with_name("config.json")
+    if config.is_file() and hugging_face.wrote(weights.read(source)):
+        hugging_face.require_network(config, model, recipe.architecture)
+
+
 def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The renamings and resizings of `open_clip.factory.load_checkpoint`, without its copy."""
+    if hugging_face.wrote(state):
+        state = hugging_face.renamed(state)
     state = factory.convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = factory.convert_to_custom_text_state_dict(state)
