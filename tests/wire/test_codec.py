@@ -57,6 +57,31 @@ def test_a_cut_frame_is_refused(cut):
         codec.unpack_answer(frame[: min(cut, len(frame) - 1)])
 
 
+WHOLE = codec.pack_answer(embedded(2, 3), np.ones((2, 3), np.float32))
+
+
+def headed(header):
+    return len(header).to_bytes(4, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (WHOLE[:3], "an answer of 3 bytes is too short"),
+        (WHOLE[:20], "header was cut"),
+        (headed(b"[]"), "names none of"),
+        (headed(b"{}"), "names none of"),
+        (headed(b'{"another": {}}'), "names none of"),
+        (headed(b'{"managed": {}, "refused": {}}'), "names none of"),
+        (WHOLE[:-4], "body is not 2 x 3 of float32"),
+        (WHOLE + bytes(12), "body is not 2 x 3 of float32"),
+    ],
+)
+def test_what_is_no_answer_is_told_why(frame, why):
+    with pytest.raises(ValueError, match=why):
+        codec.unpack_answer(frame)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_do_more_than_raise_value_error(frame):
     with pytest.raises(ValueError, match=r".*"):
