@@ -8,8 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -283,27 +282,14 @@ def two_beats(client: Any, settings: Settings) -> Found:
 
 def events(settings: Settings) -> Found:
     """Whether the workers tell Flower of their tasks; asked of them by remote control."""
-    with celery_app(settings) as app:
+    with celery_app(settings) as app:  # `inspect` would warn of two workers of one name
         replies = app.control.broadcast("stats", reply=True, timeout=INSPECT_S) or []
-    answers = [answer for reply in replies for answer in reply.items()]
-    yield from namesakes(Counter(name for name, _ in answers))
+    answers = (answer for reply in replies for answer in reply.items())
     silent = sorted({name for name, told in answers if not told.get("task_events")})
     wanted = DashboardSettings.read().dashboard_password is not None
     found = f"off on {', '.join(silent)}" if silent else "on"
     mend = "set CLIPYARD_TASK_EVENTS=true for the workers, or the dashboard shows no tasks"
     yield _told(Check.EVENTS, found, mend=mend if silent and wanted else "")
-
-
-def namesakes(answers: Mapping[str, int]) -> Found:
-    """Workers of one name, which show themselves in each other's place.
-
-    Args:
-        answers: how many answer to a name.
-    """
-    for name, number in answers.items():
-        if number > 1:
-            found = f"{number} workers are called {name}, and only one of them can be seen"
-            yield Finding(Check.WORKER, Health.WARNING, found, "start each with its own name (-n)")
 
 
 def _told(check: Check, found: str, *, mend: str, health: Health = Health.WARNING) -> Finding:

@@ -15,6 +15,7 @@ import redis
 from api_client import doctor, status
 from api_client.doctor import Check, Health, examine
 from api_client.status import read_fleet
+from api_client.wire.broker import celery_app
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import LoadFailed
 from api_client.wire.messages import (
@@ -228,10 +229,13 @@ def test_a_ready_worker_of_which_something_failed_is_a_warning(tell, show):
     assert "its log" in troubled.mend
 
 
-def test_two_workers_of_one_name_are_told():
-    [two] = doctor.namesakes({"cpu0@a": 1, "gpu0@a": 2})
-    assert (two.check, two.health) == (Check.WORKER, Health.WARNING)
-    assert two.found.startswith("2 workers are called gpu0@a")
+def test_two_workers_of_one_name_tell_of_it_themselves(monkeypatch):
+    app = celery_app(Settings.read(redis_url="redis://127.0.0.1:1/0"))
+    replies = [{"gpu0@a": {"task_events": True}}, {"gpu0@a": {"task_events": False}}]
+    monkeypatch.setattr(app.control, "broadcast", lambda *_, **__: replies)
+    monkeypatch.setattr(doctor, "celery_app", lambda _: app)
+    [told] = doctor.events(Settings.read())
+    assert (told.check, told.found) == (Check.EVENTS, "off on gpu0@a")
 
 
 def test_a_model_that_was_refused_is_told_until_it_is_there(tell, show, store, keys):
