@@ -29,7 +29,7 @@ from .status import Fleet, read_fleet, sweep_is_missing
 from .wire.address import masked
 from .wire.broker import celery_app, redis_client, takes_no_writes
 from .wire.disk import free_bytes
-from .wire.errors import BadSettings, ClipyardError
+from .wire.errors import BadSettings, ClipyardError, NoBroker
 from .wire.messages import EventKind, WorkerStatus
 from .wire.names import Keys
 from .wire.settings import CONFIG_VARIABLE, Settings, files, given
@@ -178,8 +178,11 @@ def _redis_and_workers(settings: Settings) -> Found:
             found = f"{masked(url)} takes no writes"
             mend = "make room in its memory or on its disk; if it is a replica, name its primary"
         yield Finding(Check.REDIS, Health.SICK, f"{found}: {error}", mend)
-    except ClipyardError as error:
+    except NoBroker as error:
         yield Finding(Check.REDIS, Health.SICK, str(error), "start a stack with `clipyard up`")
+    except ClipyardError as error:  # of what is none of our records
+        mend = "bring all to one version, or give each program a CLIPYARD_KEY_PREFIX of its own"
+        yield Finding(Check.REDIS, Health.SICK, str(error), mend)
 
 
 def _redis(client: Any, keys: Keys, url: str) -> Found:

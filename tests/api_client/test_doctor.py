@@ -216,6 +216,15 @@ def test_versions_that_differ_are_told(tell, show):
     assert "0.0.1" in differ.found
 
 
+def test_what_redis_holds_as_a_worker_and_is_none_needs_no_stack(look, valkey_url, store, keys):
+    store.sadd(keys.workers, "stranger")
+    store.hset(keys.worker("stranger"), "state", "canary")
+    *_, strange = look(valkey_url)[Check.REDIS]
+    assert strange.health is Health.SICK
+    assert "WorkerStatus is none" in strange.found
+    assert "CLIPYARD_KEY_PREFIX" in strange.mend
+
+
 def test_a_broken_worker_is_sick(tell, show):
     show(state="broken", trouble="the last forward pass failed")
     [broken] = tell()[Check.WORKER]
