@@ -112,6 +112,7 @@ def read_fleet(store: redis.Redis, keys: names.Keys, *, events: int = EVENTS) ->
 
     Raises:
         redis.ConnectionError: Redis is away.
+        ClipyardError: what it holds of one of them is none of our records.
     """
     talk = fleet_talk(keys, events=events)
     step = next(talk)

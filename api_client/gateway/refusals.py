@@ -119,14 +119,11 @@ class Unforeseen:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
-        except (
-            asyncio.CancelledError
-        ):  # uvicorn's, of who still waits when a stop can wait no longer
+        except asyncio.CancelledError:  # by uvicorn, when a stop can wait no longer
             if scope["type"] != "http":
                 raise
-            await refuse(503, "stopping", "the gateway is being stopped; ask again")(
-                scope, receive, send
-            )
+            stopping = refuse(503, "stopping", "the gateway is being stopped; ask again")
+            await stopping(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise

@@ -180,7 +180,8 @@ class _Pipeline(redis.client.Pipeline):
     """Lets go of its connection before it gives it back, as redis.asyncio's does.
 
     redis-py's, interrupted in between (Ctrl-C), gives it back once more when it is collected; by
-    then another thread may have it, and a third one would get it too.
+    then another thread may have it, and a third one would get it too. It watches no key: what was
+    watched stays so.
     """
 
     def reset(self) -> None:  # type: ignore[override]  # Redis has a command of that name

@@ -203,7 +203,7 @@ class Room:
         size = max(0, self._ledger[slot.id].host_bytes - copy)
         with self._changed:
             coming = self._slots.loading_bytes()
-        # Some of what is coming may be there already, but then so much less is lacking.
+        # What of it has come already counts twice; more than is to be added cannot be lacking.
         short = min(size, self._ledger.host_shortfall(size + coming))
         with self._changed:
             older = self._slots.older_in_host(slot, size, short=short)
