@@ -32,7 +32,6 @@ class ClipyardEmbedding(MultiModalEmbedding):
     """
 
     _client: Client = PrivateAttr()
-    _is_given: bool = PrivateAttr()
     _options: EmbedOptions = PrivateAttr()
 
     def __init__(
@@ -47,17 +46,15 @@ class ClipyardEmbedding(MultiModalEmbedding):
             embed_batch_size=embed_batch_size,
         )
         self._client = client_of(client, asked_by="llamaindex")
-        self._is_given = client is not None
         self._options = options
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
-        """Made anew, as a pipeline of several processes (`num_workers`) hands it to each."""
-        if self._is_given:
-            raise TypeError(
-                "a ClipyardEmbedding with a client of its own stays in its process; "
-                "set CLIPYARD_REDIS_URL and give it none"
-            )
-        return partial(type(self), embed_batch_size=self.embed_batch_size, **self._options), ()
+        """Made anew, as a pipeline of several processes (`num_workers`) hands it to each.
+
+        LlamaIndex leaves out what cannot be sent: a client that stays in its process, say.
+        """
+        again = partial(type(self), self._client, embed_batch_size=self.embed_batch_size)
+        return partial(again, **self._options), ()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """As of any other model, but that both have one client: threads may share it."""
