@@ -211,8 +211,8 @@ class Line:
         """The bytes that were laid down, and what is large of an answer that its caller has.
 
         It stays as long as the message could still be with a worker that died just after it:
-        until the deadline, or until it would have been delivered once more. Where Redis is away by
-        now, its expiry does the same later.
+        until the deadline, or until it would have been delivered once more; later ones meet the
+        worker's mark. Where Redis is away by now, its expiry does the same later.
         """
         parts: list[Part] = []
         if call.blobs:

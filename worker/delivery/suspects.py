@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 import redis
 
+from api_client.wire.broker import VISIBILITY_TIMEOUT_S
 from api_client.wire.codec import text
 from api_client.wire.errors import DeviceLost
 from api_client.wire.names import Keys
@@ -49,14 +50,15 @@ return before
 """
 
 # A mark outlives an answer that goes before the request's deadline: else it could be done again in
-# between. KEYS: the answer, the starts. ARGV: frame, its seconds, those until the deadline.
+# between. KEYS: the answer, the starts. ARGV: frame, its seconds, those that a caller who has it
+# leaves it, those until the deadline.
 _ANSWER = """
 redis.call('RPUSH', KEYS[1], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('DEL', KEYS[2])
-if tonumber(ARGV[3]) > tonumber(ARGV[2]) then
+if tonumber(ARGV[4]) > tonumber(ARGV[3]) then
   redis.call('HSET', KEYS[2], 'answered', '')
-  redis.call('EXPIRE', KEYS[2], ARGV[3])
+  redis.call('EXPIRE', KEYS[2], ARGV[4])
 end
 """
 
@@ -244,7 +246,8 @@ class Start:
         suspects, keys = self._suspects, self._suspects._keys
         left_s = 0.0 if self.deadline is None else self.deadline - time.time()
         mark_s = math.ceil(max(0.0, min(LONGEST_S, left_s)))
-        answer = _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, ttl_s, mark_s
+        seconds = ttl_s, min(ttl_s, VISIBILITY_TIMEOUT_S), mark_s
+        answer = _ANSWER, 2, keys.answer(self.id), keys.started(self.id), frame, *seconds
         suspects._lines.ask("EVAL", *answer, meanwhile=meanwhile)
         self._has_ended = True
 

@@ -53,12 +53,13 @@ def test_a_message_that_was_answered_is_not_begun(store, keys, process):
         assert not store.exists(keys.started("r"))
 
 
-def test_what_was_answered_is_not_begun_again_before_its_deadline(store, keys, process):
+@pytest.mark.parametrize("ttl_s", [60, 2000])  # who has an answer keeps it for less
+def test_what_was_answered_is_not_begun_again_before_its_deadline(store, keys, process, ttl_s):
     with process().begin("r") as start:
         start.deadline = time.time() + 1000
-        start.answer(b"frame", ttl_s=60)
+        start.answer(b"frame", ttl_s=ttl_s)
     assert 900 < store.ttl(keys.started("r")) <= 1000
-    store.delete(keys.answer("r"))  # as if its minute were over
+    store.delete(keys.answer("r"))  # as if its time were over
     with process("gpu1@a").begin("r") as again:
         assert again.is_needless
 
