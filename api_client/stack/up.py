@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -76,9 +76,12 @@ def run(options: Options, *, console: Console) -> None:
     """
 
     def tell(what: RenderableType) -> None:
-        # The terminal may be closed meanwhile; of a closed pipe rich makes a SystemExit.
-        with suppress(OSError, SystemExit):
+        try:
             console.print(what)
+        except _Terminated:
+            raise
+        except (OSError, SystemExit):
+            pass  # the terminal may be closed meanwhile; of a closed pipe rich makes a SystemExit
 
     try:
         with temporary_stack(options, tell=tell) as stack:

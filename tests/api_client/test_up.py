@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -261,6 +262,26 @@ def test_a_terminal_that_closes_tells_of_it_twice_and_hurries_nobody():
             signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_a_signal_that_comes_while_something_is_told_is_heard(home, monkeypatch):
+    class Slow(Console):
+        def print(self, what):
+            super().print(what)
+            if what == "the table":
+                signal.raise_signal(signal.SIGTERM)
+
+    @contextmanager
+    def stack(_, *, tell):
+        with up._unwinding_on(signal.SIGTERM):
+            yield SimpleNamespace(supervisor=SimpleNamespace(wait=lambda: waited.append(1)))
+
+    waited = []
+    monkeypatch.setattr(up, "temporary_stack", stack)
+    monkeypatch.setattr(up, "_listening", lambda *_: "the table")
+    run(options(home), console=Slow(file=(out := io.StringIO())))
+    assert out.getvalue().splitlines() == ["the table", "stopped at once"]
+    assert not waited
 
 
 def test_a_run_goes_on_when_nobody_listens_any_more(home, checkout):
