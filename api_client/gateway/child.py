@@ -7,7 +7,7 @@ from .settings import GatewaySettings
 
 __all__ = ["extra"]
 
-_GRACE_S = 30.0  # as long as the gateway itself waits for those it answers
+_GRACE_S = 40.0  # longer than it drains: who cannot be waited for is told so then
 
 
 def extra() -> Extra:

@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from api_client.gateway import child
+from api_client.gateway.app import DRAIN_S
 from api_client.stack.child import Running
 from tests.flow.processes import until
 
@@ -17,6 +18,10 @@ def test_its_logs_are_where_up_was_called(monkeypatch, tmp_path):
     assert child.extra().env == {}
     monkeypatch.setenv("CLIPYARD_LOG_DIR", "logs")
     assert child.extra().env == {"CLIPYARD_LOG_DIR": str(tmp_path / "logs")}
+
+
+def test_who_cannot_be_waited_for_is_told_so_before_it_is_killed():
+    assert child.extra().grace_s > DRAIN_S
 
 
 def test_a_stack_hears_that_it_is_ready_whatever_is_logged(monkeypatch, tmp_path):
