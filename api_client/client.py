@@ -1,9 +1,9 @@
 """The client a RAG pipeline holds."""
 
+from _queue import SimpleQueue  # of `queue`, gevent puts another one in its place
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 from .desk import Desk

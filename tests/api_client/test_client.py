@@ -1,7 +1,9 @@
+import importlib.util
 import itertools
 import json
 import os
 import pickle
+import queue
 import subprocess
 import sys
 import threading
@@ -848,6 +850,18 @@ def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
     stage.published.clear()
     with stage.worker():
         assert connect(stage.settings).embed_texts(["a"]).shape == (1, 16)
+
+
+def test_seats_are_the_interpreters_own_where_gevent_puts_another_queue(monkeypatch):
+    monkeypatch.setattr(queue, "SimpleQueue", queue._PySimpleQueue)
+    file = sys.modules[Seats.__module__].__file__
+    patched = importlib.util.spec_from_file_location("api_client.patched", file)
+    module = importlib.util.module_from_spec(patched)
+    patched.loader.exec_module(module)
+    seats = module.Seats(1)
+    with pytest.raises(KeyError), seats:
+        raise KeyError
+    assert seats.qsize() == 1
 
 
 READS_ONE = """
