@@ -44,6 +44,7 @@ class AsyncClient:
         self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
         self._ending = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None  # whose its connections are
+        self._is_closed = False
 
     async def embed_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
@@ -182,6 +183,7 @@ class AsyncClient:
         # One that is broken off ends when it is collected, which may be after this.
         for stream in tuple(self._resting):
             await self._end(stream)
+        self._is_closed = True
         await asyncio.to_thread(self._desk.line.close)
         await self._redis.aclose()
 
@@ -213,21 +215,28 @@ class AsyncClient:
 
     async def _hold(self, talk: Talk[_T]) -> _T:
         self._require_loop()
-        async with self._seats:
-            following: Callable[[], Step] = partial(next, talk)
-            while True:
-                try:
-                    step = following()
-                except StopIteration as end:
-                    result: _T = end.value
-                    return result
-                try:
-                    with self._desk.line.reaching():
-                        said = await self._take(step)
-                except BaseException as error:
-                    following = partial(talk.throw, error)
-                else:
-                    following = partial(talk.send, said)
+        try:
+            async with self._seats:
+                return await self._held(talk)
+        finally:
+            if self._is_closed:  # meanwhile: what was under way has connected anew
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
+
+    async def _held(self, talk: Talk[_T]) -> _T:
+        following: Callable[[], Step] = partial(next, talk)
+        while True:
+            try:
+                step = following()
+            except StopIteration as end:
+                result: _T = end.value
+                return result
+            try:
+                with self._desk.line.reaching():
+                    said = await self._take(step)
+            except BaseException as error:
+                following = partial(talk.throw, error)
+            else:
+                following = partial(talk.send, said)
 
     def _require_loop(self) -> None:
         here = asyncio.get_running_loop()
