@@ -34,6 +34,7 @@ class AsyncClient:
     """
 
     _again: Callable[[], Any] | None = None
+    _is_closed = False
 
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         if settings is None:
@@ -44,7 +45,6 @@ class AsyncClient:
         self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
         self._ending = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None  # whose its connections are
-        self._is_closed = False
 
     async def embed_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from .wire.errors import NoAnswer
 from .wire.jobs import JobState
@@ -120,6 +120,13 @@ class AwaitedStore:
 
     async def aclose(self) -> None:
         """Nothing is open."""
+
+    @property
+    def connection_pool(self) -> Self:
+        return self
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Likewise."""
 
     def __getattr__(self, command: str) -> Callable[..., Awaitable[Any]]:
         async def say(*args: Any, **kw: Any) -> Any:
