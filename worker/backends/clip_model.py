@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from ..catalogue import Entry
 from .base import Placement, PreparedText, Traits
-from .blocks import without_detours
+from .blocks import lay_out, without_detours
+from .placement import best_precision
 from .recipes import Tokenizer
+from .residence import memory_errors
 from .resize import pixels_of, steps_for
 from .texts import TextTower, Tokens
 from .torch_model import Normalised, TorchModel
@@ -47,6 +49,13 @@ class ClipModel(TorchModel):
         self._text_tower = TextTower(module)
         self._tokens = Tokens(tokenizer)
         self.traits = traits
+
+    def lift(self) -> None:
+        super().lift()
+        in_bfloat16 = self.device.type == "cpu" and self.placement.precision == "bfloat16"
+        if in_bfloat16 and best_precision("cpu") == "bfloat16":
+            with memory_errors():
+                lay_out(self.module)
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that open_clip's preprocessing would normalise."""

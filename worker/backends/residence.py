@@ -60,7 +60,7 @@ class Residence:
 
     def unload(self) -> None:
         """Lets go of every copy. A mapped file is closed with its last tensor."""
-        self._model.to_empty(device=torch.device("meta"))
+        self._model._apply(_emptied)  # type: ignore[no-untyped-call]
         return_freed()
 
     def _place(self, data: Sequence[Tensor]) -> None:
@@ -160,6 +160,11 @@ def memory_errors() -> Iterator[None]:
             raise
         torch.cuda.empty_cache()  # what torch kept is room for the others
         raise MemoryError(str(error)) from None
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    """As `nn.Module.to_empty`, which refuses weights that are laid out for oneDNN."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -10,15 +10,15 @@ import torch
 from open_clip.transformer import LayerNormFp32, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
-from worker.backends.blocks import MaskedBlock, without_detours
+from worker.backends.blocks import Block, lay_out, without_detours
+from worker.backends.placement import best_precision
+from worker.backends.residence import Residence, bytes_of
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
 CAUSAL = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
 
-Block = Callable[..., Any]
 
-
-def pair(**options: Any) -> tuple[Block, Block]:
+def pair(**options: Any) -> tuple[nn.Module, nn.Module]:
     """A block as open_clip has it, and the same one on the short way."""
     torch.manual_seed(0)
     stock = ResidualAttentionBlock(WIDTH, HEADS, **options).eval()
@@ -26,7 +26,7 @@ def pair(**options: Any) -> tuple[Block, Block]:
         nn.init.normal_(parameter, std=0.3)
     short = deepcopy(stock)
     without_detours(short)
-    assert type(short) is MaskedBlock
+    assert type(short) is Block
     return stock, short
 
 
@@ -60,7 +60,7 @@ def test_other_uses_are_left_to_open_clip() -> None:
 @torch.inference_mode()
 def test_weights_that_moved_or_were_replaced_are_found() -> None:
     _, short = pair()
-    assert isinstance(short, MaskedBlock)
+    assert isinstance(short, Block)
     rows = torch.randn(3, LENGTH, WIDTH)
     before = short(rows, attn_mask=CAUSAL)
     weights = deepcopy(short.state_dict())
@@ -93,3 +93,44 @@ def test_a_block_with_extras_is_left_as_it_is(part: tuple[str, Callable[[], nn.M
     setattr(block, name, made())
     without_detours(block)
     assert type(block) is ResidualAttentionBlock
+
+
+bfloat16_kernels = pytest.mark.skipif(
+    best_precision("cpu") != "bfloat16", reason="no kernels for bfloat16 on this processor"
+)
+
+
+@bfloat16_kernels
+@torch.inference_mode()
+@pytest.mark.parametrize("options", [{}, {"ls_init_value": 0.1}, {"act_layer": QuickGELU}])
+@pytest.mark.parametrize("mask", [None, CAUSAL, CAUSAL == 0, CAUSAL.repeat(3 * HEADS, 1, 1)])
+def test_weights_that_are_laid_out_give_the_same_rows(
+    options: dict[str, Any], mask: Tensor | None
+) -> None:
+    stock, short = pair(**options)
+    rows = torch.randn(3, LENGTH, WIDTH)
+    want = stock(rows, attn_mask=mask)
+    short = short.bfloat16()
+    lay_out(short)
+    lay_out(short)
+    got = short(rows.bfloat16(), attn_mask=mask).float()
+    assert torch.cosine_similarity(got, want, dim=-1).min() >= 0.999
+
+
+@bfloat16_kernels
+def test_weights_that_are_laid_out_count_as_before_and_can_be_let_go() -> None:
+    _, short = pair()
+    model = nn.Sequential(short).bfloat16().requires_grad_(False)
+    before = bytes_of(model)
+    lay_out(model)
+    assert any(parameter.is_mkldnn for parameter in model.parameters())
+    assert bytes_of(model) == before
+    Residence(model).unload()
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@bfloat16_kernels
+def test_a_block_that_attends_to_others_keeps_its_weights() -> None:
+    _, short = pair(is_cross_attention=True)
+    lay_out(short.bfloat16())
+    assert not any(parameter.is_mkldnn for parameter in short.parameters())
