@@ -1,4 +1,4 @@
-"""The blocks of an open_clip tower, each as one function, with weights as a CPU likes them.
+"""The blocks of an open_clip tower, each as one function.
 
 As they come, `nn.MultiheadAttention` makes a detour for rows under a float mask: it turns them
 around first, so that its first product becomes one per position, each with a copy of the weights.
@@ -9,14 +9,13 @@ short query's pass (docs/why.md).
 
 from typing import Any
 
-import torch
 from open_clip.transformer import LayerNorm, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Block", "lay_out", "without_detours"]
+from .layout import NOTHING, Then, is_laid_out, lay_out, product
 
-_NOTHING: tuple[str, list[float], str] = ("none", [], "")
+__all__ = ["Block", "lay_out_blocks", "without_detours"]
 
 
 class Block(ResidualAttentionBlock):  # type: ignore[misc]  # open_clip has no types
@@ -41,7 +40,7 @@ class Block(ResidualAttentionBlock):  # type: ignore[misc]  # open_clip has no t
         """(rows, length, width) to the same."""
         first_norm, attention, out, first_scale, norm, widen, gelu, narrow, scale = self.steps
         has_one_mask = attn_mask is not None and attn_mask.dim() == 2
-        is_ours = has_one_mask or _is_laid_out(out)
+        is_ours = has_one_mask or is_laid_out(out)
         if k_x is not None or v_x is not None or not is_ours:
             rows: Tensor = super().forward(q_x, k_x, v_x, attn_mask)
             return rows
@@ -63,30 +62,15 @@ def without_detours(model: nn.Module) -> None:
             block.__class__ = Block
 
 
-def lay_out(model: nn.Module) -> None:
-    """Turn the weights of such blocks into what oneDNN's kernels for bfloat16 read.
-
-    Otherwise they do so in every pass: a product of ten rows takes half as long again, one of 400
-    a fifth longer (docs/why.md). Weights that are laid out already stay as they are.
-    """
+def lay_out_blocks(model: nn.Module) -> None:
+    """The weights of every block that runs as one function."""
     for block in model.modules():
         # One that attends to others is not ours to run.
         if isinstance(block, Block) and not hasattr(block, "ln_1_kv"):
             _, attention, out, _, _, widen, _, narrow, _ = block.steps
-            _lay_out(attention, "in_proj_weight")
+            lay_out(attention, "in_proj_weight")
             for linear in (out, widen, narrow):
-                _lay_out(linear, "weight")
-
-
-def _lay_out(module: nn.Module, name: str) -> None:
-    weight = module._parameters[name]
-    if weight is not None and not weight.is_mkldnn:
-        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-        module._parameters[name] = nn.Parameter(laid_out, requires_grad=False)
-
-
-def _is_laid_out(linear: Any) -> bool:
-    return bool(linear._parameters["weight"].is_mkldnn)
+                lay_out(linear)
 
 
 def _is_plain(block: Any) -> bool:
@@ -100,7 +84,7 @@ def _is_plain(block: Any) -> bool:
 
 def _attended(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     weights = attention._parameters
-    projected = _product(x, weights["in_proj_weight"], weights["in_proj_bias"])
+    projected = product(x, weights["in_proj_weight"], weights["in_proj_bias"])
     rows, length, width = x.shape
     heads = projected.view(rows, length, 3, attention.num_heads, attention.head_dim)
     q, k, v = heads.permute(2, 0, 3, 1, 4)
@@ -118,23 +102,12 @@ def _normed(norm: Any, x: Tensor) -> Tensor:
 
 
 def _activated(gelu: Any, linear: Any, x: Tensor) -> Tensor:
-    if type(gelu) is nn.GELU and _is_laid_out(linear):
-        weights = linear._parameters
-        return _product(x, weights["weight"], weights["bias"], ("gelu", [], gelu.approximate))
+    if type(gelu) is nn.GELU and is_laid_out(linear):
+        return _linear(linear, x, ("gelu", [], gelu.approximate))
     activated: Tensor = gelu.forward(_linear(linear, x))
     return activated
 
 
-def _linear(linear: Any, x: Tensor) -> Tensor:
+def _linear(linear: Any, x: Tensor, then: Then = NOTHING) -> Tensor:
     weights = linear._parameters
-    return _product(x, weights["weight"], weights["bias"])
-
-
-def _product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, then: tuple[str, list[float], str] = _NOTHING
-) -> Tensor:
-    """`F.linear`; what comes then is for weights that are laid out."""
-    if weight.is_mkldnn:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *then)
-        return product
-    return F.linear(x, weight, bias)
+    return product(x, weights["weight"], weights["bias"], then)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ..catalogue import Entry
 from .base import Placement, PreparedText, Traits
-from .blocks import lay_out, without_detours
-from .placement import best_precision
+from .blocks import lay_out_blocks, without_detours
+from .layout import lay_out_trunk
 from .recipes import Tokenizer
-from .residence import memory_errors
 from .resize import pixels_of, steps_for
 from .texts import TextTower, Tokens
 from .torch_model import Normalised, TorchModel
@@ -50,12 +49,9 @@ class ClipModel(TorchModel):
         self._tokens = Tokens(tokenizer)
         self.traits = traits
 
-    def lift(self) -> None:
-        super().lift()
-        in_bfloat16 = self.device.type == "cpu" and self.placement.precision == "bfloat16"
-        if in_bfloat16 and best_precision("cpu") == "bfloat16":
-            with memory_errors():
-                lay_out(self.module)
+    def lay_out(self) -> None:
+        lay_out_blocks(self.module)
+        lay_out_trunk(self.module)
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """(height, width, 3), the pixels that open_clip's preprocessing would normalise."""

@@ -23,6 +23,7 @@ from api_client.wire.messages import Kind
 from ..catalogue import Entry
 from . import hub, weights
 from .base import About
+from .layout import lay_out_trunk
 from .meta import without_memory
 from .residence import bytes_of
 from .resize import pixels_of, steps_for
@@ -103,6 +104,9 @@ class Timm(TorchModel):
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = self.module(self._normalised(pixels)).float().cpu().numpy()
         return vectors
+
+    def lay_out(self) -> None:
+        lay_out_trunk(self.module)
 
     @property
     def _name(self) -> str:

@@ -16,6 +16,7 @@ from . import weights
 from .base import Collated, Footprint
 from .cores import CORES
 from .patches import as_products
+from .placement import best_precision
 from .residence import Residence, memory_errors, residence
 from .samples import prepared, samples
 from .simple import SimpleModel
@@ -96,6 +97,14 @@ class TorchModel(SimpleModel):
             except MemoryError:
                 self._residence.lower()
                 raise
+        in_bfloat16 = self.device.type == "cpu" and self.dtype is torch.bfloat16
+        if in_bfloat16 and best_precision("cpu") == "bfloat16":
+            with memory_errors():
+                self.lay_out()
+
+    def lay_out(self) -> None:
+        """Put weights into the order of a CPU's kernels for bfloat16, where somebody knows how to
+        run the module with them then. With every lift."""
 
     def lower(self) -> None:
         self._residence.lower()

@@ -10,7 +10,7 @@ import torch
 from open_clip.transformer import LayerNormFp32, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
-from worker.backends.blocks import Block, lay_out, without_detours
+from worker.backends.blocks import Block, lay_out_blocks, without_detours
 from worker.backends.placement import best_precision
 from worker.backends.residence import Residence, bytes_of
 
@@ -111,8 +111,8 @@ def test_weights_that_are_laid_out_give_the_same_rows(
     rows = torch.randn(3, LENGTH, WIDTH)
     want = stock(rows, attn_mask=mask)
     short = short.bfloat16()
-    lay_out(short)
-    lay_out(short)
+    lay_out_blocks(short)
+    lay_out_blocks(short)
     got = short(rows.bfloat16(), attn_mask=mask).float()
     assert torch.cosine_similarity(got, want, dim=-1).min() >= 0.999
 
@@ -122,7 +122,7 @@ def test_weights_that_are_laid_out_count_as_before_and_can_be_let_go() -> None:
     _, short = pair()
     model = nn.Sequential(short).bfloat16().requires_grad_(False)
     before = bytes_of(model)
-    lay_out(model)
+    lay_out_blocks(model)
     assert any(parameter.is_mkldnn for parameter in model.parameters())
     assert bytes_of(model) == before
     Residence(model).unload()
@@ -132,5 +132,5 @@ def test_weights_that_are_laid_out_count_as_before_and_can_be_let_go() -> None:
 @bfloat16_kernels
 def test_a_block_that_attends_to_others_keeps_its_weights() -> None:
     _, short = pair(is_cross_attention=True)
-    lay_out(short.bfloat16())
+    lay_out_blocks(short.bfloat16())
     assert not any(parameter.is_mkldnn for parameter in short.parameters())
