@@ -41,10 +41,10 @@ def is_laid_out(linear: Any) -> bool:
 
 def lay_out(module: nn.Module, name: str = "weight") -> None:
     """One weight of two dimensions in bfloat16, unless it is laid out already."""
-    weight = module._parameters[name]
-    if weight is not None and not weight.is_mkldnn:
+    weight: Tensor = getattr(module, name)
+    if not weight.is_mkldnn:
         laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-        module._parameters[name] = nn.Parameter(laid_out, requires_grad=False)
+        setattr(module, name, nn.Parameter(laid_out, requires_grad=False))
 
 
 def lay_out_trunk(model: nn.Module) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from worker.backends.blocks import Block, lay_out_blocks, without_detours
 from worker.backends.placement import best_precision
-from worker.backends.residence import Residence, bytes_of
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
 CAUSAL = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
@@ -115,18 +114,6 @@ def test_weights_that_are_laid_out_give_the_same_rows(
     lay_out_blocks(short)
     got = short(rows.bfloat16(), attn_mask=mask).float()
     assert torch.cosine_similarity(got, want, dim=-1).min() >= 0.999
-
-
-@bfloat16_kernels
-def test_weights_that_are_laid_out_count_as_before_and_can_be_let_go() -> None:
-    _, short = pair()
-    model = nn.Sequential(short).bfloat16().requires_grad_(False)
-    before = bytes_of(model)
-    lay_out_blocks(model)
-    assert any(parameter.is_mkldnn for parameter in model.parameters())
-    assert bytes_of(model) == before
-    Residence(model).unload()
-    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 @bfloat16_kernels

@@ -1,13 +1,16 @@
 """Weights in the order of a CPU's kernels, beside the same weights as they came."""
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import timm
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from worker.backends.blocks import lay_out_blocks, without_detours
 from worker.backends.layout import lay_out_trunk
 from worker.backends.placement import best_precision
 from worker.backends.residence import Residence, bytes_of
@@ -46,10 +49,22 @@ def test_a_trunk_of_timm_gives_the_same_rows(name: str) -> None:
     assert torch.cosine_similarity(got, want, dim=-1).min() >= 0.999
 
 
-def test_it_takes_as_many_bytes_and_can_be_let_go() -> None:
-    model = trunk()
+def tower() -> nn.Module:
+    made = nn.Sequential(ResidualAttentionBlock(64, 2)).bfloat16().requires_grad_(False)
+    without_detours(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "laid_out"), [(trunk, lay_out_trunk), (tower, lay_out_blocks)], ids=["timm", "clip"]
+)
+def test_they_take_as_many_bytes_and_can_be_let_go(
+    made: Callable[[], nn.Module], laid_out: Callable[[nn.Module], None]
+) -> None:
+    model = made()
     before = bytes_of(model)
-    lay_out_trunk(model)
+    laid_out(model)
+    assert any(parameter.is_mkldnn for parameter in model.parameters())
     assert bytes_of(model) == before
     Residence(model).unload()
     assert all(parameter.is_meta for parameter in model.parameters())
