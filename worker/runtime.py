@@ -12,7 +12,7 @@ import redis
 
 from api_client.wire.broker import redis_client
 from api_client.wire.errors import ClipyardError, DeviceLost
-from api_client.wire.messages import Event
+from api_client.wire.messages import Event, EventKind
 from api_client.wire.names import Keys
 
 from . import processors
@@ -166,6 +166,8 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     def on_event(event: Event) -> None:
         meter.happened(event)
         tracker.on_event(event)
+        if event.kind in (EventKind.EVICTED, EventKind.UNLOADED):
+            batcher.forget(event.model)
 
     def load(entry: Entry) -> Model:
         tracker.show_soon()  # that it is being loaded

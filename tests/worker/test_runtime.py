@@ -106,6 +106,13 @@ def test_plug_ins_start_in_their_order_and_a_bad_one_costs_nobody_else(here):
     assert (worker.state, worker.trouble) == (found.state, found.trouble)
 
 
+def test_that_its_last_pass_failed_is_no_trouble_once_a_model_has_left(here):
+    embed(here, "stuck/one")
+    assert "stuck/one failed" in here.health.look().trouble
+    assert here.slots.unload("stuck/one", reason="a test", wait_s=1.0)
+    assert "stuck/one failed" not in here.health.look().trouble
+
+
 def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
     assert here.slots.limits.pinned == {"ollama/bge-m3", "nobody/knows"}
     assert here.tracker.current() == "ViT-H-14/laion2b_s32b_b79k"

@@ -193,6 +193,11 @@ class Batcher:
             calls = list(self._calls)
             return self._passes.pulse(calls, queued=self._turns.depth(), now=self._clock())
 
+    def forget(self, model_id: str) -> None:
+        """A model has left memory: that its last pass failed is no trouble any more."""
+        with self._to_run:
+            self._passes.forget(model_id)
+
     def close(self) -> None:
         """Fail what waits, finish what runs, end the threads."""
         with self._to_run:

@@ -72,6 +72,10 @@ class Passes:
         else:
             self._failing.discard(this.model_id)
 
+    def forget(self, model_id: str) -> None:
+        """It has gone: whether it would work now nobody knows."""
+        self._failing.discard(model_id)
+
     def pulse(self, calls: Collection[Call], *, queued: int, now: float) -> Pulse:
         ages_s: dict[str, float] = {}
         for call in calls:
