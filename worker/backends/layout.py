@@ -4,20 +4,13 @@ Given them as they come, these kernels put a copy into that order in every pass:
 rows takes half as long again, one of 400 a fifth longer (docs/why.md).
 """
 
-from typing import Any
-
 import torch
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NOTHING", "Then", "is_laid_out", "lay_out", "lay_out_trunk", "product"]
-
-Then = tuple[str, list[float], str]
-"""What becomes of a product at once: an operation, its numbers, and which of its kinds."""
-
-NOTHING: Then = ("none", [], "")
+__all__ = ["lay_out", "lay_out_trunk", "product"]
 
 
 class LaidOut(nn.Linear):
@@ -27,16 +20,18 @@ class LaidOut(nn.Linear):
         return product(input, self.weight, self.bias)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, then: Then = NOTHING) -> Tensor:
-    """`F.linear`; what comes then is for weights that are laid out."""
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: str = "") -> Tensor:
+    """`F.linear`, and what becomes of it at once.
+
+    Args:
+        gelu: how torch approximates it, "none" or "tanh"; "" leaves the product as it is.
+    """
     if weight.is_mkldnn:
-        rows: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *then)
+        then = "gelu" if gelu else "none"
+        rows: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], gelu)
         return rows
-    return F.linear(x, weight, bias)
-
-
-def is_laid_out(linear: Any) -> bool:
-    return bool(linear._parameters["weight"].is_mkldnn)
+    rows = F.linear(x, weight, bias)
+    return F.gelu(rows, approximate=gelu) if gelu else rows
 
 
 def lay_out(module: nn.Module, name: str = "weight") -> None:

@@ -1,5 +1,6 @@
 """open_clip's own block is the yardstick."""
 
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -10,6 +11,7 @@ import torch
 from open_clip.transformer import LayerNormFp32, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
+from worker.backends import blocks
 from worker.backends.blocks import Block, lay_out_blocks, without_detours
 from worker.backends.placement import best_precision
 
@@ -38,6 +40,24 @@ def test_rows_are_those_of_open_clip_under_any_mask(
     stock, short = pair(**options)
     rows = torch.randn(3, LENGTH, WIDTH)
     torch.testing.assert_close(short(rows, attn_mask=mask), stock(rows, attn_mask=mask))
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch scripts nothing there")
+@torch.inference_mode()
+def test_in_one_go_it_is_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, short = pair(ls_init_value=0.1)
+    rows = torch.randn(3, LENGTH, WIDTH)
+    in_one_go = short(rows, attn_mask=CAUSAL)
+    assert isinstance(blocks._block_in_one_go, torch.jit.ScriptFunction)
+    monkeypatch.setattr(blocks, "_block_in_one_go", blocks._block)
+    assert torch.equal(short(rows, attn_mask=CAUSAL), in_one_go)
+
+
+def test_what_torch_cannot_script_runs_as_it_is() -> None:
+    def odd(*rows: Tensor) -> Tensor:
+        return next(iter(rows))
+
+    assert blocks._in_one_go(odd) is odd
 
 
 @torch.inference_mode()
@@ -82,6 +102,7 @@ def attention(**options: Any) -> nn.MultiheadAttention:
         ("attn", partial(attention, add_bias_kv=True)),
         ("attn", partial(attention, add_zero_attn=True)),
         ("attn", nn.Identity),
+        ("attn", partial(attention, bias=False)),
         ("ln_1", partial(LayerNormFp32, WIDTH)),
         ("ln_2", partial(LayerNormFp32, WIDTH)),
     ],
