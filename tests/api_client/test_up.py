@@ -322,7 +322,10 @@ def test_a_real_worker_and_its_redis_come_back_after_kill_9(home, checkout, told
         told.until("cpu0 is ready")
         with Celery(broker=stack.url, backend=stack.url) as app:
             assert app.send_task("double", (21,)).get(timeout=BOUND_S) == 42
-            app.backend.client.close()
+            # What Celery keeps until its garbage is collected, and warns of then or not.
+            app.backend.result_consumer.stop()
+            app.backend.client.connection_pool.disconnect()
+            app.pool.force_close_all()
         with redis.Redis.from_url(stack.url) as client:
             assert client.get("kept") == b"1"
 
