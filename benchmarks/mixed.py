@@ -14,7 +14,8 @@ from .rounds import Contestant, medians, per_second, ratio
 from .stack import stack
 
 CLIENTS = 8
-# Tasks of a warm-up and of a round: begin and end of one, when cores wait, count as in one go.
+# Tasks of a warm-up and of a round. Cores wait as a round begins and ends, so fewer tasks a round
+# would count that more often than a thousand in one go do.
 WARM_UPS, TASKS = 128, 1000
 QUICK_WARM_UPS, QUICK_TASKS = 32, 96
 WITHIN_S = 240.0
