@@ -64,8 +64,11 @@ def _report(name: str, options: Options) -> Report:
     import torch
 
     wanted = torch.device(options.device)
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        return Report(name, seconds=0.0, note=f"nothing measured: {options.device} is not here")
+    if wanted.type == "cuda":
+        index = wanted.index or 0
+        if index >= torch.cuda.device_count():
+            return Report(name, seconds=0.0, note=f"nothing measured: {options.device} is not here")
+        torch.cuda.set_device(index)
     report: Report = import_module(f"{__package__}.{name.replace('-', '_')}").run(options)
     return report
 

@@ -91,7 +91,7 @@ def _measured(
     before = _embedded(model, pictures)
     plain_ms = []
     for _ in range(rounds):
-        return_freed()  # as `lower` does: every lift asks the system for memory anew
+        return_freed(device)  # as `lower` does: every lift asks the system for memory anew
         plain_ms.append(_ms(lambda: [tensor.to(device, copy=True) for tensor in weights]))
     yield "plain lift ms", median(plain_ms)
     yield "pack ms, once", _ms(tiers.pack)

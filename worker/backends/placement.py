@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from api_client.wire.errors import BadSettings
+from api_client.wire.errors import BadSettings, first_line
 
 from ..settings import WorkerSettings
 from .base import Placement, Precision
@@ -20,7 +20,7 @@ def resolve(settings: WorkerSettings) -> Placement:
     """The settings with every `auto` decided. To be asked before anything is computed.
 
     Raises:
-        BadSettings: the device is not here, and `fallback_to_cpu` is off.
+        BadSettings: the device is not here or cannot be used, and `fallback_to_cpu` is off.
     """
     name_kernels()
     device = _device(settings)
@@ -70,26 +70,22 @@ def best_precision(device: str) -> Precision:
 
 
 def _device(settings: WorkerSettings) -> str:
-    wanted = settings.device
+    wanted = "cuda:0" if settings.device == "cuda" else settings.device
     if wanted == "auto":
         return _roomy_gpu(settings.gpu_memory_threshold_gb) or _other()
-    if _present(wanted):
-        return "cuda:0" if wanted == "cuda" else wanted
+    if not (trouble := _trouble(wanted)):
+        return wanted
     if settings.fallback_to_cpu:
-        log.warning("device %s is not here; using the CPU", wanted)
+        log.warning("device %s; using the CPU", trouble)
         return "cpu"
-    raise BadSettings(
-        f"CLIPYARD_DEVICE: {wanted} is not here (torch {torch.__version__} sees "
-        f"{torch.cuda.device_count()} CUDA devices); use auto, or allow CLIPYARD_FALLBACK_TO_CPU"
-    )
+    raise BadSettings(f"CLIPYARD_DEVICE: {trouble}; use auto, or allow CLIPYARD_FALLBACK_TO_CPU")
 
 
 def _roomy_gpu(needed_gb: float) -> str | None:
     for index in range(torch.cuda.device_count()):
-        free, _ = torch.cuda.mem_get_info(index)
-        if free >= needed_gb * GB:
+        if not (trouble := _trouble(f"cuda:{index}", needed_gb=needed_gb)):
             return f"cuda:{index}"
-        log.warning("cuda:%d has %.1f GB free, %.1f are asked for", index, free / GB, needed_gb)
+        log.warning(trouble)
     return None
 
 
@@ -97,12 +93,20 @@ def _other() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _present(device: str) -> bool:
+def _trouble(device: str, *, needed_gb: float = 0.0) -> str:
+    """Why nothing can run there; empty if something can."""
     kind, _, index = device.partition(":")
     match kind:
         case "cpu":
-            return True
+            return ""
         case "mps":
-            return torch.backends.mps.is_available()
-        case _:
-            return int(index or 0) < torch.cuda.device_count()
+            return "" if torch.backends.mps.is_available() else "mps is not here"
+    if int(index) >= (seen := torch.cuda.device_count()):
+        return f"{device} is not here (torch {torch.__version__} sees {seen} CUDA devices)"
+    try:
+        free, _ = torch.cuda.mem_get_info(device)
+    except RuntimeError as error:  # full to the brim, broken, or another process' alone
+        return f"{device} cannot be used: {first_line(error)}"
+    if free < needed_gb * GB:
+        return f"{device} has {free / GB:.1f} GB free, {needed_gb:.1f} are asked for"
+    return ""

@@ -4,7 +4,7 @@ import ctypes
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 class Residence:
     """The tensors of one model where device and host are one memory: moves cost nothing."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = model
+        self._device = device
 
     def footprint(self) -> Footprint:
         return Footprint(host_bytes=bytes_of(self._model))
@@ -61,7 +62,7 @@ class Residence:
     def unload(self) -> None:
         """Lets go of every copy. A mapped file is closed with its last tensor."""
         self._model._apply(_emptied)  # type: ignore[no-untyped-call]
-        return_freed()
+        return_freed(self._device)
 
     def _place(self, data: Sequence[Tensor]) -> None:
         for tensor, where in zip(_tensors(self._model), data, strict=True):
@@ -78,8 +79,7 @@ class Tiers(Residence):
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        super().__init__(model)
-        self._device = device
+        super().__init__(model, device)
         self._host = [plain(tensor.data) for tensor in _tensors(model)]
         self._is_mapped = True
         self._is_lifted = False
@@ -95,7 +95,7 @@ class Tiers(Residence):
 
     def lift(self) -> None:
         if not self._is_lifted:
-            with memory_errors():
+            with memory_errors(self._device):
                 self._place([self._on_device(stored).restored() for stored in self._host])
             self._is_lifted = True
 
@@ -106,11 +106,11 @@ class Tiers(Residence):
                 self._is_mapped = False
             self._place([stored.parts[0] for stored in self._host])
             self._is_lifted = False
-            return_freed()
+            return_freed(self._device)
 
     def pack(self) -> None:
         host = []
-        with memory_errors():
+        with memory_errors(self._device):
             for tensor in _tensors(self._model):
                 stored = _packed(tensor)
                 tensor.data = stored.restored()
@@ -132,12 +132,13 @@ class Tiers(Residence):
 
 def residence(model: nn.Module, device: torch.device) -> Residence:
     """For a model whose weights are in host memory."""
-    return Residence(model) if device.type == "cpu" else Tiers(model, device)
+    return (Residence if device.type == "cpu" else Tiers)(model, device)
 
 
-def return_freed() -> None:
+def return_freed(device: torch.device) -> None:
     """Allocators keep freed blocks for later; the memory probe should see them free."""
-    torch.cuda.empty_cache()  # does nothing where there is no GPU
+    with current(device):
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # musl has none
 
@@ -147,18 +148,29 @@ def bytes_of(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in _tensors(model))
 
 
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """CUDA's current device, in this thread and while the block lasts.
+
+    It is `cuda:0` for a thread that says nothing, and then what names no device, as giving freed
+    memory back, opens that one as well: 0.5 GB of it for nothing (pytorch/pytorch#144025).
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """torch's ways to run out of memory, as the one that callers expect."""
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """On this device: torch's ways to run out of memory, as the one that callers expect."""
     try:
-        yield
+        with current(device):
+            yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from None
     except RuntimeError as error:
         said = str(error).lower()
         if not any(sentence in said for sentence in _NO_ROOM):
             raise
-        torch.cuda.empty_cache()  # what torch kept is room for the others
+        with current(device):
+            torch.cuda.empty_cache()  # what torch kept is room for the others
         raise MemoryError(str(error)) from None
 
 
@@ -200,7 +212,9 @@ def _page_locked(
 def _pinned(block: Tensor, device: torch.device) -> Callable[[], None]:
     """Page-locks it, and gives what undoes that. Where the driver refuses, lifts are slower."""
     cuda = _cuda()
-    if code := int(cuda.cudaHostRegister(block.data_ptr(), block.nbytes, 0)):
+    with current(device):
+        code = int(cuda.cudaHostRegister(block.data_ptr(), block.nbytes, 0))
+    if code:
         log.warning(
             "%.1f GB of host memory cannot be page-locked (CUDA error %d): lifts will be slower",
             block.nbytes / 1e9,
@@ -210,7 +224,12 @@ def _pinned(block: Tensor, device: torch.device) -> Callable[[], None]:
         with suppress(RuntimeError):
             torch.zeros(1, device=device)
         return lambda: None
-    return lambda: cuda.cudaHostUnregister(block.data_ptr())
+
+    def unpin() -> None:
+        with current(device):
+            cuda.cudaHostUnregister(block.data_ptr())
+
+    return unpin
 
 
 def _cuda() -> Any:

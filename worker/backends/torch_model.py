@@ -79,7 +79,8 @@ class TorchModel(SimpleModel):
 
     @torch.inference_mode()
     def run(self, kind: Kind, batch: Collated) -> NDArray[np.float32]:
-        with memory_errors(), CORES.share() if self.device.type == "cpu" else nullcontext():
+        share = CORES.share() if self.device.type == "cpu" else nullcontext()
+        with memory_errors(self.device), share:
             return super().run(kind, batch)
 
     def footprint(self) -> Footprint:
@@ -99,7 +100,7 @@ class TorchModel(SimpleModel):
                 raise
         in_bfloat16 = self.device.type == "cpu" and self.dtype is torch.bfloat16
         if in_bfloat16 and best_precision("cpu") == "bfloat16":
-            with memory_errors():
+            with memory_errors(self.device):
                 self.lay_out()
 
     def lay_out(self) -> None:

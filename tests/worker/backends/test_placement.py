@@ -2,7 +2,9 @@ import os
 
 import pytest
 
-from worker.backends.placement import mkl_branch, name_kernels
+from api_client.wire.errors import BadSettings
+from worker.backends.placement import mkl_branch, name_kernels, resolve
+from worker.settings import WorkerSettings
 
 ZEN_3 = {"cpu_name": "AMD EPYC", "avx2": True, "avx512_f": False}
 
@@ -29,3 +31,44 @@ def test_kernels_that_somebody_has_named_stay(monkeypatch):
     monkeypatch.delenv("MKL_CBWR")
     name_kernels()
     assert os.environ["MKL_CBWR"] == "AVX2"
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """Free GB of each GPU; None cannot be used."""
+
+    def put(*free_gb):
+        def info(device):
+            if (free := free_gb[int(device.partition(":")[2])]) is None:
+                raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+            return int(free * 1e9), int(80e9)
+
+        monkeypatch.setattr("torch.cuda.device_count", lambda: len(free_gb))
+        monkeypatch.setattr("torch.cuda.mem_get_info", info)
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+
+    return put
+
+
+def test_auto_takes_the_first_gpu_with_room(cards, caplog):
+    cards(None, 0.5, 70.0)
+    assert resolve(WorkerSettings.read(device="auto", offline=True)).device == "cuda:2"
+    assert "cuda:0 cannot be used: CUDA error: CUDA-capable device(s)" in caplog.text
+    assert "cuda:1 has 0.5 GB free" in caplog.text
+
+
+def test_cuda_is_the_first_gpu(cards):
+    cards(70.0, 70.0)
+    assert resolve(WorkerSettings.read(device="cuda", offline=True)).device == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("cuda:1", "cuda:1 cannot be used: CUDA error"), ("cuda:2", "cuda:2 is not here")],
+)
+def test_a_gpu_that_cannot_be_used_is_told_or_the_cpu_taken(cards, caplog, device, said):
+    cards(70.0, None)
+    assert resolve(WorkerSettings.read(device=device, offline=True)).device == "cpu"
+    assert f"device {said}" in caplog.text
+    with pytest.raises(BadSettings, match=said):
+        resolve(WorkerSettings.read(device=device, offline=True, fallback_to_cpu=False))

@@ -1,11 +1,15 @@
 """Where weights are: what a device refuses, told with CUDA's runtime as torch brings it."""
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from worker.backends import residence
-from worker.backends.residence import Tiers, memory_errors
+from worker.backends.residence import Tiers, memory_errors, return_freed
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(
@@ -14,9 +18,10 @@ from worker.backends.residence import Tiers, memory_errors
 )
 def test_host_memory_that_cannot_be_page_locked_costs_speed_only(monkeypatch, caplog):
     monkeypatch.setattr(residence, "_cuda", lambda: torch._C._cudart)
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
     module = nn.Linear(64, 64).requires_grad_(False)
     first = [tensor.clone() for tensor in module.parameters()]
-    tiers = Tiers(module, torch.device("cuda"))
+    tiers = Tiers(module, torch.device("cuda:1"))
     tiers._is_lifted = True  # where it would be with a driver
     tiers.lower()
     assert "cannot be page-locked" in caplog.text
@@ -35,10 +40,30 @@ def test_host_memory_that_cannot_be_page_locked_costs_speed_only(monkeypatch, ca
     ],
 )
 def test_whoever_finds_no_room_it_is_out_of_memory(said):
-    with pytest.raises(MemoryError), memory_errors():
+    with pytest.raises(MemoryError), memory_errors(CPU):
         raise RuntimeError(said)
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="misaligned"), memory_errors():
+    with pytest.raises(RuntimeError, match="misaligned"), memory_errors(CPU):
         raise RuntimeError("CUDA error: misaligned address")
+
+
+def test_what_names_no_device_happens_on_the_models_own(monkeypatch):
+    here, emptied = [], []
+
+    @contextmanager
+    def device(wanted):
+        here.append(str(wanted))
+        try:
+            yield
+        finally:
+            here.pop()
+
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(*here))
+    second = torch.device("cuda:1")
+    return_freed(second)
+    with pytest.raises(MemoryError), memory_errors(second):
+        raise RuntimeError(f"CUDA error: out of memory on {here}")
+    assert emptied == ["cuda:1", "cuda:1"]
