@@ -97,9 +97,10 @@
       `${models ? `models ${gb(models)}, ` : ""}free ${gb(memory.free)} of ${gb(memory.total)}`);
   }
 
-  const looks = {}; // of each job: [when, items finished], for the rate
+  const looks = new Map(); // of each job, whatever its id: [when, items finished], for the rate
   function rate(job, now) {
-    const seen = (looks[job.id] ??= []);
+    const seen = looks.get(job.id) ?? [];
+    looks.set(job.id, seen);
     seen.push([now, job.done + job.failed]);
     while (seen[0][0] < now - RATE_OVER_S) seen.shift();
     const seconds = now - seen[0][0];
@@ -135,6 +136,7 @@
       class: "models-knobs", "data-worker": worker.name,
       onsubmit: (event) => {
         event.preventDefault();
+        value.blur(); // Enter leaves the caret there, where nothing is redrawn
         let given = typed.value;
         try { given = JSON.parse(given); } catch { if (typed.name === "pinned") given = given.split(",").filter(Boolean); }
         ask("set", { worker: worker.name, name: typed.name, value: given });

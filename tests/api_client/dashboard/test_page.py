@@ -81,7 +81,7 @@ def test_a_setting_is_changed_and_a_model_loaded_by_the_page(page, caller, worke
     )
     page.run(
         """const form = document.querySelector(`form[data-worker='${arguments[0]}']`);
-        form.value.value = '3'; form.value.oninput(); form.requestSubmit()""",
+        form.value.focus(); form.value.value = '3'; form.value.oninput(); form.requestSubmit()""",
         name,
     )
     page.see("document.body.innerText.includes('3 slots')")
@@ -151,6 +151,18 @@ def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys
     told = "document.querySelector('[data-job=nightly] + tr td')"
     chromium.see(f"{told}?.innerText === 'the disk is full'")  # as wide as the table: it is long
     assert chromium.run(f"return {told}.offsetWidth === {told}.closest('tbody').offsetWidth")
+
+
+def test_a_job_may_have_any_name(looking_on, chromium, store, keys, valkey_url):
+    spec = JobSpec(
+        id="constructor",
+        source=Place(kind="list", where="/list"),
+        model="clip/a",
+        sink=Place(kind="parquet", where="/sink"),
+    )
+    submission(keys, spec, Settings.read(redis_url=valkey_url))(store)
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see("document.querySelector('[data-job=constructor]')?.innerText.includes('clip/a')")
 
 
 def test_a_dashboard_that_may_only_look_refuses_every_button(looking_on):
