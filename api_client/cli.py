@@ -299,7 +299,8 @@ def _name_and_value(knob: str) -> tuple[str, Any]:
         raise typer.BadParameter(f"{knob!r} is not NAME=VALUE")
     try:
         return name, json.loads(value)
-    except ValueError:  # model ids, or what Pydantic reads of the environment too, such as `yes`
+    except (ValueError, RecursionError):
+        # Model ids, or what Pydantic reads of the environment too, such as `yes`.
         return name, [part for part in value.split(",") if part] if name == "pinned" else value
 
 

@@ -459,6 +459,12 @@ def test_a_setting_may_be_given_no_values(clipyard):
     assert clipyard("set", "pinned=")[0] == 0
 
 
+def test_a_setting_that_is_nested_without_end_is_wrong_usage(clipyard):
+    code, out, error = clipyard("set", "slots=" + "[" * 50_000)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: knobs.slots: ")
+
+
 @pytest.mark.parametrize(
     ("knob", "value"),
     [
