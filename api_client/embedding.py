@@ -1,5 +1,6 @@
 """One embedding call: its messages, a bounded number of them on the way, its items in order."""
 
+import os
 import re
 import time
 from collections import deque
@@ -37,6 +38,7 @@ class Embedding:
         self._first: Item | None = None  # of all that have come
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
         self._is_over = False
+        self._process = os.getpid()
 
     def more(self) -> Talk[list[Item]]:
         """The items of the next message; none when all have come.
@@ -100,7 +102,8 @@ class Embedding:
         self._is_over = True
         pending = list(self._pending)
         self._pending.clear()
-        yield from self._line.let_go(pending)
+        if os.getpid() == self._process:  # else it was forked, and who began it waits on
+            yield from self._line.let_go(pending)
 
     def submit(self) -> Talk["Submitted"]:
         """Send everything and wait for nothing.

@@ -871,16 +871,40 @@ next(stream)
 """
 
 
-def test_a_program_may_end_with_a_stream_unread(stage):
+FORKS = """
+import os
+from api_client import Client
+client = Client()
+stream = client.stream_images(["a.jpg"] * 9, batch_size=1)
+next(stream)
+if not (child := os.fork()):
+    client.close()
+    os._exit(0)
+os.waitpid(child, 0)
+print(sum(1 for _ in stream))
+"""
+
+
+def program(script, stage):
     here = {
         "CLIPYARD_REDIS_URL": stage.settings.url(),
         "CLIPYARD_KEY_PREFIX": stage.settings.key_prefix,
     }
     with stage.worker():
         ended = subprocess.run(
-            [sys.executable, "-c", READS_ONE], env=os.environ | here, capture_output=True, text=True
+            [sys.executable, "-c", script], env=os.environ | here, capture_output=True, text=True
         )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_a_program_may_end_with_a_stream_unread(stage):
+    assert program(READS_ONE, stage) == (0, "", "")
+
+
+def test_a_fork_that_closes_its_client_withdraws_nothing_of_what_it_was_forked_from(stage):
+    assert program(FORKS, stage) == (0, "8\n", "")
+    answers = [*stage.store.scan_iter(f"{stage.settings.key_prefix}:answer:*")]
+    assert {stage.store.llen(key) for key in answers} == {1}  # no refusal behind an answer
 
 
 def test_a_stream_that_is_broken_off_leaves_no_connection_open(stage, connect):
