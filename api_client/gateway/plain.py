@@ -6,7 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, StringConstraints
+from pydantic import BaseModel, BeforeValidator, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 from starlette.datastructures import ImmutableMultiDict
 
 from ..aio import AsyncClient
@@ -23,10 +25,17 @@ AskedModel = Annotated[
 ]
 
 _WITH_FILES = "multipart/form-data"
+_ELSEWHERE = "name it in the address, as ?model="
+
+
+def _elsewhere(given: Any) -> None:
+    if given is not None:
+        raise PydanticCustomError("elsewhere", _ELSEWHERE)
 
 
 class TextBody(BaseModel):
     text: Text
+    model: Annotated[SkipJsonSchema[None], BeforeValidator(_elsewhere)] = None
 
 
 class Encoded(BaseModel):
@@ -109,7 +118,10 @@ def _asked_once(request: Request) -> None:
 
 
 async def _sent_once(request: Request) -> None:
-    _each_once("form", await request.form())  # read already: these paths take nothing else
+    form = await request.form()  # read already: these paths take nothing else
+    if "model" in form:
+        raise RequestValidationError([{"loc": ("form", "model"), "msg": _ELSEWHERE}])
+    _each_once("form", form)
 
 
 def _each_once(place: str, fields: ImmutableMultiDict[str, Any]) -> None:

@@ -80,6 +80,24 @@ def test_a_form_field_that_comes_twice_is_not_understood(http, twice):
 
 
 @pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/encode/text", {"json": {"text": "a", "model": "fake/large"}}),
+        ("/encode/image", {"files": {"file": png()}, "data": {"model": "fake/large"}}),
+        ("/similarity?text=a", {"files": {"file": png()}, "data": {"model": "fake/large"}}),
+    ],
+)
+def test_a_model_that_is_named_in_the_body_is_not_answered_by_another(http, path, sent):
+    answer = http.post(path, **sent)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == "model: name it in the address, as ?model="
+
+
+def test_no_model_may_be_named_in_the_body(http):
+    assert http.post("/encode/text", json={"text": "a", "model": None}).status_code == 200
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         {"files": {"file": (None, "a.png")}},
