@@ -19,6 +19,8 @@ def parsed(url: str) -> dict[str, Any]:
     try:
         pool = redis.ConnectionPool.from_url(url)
         pool.make_connection()  # opens nothing, and refuses options that it does not know
+        # As looking it up will, and would fail then: redis://$HOST.svc without a HOST.
+        pool.connection_kwargs.get("host", "").encode("idna")
         if _is_misread(url) or "decode_responses" in pool.connection_kwargs:
             raise ValueError
     except (ValueError, TypeError, redis.RedisError):

@@ -12,6 +12,8 @@ UNUSABLE = [
     "redis://:geheim@host:port/0",
     "redis://:geheim@host:99999/0",
     "redis://:geheim@host/zero",
+    "redis://:geheim@.svc/0",
+    f"redis://:geheim@{'host' * 16}/0",
     "unix://:geheim@/run/redis.sock",
     "redis://:geheim@host/0?db=zero",
     "redis://:geheim@host/0?geheim=1",
