@@ -175,19 +175,33 @@ def _each(sign: str, prefix: str, patterns: str) -> str:
 
 
 def passwords_in(folder: Path) -> dict[Role, str]:
-    """The roles' passwords, one file each; what is missing is made, readable by its owner only."""
+    """The roles' passwords, one file each; what is missing is made, readable by its owner only.
+
+    Raises:
+        BadRequest: a file holds no text.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = {}
     for role in Role:
         file = folder / f"{role}.password"
         # Redis takes the hash of an empty password as it takes any other.
-        if not file.exists() or not file.read_text().strip():
+        if not file.exists() or not _password(file):
             fresh = file.with_suffix(".fresh")
             fresh.touch(mode=0o600)
             fresh.write_text(secrets.token_urlsafe(24))  # KEDA would take a newline as part of it
             fresh.replace(file)
-        found[role] = file.read_text().strip()
+        found[role] = _password(file)
     return found
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except UnicodeDecodeError:
+        raise BadRequest(
+            f"{file} holds no text; write a password of letters and digits, or remove the file, "
+            "and one is made"
+        ) from None
 
 
 def database_of(url: str) -> int:

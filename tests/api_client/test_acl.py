@@ -30,6 +30,12 @@ def test_a_password_that_was_never_written_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "worker.password").read_text() == passwords[Role.WORKER]  # as KEDA reads it
 
 
+def test_a_password_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "worker.password").write_bytes(b"\xff" * 32)  # as of openssl rand without -hex
+    with pytest.raises(BadRequest, match=r"worker\.password holds no text"):
+        passwords_in(tmp_path)
+
+
 def test_a_password_of_any_signs_stands_in_its_url(tmp_path: Path) -> None:
     write_urls(tmp_path, {Role.WORKER: "a/b?c#d@e+%"}, url="rediss://redis:6379/2", prefix="p")
     place = parsed((tmp_path / "worker.url").read_text().strip())
