@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from .wire.endings import PICTURES
-from .wire.errors import BadRequest, ImageMissing, ImageUnreadable, ItemError
+from .wire.errors import BadRequest, ImageMissing, ImageTooLarge, ImageUnreadable, ItemError
 from .wire.messages import MAX_TEXT_CHARS, BlobRef, Failure, ImageRef, PathRef, UrlRef
 
 _Ref = TypeVar("_Ref", PathRef, UrlRef)
@@ -28,6 +28,8 @@ Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillo
 
 # In base64 of any type, for a program may not know which; without, if it calls itself a picture.
 _DATA_URI = re.compile(r"\s*data:(image/|[^,\s]*;base64,)", re.IGNORECASE)
+
+MOST_BYTES = 512 * 1024**2  # of one value: over more Redis cuts the whole connection
 
 # Pillow's modes: those that PNG holds, where TIFF holds the rest, and what neither does.
 _IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
@@ -87,6 +89,11 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
                     ref = _named(PathRef, path=str(file))
                 case _:
                     blobs[position] = _file_bytes(item, first + position)
+            if (size := len(blobs.get(position, b""))) > MOST_BYTES:
+                raise ImageTooLarge(
+                    f"a picture of {size} bytes cannot be sent by value, {MOST_BYTES} at most can; "
+                    "pass its path or its URL"
+                )
         except ItemError as error:
             blobs[position], failures[position] = b"", Failure.of(error)
         refs.append(ref)

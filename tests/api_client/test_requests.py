@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from api_client import inputs
 from api_client.inputs import pictures, several, texts
 from api_client.requests import checked, image_calls, text_calls
 from api_client.wire.errors import BadRequest, ItemError
@@ -40,6 +41,13 @@ def test_a_data_uri_is_its_bytes_and_a_broken_one_fails_alone():
     made = pictures([*uris, *broken])
     assert made.blobs == {**dict.fromkeys(range(4), b"hello"), 4: b"", 5: b""}
     assert {made.failures[n].code for n in (4, 5)} == {"image_unreadable"}
+
+
+def test_a_picture_that_redis_would_not_take_fails_alone(monkeypatch):
+    monkeypatch.setattr(inputs, "MOST_BYTES", 7)
+    made = pictures([b"7 bytes", b"8 bytes."])
+    assert made.blobs == {0: b"7 bytes", 1: b""}
+    assert made.failures[1].code == "image_too_large"
 
 
 def test_space_around_a_url_is_none_of_it_and_around_a_path_it_is():
