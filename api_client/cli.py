@@ -220,10 +220,11 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show which model is where, and what goes next."""
-    if watch and (as_json or not sys.stdout.isatty()):
-        raise typer.BadParameter("--watch draws on a terminal; without it the status is shown once")
-    from . import overview
+    from . import overview, show
 
+    is_drawn_on = sys.stdout.isatty() and not show.console().is_dumb_terminal
+    if watch and (as_json or not is_drawn_on):
+        raise typer.BadParameter("--watch draws on a terminal; without it the status is shown once")
     with a_client() as client:
         if watch:
             overview.watch(client.status)

@@ -431,6 +431,13 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(clipyard, argv):
     assert error
 
 
+@pytest.mark.parametrize("kind", ["dumb", "unknown"])
+def test_a_terminal_that_nothing_can_be_drawn_on_is_no_place_to_watch(clipyard, monkeypatch, kind):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", kind)
+    assert clipyard("status", "--watch", client=object())[0] == 2
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
