@@ -4,6 +4,7 @@ Why each setting has its value: docs/why.md, "How messages survive".
 """
 
 from itertools import accumulate, count, takewhile
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -191,6 +192,17 @@ class _Pipeline(redis.client.Pipeline):
             self.connection_pool.release(connection)
 
 
+class _Pool(redis.ConnectionPool):
+    """Can be used in a fork, also where another thread held its lock at that moment.
+
+    redis-py's own waits there for that thread, which did not come along.
+    """
+
+    def reset(self) -> None:
+        self._lock = RLock()
+        super().reset()
+
+
 class _Redis(redis.Redis):
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> _Pipeline:
         return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
@@ -204,12 +216,13 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
             silent, or behind a network that is, may be so for a few seconds more.
         options: of redis-py, instead of what everybody else has.
     """
-    return _Redis.from_url(
+    pool = _Pool.from_url(
         settings.url(),
         retry=Tries(_BACKOFF, _tries(patience_s), _repeated_after(patience_s)),
         command_packer=Packer(),
         **_REDIS_OPTIONS | {"socket_timeout": _silence_s(patience_s)} | options,
     )
+    return _Redis.from_pool(pool)
 
 
 def check_login(settings: Settings) -> None:

@@ -1,7 +1,10 @@
 """What every Celery app and Redis client of ours has in common."""
 
 import asyncio
+import os
 import socketserver
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
@@ -138,6 +141,36 @@ def test_so_is_one_that_is_awaited(pauses: list[float], nobody: str, patience_s:
     with pytest.raises(redis.ConnectionError):
         asyncio.run(asked(Settings.read(redis_url=nobody), patience_s=patience_s))
     assert patience_s / 2 <= sum(pauses) <= patience_s
+
+
+FORKED = """
+import os, signal, threading
+from api_client.wire.broker import redis_client
+from api_client.wire.settings import Settings
+
+store = redis_client(Settings.read())
+is_held, is_over = threading.Event(), threading.Event()
+
+def hold():
+    with store.connection_pool._lock:
+        is_held.set()
+        is_over.wait()
+
+threading.Thread(target=hold).start()
+is_held.wait()
+if not (child := os.fork()):
+    signal.alarm(20)  # rather than for ever
+    store.ping()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+is_over.set()
+"""
+
+
+def test_a_fork_waits_for_no_thread_that_stayed_behind(valkey_url: str) -> None:
+    here = os.environ | {"CLIPYARD_REDIS_URL": valkey_url}
+    ended = subprocess.run([sys.executable, "-c", FORKED], env=here, stdout=-1, check=True)
+    assert ended.stdout == b"0\n"
 
 
 def test_a_connection_that_was_lost_is_made_again(valkey_url: str, store: redis.Redis) -> None:
