@@ -45,6 +45,11 @@ class Pass:
                 f"CLIPYARD_GATEWAY_TOKENS: one has fewer than {SHORTEST_TOKEN} characters and "
                 "could be guessed; make one with `openssl rand -hex 24`"
             )
+        if not token.isascii():  # programs put other letters into a header each in its own way
+            raise BadSettings(
+                "CLIPYARD_GATEWAY_TOKENS: one has letters beyond ASCII, which not every caller can "
+                "send; make one with `openssl rand -hex 24`"
+            )
         limits = {}
         for word in rest:
             unit, _, number = word.partition("=")

@@ -131,3 +131,12 @@ def test_a_limit_that_is_none_is_refused_without_quoting_the_token(words):
     assert FREE not in str(refused.value)
     assert HURRIED not in str(refused.value)
     assert FREE not in repr(Pass.parse(FREE))
+
+
+def test_a_token_that_not_every_caller_can_send_is_refused_without_quoting_it():
+    settings = GatewaySettings.read(
+        redis_url="redis://127.0.0.1:1/0", gateway_tokens="schlüssel-schlüssel"
+    )
+    with pytest.raises(BadSettings, match="beyond ASCII") as refused:
+        settings.guarded()
+    assert "schl" not in str(refused.value)
