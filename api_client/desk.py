@@ -21,7 +21,6 @@ from .requests import (
     image_calls,
     keep_alive,
     managing,
-    model_id,
     node_names,
     own_model,
     seconds,
@@ -261,7 +260,7 @@ class Desk:
         return [Loaded(worker=worker.name, **dict(model)) for worker, model in fleet.in_memory]
 
     def is_loaded(self, model: str) -> Talk[bool]:
-        return bool((yield from self._loaded(model_id(model))))
+        return bool((yield from self._loaded(own_model(model))))
 
     def _loaded(self, model: str) -> Talk[list[Loaded]]:
         alike = yield from self._aliases(model)
@@ -297,7 +296,7 @@ class Desk:
         return listing(self.line)
 
     def memory_use(self, model: str | None) -> Talk[MemoryUse]:
-        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        wanted = (yield from self.current_model()) if model is None else own_model(model)
         loaded = yield from self._loaded(wanted)
         return MemoryUse(
             device_bytes=sum(one.device_bytes for one in loaded),
@@ -312,14 +311,14 @@ class Desk:
         return [unpack_row(CatalogueEntry, row) for row in rows.values()]
 
     def model_info(self, model: str | None) -> Talk[CatalogueEntry]:
-        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        wanted = (yield from self.current_model()) if model is None else own_model(model)
         entries = yield from self.models()
         if entry := entry_of(entries, wanted):
             return entry
         raise unlisted(entries, wanted)
 
     def dimension(self, model: str | None) -> Talk[int]:
-        wanted = (yield from self.current_model()) if model is None else model_id(model)
+        wanted = (yield from self.current_model()) if model is None else own_model(model)
         for loaded in (yield from self._loaded(wanted)):
             if loaded.dimension:  # a model that no catalogue lists tells it when it is loaded
                 return loaded.dimension
