@@ -175,6 +175,20 @@ def test_a_table_that_no_job_wrote_can_be_walked(tmp_path, doors, row, expected)
     assert list(open_sink(place, None, doors).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
 
 
+def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbers(
+    tmp_path, doors, postgres_url
+):
+    rows = [{"id": 7, "vector": [1.0, 0.0]}, {"id": 8, "vector": None}]
+    lancedb.connect(tmp_path).create_table("old", rows, on_bad_vectors="null")
+    with psycopg.connect(postgres_url) as owner:
+        owner.execute("CREATE EXTENSION vector")
+        owner.execute("CREATE TABLE old (id bigint, embedding vector(2))")
+        owner.execute("INSERT INTO old VALUES (7, '[1, 0]'), (8, NULL)")
+    for kind, where in (("lancedb", str(tmp_path)), ("pgvector", postgres_url)):
+        old = open_sink(Place(kind=kind, where=where, options={"table": "old"}), None, doors)
+        same(old.read(["7", "8", "a.jpg"]), {"7": np.array([1.0, 0.0])})
+
+
 def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make, postgres_url):
     sink = make("pgvector")
     for number in range(100):

@@ -109,14 +109,23 @@ class LanceDB:
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         quoted = ", ".join("'" + item_id.replace("'", "''") + "'" for item_id in ids)
         with self._asking():
+            schema = self._table.schema
+            if "vector" not in schema.names:
+                raise JobRefused(
+                    f"the table {self._name} in {self._where} has no column 'vector'; it has "
+                    f"{', '.join(schema.names)}"
+                )
+            # One that no job made may have numbers for ids, and rows without a vector.
+            name = "id" if pa.types.is_string(schema.field("id").type) else "CAST(id AS string)"
             found = (
                 self._indexed.search()
-                .where(f"id IN ({quoted})")
+                .where(f"{name} IN ({quoted})")
                 .select(["id", "vector"])
                 .to_arrow()
             )
+        found = found.filter(found["vector"].is_valid())
         vectors = matrix(found["vector"])
-        return dict(zip(found["id"].to_pylist(), vectors, strict=True))
+        return dict(zip(map(str, found["id"].to_pylist()), vectors, strict=True))
 
     @cached_property
     def _indexed(self) -> Any:

@@ -121,7 +121,10 @@ class PgVector:
         return {}
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
-        query = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%s)").format(self._table)
+        # A table that no job made may have numbers or UUIDs for ids, and rows without a vector.
+        query = sql.SQL(
+            "SELECT id::text, embedding FROM {} WHERE id::text = ANY(%s) AND embedding IS NOT NULL"
+        ).format(self._table)
         with self._asking() as ask:
             rows = ask.execute(query, [list(ids)]).fetchall()
         return {item_id: row.to_numpy() for item_id, row in rows}
