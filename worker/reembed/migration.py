@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from api_client.wire.errors import BadRequest, JobRefused
 from api_client.wire.jobs import JobState, Place
 
-from .sinks import Sink, Switchable, open_sink
+from .sinks import FOLDERS, Sink, Switchable, open_sink
 
 if TYPE_CHECKING:
     from .job import Job
@@ -47,7 +47,10 @@ def refuse_unready(job: "Job") -> None:
     """
     if job.spec.migration is not None:
         alias, place = job.spec.migration.alias, job.spec.migration.old
-        _switchable(open_sink(place, None, job.doors), place).target(alias)
+        held = open_sink(place, None, job.doors)
+        _switchable(held, place).target(alias)
+        if place.kind not in FOLDERS:  # a folder is a job's, but a table may have other columns
+            held.read([""])
 
 
 def refuse_taken(job: "Job", sink: Sink) -> None:

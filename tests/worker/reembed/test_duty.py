@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
 import redis
@@ -1067,6 +1068,17 @@ def test_what_a_switch_will_lack_ends_a_migration_before_it_begins(
     assert post.deliver_all() == ["refused"]
     assert reason in desk.status().reason
     assert not (tmp_path / "new").exists()
+
+
+def test_an_old_table_whose_vectors_nobody_could_compare_ends_a_migration_before_it_begins(
+    desk, post, pictures, tmp_path
+):
+    lancedb.connect(tmp_path).create_table("old", [{"id": "1", "ref": "", "features": [1.0]}])
+    old = {"kind": "lancedb", "where": str(tmp_path), "options": {"table": "old"}}
+    new = Place(kind="lancedb", where=str(tmp_path), options={"table": "new"})
+    desk.submit(pictures, new, migration={"alias": "live", "old": old})
+    assert post.deliver_all() == ["refused"]
+    assert "has no column 'vector'; it has id, ref, features" in desk.status().reason
 
 
 @pytest.mark.parametrize(
