@@ -206,6 +206,12 @@ return 1
 """
 
 
+_UNFIT = """
+if redis.call('TTL', H) ~= -1 then return 0 end  -- it is over: nothing of it would ever expire
+return redis.call('SADD', KEYS[6], ARGV[1])
+"""
+
+
 class Claimed(StrEnum):
     """What a claim met with."""
 
@@ -362,7 +368,7 @@ class JobLedger:
 
     def unfit(self, worker: str) -> None:
         """This worker answers in another vector space."""
-        self._store.sadd(self._unfit, worker)
+        self._run(_UNFIT, worker)
 
     def unfit_workers(self) -> frozenset[str]:
         found: Any = self._store.smembers(self._unfit)

@@ -398,6 +398,12 @@ def test_only_jobs_that_are_at_work_are_tended(book, store, keys):
     assert store.zcard(keys.jobs) == 1
 
 
+def test_who_does_not_fit_a_job_that_is_over_leaves_nothing_that_stays_for_ever(book, store, keys):
+    book.do(CANCEL, "", 1.0)
+    book.ledger.unfit("w@h")
+    assert not store.exists(keys.job_unfit("job"))
+
+
 def test_a_state_that_this_version_does_not_know_keeps_no_other_job_from_being_tended(
     book, store, keys
 ):
