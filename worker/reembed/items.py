@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from api_client.wire.errors import ClipyardError
+from api_client.wire.errors import ClipyardError, JobRefused
 
 Vector = NDArray[np.float32]  # (dimension,), L2-normalised
 
@@ -39,10 +39,17 @@ class Item(NamedTuple):
         return f"{line}}}\n".encode(errors="surrogatepass")
 
     def kept(self) -> "Item":
-        """As every sink can keep it: see `storable`. The reference still opens what it opened."""
+        """As every sink can keep it: see `storable`. The reference still opens what it opened.
+
+        Raises:
+            JobRefused: its metadata are nested deeper than Python follows.
+        """
         if not self.meta and storable(self.id) is self.id:
             return self
-        return self._replace(id=storable(self.id), meta=_plain(self.meta))
+        try:
+            return self._replace(id=storable(self.id), meta=_plain(self.meta))
+        except RecursionError:
+            raise JobRefused(f"the metadata of {self.id!r:.100} are nested too deep") from None
 
 
 def storable(text: str) -> str:

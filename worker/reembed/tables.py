@@ -10,7 +10,8 @@ import pyarrow as pa
 def reading_parquet() -> Iterator[None]:
     """
     Raises:
-        ArrowInvalid: for a broken page too, of which Arrow says by an OSError without a number.
+        ArrowInvalid: for a broken page too, of which Arrow says by an OSError without a number; and
+            for a time beyond Python's years, or of a zone that it does not know.
     """
     try:
         yield
@@ -18,3 +19,5 @@ def reading_parquet() -> Iterator[None]:
         if error.errno is None:
             raise pa.ArrowInvalid(str(error)) from error
         raise
+    except (OverflowError, KeyError) as error:
+        raise pa.ArrowInvalid(f"{type(error).__name__}: {error}") from error

@@ -266,6 +266,22 @@ def test_a_broken_table_is_refused(source, tmp_path, name, body):
         list(source("list", tmp_path / name).walk())
 
 
+@pytest.mark.parametrize(("time", "zone"), [(10**18, None), (0, "Mars/Olympus")])
+def test_a_time_that_python_cannot_hold_is_a_sentence(source, tmp_path, time, zone):
+    times = pa.array([time], pa.timestamp("us", tz=zone))
+    parquet.write_table(pa.table({"path": ["a.jpg"], "taken": times}), tmp_path / "x.parquet")
+    with pytest.raises(JobRefused, match=r"x\.parquet cannot be read as \.parquet: \w+Error: "):
+        list(source("list", tmp_path / "x.parquet").walk())
+
+
+def test_metadata_that_are_nested_deeper_than_python_follows_are_a_sentence(source, tmp_path):
+    deep = "[" * 600 + "]" * 600
+    (tmp_path / "x.jsonl").write_text(f'{{"path": "a.jpg", "deep": {deep}}}')
+    [item] = source("list", tmp_path / "x.jsonl").walk()
+    with pytest.raises(JobRefused, match=r"the metadata of 'a\.jpg' are nested too deep"):
+        item.kept()
+
+
 @pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, JobRefused), (errno.EIO, StoreDown)])
 def test_a_list_that_cannot_be_opened_is_named(source, tmp_path, monkeypatch, number, kind):
     (tmp_path / "list.csv").write_text("path\na.jpg\n")
