@@ -254,6 +254,10 @@ def _prepare(
     if isinstance(content, str):
         if not content.strip():
             raise TextInvalid(f"{item.ref} is blank")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise TextInvalid(f"{item.ref} is no text of UTF-8, or has half a character") from None
         return model.prepare_text(content)
     if isinstance(content, bytes):
         return pictures.prepare(position, BlobRef(blob=0), {0: content})

@@ -976,11 +976,12 @@ def test_a_chunk_whose_place_was_taken_goes_back_before_it_is_begun_and_never_la
     assert len(asked) == 1
 
 
-def test_texts_are_embedded_and_blank_ones_recorded(desk, post, sink, tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"text": "a dog"}\n{"text": " "}\n')
+def test_texts_are_embedded_and_those_that_are_none_recorded(desk, post, sink, tmp_path, caplog):
+    (tmp_path / "t.jsonl").write_text('{"text": "a dog"}\n{"text": " "}\n{"text": "\\ud83d"}\n')
     desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
     post.deliver_all()
-    assert [row["error"] for row in rows(sink)] == [None, "text_invalid"]
+    assert [row["error"] for row in rows(sink)] == [None, "text_invalid", "text_invalid"]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_texts_of_like_length_are_embedded_together_and_stored_in_their_order(
