@@ -682,6 +682,19 @@ def test_a_table_of_many_chunks_is_compacted_as_it_grows(make, monkeypatch):
     assert sum(1 for _ in sink.rows()) == 27
 
 
+def test_a_chunk_is_not_written_again_because_others_overtook_its_compaction(make, monkeypatch):
+    sink, asked = make("lancedb"), []
+
+    def overtaken(self):
+        asked.append(self)
+        raise RuntimeError("lance error: Retryable commit conflict for version 107: Please retry.")
+
+    monkeypatch.setattr(type(sink._table), "optimize", overtaken)
+    sink.write(shard(0))
+    assert asked
+    same(sink.read(["0/0", "0/2", "0/3"]), wanted(shard(0)))
+
+
 @pytest.mark.parametrize("kind", ["parquet", "npy", "lancedb"])
 @pytest.mark.parametrize("alias", ["../live", "/tmp/live", "..", "a/b"])
 def test_a_name_leads_nowhere_but_beside_the_sink(make, kind, alias):

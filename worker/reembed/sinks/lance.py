@@ -1,6 +1,7 @@
 """A LanceDB table: a folder, or a store by its URL."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from ..links import lead, leads_to, named
 from ..plugins import options_of
 from . import refuse_another_space, walked
 from .shards import matrix
+
+log = logging.getLogger(__name__)
 
 # Two upserts at once that insert the same id would both go through otherwise, and leave it twice.
 KEY = {"lance-schema:unenforced-primary-key": "true"}
@@ -104,7 +107,15 @@ class LanceDB:
             upsert = self._table.merge_insert("id")
             upsert.when_matched_update_all().when_not_matched_insert_all().execute(rows)
             if shard.chunk.number % COMPACTED_EVERY == 0:
-                self._table.optimize()  # others may write meanwhile
+                self._compact()
+
+    def _compact(self) -> None:
+        """The rows are there, so who is overtaken leaves it to the next one: a try that fails has
+        written most of the table once more, which stays for seven days."""
+        try:
+            self._table.optimize()
+        except (OSError, RuntimeError) as error:
+            log.info("LanceDB at %s is not compacted now: %s", self._where, _told(error))
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         quoted = ", ".join("'" + item_id.replace("'", "''") + "'" for item_id in ids)
@@ -161,5 +172,8 @@ class LanceDB:
             except ClipyardError:
                 raise
             except (OSError, RuntimeError) as error:  # a conflict with another worker, too
-                told = PLACE_IN_SOURCE.sub("", first_line(error))
-                raise StoreDown(f"LanceDB at {self._where}: {told}") from error
+                raise StoreDown(f"LanceDB at {self._where}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    return PLACE_IN_SOURCE.sub("", first_line(error))
