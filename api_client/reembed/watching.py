@@ -22,14 +22,16 @@ def watch(job: Job) -> JobStatus:
     """Draw until the job is over or has paused; gives how it stands then."""
     seen: deque[JobStatus] = deque(maxlen=RATE_OVER)
     console = Console(stderr=True)
-    with Live(console=console, refresh_per_second=4) as live:
-        for status in _looks(job):
-            if seen and finished(status) < finished(seen[-1]):  # chunks are done again
-                seen.clear()
-            seen.append(status)
-            live.update(Group(*drawn(status, rate=rate(seen))))
-    if not console.is_terminal:
-        console.line()  # in a file the last line has no end
+    try:
+        with Live(console=console, refresh_per_second=4) as live:
+            for status in _looks(job):
+                if seen and finished(status) < finished(seen[-1]):  # chunks are done again
+                    seen.clear()
+                seen.append(status)
+                live.update(Group(*drawn(status, rate=rate(seen))))
+    finally:
+        if seen and not console.is_terminal:
+            console.line()  # in a file the last line has no end, and what went wrong follows it
     return status
 
 

@@ -218,6 +218,14 @@ def test_what_is_watched_into_a_file_ends_its_last_line(capsys):
     assert capsys.readouterr().err.endswith("\nworkers  \n")
 
 
+def test_what_ends_a_watch_into_a_file_has_a_line_of_its_own(capsys, monkeypatch):
+    monkeypatch.setattr(watching.time, "sleep", lambda _: None)
+    looks = [status(1.0, 1000)]
+    with pytest.raises(IndexError):
+        watching.watch(SimpleNamespace(status=lambda: looks.pop()))
+    assert capsys.readouterr().err.endswith("\nworkers  \n")
+
+
 def test_the_rate_of_a_job_of_weeks_is_steady(watched):
     """A chunk of 1024 every 20 seconds."""
     looks = [status(at / 2, at // 40 * 1024) for at in range(1200)]
