@@ -22,7 +22,7 @@ from api_client.wire.jobs import Place
 from worker.reembed import papers
 from worker.reembed.doors import Doors
 from worker.reembed.items import Chunk, Item, Shard, Space
-from worker.reembed.sinks import lance, open_sink, qdrant
+from worker.reembed.sinks import lance, open_sink, postgres, qdrant
 from worker.reembed.sinks.qdrant import point_id
 from worker.settings import WorkerSettings
 
@@ -219,6 +219,19 @@ def test_an_item_that_a_table_has_no_room_for_is_told_of_and_its_neighbours_are_
     assert list(sink.write(Shard(Chunk(0, items), rows))) == [items[1].id, items[2].id]
     with pytest.raises(JobRefused, match="too long"):
         sink.write(Shard(Chunk(0, items[1:]), rows[1:]))
+
+
+def test_a_table_that_somebody_locks_is_worth_another_try(make, postgres_url, monkeypatch):
+    """As who builds an index does: bulk work of every kind waited for that."""
+    monkeypatch.setattr(postgres, "WAIT_FOR_LOCKS", "SET LOCAL lock_timeout = '10ms'")
+    sink = make("pgvector")
+    with psycopg.connect(postgres_url) as owner:
+        owner.execute("CREATE INDEX ON photos USING hnsw (embedding vector_l2_ops)")
+        with pytest.raises(StoreDown, match="lock timeout"):
+            sink.write(shard(0))
+        assert sink.read(["0/0"]) == {}
+    sink.write(shard(0))
+    same(sink.read(["0/0", "0/2", "0/3"]), wanted(shard(0)))
 
 
 def test_a_database_that_another_server_takes_over_is_worth_another_try(make, postgres_url):

@@ -18,6 +18,8 @@ from ..plugins import options_of
 from . import refuse_another_space, walked
 
 CONNECT_S = 10
+# Who builds an index keeps writers waiting for an hour, and a worker has four places for bulk.
+WAIT_FOR_LOCKS = "SET LOCAL lock_timeout = '10s'"
 # By another job that prepares the same table or database at the same instant.
 OVERTAKEN = (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable)
 # For a column, or for an index: that of ids takes 2704 bytes, compressed.
@@ -132,7 +134,7 @@ class PgVector:
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         query = sql.SQL("SELECT * FROM {}").format(self._table)
         # A connection of its own: a walk lasts, and others write meanwhile.
-        with self._refusals(), self._connected() as connection, connection.cursor("walk") as walk:
+        with self._connected() as connection, connection.cursor("walk") as walk:
             walk.execute(query)
             names = [column.name for column in walk.description or ()]
             for row in walk:
@@ -170,7 +172,7 @@ class PgVector:
     @contextmanager
     def _asking(self) -> Iterator[Any]:
         """A cursor in a transaction, on a connection of its own: a chunk takes far longer."""
-        with self._refusals(), self._connected() as connection:
+        with self._connected() as connection:
             if connection.execute("SELECT to_regtype('vector')").fetchone() == (None,):
                 connection.execute("CREATE EXTENSION vector")  # for the owner to allow
             register_vector(connection)
@@ -178,9 +180,13 @@ class PgVector:
                 yield cursor
 
     @contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _connected(self) -> Iterator[psycopg.Connection]:
         try:
-            yield
+            with psycopg.connect(
+                self._where, connect_timeout=CONNECT_S, client_encoding="utf8"
+            ) as connection:
+                connection.execute(WAIT_FOR_LOCKS)
+                yield connection
         except (
             errors.DiskFull,
             errors.ReadOnlySqlTransaction,  # another server takes over just now
@@ -191,9 +197,6 @@ class PgVector:
             raise StoreDown(f"PostgreSQL at {self._where}: {first_line(error)}") from error
         except psycopg.Error as error:  # below its first line are statement and row
             raise JobRefused(f"PostgreSQL at {self._where}: {first_line(error)}") from error
-
-    def _connected(self) -> psycopg.Connection:
-        return psycopg.connect(self._where, connect_timeout=CONNECT_S, client_encoding="utf8")
 
 
 def _one_by_one(ask: Any, upsert: sql.Composed, rows: Sequence[Any]) -> dict[str, ItemError]:
