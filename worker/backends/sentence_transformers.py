@@ -59,6 +59,7 @@ class SentenceTransformers(TorchModel):
         self.dimension = int(module.get_embedding_dimension() or 0)
         self._longest = float(module.max_seq_length or inf)
         self._prompt = module.prompts.get(module.default_prompt_name) or ""  # before every text
+        self._takes_more = module.modalities != ["text"]
         self._tokenizer: Any = deepcopy(module.tokenizer)  # of its own: `run` uses the other
         self._alone = Lock()  # Hugging Face's tokenizers refuse a second thread
         return module  # type: ignore[no-any-return]
@@ -92,8 +93,11 @@ class SentenceTransformers(TorchModel):
         return PreparedText(text, truncated=self._longest < tokens, length=length)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        # A network that takes more than texts would open a text that reads like the name or the
+        # address of a picture: of such ones it has to be said that they are texts.
+        inputs = [{"text": text} for text in texts] if self._takes_more else list(texts)
         rows = self.module.encode(
-            list(texts),
+            inputs,
             batch_size=len(texts),
             show_progress_bar=False,
             convert_to_numpy=True,

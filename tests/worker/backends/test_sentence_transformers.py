@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from api_client.wire.errors import WeightsUnavailable
 from api_client.wire.messages import Kind
@@ -145,6 +147,43 @@ def test_static_embeddings_have_no_context_that_could_cut_a_text(family, entry, 
     model = family.load(replace(entry, checkpoint=tmp_path / "static"))
     rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in ("a", "b")])
     assert np.allclose(rows, theirs.encode(["a", "b"]))
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A CLIP of transformers', whose texts and pictures the library embeds."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    letters = [f"{letter}{end}" for letter in "abcdefghijklmnopqrst/.:" for end in ("", "</w>")]
+    tokens = [*letters, "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer({token: i for i, token in enumerate(tokens)}, [], model_max_length=99)
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32}
+    text = {"vocab_size": len(tokens), "eos_token_id": len(tokens) - 1, "bos_token_id": 0}
+    shape = CLIPConfig(
+        text_config=small | text | {"intermediate_size": 32, "max_position_embeddings": 99},
+        vision_config=small | {"intermediate_size": 32, "image_size": 32, "patch_size": 16},
+        projection_dim=16,
+    )
+    torch.manual_seed(7)
+    CLIPModel(shape).save_pretrained(tmp_path / "clip")
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(pictures, tokenizer).save_pretrained(tmp_path / "clip")
+    transformer = modules.Transformer(str(tmp_path / "clip"))
+    SentenceTransformer(modules=[transformer]).save(str(tmp_path / "st"))
+    return tmp_path / "st"
+
+
+def test_a_text_is_never_opened_as_a_picture(family, entry, clip_folder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    texts = ["a red circle", str(tmp_path / "a.png"), "http://127.0.0.1:1/a.png"]
+    model = family.load(replace(entry, checkpoint=clip_folder))
+    rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in texts])
+    theirs = SentenceTransformer(str(clip_folder), device="cpu")
+    np.testing.assert_allclose(rows, theirs.encode([{"text": text} for text in texts]), atol=1e-6)
 
 
 def test_a_folder_that_is_none_is_unavailable(family, entry, tmp_path):
