@@ -12,7 +12,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from api_client.wire.errors import BackendFailed, LoadFailed
+from api_client.wire.errors import BackendFailed, BadCheckpoint, LoadFailed
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -183,6 +183,7 @@ class SimpleBackend:
         return self._kind(entry, self._placement).check()
 
     def load(self, entry: Entry) -> Model:
+        _require_content(entry)
         model = self._kind(entry, self._placement)
         process = psutil.Process()
         gc.collect()  # what others left would go meanwhile, and hide what comes
@@ -206,6 +207,23 @@ def require(packages: Sequence[str]) -> None:
         except PackageNotFoundError:
             sentence = f"it needs {package}, which is not installed: pip install {package}"
             raise BackendFailed(sentence) from None
+
+
+def _require_content(entry: Entry) -> None:
+    """
+    Raises:
+        BadCheckpoint: the entry gives a SHA-256 that its checkpoint does not have.
+    """
+    if not entry.sha256:
+        return
+    file = entry.checkpoint
+    if file is None or not file.is_file():
+        raise BadCheckpoint(
+            f"{entry.id} asks for a SHA-256: name a file that has it as `checkpoint`, or leave "
+            "sha256 out"
+        )
+    if sha256(file) != entry.sha256.lower():
+        raise BadCheckpoint(f"{file} does not have the SHA-256 that {entry.id} asks for")
 
 
 def _own_bytes(process: psutil.Process) -> int:

@@ -1,5 +1,6 @@
 """A family in one class: what it need not write is true all the same."""
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from api_client.wire.errors import LoadFailed
+from api_client.wire.errors import BadCheckpoint, LoadFailed
 from api_client.wire.messages import Kind
 from worker.backends.base import About, Placement
 from worker.backends.simple import SimpleBackend, SimpleModel
@@ -43,6 +44,18 @@ def test_it_embeds_the_kinds_whose_method_was_written():
     assert Colours.kinds() == (Kind.IMAGE,)
     assert Dimensionless.kinds() == (Kind.TEXT,)
     assert SimpleModel.kinds() == ()
+
+
+def test_a_checkpoint_with_another_sha256_than_the_entry_asks_for_is_refused(tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(b"mine")
+    own = hashlib.sha256(b"mine").hexdigest()
+    loaded(checkpoint=file, sha256=own.upper())
+    with pytest.raises(BadCheckpoint, match=r"weights does not have the SHA-256 that a/b asks for"):
+        loaded(checkpoint=file, sha256="0" * 64)
+    for checkpoint in (None, tmp_path):
+        with pytest.raises(BadCheckpoint, match="a/b asks for a SHA-256: name a file"):
+            loaded(checkpoint=checkpoint, sha256=own)
 
 
 def test_pictures_come_as_squares():
