@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from numpy.typing import NDArray
 from PIL import Image
-from timm.models import model_entrypoint
+from timm.models import model_entrypoint, vision_transformer
 from torch import nn
 from torchvision.transforms import Normalize
 
@@ -158,8 +160,7 @@ class Timm(TorchModel):
     def _state(self, file: Path, module: nn.Module) -> weights.State:
         """A checkpoint's tensors as timm itself would adapt them, without the classifier."""
         state = weights.read(file)
-        builder = sys.modules[model_entrypoint(self.entry.architecture).__module__]
-        if adapt := getattr(builder, "checkpoint_filter_fn", None):
+        if adapt := _adaptation(self.entry.architecture):
             with suppress(KeyError, RuntimeError):  # `differences` says what does not fit
                 state = adapt(state, module)
         expected = module.state_dict()
@@ -173,6 +174,21 @@ class Timm(TorchModel):
         if found := weights.differences(expected, state):
             raise BadCheckpoint(f"{file} belongs to another architecture: {found}")
         return state
+
+
+def _adaptation(architecture: str) -> Callable[..., Any] | None:
+    """How timm adapts the checkpoints of an architecture; for some, it resizes positions its own
+    way, which only the builder of its plain vision transformers knows."""
+    builder: Any = sys.modules[model_entrypoint(architecture).__module__]
+    adapt: Callable[..., Any] | None = getattr(builder, "checkpoint_filter_fn", None)
+    if adapt is None or builder is not vision_transformer:
+        return adapt
+    if "flexi" in architecture:
+        return partial(adapt, interpolation="bilinear", antialias=False)
+    if "radio" in architecture:
+        corners = any(name in architecture for name in vision_transformer._RADIO_ALIGN_CORNERS)
+        return partial(adapt, interpolation="bilinear", antialias=False, align_corners=corners)
+    return adapt
 
 
 def _source(module: nn.Module) -> dict[str, str]:

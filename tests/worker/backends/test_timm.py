@@ -118,6 +118,31 @@ def test_a_network_with_layers_behind_its_pool_answers_in_their_dimension(tmp_pa
     assert model.traits.dimension == rows(model).shape[1] == 1024
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flexivit_small.1200ep_in1k",
+        "vit_base_patch16_radio_v3.c_radio",
+        "vit_so400m_patch16_radio_v4.c_radio",
+        "vit_tiny_patch16_224.augreg_in21k",
+    ],
+)
+def test_positions_are_resized_as_timm_does_for_these_weights(tmp_path, name):
+    small = {"embed_dim": 48, "depth": 1, "num_heads": 3}
+    larger = timm.create_model(name, num_classes=0, img_size=80, **small)
+    torch.nn.init.normal_(larger.pos_embed)
+    save_file(larger.state_dict(), file := tmp_path / "a.safetensors")
+    options = {**small, "img_size": 48}
+    overlay = {"file": str(file), "custom_load": False}
+    theirs = timm.create_model(
+        name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options
+    )
+    architecture, _, tag = name.partition(".")
+    found = Entry("x/y", architecture=architecture, tag=tag, checkpoint=file, options=options)
+    model = family().load(found)
+    assert torch.equal(model.module.pos_embed, theirs.pos_embed)
+
+
 def test_weights_of_another_architecture_are_refused(entry, tmp_path):
     save_file({"blocks.0.norm1.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
     wrong = Entry(
