@@ -2,22 +2,25 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from math import inf
+from math import inf, nan
 from threading import Lock
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub.constants import ENDPOINT
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import PreTrainedModel
 
-from api_client.wire.errors import LoadFailed, WeightsUnavailable, first_line
+from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from . import content, hub
+from . import content, hub, weights
 from .base import About, PreparedText
+from .samples import TEXTS
 from .torch_model import TorchModel
 
 __all__ = ["SentenceTransformers"]
@@ -56,6 +59,7 @@ class SentenceTransformers(TorchModel):
     def build(self) -> nn.Module:
         self.check()
         module: Any = self._local() or self._fetched()
+        self._make_whole(module)
         self.dimension = int(module.get_embedding_dimension() or 0)
         self._longest = float(module.max_seq_length or inf)
         self._prompt = module.prompts.get(module.default_prompt_name) or ""  # before every text
@@ -105,6 +109,30 @@ class SentenceTransformers(TorchModel):
             device=str(self.device),
         )
         return np.asarray(rows, np.float32)
+
+    @torch.inference_mode()
+    def _make_whole(self, module: Any) -> None:
+        """Zeros for what the files lack, as they may of a pooler that nobody asks: transformers
+        draws it, and each load would be a space of its own.
+
+        Raises:
+            BadCheckpoint: vectors depend on it.
+        """
+        networks = (part for part in module.modules() if isinstance(part, PreTrainedModel))
+        lacking = {
+            name: parameter
+            for network in networks
+            for name, parameter in network.named_parameters()
+            if not getattr(parameter, "_is_hf_initialized", False)
+        }
+        if not lacking:
+            return
+        for parameter in lacking.values():
+            parameter.fill_(nan)
+        if not np.isfinite(module.encode(list(TEXTS), show_progress_bar=False)).all():
+            raise BadCheckpoint(f"{self._name} is not complete: {weights.differences(lacking, {})}")
+        for parameter in lacking.values():
+            parameter.zero_()
 
     @property
     def _name(self) -> str:

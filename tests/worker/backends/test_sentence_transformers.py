@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from api_client.wire.errors import WeightsUnavailable
+from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
 from api_client.wire.messages import Kind
 from tests.worker.backends.tiny_sentences import write_sentences
 from worker.backends.base import Placement
@@ -111,6 +112,33 @@ def test_a_copy_of_a_folder_is_in_its_space(family, entry, folder, tmp_path):
     (copy / "README.md").write_text("another")
     models = family.load(entry), family.load(replace(entry, checkpoint=copy))
     assert models[0].traits.fingerprint == models[1].traits.fingerprint
+
+
+def without(folder, copy, part):
+    """A copy of the folder whose weights lack those with `part` in their names."""
+    file = Path(shutil.copytree(folder, copy)) / "model.safetensors"
+    state = {name: tensor for name, tensor in load_file(file).items() if part not in name}
+    save_file(state, file, metadata={"format": "pt"})
+    return copy
+
+
+def test_weights_that_no_vector_needs_may_be_missing_and_each_load_is_the_same_space(
+    family, entry, folder, tmp_path
+):
+    lacking = replace(entry, checkpoint=without(folder, tmp_path / "poolerless", "pooler"))
+    models = family.load(lacking), family.load(lacking)
+    assert models[0].traits.fingerprint == models[1].traits.fingerprint
+    rows, others = (
+        model.run(Kind.TEXT, [model.prepare_text(text) for text in TEXTS])
+        for model in (models[0], family.load(entry))
+    )
+    assert np.array_equal(rows, others)
+
+
+def test_weights_that_vectors_need_are_never_drawn_at_random(family, entry, folder, tmp_path):
+    lacking = without(folder, tmp_path / "lacking", "layer.1.attention.self.query")
+    with pytest.raises(BadCheckpoint, match=r"not complete: .*query.*query\.bias missing"):
+        family.load(replace(entry, checkpoint=lacking))
 
 
 def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry, tmp_path):
