@@ -165,7 +165,9 @@ class Timm(TorchModel):
                 state = adapt(state, module)
         expected = module.state_dict()
         heads = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
-        prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+        heads = [heads] if isinstance(heads, str) else heads
+        # Norms and hidden layers before a classifier go with it, as of LeViT and CAFormer.
+        prefixes = tuple(f"{head.partition('.')[0]}." for head in heads)
         state = {
             name: tensor
             for name, tensor in state.items()

@@ -110,6 +110,19 @@ def test_a_classifier_in_the_file_is_left_out(tmp_path):
     assert rows(family().load(found)).shape == (3, 48)
 
 
+def test_what_comes_before_a_classifier_is_left_out_with_it(tmp_path):
+    architecture = "levit_128s"
+    theirs = timm.create_model(architecture).eval()
+    save_file(theirs.state_dict(), tmp_path / "a.safetensors")
+    found = Entry("x/y", architecture=architecture, checkpoint=tmp_path / "a.safetensors")
+    model = family().load(found)
+    theirs.reset_classifier(0)
+    transform = create_transform(**resolve_model_data_config(theirs), is_training=False)
+    with torch.inference_mode():
+        want = theirs(transform(PHOTOS[0])[None]).numpy()
+    assert cosines(rows(model, PHOTOS[:1]), want).min() >= 0.99999
+
+
 def test_a_network_with_layers_behind_its_pool_answers_in_their_dimension(tmp_path):
     architecture = "mobilenetv3_small_050"
     file = tmp_path / "a.safetensors"
