@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from math import inf, nan
+from math import inf, nan, prod
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from huggingface_hub.constants import ENDPOINT
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import PreTrainedModel
@@ -54,7 +56,7 @@ class SentenceTransformers(TorchModel):
             return super().check()
         if not (folder / "modules.json").is_file():
             raise WeightsUnavailable(f"{folder} is no folder of sentence-transformers")
-        return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        return sum(_numbers(file) for file in folder.rglob("*.safetensors")) * self.dtype.itemsize
 
     def build(self) -> nn.Module:
         self.check()
@@ -175,3 +177,17 @@ class SentenceTransformers(TorchModel):
             raise
         except Exception as error:  # whatever a wrong config makes of a constructor
             raise LoadFailed(f"{self._name} cannot be loaded: {first_line(error)}") from error
+
+
+def _numbers(file: Path) -> int:
+    """How many there are in its tensors, whatever their type.
+
+    Raises:
+        BadCheckpoint: it is truncated or corrupt.
+    """
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            names = tensors.keys()
+            return sum(prod(tensors.get_slice(name).get_shape()) for name in names)
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{file} is truncated or corrupt: {error}") from None

@@ -114,6 +114,25 @@ def test_a_copy_of_a_folder_is_in_its_space(family, entry, folder, tmp_path):
     assert models[0].traits.fingerprint == models[1].traits.fingerprint
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_the_estimate_goes_by_the_precision_and_not_by_the_files(
+    entry, folder, tmp_path, precision, stored
+):
+    from worker.backends.sentence_transformers import SentenceTransformers
+
+    file = Path(shutil.copytree(folder, tmp_path / "copy")) / "model.safetensors"
+    state = {name: tensor.to(stored) for name, tensor in load_file(file).items()}
+    save_file(state, file, metadata={"format": "pt"})
+    family = SimpleBackend(SentenceTransformers, Placement(offline=True, precision=precision))
+    found = replace(entry, checkpoint=file.parent)
+    held = family.load(found).footprint().host_bytes
+    assert 0.98 * held <= family.check(found) <= held
+    file.write_bytes(file.read_bytes()[:99])
+    with pytest.raises(BadCheckpoint, match=r"model\.safetensors is truncated or corrupt"):
+        family.check(found)
+
+
 def without(folder, copy, part):
     """A copy of the folder whose weights lack those with `part` in their names."""
     file = Path(shutil.copytree(folder, copy)) / "model.safetensors"
