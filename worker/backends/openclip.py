@@ -185,7 +185,9 @@ class OpenClip:
     def _state(self, source: Path, model: nn.Module) -> tuple[weights.State, str]:
         """Tensors in the serving form, mapped, and the SHA-256 of their content."""
         expected = model.state_dict()
-        form = weights.layout(expected)
+        # The grid too: positions of 4x8 patches and of 8x4 have the same shape.
+        grid = getattr(model.visual, "grid_size", "")
+        form = f"{weights.layout(expected)} {grid}"
 
         def write(file: Path) -> None:
             log.info("preparing %s as %s", source, self._placement.precision)

@@ -467,6 +467,22 @@ def test_position_embeddings_of_another_input_size_are_resized_as_open_clip_does
     assert least_cosine(images(backend.load(entry), PHOTOS), want) >= 0.99999
 
 
+def test_one_file_in_two_architectures_is_resized_for_each(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    for size in ([64, 128], [128, 64]):  # as many patches, in another grid
+        config = deepcopy(SMALL)
+        config["vision_cfg"]["image_size"] = size
+        folder = tmp_path / str(size[0])
+        folder.mkdir()
+        file = folder / "open_clip_config.json"
+        file.write_text(json.dumps({"model_cfg": config}))
+        saved(small, folder / "open_clip_model.safetensors")
+        want, _ = plain(f"local-dir:{folder}")
+        entry = Entry(id="x", architecture=str(file), checkpoint=small.checkpoint)
+        assert least_cosine(images(backend.load(entry), PHOTOS), want) >= 0.99999
+
+
 def test_the_fingerprint_names_the_space_and_not_the_file(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
