@@ -181,7 +181,7 @@ class Recipe:
             context_length=length,
             cache_dir=cache_dir,
             tokenizer_mode=text.get("tokenizer_mode"),
-            **kwargs,
+            **{**kwargs, "trust_remote_code": False},  # the model's own config does not decide that
         )
         return hugging_face
 

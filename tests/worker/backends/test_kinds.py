@@ -197,3 +197,16 @@ def test_a_tokenizer_in_a_folder_that_the_config_names_is_part_of_the_space(tmp_
     file = tmp_path / "words/tokenizer.json"
     file.write_text(file.read_text().replace('"circle"', '"square"'))
     assert loaded(path, tmp_path / "cache").traits.fingerprint != before
+
+
+def test_code_that_comes_with_a_tokenizer_is_not_run_even_if_the_models_config_trusts_it(tmp_path):
+    text = {**SIGLIP["text_cfg"], "vocab_size": tokenizer_files(tmp_path)}
+    text |= {"hf_tokenizer_name": "mine", "tokenizer_kwargs": {"trust_remote_code": True}}
+    path, ran = folder(tmp_path, {**SIGLIP, "text_cfg": text}), tmp_path / "ran"
+    (path / "own.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    config = path / "tokenizer_config.json"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | own))
+    with pytest.raises(WeightsUnavailable, match=r"no tokenizer for .* contains custom code"):
+        loaded(path, tmp_path / "cache")
+    assert not ran.exists()
