@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from api_client.wire.errors import BadCheckpoint, WeightsUnavailable
+from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
 from tests.worker.backends.tiny_sentences import write_sentences
 from worker.backends.base import Placement
@@ -231,6 +231,17 @@ def test_a_text_is_never_opened_as_a_picture(family, entry, clip_folder, tmp_pat
     rows = model.run(Kind.TEXT, [model.prepare_text(text) for text in texts])
     theirs = SentenceTransformer(str(clip_folder), device="cpu")
     np.testing.assert_allclose(rows, theirs.encode([{"text": text} for text in texts]), atol=1e-6)
+
+
+def test_code_that_lies_in_a_folder_is_not_run(family, entry, folder, tmp_path):
+    copy, ran = Path(shutil.copytree(folder, tmp_path / "copy")), tmp_path / "ran"
+    (copy / "own.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    modules = json.loads((copy / "modules.json").read_text())
+    modules[1]["type"] = "own.Pooling"
+    (copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(LoadFailed, match=r"module class 'own\.Pooling', which is not part of"):
+        family.load(replace(entry, checkpoint=copy))
+    assert not ran.exists()
 
 
 def test_a_folder_that_is_none_is_unavailable(family, entry, tmp_path):
