@@ -40,9 +40,11 @@ class ClipModel(TorchModel):
         super().__init__(entry, placement)
         config = PreprocessCfg(**preprocessing)
         # open_clip's own transform; its last two steps, to float and normalise, are `Normalised`.
-        steps = image_transform_v2(config, is_train=False).transforms[:-2]
+        *steps, _, normalise = image_transform_v2(config, is_train=False).transforms
         self._to_pixels = steps_for(placement.decode, steps)
-        self._normalised = Normalised(config.mean, config.std, device=self.device, dtype=self.dtype)
+        self._normalised = Normalised(
+            normalise.mean, normalise.std, device=self.device, dtype=self.dtype
+        )
         without_detours(module)
         self.settle(module)
         self._text_tower = TextTower(module)

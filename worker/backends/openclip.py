@@ -78,6 +78,7 @@ class OpenClip:
         """Bytes of the weights; refuses what can be refused without reading them."""
         recipe = Recipe.of(entry)
         model, tokenizer = self._build(recipe)
+        recipe.preprocessing(model)  # refuses what open_clip would
         source = self._local(entry) or hub.cached(recipe.source, self._hub_dir)
         if source is not None:
             self._require_usable(source, model)

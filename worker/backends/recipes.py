@@ -13,7 +13,7 @@ import open_clip
 import torch
 from open_clip import pretrained
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor, nn
 
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
@@ -75,7 +75,7 @@ class Recipe:
             raise BadCheckpoint(f"config {file} lacks {error}") from None
         except (ValueError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"config {file} is no open_clip config: {error}") from None
-        return cls(str(file), {**model, **fields}, config.get("preprocess_cfg", {}), {})
+        return cls(str(file), {**model, **fields}, config.get("preprocess_cfg") or {}, {})
 
     @property
     def dimension(self) -> int:
@@ -129,10 +129,24 @@ class Recipe:
         return kind(**config)
 
     def preprocessing(self, model: nn.Module) -> dict[str, Any]:
-        """The fields of open_clip's PreprocessCfg for a model of this recipe."""
-        fields = merge_preprocess_dict(asdict(PreprocessCfg()), dict(self.preprocess))
-        fields["size"] = model.visual.image_size  # type: ignore[union-attr]
-        return dict(fields)
+        """The fields of open_clip's PreprocessCfg for a model of this recipe.
+
+        Raises:
+            BadCheckpoint: open_clip makes no transform of them.
+        """
+        try:
+            fields = dict(merge_preprocess_dict(asdict(PreprocessCfg()), self.preprocess))
+            fields["size"] = model.visual.image_size  # type: ignore[union-attr]
+            *_, normalise = image_transform_v2(PreprocessCfg(**fields), is_train=False).transforms
+            usable = torch.tensor([normalise.mean, normalise.std]).shape == (2, 3)
+        except (AssertionError, AttributeError, TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise BadCheckpoint(
+                f"{self.architecture}: open_clip cannot prepare pictures as its preprocess_cfg "
+                f"says: {json.dumps(self.preprocess):.200}"
+            )
+        return fields
 
     def tokenizer(self, cache_dir: Path) -> Tokenizer:
         """

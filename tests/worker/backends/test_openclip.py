@@ -189,7 +189,7 @@ def test_the_catalogue_promises_what_the_architecture_has(entry: Entry) -> None:
     [
         {"resize_mode": "squash", "interpolation": "bilinear"},
         {"resize_mode": "longest", "fill_color": 9},
-        {"interpolation": "bicubic"},
+        {"interpolation": "bicubic", "mean": 0.5, "std": [0.5, 0.4, 0.3]},
     ],
     ids=lambda preprocess: preprocess.get("resize_mode", "shortest"),
 )
@@ -654,6 +654,34 @@ def test_a_config_that_is_none_is_refused(backend: OpenClip, tmp_path: Path, con
     file.write_text(content)
     with pytest.raises(LoadFailed, match=r"config\.json"):
         backend.check(Entry(id="x", architecture=str(file)))
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [[1], "x", {"mean": [0.5]}, {"std": "a"}, {"interpolation": "lanczos"}, {"resize_mode": "pad"}],
+    ids=str,
+)
+def test_pictures_that_open_clip_could_not_prepare_so_are_refused_before_loading(
+    backend: OpenClip, small: Entry, tmp_path: Path, preprocess: Any
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_cfg": SMALL, "preprocess_cfg": preprocess}))
+    entry = Entry(id="x", architecture=str(file), checkpoint=small.checkpoint)
+    for step in (backend.check, backend.load):
+        with pytest.raises(BadCheckpoint, match=r"config\.json: .* as its preprocess_cfg says: ."):
+            step(entry)
+
+
+def test_a_preprocess_cfg_that_is_null_leaves_all_as_usual(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    spaces = []
+    for number, config in enumerate(({"preprocess_cfg": None}, {})):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps({"model_cfg": SMALL, **config}))
+        entry = Entry(id="x", architecture=str(file), checkpoint=small.checkpoint)
+        spaces.append(backend.load(entry).traits.fingerprint)
+    assert spaces[0] == spaces[1]
 
 
 def test_a_config_that_makes_no_model_is_refused(backend: OpenClip, tmp_path: Path) -> None:
