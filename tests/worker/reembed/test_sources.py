@@ -31,7 +31,7 @@ from worker.reembed.sinks import open_sink
 from worker.reembed.sources import open_source
 from worker.settings import WorkerSettings
 
-STORES = ("memory", "kept", "picky", "away", "ftp")
+STORES = ("memory", "kept", "flat", "picky", "away", "ftp")
 
 
 @pytest.fixture
@@ -480,6 +480,40 @@ def test_anything_that_fsspec_opens_is_a_source(source):
     *_, last = remote.walk()
     assert remote.fetch(last) == UrlRef(url="memory://photos/a/b/2.jpg")
     assert ids(source("fsspec", "memory://photos/**/2.*")) == ["a/b/2.jpg"]
+
+
+KEYS = [f"photos/{key}" for key in ("/1.jpg", "a//2.jpg", "a//b/3.jpg", "a/4.jpg", "a/", "5.jpg")]
+
+
+class Flat(AbstractFileSystem):
+    """Lists keys as s3fs does: the folder without a name in `a//2.jpg` is called `a/`, and so is
+    the file of a key `a/`."""
+
+    protocol = "flat"
+
+    def info(self, path, **_):
+        return {"name": path, "type": "directory"}
+
+    def ls(self, path, detail=True, **_):
+        inside = [key[len(path) + 1 :] for key in self.find(path)]
+        folders = {name.partition("/")[0] for name in inside if "/" in name}
+        files = [name for name in inside if "/" not in name]
+        return [
+            {"name": f"{path}/{name}", "type": kind}
+            for kind, names in (("directory", folders), ("file", files))
+            for name in names
+        ]
+
+    def find(self, path, **_):
+        return [key for key in KEYS if key.startswith(f"{path}/")]
+
+
+@pytest.mark.parametrize("glob", ["", "/**/*.jpg"])
+def test_folders_of_a_store_may_have_no_name(source, glob):
+    fsspec.register_implementation("flat", Flat, clobber=True)
+    flat = source("fsspec", f"flat://photos{glob}")
+    assert sorted(ids(flat)) == ["/1.jpg", "5.jpg", "a//2.jpg", "a//b/3.jpg", "a/4.jpg"]
+    assert {item.ref for item in flat.walk()} == {f"flat://photos/{id}" for id in ids(flat)}
 
 
 class NoCredentialsError(Exception):

@@ -76,9 +76,9 @@ def matching(pattern: str) -> Callable[[str], bool]:
     if not pattern:
         return lambda path: path.lower().endswith(PICTURES)
     *folders, name = pattern.split("/")
-    steps = ["(?:[^/]+/)*" if step == "**" else f"{_step(step)}/" for step in folders]
+    steps = ["(?:[^/]*/)*" if step == "**" else f"{_step(step)}/" for step in folders]
     if name == "**":
-        steps.append("(?:[^/]+/)*")
+        steps.append("(?:[^/]*/)*")
     try:
         wanted = re.compile("".join(steps) + _step(name), re.DOTALL)
     except re.error as error:

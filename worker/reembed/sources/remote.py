@@ -54,14 +54,26 @@ class Remote:
 
     def _below(self, folder: str) -> Iterator[Item]:
         for entry in sorted(self._files.ls(folder, detail=True), key=lambda e: str(e["name"])):
-            path = str(entry["name"]).rstrip("/")
+            name = str(entry["name"])
+            path = name.rstrip("/")
             if path == folder:
-                continue
-            inside = path[len(self._base) :].lstrip("/")
-            if entry["type"] == "directory":
+                if entry["type"] == "directory" and name.endswith("/"):
+                    yield from self._nameless(folder)
+            elif entry["type"] == "directory":
                 yield from self._below(path)
-            elif self._match(inside):
-                yield Item(id=inside, ref=f"{self._protocol}://{path.lstrip('/')}")
+            else:
+                yield from self._wanted(path)
+
+    def _nameless(self, folder: str) -> Iterator[Item]:
+        """Below a folder without a name, as of `a//b.png`, for which s3fs lists `a` once more."""
+        for path in sorted(self._files.find(folder)):
+            if path.startswith(f"{folder}//") and not path.endswith("/"):
+                yield from self._wanted(path)
+
+    def _wanted(self, path: str) -> Iterator[Item]:
+        inside = path[len(self._base) :].removeprefix("/")
+        if self._match(inside):
+            yield Item(id=inside, ref=f"{self._protocol}://{path.lstrip('/')}")
 
     def fetch(self, item: Item) -> Content:
         return content(item.ref, self._doors)
