@@ -19,8 +19,10 @@ LIMIT_BYTES = 32 * 2**30  # a dozen of the largest models that people ask for
 class Checkpoints:
     """A folder of prepared files and of what was once worked out about the originals.
 
-    An original is known by path, size and time of change. Several processes may share the folder:
-    each file is made by one of them under a lock and appears whole or not at all.
+    An original is known by path, size, and when it was written and last changed: archives and
+    images give the files in them any time of writing, but nobody sets the other. Several processes
+    may share the folder: each file is made by one of them under a lock and appears whole or not at
+    all.
 
     Args:
         folder: made when first needed.
@@ -108,7 +110,8 @@ def _is_whole(file: Path) -> bool:
 
 def _key(source: Path, form: str) -> str:
     status = source.stat()
-    identity = json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, form])
+    times = status.st_mtime_ns, status.st_ctime_ns
+    identity = json.dumps([str(source.resolve()), status.st_size, *times, form])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 

@@ -55,6 +55,20 @@ def test_another_form_or_a_changed_source_is_another_file(source: Path, folder: 
     assert len(files) == 3
 
 
+def test_a_source_that_is_replaced_under_its_old_time_is_another_file(
+    source: Path, folder: Path
+) -> None:
+    checkpoints, before = Checkpoints(folder), source.stat()
+    files, sums = {prepare(checkpoints, source)}, {checkpoints.sha256(source)}
+    source.write_bytes(b"WEIGHTS")
+    while source.stat().st_ctime_ns == before.st_ctime_ns:  # clocks of file systems are coarse
+        os.utime(source)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    files.add(prepare(checkpoints, source))
+    sums.add(checkpoints.sha256(source))
+    assert (len(files), len(sums)) == (2, 2)
+
+
 def test_a_full_disk_leaves_nothing_behind(source: Path, folder: Path) -> None:
     def write(file: Path) -> None:
         file.write_bytes(b"half")
