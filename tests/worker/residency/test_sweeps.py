@@ -88,11 +88,13 @@ def test_a_busy_or_pinned_model_stays_whatever_happens(shield):
 def test_keep_alive_stands_in_for_the_timeouts():
     seen = view(
         slot("stays", idle_s=9999, keep_alive_s=-1),
+        slot("stays at rest", idle_s=9999, keep_alive_s=-1, tier=Tier.HOST),
         slot("long", idle_s=9999, keep_alive_s=10_000),
         slot("short", idle_s=11, keep_alive_s=10, tier=Tier.HOST),
+        slot("not at all", idle_s=0.5, keep_alive_s=0, tier=Tier.HOST),
     )
     assert idle_in_vram(seen) == idle_in_ram(seen) == []
-    assert ids(kept_alive(seen)) == ["short"]
+    assert ids(kept_alive(seen)) == ["short", "not at all"]
 
 
 def test_without_pressure_nothing_goes():
@@ -106,6 +108,7 @@ def test_under_pressure_the_longest_idle_go_until_it_is_over():
         slot("c", idle_s=100, size=20),
         slot("fresh", idle_s=59, size=20),
         device=Bytes(100, 0),
+        host=Bytes(100, 50),
         pressure=Pressure.HIGH,
     )
     moves = under_pressure(seen)
@@ -169,6 +172,15 @@ def test_a_sweep_moves_each_model_once_and_remembers_when_it_was_used():
     [move] = sweep(seen)
     assert move.reason.startswith("high pressure")
     assert move.used_at == NOW - 999
+
+
+def test_a_sweep_finds_whatever_is_due():
+    seen = view(
+        slot("asked", idle_s=11, keep_alive_s=10),
+        slot("on the device", idle_s=601),
+        slot("at rest", idle_s=1801, tier=Tier.HOST),
+    )
+    assert ids(sweep(seen)) == ["asked", "on the device", "at rest"]
 
 
 PLENTY = Bytes(1000, 1000)
