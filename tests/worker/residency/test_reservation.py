@@ -50,6 +50,25 @@ def test_what_a_neighbour_promised_and_has_taken_is_not_missed_twice(process):
             assert other.of_others() == 0
 
 
+def test_who_waits_for_another_is_in_nobodys_way_meanwhile(process):
+    promised = []
+    with process().reserve(100):
+        other = process(free=150, sleep=lambda seconds: promised.append(process().of_others()))
+        with pytest.raises(OutOfMemory), other.reserve(100):
+            pass
+    assert set(promised) == {100}
+
+
+def test_who_has_no_neighbour_may_try_for_more_than_the_driver_shows_as_free(process):
+    with process(free=50).reserve(100):
+        pass
+
+
+def test_beside_a_neighbour_a_lift_goes_on_where_nobody_can_tell_what_is_free(process):
+    with process().reserve(100), process(free=None).reserve(100):
+        pass
+
+
 def test_two_who_wait_for_a_third_do_not_come_back_at_the_same_time(process):
     pauses = []
     with process().reserve(100):
@@ -137,6 +156,13 @@ def test_whoever_is_dead_does_not_come_to_life_when_the_clock_is_set_back(proces
         assert other.of_others() == 0
         one.renew()
         assert other.of_others() == 100
+
+
+def test_with_nothing_to_say_nobody_complains_of_redis(process, caplog):
+    one = process()
+    one.renew()
+    assert one.of_others() == 0
+    assert caplog.text == ""
 
 
 def test_without_redis_a_load_goes_on_by_the_drivers_figures_alone(keys):
