@@ -70,12 +70,27 @@ def test_batches_take_first_what_this_process_holds_for_them(kept, missing):
     assert ledger.shortfall("a", 80, resident=[]) == missing
 
 
+def test_what_is_held_for_batches_is_no_room_for_weights():
+    ledger = Driver(free=100).ledger(kept=lambda: 99)
+    assert ledger.shortfall("a", 110, resident=[]) == 10
+
+
 def test_the_ledger_counts_what_the_driver_does_not_show():
     driver = Driver(total=1000, free=1000)  # as if the residents' pages were not touched yet
     ledger = driver.ledger(headroom=0.0)
     ledger.saw("b", Footprint(device_bytes=700))
     ledger.ran("b", peak_batch_bytes=250)
     assert ledger.shortfall("a", 100, resident=["b"]) == 50
+
+
+def test_of_what_the_ledger_takes_for_free_a_part_stays_free_as_well():
+    ledger = Driver(total=1000, free=1000).ledger(headroom=0.2)
+    ledger.saw("b", Footprint(device_bytes=500))
+    assert ledger.shortfall("a", 401, resident=["b"]) == 1
+
+
+def test_alone_a_model_may_take_the_headroom_too():
+    assert Driver(free=100).ledger(headroom=0.2).shortfall("a", 100, resident=[]) == 0
 
 
 def test_the_driver_counts_what_the_ledger_does_not_know():
