@@ -13,7 +13,7 @@ from api_client.wire.errors import Cancelled
 from api_client.wire.messages import Kind, Priority
 from worker.backends.base import PreparedText, Traits
 from worker.datapath.calls import Batch, Call, Row
-from worker.datapath.turns import LENGTHS, PRESENT_S, Turns
+from worker.datapath.turns import LENGTHS, PRESENT_S, WORTHWHILE, Turns
 
 BATCH = 4
 
@@ -44,8 +44,17 @@ class Bench:
         model: Any = None,
         now: float = 0.0,
     ) -> Call:
+        call = self.new(items, priority, kind, model, now)
+        self.turns.add(call)
+        return call
+
+    def own(self, items: int, *, model: Any = None, now: float = 0.0) -> list[Row]:
+        """The rows of a call whose own thread prepares them."""
+        return self.turns.begin(self.new(items, Priority.INTERACTIVE, Kind.TEXT, model, now))
+
+    def new(self, items: int, priority: Priority, kind: Kind, model: Any, now: float) -> Call:
         self.number += 1
-        call = Call(
+        return Call(
             number=self.number,
             model=model or self.model,
             model_id="m",
@@ -57,8 +66,6 @@ class Bench:
             cancelled=lambda: None,
             since=now,
         )
-        self.turns.add(call)
-        return call
 
     def texts(self, *lengths: int) -> Call:
         call = self.call(len(lengths), kind=Kind.TEXT, priority=Priority.BULK)
@@ -199,6 +206,15 @@ def test_bulk_runs_in_brief_batches_while_somebody_asks_for_single_answers() -> 
     assert len(bench.run(1.1 + PRESENT_S)) == BATCH
 
 
+def test_single_texts_make_the_batches_of_bulk_brief_as_well() -> None:
+    bench = Bench()
+    model = StandIn(brief=2)
+    bench.call(2 * BATCH, priority=Priority.BULK, model=model, now=20.0)
+    bench.prepare(now=20.0)
+    bench.own(1, now=20.0)
+    assert len(bench.run(20.0)) == 2
+
+
 @pytest.mark.parametrize(
     ("ready", "batches"),
     [(2, [2]), (3, [2, 1]), (5, [4, 1]), (7, [4, 2, 1]), (9, [8, 1]), (11, [11]), (12, [11, 1])],
@@ -234,6 +250,16 @@ def test_interactive_batches_are_never_cut_short_for_those_who_come_after() -> N
         bench.call(1, model=model)
     bench.prepare()
     assert len(bench.run(0)) == BATCH
+
+
+def test_an_interactive_batch_may_be_larger_than_a_threads_share() -> None:
+    bench = Bench()
+    bench.limit = 9
+    bench.model = StandIn(parallel=4, brief=3)
+    for _ in range(8):
+        bench.call(1)
+    bench.prepare()
+    assert len(bench.run()) == WORTHWHILE * 3
 
 
 def test_a_burst_of_interactive_calls_is_shared_between_the_threads() -> None:
@@ -273,6 +299,16 @@ def test_bulk_goes_first_once_when_it_has_waited_too_long() -> None:
     assert bench.run(19.9).rows[0].call.number == 4
 
 
+def test_bulk_waits_no_longer_for_the_calls_that_come_meanwhile() -> None:
+    bench = Bench(bulk_waits_s=10)
+    bench.call(1)
+    bench.call(1, priority=Priority.BULK)
+    bench.call(1, priority=Priority.BULK, now=9)
+    bench.call(1, now=9)
+    bench.prepare()
+    assert of(bench.run(10)) == [(2, 0), (3, 0)]
+
+
 def test_bulk_that_waited_too_long_is_also_prepared_first() -> None:
     bench = Bench(bulk_waits_s=10)
     bench.call(1, priority=Priority.BULK)
@@ -295,6 +331,16 @@ def test_a_bulk_batch_waits_until_it_is_full() -> None:
         row = bench.turns.next_to_prepare(0)
         assert row is not None
         bench.turns.prepared(row)
+    assert not bench.run(0)
+    bench.prepare()
+    assert len(bench.run(0)) == BATCH
+
+
+def test_a_bulk_batch_waits_though_one_call_is_ready() -> None:
+    bench = Bench()
+    for _ in range(BATCH):
+        bench.call(1, priority=Priority.BULK)
+    prepare_one(bench)
     assert not bench.run(0)
     bench.prepare()
     assert len(bench.run(0)) == BATCH
@@ -326,6 +372,53 @@ def test_an_interactive_batch_runs_as_soon_as_some_call_can_be_answered() -> Non
     assert not bench.run()
     prepare_one(bench)
     assert of(bench.run()) == [(1, 0), (1, 1)]
+
+
+def test_an_interactive_batch_runs_beside_rows_of_a_call_that_is_not_ready_yet() -> None:
+    bench = Bench()
+    bench.call(2)
+    bench.call(1)
+    first, _, whole = (bench.turns.next_to_prepare(0) for _ in range(3))
+    for row in (first, whole):
+        assert row is not None
+        assert not bench.run()
+        bench.turns.prepared(row)
+    assert of(bench.run()) == [(1, 0), (2, 0)]
+
+
+def test_what_is_being_prepared_counts_for_a_threads_share() -> None:
+    bench = Bench()
+    bench.limit = 8
+    bench.model = StandIn(parallel=2, brief=2)
+    bench.call(8, priority=Priority.BULK)
+    for _ in range(4):
+        prepare_one(bench)
+    for _ in range(4):
+        assert bench.turns.next_to_prepare(0)
+    assert len(bench.begin()) == 4
+
+
+def test_nothing_is_kept_of_a_model_whose_last_row_could_not_be_prepared() -> None:
+    bench = Bench()
+    bench.call(1)
+    row = bench.turns.next_to_prepare(0)
+    assert row is not None
+    bench.turns.abandoned(row)
+    assert not bench.turns._groups
+
+
+def test_nothing_is_kept_of_a_model_whose_callers_have_gone() -> None:
+    bench = Bench()
+    waits = bench.call(BATCH)
+    bench.turns.drop(waits)
+    assert not bench.turns._groups
+    collated = bench.call(2 * BATCH)
+    bench.prepare()
+    bench.begin()
+    batch = bench.collate()
+    collated.gone = Cancelled("withdrawn")
+    bench.turns.collated(batch)
+    assert not bench.turns._groups
 
 
 def test_an_interactive_call_of_many_rows_is_shared_among_the_threads() -> None:
@@ -360,6 +453,17 @@ def test_beside_another_an_interactive_batch_waits_for_a_share_of_what_is_in_sig
     assert not bench.begin(0)  # the other one still runs
     prepare_one(bench)
     assert of(bench.begin(0)) == [(4, 0), (5, 0)]
+
+
+def test_an_interactive_batch_waits_for_nobody_once_the_one_before_has_ended() -> None:
+    bench = Bench()
+    bench.model = StandIn(parallel=2, brief=2)
+    for _ in range(3):
+        bench.call(1)
+    prepare_one(bench)
+    assert of(bench.run()) == [(1, 0)]
+    prepare_one(bench)
+    assert of(bench.run()) == [(2, 0)]
 
 
 def test_an_interactive_batch_does_not_wait_beside_bulk() -> None:
@@ -430,6 +534,20 @@ def test_one_batch_is_collated_ahead_and_counts_as_prepared() -> None:
     bench.turns.collated(batch)
     assert bench.turns.next_to_collate(0) is None
     assert bench.prepare() == []
+
+
+def test_the_next_batch_is_collated_once_the_one_before_runs() -> None:
+    bench = Bench()
+    bench.call(10 * BATCH, priority=Priority.BULK)
+    bench.prepare()
+    running = bench.begin()
+    for _ in range(3):
+        batch = bench.collate()
+        bench.turns.collated(batch)
+        bench.turns.ended(running)
+        running = bench.begin()
+        assert running is batch
+        bench.prepare()
 
 
 def test_what_could_still_become_larger_is_not_collated() -> None:
@@ -505,6 +623,18 @@ def test_rows_that_did_not_fit_go_first_in_smaller_batches() -> None:
     assert of(bench.run(0)) == [(1, 3), (2, 0), (2, 1)]
 
 
+def test_a_limit_that_changes_is_that_of_one_model_and_kind() -> None:
+    bench = Bench()
+    bench.call(BATCH, kind=Kind.TEXT)
+    bench.call(BATCH, model=StandIn(parallel=1))
+    failed = bench.call(BATCH)
+    bench.prepare()
+    bench.limit = BATCH // 2
+    bench.turns.limit_changed(failed)
+    ran = [bench.run() for _ in range(4)]
+    assert [(batch.call.number, len(batch)) for batch in ran] == [(1, 4), (2, 4), (3, 2), (3, 2)]
+
+
 def test_the_halves_of_a_failed_batch_run_apart_and_let_interactive_work_pass() -> None:
     bench = Bench()
     bench.call(BATCH, priority=Priority.BULK)
@@ -515,6 +645,15 @@ def test_the_halves_of_a_failed_batch_run_apart_and_let_interactive_work_pass() 
     assert of(bench.run(0)) == [(2, 0)]
     assert of(bench.run(0)) == [(1, 0), (1, 1)]
     assert of(bench.run(0)) == [(1, 2), (1, 3)]
+
+
+def test_the_halves_of_a_failed_batch_wait_for_no_row_behind_them() -> None:
+    bench = Bench()
+    bench.call(BATCH + 1, priority=Priority.BULK)
+    for _ in range(BATCH):
+        prepare_one(bench)
+    bench.turns.return_halves(bench.run(0))
+    assert of(bench.run(0)) == [(1, 0), (1, 1)]
 
 
 def test_dropping_a_call_leaves_its_neighbours() -> None:
@@ -551,8 +690,13 @@ def test_whatever_happens_in_which_order_each_row_is_in_one_place_and_comes_to_i
             which=st.integers(0, 1),
         )
         def call(self, items: int, priority: Priority, kind: Kind, which: int) -> None:
-            options: dict[str, Any] = {"priority": priority, "kind": kind, "now": self.now}
-            self.calls.append(self.bench.call(items, model=self.models[which], **options))
+            options: dict[str, Any] = {"model": self.models[which], "now": self.now}
+            if priority is Priority.INTERACTIVE and kind is Kind.TEXT:
+                rows = self.bench.own(items, **options)
+                self.preparing += rows
+                self.calls.append(rows[0].call)
+            else:
+                self.calls.append(self.bench.call(items, priority=priority, kind=kind, **options))
 
         @rule()
         def begin_to_prepare(self) -> None:
@@ -621,8 +765,9 @@ def test_whatever_happens_in_which_order_each_row_is_in_one_place_and_comes_to_i
         def each_is_in_one_place(self) -> None:
             groups = self.bench.turns._groups.values()
             waiting = [row for group in groups for row in (*group.waiting, *group.ready)]
-            batches = [*(batch for group in groups for batch in group.formed), *self.collating]
-            rows = [row for batch in [*batches, *self.running] for row in batch]
+            waiting += [row for group in groups for batch in group.formed for row in batch]
+            assert self.bench.turns.depth() == len(waiting)
+            rows = [row for batch in [*self.collating, *self.running] for row in batch]
             unsettled = [
                 (call.number, index)
                 for call in self.calls
