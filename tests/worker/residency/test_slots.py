@@ -9,7 +9,7 @@ import pytest
 
 from api_client.wire.errors import BackendFailed, LoadFailed, ModelBusy, OutOfMemory
 from api_client.wire.messages import EventKind
-from worker.backends.base import Placement, Tier
+from worker.backends.base import Footprint, Placement, Tier
 from worker.backends.fake import Fake, Pool
 from worker.catalogue import Entry
 from worker.residency.ledger import Ledger
@@ -155,7 +155,8 @@ def test_without_room_in_host_memory_the_victim_is_gone():
     bench = Bench(slots=1, host_bytes=0)
     bench.use("a", "b")
     assert bench.tiers == {"b": Tier.DEVICE}
-    assert bench.told(EventKind.EVICTED) == [(EventKind.EVICTED, "a")]
+    [evicted] = [event for event in bench.events if event.kind == EventKind.EVICTED]
+    assert (evicted.model, evicted.reason) == ("a", "made room for b")
 
 
 def test_older_models_make_room_in_host_memory():
@@ -205,12 +206,53 @@ def test_a_limit_of_bytes_counts_as_well_as_the_number():
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
 
 
+def test_a_limit_of_bytes_may_be_used_up():
+    bench = Bench(slots=5, device_bytes=200)
+    bench.use("a", "b")
+    assert bench.tiers == {"a": Tier.DEVICE, "b": Tier.DEVICE}
+    bench.use("big", size=200)
+    assert bench.tiers["big"] is Tier.DEVICE
+
+
 def test_a_model_larger_than_the_limit_is_refused_before_it_is_loaded():
     bench = Bench(device_bytes=250)
     with pytest.raises(OutOfMemory, match="the limit is 250"):
         bench.use("a", size=300)
     assert bench.loads == []
     assert bench.told(EventKind.OUT_OF_MEMORY) == [(EventKind.OUT_OF_MEMORY, "a")]
+
+
+def test_a_limit_that_falls_below_a_model_while_it_loads_refuses_it_at_once():
+    bench = Bench(wait_s=PATIENT_S)
+
+    def meanwhile(step):
+        if step == "load":
+            bench.slots.limits = replace(bench.slots.limits, device_bytes=50)
+
+    with threads() as pool, pytest.raises(OutOfMemory, match="the limit is 50"):
+        pool.submit(bench.use, "a", before=meanwhile).result(SOON_S)
+
+
+def test_what_was_measured_of_a_model_counts_more_than_what_is_said_of_it():
+    bench = Bench(host_total=500)
+    bench.ledger.saw("a", Footprint(host_bytes=900))
+    with pytest.raises(OutOfMemory, match="takes 900 bytes"):
+        bench.use("a")
+    assert bench.loads == []
+
+
+def test_the_bytes_of_a_lift_are_reserved_while_it_lasts():
+    bench, held, seen = Bench(), [], {}
+
+    @contextmanager
+    def reserve(size):
+        held.append(size)
+        yield
+        held.clear()
+
+    bench.ledger.reserve = reserve
+    bench.use("a", before=lambda step: seen.update({step: list(held)}))
+    assert (seen, held) == ({"load": [], "lift": [100]}, [])
 
 
 def test_the_memory_itself_is_asked_before_a_lift():
@@ -234,6 +276,22 @@ def test_a_leased_model_stays():
         with pytest.raises(ModelBusy, match="no place, with 1 slots; leased are a"):
             bench.use("b")
     assert bench.tiers == {"a": Tier.DEVICE, "b": Tier.HOST}
+
+
+def test_a_lease_ends_with_whatever_its_block_raises():
+    bench = Bench()
+    with pytest.raises(ZeroDivisionError), bench.lease("a"):
+        raise ZeroDivisionError
+    assert [slot.leases for slot in bench.slots.view()] == [0]
+
+
+def test_a_model_counts_as_used_until_its_lease_ends():
+    bench = Bench(slots=2)
+    with bench.lease("a"):
+        bench.use("b")
+    assert [slot.used_at for slot in bench.slots.view() if slot.model_id == "a"] == [bench.now]
+    bench.use("c")
+    assert bench.tiers == {"b": Tier.HOST, "a": Tier.DEVICE, "c": Tier.DEVICE}
 
 
 def test_the_one_that_found_no_place_is_not_loaded_again():
@@ -395,11 +453,51 @@ def test_a_model_lifted_a_moment_ago_leaves_only_for_those_who_cannot_wait():
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
 
 
+class MovesOn(Bench):
+    """Its clock moves when somebody has waited."""
+
+    @contextmanager
+    def step_aside(self):
+        with super().step_aside():
+            yield
+        self.now += 1
+
+
+def test_who_waits_looks_again_when_another_has_stayed_for_long_enough():
+    bench = MovesOn(slots=2, wait_s=PATIENT_S, residency_s=PATIENT_S + 0.05)
+    bench.now = 1000.0
+    bench.slots.load(entry("a"))
+    bench.now += PATIENT_S
+    bench.slots.load(entry("b"))
+    with threads() as pool:
+        pool.submit(bench.use, "c").result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
+
+
 def test_load_says_whether_something_changed():
     bench = Bench()
     assert bench.slots.load(entry("a"))
     assert not bench.slots.load(entry("a"))
     assert [slot.leases for slot in bench.slots.view()] == [0]
+
+
+def test_a_load_may_say_how_long_its_model_stays_once_idle():
+    bench = Bench()
+    for said in (30, None):
+        bench.slots.load(entry("a"), keep_alive_s=said)
+        assert [slot.keep_alive_s for slot in bench.slots.view()] == [30]
+
+
+def test_a_model_goes_down_at_once_where_a_limit_has_fallen_while_it_was_loaded():
+    bench = Bench(slots=2)
+
+    def meanwhile(step):
+        if step == "lift":
+            bench.slots.limits = replace(bench.slots.limits, slots=1)
+
+    with bench.lease("a"):
+        bench.slots.load(entry("b", before=meanwhile))
+        assert bench.tiers == {"a": Tier.DEVICE, "b": Tier.HOST}
 
 
 def test_unload_says_whether_there_was_something():
@@ -848,6 +946,20 @@ def test_a_lower_limit_of_host_memory_takes_the_oldest():
     assert bench.tiers == {"b": Tier.HOST, "c": Tier.DEVICE}
 
 
+def test_a_lower_limit_of_bytes_takes_what_is_idle_at_once():
+    bench = Bench(slots=3)
+    bench.use("a", "b")
+    bench.slots.limits = replace(bench.slots.limits, device_bytes=100)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+
+
+def test_no_limit_takes_a_pinned_model_that_rests_in_host_memory():
+    bench = Bench(slots=1)
+    bench.use("a", "b", "c")
+    bench.slots.limits = replace(bench.slots.limits, host_bytes=0, pinned=frozenset({"a"}))
+    assert bench.tiers == {"a": Tier.HOST, "c": Tier.DEVICE}
+
+
 def test_a_sweep_moves_down():
     bench = Bench()
     bench.use("a", "b", "c")
@@ -953,6 +1065,12 @@ def test_without_an_accelerator_there_is_one_tier():
     assert bench.slots.apply([Move("b", Tier.HOST, "idle")]) == []
 
 
+def test_without_an_accelerator_no_limit_of_its_bytes_counts():
+    bench = Bench(device="cpu", slots=2, device_bytes=50)
+    bench.use("a", "b")
+    assert bench.tiers == {"a": Tier.DEVICE, "b": Tier.DEVICE}
+
+
 def test_without_an_accelerator_what_finds_no_place_does_not_stay():
     bench = Bench(device="cpu", slots=1)
     with bench.lease("a"), pytest.raises(ModelBusy):
@@ -970,10 +1088,42 @@ def test_what_stayed_behind_after_an_unload_is_said():
     assert bench.ledger.residue_bytes == 30
 
 
+def test_what_stays_behind_when_a_model_is_lowered_is_waited_for_and_said():
+    bench = Bench(slots=1)
+    bench.use("a", residue_bytes=30)
+    bench.use("b")
+    lowered = next(event for event in bench.events if event.kind == EventKind.LOWERED)
+    assert lowered.reason == "made room for b; 30 bytes did not come back"
+    assert (lowered.bytes, lowered.seconds >= 5) == (100, True)
+
+
+def test_events_tell_how_much_was_moved_and_how_long_that_took():
+    bench = Bench(slots=1, host_bytes=0)
+    bench.now = 1000.0
+    bench.use("a", load_s=3, lift_s=2)
+    bench.use("b")
+    told = [(event.kind, event.bytes, event.seconds) for event in bench.events]
+    assert told[:3] == [
+        (EventKind.LOADED, 100, 3),
+        (EventKind.LIFTED, 100, 2),
+        (EventKind.LOADED, 100, 0),
+    ]
+    assert told[3] == (EventKind.EVICTED, 100, 0)
+
+
 def test_the_view_names_the_next_to_go():
     bench = Bench(pinned=frozenset({"a"}))
     bench.use("a", "b")
     assert [slot.model_id for slot in bench.slots.view() if slot.next_out] == ["b"]
+
+
+def test_the_next_to_go_is_idle_if_any_is():
+    bench = Bench(slots=2)
+    with bench.lease("a"):
+        bench.use("b")
+        assert [slot.model_id for slot in bench.slots.view() if slot.next_out] == ["b"]
+        with bench.lease("b"):
+            assert [slot.model_id for slot in bench.slots.view() if slot.next_out] == ["a"]
 
 
 def test_after_close_there_are_no_leases_and_no_models():
