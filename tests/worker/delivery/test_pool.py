@@ -1,6 +1,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -22,6 +23,7 @@ from worker.delivery.pool import (
     give_way,
     others,
     parked,
+    parked_bulk,
     stop_if_cancelled,
 )
 
@@ -176,6 +178,44 @@ def test_who_steps_aside_while_the_pool_stops_does_not_hear_of_it(
     tasks.pool.stop()
     assert tasks.outcome() == "done"
     assert others() == 0
+
+
+def test_outside_a_task_nobody_leaves_a_place_to_others() -> None:
+    with aside(), parked():
+        give_way()
+        assert (others(), parked_bulk()) == (0, 0)
+
+
+@pytest.mark.parametrize(("priority", "of_bulk"), [(names.BULK, 1), (names.INTERACTIVE, 0)])
+def test_who_is_parked_leaves_a_place_to_bulk_only_if_it_is_bulk(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch, priority: int, of_bulk: int
+) -> None:
+    request = SimpleNamespace(delivery_info={"priority": priority})
+    monkeypatch.setitem(state.requests, "parked", request)
+
+    def park() -> tuple[int, int]:
+        with parked():
+            return others(), parked_bulk()
+
+    tasks.submit(park, correlation_id="parked")
+    assert tasks.outcome() == (1, of_bulk)
+    assert (others(), parked_bulk()) == (0, 0)
+
+
+@pytest.mark.parametrize("wait", [aside, parked])
+def test_who_fails_while_it_waits_leaves_no_place_afterwards(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Any]
+) -> None:
+    request = SimpleNamespace(delivery_info={"priority": names.BULK})
+    monkeypatch.setitem(state.requests, "fails", request)
+
+    def fail() -> tuple[int, int]:
+        with suppress(ZeroDivisionError), wait():
+            raise ZeroDivisionError
+        return others(), parked_bulk()
+
+    tasks.submit(fail, correlation_id="fails")
+    assert tasks.outcome() == (0, 0)
 
 
 @pytest.mark.parametrize(
