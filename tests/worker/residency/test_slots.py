@@ -902,6 +902,19 @@ def test_an_unload_waits_for_the_load_that_is_under_way():
     assert bench.tiers == {}
 
 
+def test_an_unload_of_a_model_whose_load_fails_finds_nothing_to_do():
+    bench, gate = Bench(), Gate("load")
+    with threads() as pool:
+        a = pool.submit(bench.use, "a", before=gate, fail_load="no weights")
+        assert gate.reached.wait(SOON_S)
+        gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=PATIENT_S)
+        until(bench.slots, lambda: any(slot.gates for slot in bench.slots._slots))
+        gate.open.set()
+        assert gone.result(SOON_S) is False
+        with pytest.raises(LoadFailed):
+            a.result(SOON_S)
+
+
 def test_waiting_ends_at_its_bound():
     bench = Bench(slots=1, wait_s=PATIENT_S)
     with bench.lease("a"), threads() as pool:
