@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,8 +124,9 @@ def test_a_task_past_its_time_limit_learns_so(tasks: Tasks, limits: dict[str, fl
     assert tasks.outcome() is Reason.TIME_LIMIT
 
 
-def test_the_limit_of_the_whole_pool_counts_for_a_task_without_one() -> None:
-    pool = TaskPool(1, soft_timeout=PAST_AT_ONCE_S)
+@pytest.mark.parametrize("limit", ["soft_timeout", "timeout"])
+def test_the_limit_of_the_whole_pool_counts_for_a_task_without_one(limit: str) -> None:
+    pool = TaskPool(1, **{limit: PAST_AT_ONCE_S})
     pool.start()
     tasks = Tasks(pool)
     tasks.submit(cancelled)
@@ -180,6 +181,30 @@ def test_who_steps_aside_while_the_pool_stops_does_not_hear_of_it(
     assert others() == 0
 
 
+def test_a_message_that_celery_cannot_take_apart_is_settled_and_leaves_its_thread(
+    tasks: Tasks,
+) -> None:
+    def take_apart() -> None:
+        raise KeyError("lang")
+
+    settled: SimpleQueue[Any] = SimpleQueue()
+    tasks.submit(take_apart, error_callback=settled.put)
+    assert settled.get(timeout=10).type is KeyError
+    tasks.submit(lambda: "the next one")
+    assert tasks.outcome() == "the next one"
+
+
+def test_what_a_task_is_given_is_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    pool = TaskPool(1)
+    pool.start()
+    tasks = Tasks(pool)
+    tasks.submit(len, args=("what somebody searched for",))
+    assert tasks.outcome() == len("what somebody searched for")
+    pool.stop()
+    assert "searched" not in caplog.text
+
+
 def test_outside_a_task_nobody_leaves_a_place_to_others() -> None:
     with aside(), parked():
         give_way()
@@ -200,6 +225,32 @@ def test_who_is_parked_leaves_a_place_to_bulk_only_if_it_is_bulk(
     tasks.submit(park, correlation_id="parked")
     assert tasks.outcome() == (1, of_bulk)
     assert (others(), parked_bulk()) == (0, 0)
+
+
+@pytest.mark.parametrize(("most", "count"), [("MOST_ASIDE", others), ("MOST_PARKED", parked_bulk)])
+def test_no_more_places_are_left_than_one_worker_may_take_messages_for(
+    monkeypatch: pytest.MonkeyPatch, most: str, count: Callable[[], int]
+) -> None:
+    monkeypatch.setattr(module, most, 1)
+    pool, go_on, waiting = TaskPool(2), Event(), Semaphore(0)
+    pool.start()
+    tasks = Tasks(pool)
+
+    def park() -> None:
+        with parked():
+            waiting.release()
+            go_on.wait(10)
+
+    for name in ("one", "two"):
+        request = SimpleNamespace(delivery_info={"priority": names.BULK})
+        monkeypatch.setitem(state.requests, name, request)
+        tasks.submit(park, correlation_id=name)
+    both = [waiting.acquire(timeout=10) for _ in range(2)]
+    left = count()
+    go_on.set()
+    assert [tasks.outcome(), tasks.outcome()] == [None, None]
+    pool.stop()
+    assert (both, left) == ([True, True], 1)
 
 
 @pytest.mark.parametrize("wait", [aside, parked])
@@ -256,6 +307,35 @@ def test_a_bulk_task_that_was_parked_goes_back_where_other_bulk_has_its_place(
     outcomes = [tasks.outcome(), tasks.outcome()]
     assert "beside" in outcomes
     assert any(isinstance(one, Reject) and one.requeue for one in outcomes) is goes_back
+
+
+def test_a_bulk_task_that_was_parked_keeps_its_place_while_the_others_are_parked(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BULK_TASKS", 1)
+    for name in ("first", "second"):
+        request = SimpleNamespace(delivery_info={"priority": names.BULK})
+        monkeypatch.setitem(state.requests, name, request)
+    second_waits, first_has_gone_on = Event(), Event()
+
+    def first() -> str:
+        with parked():
+            second_waits.wait(10)
+        try:
+            give_way()
+        finally:
+            first_has_gone_on.set()
+        return "first"
+
+    def second() -> str:
+        with parked():
+            second_waits.set()
+            first_has_gone_on.wait(10)
+        return "second"
+
+    tasks.submit(first, correlation_id="first")
+    tasks.submit(second, correlation_id="second")
+    assert {tasks.outcome(), tasks.outcome()} == {"first", "second"}
 
 
 @pytest.mark.parametrize("at_work", [0, 1])
