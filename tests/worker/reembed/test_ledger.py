@@ -13,6 +13,7 @@ from api_client.wire.settings import Settings
 from worker.reembed.ledger import CHECK, PLAN, Claim, Claimed, JobLedger, jobs_at_work
 from worker.reembed.manifest import Manifest
 from worker.reembed.papers import Loss, Marker
+from worker.reembed.sources.refs import FolderEmpty
 
 LEASE_S, SENT_S = 60.0, 60.0
 AWAY = StoreDown("it is away")
@@ -104,6 +105,15 @@ def test_while_a_job_is_planned_it_is_told_how_many_items_were_found(book):
     assert book.status().items == 95
 
 
+def test_a_planner_that_was_overtaken_starts_nothing_anew(book):
+    book.planned()
+    book.finish("0")
+    assert book.planned() == []
+    book.do(CANCEL, "by hand", 5)
+    assert book.planned() == []
+    assert (book.status().state, book.status().done) == (JobState.CANCELLED, 10)
+
+
 def test_each_finished_chunk_starts_the_next_one_and_the_last_the_check(book):
     todo = book.planned()
     done = []
@@ -124,6 +134,7 @@ def test_a_chunk_that_runs_twice_counts_once(book):
     book.finish("0", lost=2)
     book.finish("0", lost=2)
     assert (book.status().done, book.status().failed) == (8, 2)
+    assert book.status().workers == {"w@h": 10}
 
 
 def test_a_chunk_is_worked_on_by_one_worker_at_a_time(book):
@@ -132,6 +143,7 @@ def test_a_chunk_is_worked_on_by_one_worker_at_a_time(book):
     assert book.claim("0", token="b") is Claimed.ELSEWHERE
     assert book.claim("0", token="a") is Claimed.MINE  # it did not hear of it, and asked again
     book.finish("0")
+    assert not book.store.exists(book.keys.job_held("job"))
     assert book.claim("0", token="b") is Claimed.DONE
 
 
@@ -166,6 +178,28 @@ def test_after_a_resume_what_is_still_out_of_reach_is_no_outage(book):
     assert book.ledger.is_outage(1, AWAY)
 
 
+def test_after_a_resume_an_empty_folder_is_no_outage_until_something_came_through(book):
+    book.planned()
+    book.ledger.pause("nothing can be reached")
+    book.do(RESUME)
+    assert not book.ledger.is_outage(0, FolderEmpty("it is empty"))
+    book.finish("1")
+    assert book.ledger.is_outage(0, FolderEmpty("it is empty"))
+
+
+def test_a_chunk_that_is_retried_may_meet_with_an_outage_anew(book):
+    book.planned()
+    book.claim("4")
+    assert book.ledger.is_outage(4, AWAY)
+    for chunk in range(10):
+        book.finish(chunk, lost=chunk == 4)
+    book.claim(CHECK, state=JobState.CHECKING)
+    book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
+    book.do(RETRY_FAILED)
+    book.claim("4")
+    assert book.ledger.is_outage(4, AWAY)
+
+
 def test_what_a_dead_worker_had_is_started_again_when_its_claim_has_run_out(book):
     book.planned()
     book.claim("0", token="dead")
@@ -177,6 +211,15 @@ def test_what_a_dead_worker_had_is_started_again_when_its_claim_has_run_out(book
     assert "0" in book.ledger.fallen()
     assert book.claim("0", token="living") is Claimed.MINE
     assert not book.ledger.renew(claim_of("0", "dead"))
+
+
+def test_a_claim_counts_from_when_it_was_made_however_late_that_was(book):
+    book.planned()
+    book.now += SENT_S - 1
+    book.claim("0", token="late")
+    book.now += 2
+    assert "0" not in book.ledger.fallen()
+    assert book.claim("0", token="other") is Claimed.ELSEWHERE
 
 
 def test_a_claim_is_renewed_whatever_state_a_newer_version_leads_its_job_to(book):
@@ -211,6 +254,16 @@ def test_what_a_stopping_worker_gives_back_is_started_at_once(book):
     book.claim("1")
     book.ledger.give_back(claim_of("1"))
     assert book.ledger.fallen() == ["1"]
+
+
+def test_who_has_given_a_chunk_back_or_lost_it_has_nothing_to_give_back_or_renew(book):
+    book.planned()
+    book.claim("0", token="before")
+    book.ledger.give_back(claim_of("0", "before"))
+    assert not book.ledger.renew(claim_of("0", "before"))
+    book.claim("0", token="after")
+    book.ledger.give_back(claim_of("0", "before"))
+    assert book.claim("0", token="third") is Claimed.ELSEWHERE
 
 
 def test_a_paused_job_starts_nothing_and_counts_what_was_at_work(book):
@@ -280,6 +333,51 @@ def test_when_nothing_succeeds_for_its_patience_a_job_pauses_with_the_reason(sto
     book.claim("1")
     book.ledger.trouble(claim_of("1"), "the disk is full")
     assert (book.status().state, book.status().reason) == (JobState.PAUSED, "the disk is full")
+
+
+def asked_to_be_checked(book):
+    complete(book, lost={})
+    book.do(VERIFY)
+
+
+@pytest.mark.parametrize(
+    ("what", "state", "begin"),
+    [
+        (PLAN, JobState.PLANNING, lambda book: None),
+        (CHECK, JobState.CHECKING, asked_to_be_checked),
+    ],
+)
+def test_a_job_that_cannot_be_planned_or_checked_pauses_and_goes_on_from_there(
+    store, keys, what, state, begin
+):
+    book = Book(store, keys, patience_s=100)
+    begin(book)
+    for _ in range(2):
+        assert book.claim(what, state=state) is Claimed.MINE
+        book.ledger.trouble(claim_of(what), "the list cannot be read")
+        book.now += 101
+    assert book.status().state is JobState.PAUSED
+    book.do(RESUME)
+    assert book.status().state is state
+    assert book.ledger.fallen() == [what]
+
+
+def test_the_trouble_of_who_has_lost_its_claim_takes_it_from_nobody(book):
+    book.planned()
+    book.claim("0", token="before")
+    book.ledger.trouble(claim_of("0", "before"), "away")
+    assert not book.ledger.renew(claim_of("0", "before"))
+    book.now += 100
+    book.claim("0", token="after")
+    book.ledger.trouble(claim_of("0", "before"), "away")
+    assert book.ledger.renew(claim_of("0", "after"))
+
+
+def test_a_plan_that_succeeds_ends_the_trouble_there_was_with_it(book):
+    book.claim(PLAN, state=JobState.PLANNING)
+    book.ledger.trouble(claim_of(PLAN), "the list cannot be read")
+    book.planned()
+    assert book.status().trouble == ""
 
 
 def test_one_success_ends_the_trouble(store, keys):
@@ -366,6 +464,14 @@ def test_there_is_nothing_to_retry_without_failures(book):
 def test_a_check_can_be_asked_for_again(book):
     complete(book, lost={})
     assert book.do(VERIFY)
+    assert book.ledger.fallen() == [CHECK]
+
+
+def test_a_check_whose_message_was_lost_is_sent_again(book):
+    todo = book.planned()
+    while todo != [CHECK]:
+        todo += book.finish(todo.pop(0))
+    book.now += SENT_S
     assert book.ledger.fallen() == [CHECK]
 
 
