@@ -1032,13 +1032,14 @@ def test_nobody_leaves_host_memory_for_the_copy_of_a_model_that_is_warmed_up():
     assert bench.tiers == {"a": Tier.HOST}
 
 
-def test_a_model_that_cannot_be_warmed_up_leaves_nothing_behind():
+def test_a_model_that_cannot_be_warmed_up_leaves_nothing_behind(caplog):
     bench = Bench()
     bench.device.take(950)
     with pytest.raises(OutOfMemory):
         warm(bench, "a", Tier.DEVICE)
     with pytest.raises(LoadFailed):
         warm(bench, "b", Tier.HOST, fail_load="no weights")
+    assert "did not unload" not in caplog.text  # where nothing was loaded
     assert bench.tiers == {}
     assert bench.host.used == 0
 
@@ -1068,6 +1069,19 @@ def test_whoever_waits_for_a_place_goes_before_a_model_that_is_warmed_up():
         assert not likely.result(SOON_S)
         assert not warm(bench, "b", Tier.HOST)
         assert not big.done()
+
+
+@pytest.mark.parametrize(("step", "at_rest"), [("load", []), ("lift", ["a"])])
+def test_nothing_is_warmed_up_while_somebody_waits_for_a_model(step, at_rest):
+    bench, gate = Bench(slots=3), Gate(step)
+    for name in at_rest:
+        warm(bench, name, Tier.HOST, before=gate)
+    with threads() as pool:
+        asked = pool.submit(bench.use, "a", before=gate)
+        assert gate.reached.wait(SOON_S)
+        assert not warm(bench, "b", Tier.HOST)
+        gate.open.set()
+        asked.result(SOON_S)
 
 
 def test_without_an_accelerator_there_is_one_tier():
@@ -1147,6 +1161,7 @@ def test_after_close_there_are_no_leases_and_no_models():
     assert (bench.device.used, bench.host.used) == (0, 0)
     with pytest.raises(ModelBusy, match="stopping"):
         bench.use("a")
+    assert not warm(bench, "a", Tier.HOST)
 
 
 def test_close_leaves_what_is_leased_past_the_bound():
