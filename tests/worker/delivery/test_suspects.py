@@ -105,6 +105,14 @@ def test_a_twin_of_what_is_at_work_here_is_not_begun(process):
         assert not later.is_needless
 
 
+def test_what_has_failed_here_can_be_begun_here_again(process):
+    here = process()
+    with pytest.raises(ValueError, match="no"), here.begin("r"):
+        raise ValueError("no")
+    with here.begin("r") as again:
+        assert not again.is_needless
+
+
 def test_who_takes_its_process_down_twice_is_condemned(process):
     """The same node name comes back each time, as under a supervisor."""
     dead = [dies_over(process()), dies_over(process())]
@@ -136,6 +144,15 @@ def test_a_redelivery_while_the_first_worker_lives_is_no_crash(process):
     with process("gpu0@a").begin("r") as start:
         assert not start.crashes
     assert alive
+
+
+def test_who_begins_a_message_beside_another_is_known_if_it_dies_over_it(process):
+    alive = dies_over(process("gpu1@a"))
+    dead = dies_over(process("gpu0@a"))
+    with process("gpu0@a").begin("r") as start:
+        assert [crash.worker for crash in start.crashes] == ["gpu0@a"]
+    assert alive
+    assert dead
 
 
 @pytest.mark.parametrize(("trouble", "crashes"), [("its device was lost", 1), ("", 0)])
@@ -273,6 +290,14 @@ def test_a_suspect_whose_turn_comes_after_the_device_was_lost_is_not_blamed(proc
     with successor.begin("a") as a, successor.begin("b") as b, successor.begin("c") as c:
         assert [len(start.crashes) for start in (a, b, c)] == [2, 1, 0]
     assert dead
+
+
+def test_nothing_runs_after_a_message_over_which_the_device_was_lost_untried(process):
+    here = process()
+    with pytest.raises(DeviceLost), here.begin("load"):
+        raise DeviceLost("gone")
+    with pytest.raises(DeviceLost, match="gone"), here.begin("r") as start, start.on_trial():
+        raise AssertionError("nothing can run here")
 
 
 def stop():
