@@ -338,6 +338,25 @@ def test_a_bulk_task_that_was_parked_keeps_its_place_while_the_others_are_parked
     assert {tasks.outcome(), tasks.outcome()} == {"first", "second"}
 
 
+def test_a_bulk_task_that_has_ended_leaves_its_place_to_others(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = SimpleNamespace(delivery_info={"priority": names.BULK})
+    monkeypatch.setitem(state.requests, "bulk", request)
+    tasks.submit(tasks.pool.bulk_at_work, correlation_id="bulk")
+    tasks.submit(tasks.pool.bulk_at_work)  # in the same thread, so after its end
+    assert [tasks.outcome(), tasks.outcome()] == [1, 0]
+
+
+def test_tasks_begin_in_the_order_they_came(tasks: Tasks) -> None:
+    go_on = Event()
+    tasks.submit(partial(go_on.wait, 10))
+    for number in range(3):
+        tasks.submit(partial(int, number))
+    go_on.set()
+    assert [tasks.outcome() for _ in range(4)] == [True, 0, 1, 2]
+
+
 @pytest.mark.parametrize("at_work", [0, 1])
 def test_where_no_thread_is_to_be_had_a_task_is_done_by_one_of_those_there_are(
     at_work: int, monkeypatch: pytest.MonkeyPatch
