@@ -272,6 +272,7 @@ def test_a_paused_job_starts_nothing_and_counts_what_was_at_work(book):
     assert book.ledger.pause("by hand")
     assert book.claim("1") is Claimed.STOPPED
     assert book.finish("0") == []
+    book.now += 2 * SENT_S
     assert book.ledger.fallen() == []
     assert (book.status().state, book.status().reason) == (JobState.PAUSED, "by hand")
     assert book.status().done == 10
@@ -419,6 +420,8 @@ def test_a_check_that_was_overtaken_ends_no_job_that_is_at_work_again(book):
     assert not book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
     assert book.status().state is RUNNING
     assert book.ledger.fallen() == ["4"]
+    book.ledger.pause("by hand")
+    assert not book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
 
 
 def test_a_check_that_is_at_work_when_its_job_pauses_ends_it(book):
@@ -428,6 +431,14 @@ def test_a_check_that_is_at_work_when_its_job_pauses_ends_it(book):
     book.ledger.pause("by hand")
     assert book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
     assert book.status().state is JobState.COMPLETE
+
+
+def test_a_job_that_is_over_has_no_trouble(book):
+    asked_to_be_checked(book)
+    book.claim(CHECK, state=JobState.CHECKING)
+    book.ledger.trouble(claim_of(CHECK), "the sink is down")
+    book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
+    assert book.status().trouble == ""
 
 
 def test_no_less_than_nothing_is_done_when_an_incomplete_job_is_retried(book):
@@ -483,6 +494,27 @@ def test_chunks_that_a_check_found_unfinished_are_done_again(book):
     book.finish("2")
     assert book.finish("5") == [CHECK]
     assert book.status().done == 95
+
+
+def test_what_is_done_again_after_a_check_is_checked_again_and_counts_as_it_ends_now(book):
+    todo = book.planned()
+    while todo != [CHECK]:
+        todo += book.finish(chunk := todo.pop(0), lost=chunk == "2")
+    book.claim(CHECK, state=JobState.CHECKING, token="first")
+    assert book.ledger.reopen([2], done=85, failed=0) == ["2"]
+    assert book.ledger.pinned()["repairs"] == "1"
+    assert book.finish("2") == [CHECK]
+    assert book.claim(CHECK, state=JobState.CHECKING, token="second") is Claimed.MINE
+    book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
+    assert (book.status().done, book.status().failed) == (95, 0)
+    assert not book.do(RETRY_FAILED)
+
+
+def test_a_check_that_was_overtaken_reopens_nothing(book):
+    book.planned()
+    book.finish("2")
+    assert book.ledger.reopen([2], done=0, failed=0) == []
+    assert (book.status().state, book.status().done) == (RUNNING, 10)
 
 
 def test_books_of_ended_jobs_expire_and_leave_the_list(book, store, keys):
