@@ -767,6 +767,25 @@ def test_close_settles_what_fails_after_the_first_runner_has_ended() -> None:
         closing_down.result(PATIENCE_S)
 
 
+def test_close_settles_what_is_being_prepared_when_the_runner_has_ended() -> None:
+    begun, go_on = Event(), Event()
+
+    def slow(number: int) -> NDArray[np.uint8]:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return prepare(number)
+
+    with a_desk(decode_threads=1) as desk:
+        call = desk.ask(1, prepare=slow)
+        assert begun.wait(PATIENCE_S)
+        closing_down = desk.callers.submit(desk.batcher.close)
+        desk.wait_for(lambda: not desk.batcher._threads[0].is_alive())
+        go_on.set()
+        with pytest.raises(NoWorker):
+            call.result(PATIENCE_S)
+        closing_down.result(PATIENCE_S)
+
+
 def test_a_lost_device_is_told_to_all_who_wait_and_to_all_who_come(desk: Desk) -> None:
     def lose(numbers: list[int]) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
