@@ -183,6 +183,14 @@ def test_the_note_stays_when_the_process_will_end_or_nobody_can_be_told(
     assert store.exists(keys.started("r"))
 
 
+def test_a_note_that_its_own_process_could_not_strike_out_is_no_crash_to_it(process):
+    here = process()
+    with pytest.raises(redis.ConnectionError), here.begin("r"):
+        raise redis.ConnectionError("away")
+    with here.begin("r") as again:
+        assert not again.crashes
+
+
 def test_the_evidence_tells_what_ran_beside_it(process):
     here = process()
     with here.begin("mate", "clipyard.load"):
