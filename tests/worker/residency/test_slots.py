@@ -238,6 +238,10 @@ def test_what_was_measured_of_a_model_counts_more_than_what_is_said_of_it():
     bench.ledger.saw("a", Footprint(host_bytes=900))
     with pytest.raises(OutOfMemory, match="takes 900 bytes"):
         bench.use("a")
+    bench.ledger.saw("b", Footprint(device_bytes=300))
+    bench.slots.limits = replace(bench.slots.limits, device_bytes=250)
+    with pytest.raises(OutOfMemory, match="b takes 300 bytes"):
+        bench.use("b")
     assert bench.loads == []
 
 
@@ -386,10 +390,12 @@ def test_idle_models_make_way_when_a_lift_runs_out_of_memory():
 
 
 def test_a_lift_without_memory_even_then_is_an_error_and_the_model_waits_in_host_memory():
-    bench = Bench(total=250)
+    bench = Bench(slots=1, total=250)
     with pytest.raises(OutOfMemory, match="250 free"):
         bench.use("a", size=300)
     assert bench.tiers == {"a": Tier.HOST}
+    bench.use("b")  # its seat is free again
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
 
 
 def test_older_models_make_room_when_host_memory_itself_is_short():
@@ -471,7 +477,17 @@ def test_who_waits_looks_again_when_another_has_stayed_for_long_enough():
     bench.slots.load(entry("b"))
     with threads() as pool:
         pool.submit(bench.use, "c").result(SOON_S)
+    assert bench.stepped
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
+
+
+def test_the_time_of_a_load_comes_on_top_of_the_wait_for_a_place():
+    bench = Bench(slots=1, wait_s=PATIENT_S)
+    with threads() as pool:
+        with bench.lease("a"):
+            b = pool.submit(bench.use, "b", load_s=2 * PATIENT_S)
+            until(bench.slots, lambda: b.done() or any(slot.gates for slot in bench.slots._slots))
+        b.result(SOON_S)
 
 
 def test_load_says_whether_something_changed():
@@ -1016,6 +1032,20 @@ def test_nobody_leaves_the_device_for_a_model_that_is_warmed_up(limits):
     before = bench.tiers
     assert not warm(bench, "c", Tier.DEVICE)
     assert bench.tiers == before
+
+
+def test_nothing_is_loaded_for_a_place_on_the_device_that_is_taken():
+    bench = Bench(slots=1)
+    bench.use("a")
+    assert not warm(bench, "b", Tier.DEVICE)
+    assert bench.loads == ["a"]
+
+
+def test_where_nothing_rests_in_host_memory_a_model_can_be_warmed_up_on_the_device():
+    bench = Bench(host_bytes=0)
+    assert not warm(bench, "a", Tier.HOST)
+    assert warm(bench, "a", Tier.DEVICE)
+    assert bench.tiers == {"a": Tier.DEVICE}
 
 
 def test_nobody_leaves_host_memory_for_a_model_that_is_warmed_up():
