@@ -46,6 +46,31 @@ def test_a_start_is_noted_and_struck_out_at_its_end(store, keys, process):
     assert not store.exists(keys.started("r"))
 
 
+def test_who_is_no_suspect_is_noted_until_its_answer(store, keys, process):
+    with process().begin("r") as start:
+        with start.on_trial():
+            pass
+        assert store.exists(keys.started("r"))
+
+
+def test_a_note_goes_one_day_whenever_it_was_made(store, keys, process):
+    with process().begin("r") as start:
+        store.delete(keys.started("r"))
+        start.note((0, 10))
+        assert 0 < store.ttl(keys.started("r")) <= NOTE_KEPT_S
+
+
+def test_what_ends_a_message_is_told_though_its_note_cannot_be_struck_out(process, monkeypatch):
+    here = process()
+
+    def away(*command):
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(here._lines, "ask", away)
+    with pytest.raises(ValueError, match="no such model"), here.begin("r", is_first=True):
+        raise ValueError("no such model")
+
+
 def test_a_message_that_was_answered_is_not_begun(store, keys, process):
     store.rpush(keys.answer("r"), b"frame")
     with process().begin("r") as start:
