@@ -542,6 +542,18 @@ def test_who_does_not_fit_a_job_that_is_over_leaves_nothing_that_stays_for_ever(
     assert not store.exists(keys.job_unfit("job"))
 
 
+def test_all_jobs_at_work_are_tended_the_oldest_first(book, store, keys):
+    for at, job in enumerate(("second", "third"), start=1):
+        store.zadd(keys.jobs, {job: at})
+        store.hset(keys.job(job), "state", "running")
+    assert jobs_at_work(store, keys) == ["job", "second", "third"]
+
+
+def test_workers_of_another_space_are_remembered(book):
+    book.ledger.unfit("gpu0@a")
+    assert book.ledger.unfit_workers() == {"gpu0@a"}
+
+
 def test_a_state_that_this_version_does_not_know_keeps_no_other_job_from_being_tended(
     book, store, keys
 ):
