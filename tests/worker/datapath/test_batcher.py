@@ -371,6 +371,31 @@ def test_what_runs_alone_always_runs_in_the_same_thread() -> None:
     assert threads == {"run-0"}
 
 
+def test_the_first_runner_goes_on_with_what_is_left_behind_another() -> None:
+    ran_in: dict[int, str] = {}
+    busy, go_on = Event(), Event()
+
+    def hold(numbers: list[int]) -> None:
+        ran_in[numbers[0]] = current_thread().name
+        busy.set()
+        assert go_on.wait(PATIENCE_S)
+
+    with a_desk(runners=2) as desk:
+        desk.model.misbehave = hold
+        held = desk.occupy_device()
+        first = desk.ask(1)
+        assert busy.wait(PATIENCE_S)
+        second = desk.ask(2)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 1)
+        desk.release.set()
+        held.result(PATIENCE_S)
+        desk.wait_for(lambda: bool(desk.batcher._to_run._waiters))
+        go_on.set()
+        assert_rows(first.result(PATIENCE_S), [1])
+        assert_rows(second.result(PATIENCE_S), [2])
+    assert ran_in == {1: "run-1", 2: "run-0"}
+
+
 def test_a_pass_behind_which_more_waits_says_so() -> None:
     claimed: list[bool] = []
     with a_desk() as desk:
@@ -457,6 +482,49 @@ def test_a_size_that_has_held_for_long_is_doubled_once(fits: int, sizes: list[in
         assert ran() == sizes[-2:]
 
 
+def test_a_size_grows_in_the_middle_of_a_call() -> None:
+    now = 0.0
+
+    def run(numbers: list[int]) -> None:
+        nonlocal now
+        now += GROWS_AFTER_S
+
+    with a_desk(sizes=Sizes(get=lambda space: 2, clock=lambda: now)) as desk:
+        desk.model.misbehave = run
+        desk.embed(*range(4 * BATCH), priority=Priority.BULK)
+        assert [len(rows) for rows in desk.model.runs[:3]] == [2, 4, BATCH]
+
+
+def test_a_size_that_proves_to_fit_is_doubled_soon_again() -> None:
+    now = 0.0
+    sizes = Sizes(clock=lambda: now)
+    sizes.learn("space", 1)
+    now = 10.0
+    assert sizes.fitted("space", 1)
+    sizes.learn("space", 1)  # the next try comes after 20 s
+    now = 30.0
+    assert sizes.fitted("space", 1)
+    assert not sizes.fitted("space", 2)
+    now = 40.0
+    assert sizes.fitted("space", 2)
+    assert sizes.at_most("space", BATCH) == 4
+
+
+def test_smaller_batches_do_not_prove_that_a_size_fits() -> None:
+    now = 0.0
+    sizes = Sizes(clock=lambda: now)
+    sizes.learn("space", 2)
+    now = 10.0
+    assert not sizes.fitted("space", 1)
+    assert sizes.fitted("space", 2)
+    assert not sizes.fitted("space", 2)
+    sizes.learn("space", 2)  # four were too many all the same
+    now = 29.0
+    assert not sizes.fitted("space", 2)
+    now = 30.0
+    assert sizes.fitted("space", 2)
+
+
 def hour(sizes: Sizes, now: list[float], *, fits: int) -> list[float]:
     """When more than fits was tried, of full batches one a second."""
     tried = []
@@ -497,6 +565,8 @@ def test_an_item_that_does_not_fit_alone_is_out_of_memory(desk: Desk) -> None:
     [outcome] = desk.embed(1).vectors
     assert isinstance(outcome, OutOfMemory)
     assert "some/model" in str(outcome)
+    desk.model.fits = 1
+    assert_rows(desk.embed(2), [2])
 
 
 def test_what_is_held_around_a_pass_hears_of_its_model_and_of_what_it_raises() -> None:
