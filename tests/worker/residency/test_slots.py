@@ -313,6 +313,18 @@ def test_a_failed_load_evicts_nobody():
         bench.use("c", fail_load="no weights")
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
     assert bench.events[-1].reason == "no weights"
+    bench.use("d")  # nor does it keep its place in the line
+
+
+def test_a_model_needs_as_much_of_the_device_as_was_measured_there():
+    bench = Bench(slots=5, device_bytes=350)
+    bench.use("a", device_bytes=300)
+    bench.slots.apply([Move("a", Tier.HOST, "idle")])
+    bench.use("b")
+    bench.use("a", device_bytes=300)
+    assert bench.tiers == {"b": Tier.HOST, "a": Tier.DEVICE}
+    lowered = [event.reason for event in bench.events if event.kind == EventKind.LOWERED]
+    assert lowered == ["idle", "made room for a"]
 
 
 def test_a_back_end_that_misbehaves_is_named():
@@ -992,7 +1004,12 @@ def test_no_limit_takes_a_pinned_model_that_rests_in_host_memory():
 def test_a_sweep_moves_down():
     bench = Bench()
     bench.use("a", "b", "c")
-    down = [Move("b", Tier.HOST, "idle"), Move("c", None, "idle"), Move("c", None, "twice")]
+    down = [
+        Move("b", Tier.HOST, "idle"),
+        Move("c", None, "idle"),
+        Move("c", None, "twice"),
+        Move("b", Tier.HOST, "twice"),
+    ]
     assert bench.slots.apply(down, asked_by="sweep") == down[:2]
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.HOST}
     assert [event.asked_by for event in bench.events[-2:]] == ["sweep", "sweep"]
@@ -1166,6 +1183,8 @@ def test_events_tell_how_much_was_moved_and_how_long_that_took():
         (EventKind.LOADED, 100, 0),
     ]
     assert told[3] == (EventKind.EVICTED, 100, 0)
+    [b] = bench.slots.view()
+    assert (b.loaded_at, b.load_s) == (1006, 0)
 
 
 def test_the_view_names_the_next_to_go():
