@@ -560,6 +560,28 @@ def test_a_memory_of_sizes_that_is_away_stops_nobody() -> None:
         assert_rows(desk.embed(*range(BATCH)), range(BATCH))
 
 
+def test_a_memory_of_sizes_is_asked_once_and_no_size_it_tells_stops_anybody() -> None:
+    asked: list[str] = []
+
+    def nothing(space: str) -> int:
+        asked.append(space)
+        return 0
+
+    with a_desk(sizes=Sizes(get=nothing)) as desk:
+        for _ in range(2):
+            assert_rows(desk.embed(1, 2), [1, 2])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(2, 2), (2 * BATCH, BATCH)])
+def test_no_batch_is_larger_than_the_setting_or_the_model_allows(
+    batch_size: int, most: int
+) -> None:
+    with a_desk(batch_size=batch_size) as desk:
+        desk.embed(*range(2 * BATCH), priority=Priority.BULK)
+        assert max(map(len, desk.model.runs)) == most
+
+
 def test_an_item_that_does_not_fit_alone_is_out_of_memory(desk: Desk) -> None:
     desk.model.fits = 0
     [outcome] = desk.embed(1).vectors
@@ -706,7 +728,8 @@ def test_a_call_that_expires_while_it_waits_is_dropped_before_the_forward_pass()
     now = [1000.0]
     with a_desk(wall=lambda: now[0]) as desk:
         desk.occupy_device()
-        late = desk.ask(1, deadline=1001.0)
+        text: dict[str, Any] = {"kind": Kind.TEXT, "prepare": lambda n: PreparedText(str(n))}
+        late = desk.ask(1, deadline=1001.0, **text)  # counts as queued once it is prepared
         desk.wait_for(lambda: desk.batcher.pulse().queued == 1)
         now[0] = 1002.0
         desk.release.set()
