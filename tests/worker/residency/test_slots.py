@@ -7,7 +7,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from api_client.wire.errors import BackendFailed, LoadFailed, ModelBusy, OutOfMemory
+from api_client.wire.errors import BackendFailed, DeviceLost, LoadFailed, ModelBusy, OutOfMemory
 from api_client.wire.messages import EventKind
 from worker.backends.base import Footprint, Placement, Tier
 from worker.backends.fake import Fake, Pool
@@ -335,6 +335,15 @@ def test_a_back_end_that_misbehaves_is_named():
     with pytest.raises(BackendFailed, match="fake failed with a: ZeroDivisionError"):
         bench.use("a", before=misbehave)
     assert bench.tiers == {}
+
+
+def test_a_device_that_is_lost_during_a_lift_is_named():
+    def lose(step):
+        if step == "lift":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(DeviceLost, match="fake has lost its device: CUDA error"):
+        Bench().use("a", before=lose)
 
 
 def test_a_model_that_breaks_while_it_is_lifted_is_gone():
