@@ -738,6 +738,23 @@ def test_a_call_that_expires_while_it_waits_is_dropped_before_the_forward_pass()
         assert desk.model.runs == []
 
 
+def test_those_behind_fill_up_the_batch_of_one_that_has_gone_and_no_more() -> None:
+    now = [1000.0]
+    text: dict[str, Any] = {"kind": Kind.TEXT, "prepare": lambda n: PreparedText(str(n))}
+    with a_desk(wall=lambda: now[0]) as desk:
+        desk.occupy_device()
+        late = desk.ask(1, 2, deadline=1001.0, **text)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 2)
+        others = desk.ask(*range(10, 10 + 2 * BATCH), **text)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 2 + 2 * BATCH)
+        now[0] = 1002.0
+        desk.release.set()
+        with pytest.raises(Expired):
+            late.result(PATIENCE_S)
+        assert_rows(others.result(PATIENCE_S), range(10, 10 + 2 * BATCH))
+        assert [len(run) for run in desk.model.runs] == [BATCH, BATCH]
+
+
 @contextmanager
 def a_slow_desk() -> Iterator[tuple[Desk, list[float]]]:
     """Its passes take ten seconds of a clock that stands still otherwise; enough have been seen."""
