@@ -13,14 +13,14 @@ def pace() -> Pace:
     return Pace(limit=lambda call: 10, wall=lambda: 1000.0)
 
 
-def call(*, deadline: float | None = 1010.0, done: int = 0) -> Any:
+def call(*, deadline: float | None = 1010.0, done: int = 0, parallel: int = 1) -> Any:
     """Of twenty items, two passes."""
     return SimpleNamespace(
         space="a",
         deadline=deadline,
         items=range(20),
         left=20 - done,
-        traits=SimpleNamespace(parallel=1),
+        traits=SimpleNamespace(parallel=parallel),
     )
 
 
@@ -63,3 +63,10 @@ def test_what_has_begun_goes_on_while_there_is_time_for_its_own_passes(pace: Pac
     assert pace.is_late(call(deadline=1011.0), ahead=0)  # two passes, and one to spare
     assert not pace.is_late(call(deadline=1005.0, done=10), ahead=0)
     assert pace.is_late(call(deadline=1003.0, done=10), ahead=0)
+
+
+def test_passes_that_run_side_by_side_take_the_time_of_one(pace: Pace) -> None:
+    noted(pace, *[4.0] * LATELY)
+    assert not pace.is_late(call(deadline=1009.0, parallel=2), ahead=0)
+    assert pace.is_late(call(deadline=1008.0, parallel=2), ahead=0)
+    assert pace.is_late(call(deadline=1009.0, parallel=2), ahead=1)
