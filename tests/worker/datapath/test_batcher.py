@@ -35,6 +35,7 @@ from api_client.wire.messages import Kind, Priority
 from api_client.wire.otel import Recording
 from worker.backends.base import Collated, Footprint, Prepared, PreparedText, Traits
 from worker.datapath.batcher import Batcher, Rows
+from worker.datapath.outcomes import Known
 from worker.datapath.pace import ENOUGH
 from worker.datapath.sizes import GROWS_AFTER_S, Sizes
 from worker.datapath.turns import Turns
@@ -819,6 +820,39 @@ def test_a_cancelled_call_goes_even_when_its_turn_is_far_away(desk: Desk) -> Non
         withdrawn.result(PATIENCE_S)
     assert_rows(ahead.result(PATIENCE_S), range(4 * BATCH))
     assert all(number < 100 for run in desk.model.runs for number in run)
+
+
+def test_who_waits_behind_a_call_that_goes_is_prepared_in_its_place(desk: Desk) -> None:
+    leaves = Event()
+
+    def nothing_to_decode() -> bool:
+        return len(desk.batcher._to_prepare._waiters) == 2
+
+    def cancelled() -> str | None:
+        if not leaves.is_set():
+            return None
+        desk.wait_for(nothing_to_decode)
+        return "revoked"
+
+    desk.occupy_device()
+    bulk: dict[str, Any] = {"priority": Priority.BULK}
+    withdrawn = desk.ask(*range(2 * BATCH), cancelled=cancelled, **bulk)  # all that may be ahead
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
+    behind = desk.ask(100, **bulk)
+    desk.ask(1, model=Puppet(), kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH + 2)
+    desk.wait_for(nothing_to_decode)
+    leaves.set()
+    desk.release.set()
+    assert_rows(behind.result(PATIENCE_S), [100])
+    with pytest.raises(Cancelled):
+        withdrawn.result(PATIENCE_S)
+
+
+def test_what_is_known_runs_in_no_pass(desk: Desk) -> None:
+    rows = desk.embed(1, 2, prepare=lambda n: Known(direction(n)) if n == 1 else prepare(n))
+    assert_rows(rows, [1, 2])
+    assert desk.model.runs == [[2]]
 
 
 def test_a_cancel_check_that_raises_costs_its_call_only(desk: Desk) -> None:
