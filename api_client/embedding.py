@@ -38,7 +38,7 @@ class Embedding:
         self._first: Item | None = None  # of all that have come
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
         self._is_over = False
-        self._process = os.getpid()
+        self._process: int | None = None  # that began it
 
     def more(self) -> Talk[list[Item]]:
         """The items of the next message; none when all have come.
@@ -102,7 +102,7 @@ class Embedding:
         self._is_over = True
         pending = list(self._pending)
         self._pending.clear()
-        if os.getpid() == self._process:  # else it was forked, and who began it waits on
+        if os.getpid() == self._process:  # else this is a fork, and who began it waits on
             yield from self._line.let_go(pending)
 
     def submit(self) -> Talk["Submitted"]:
@@ -131,6 +131,7 @@ class Embedding:
     def _next(self) -> Talk[MakeCall | None]:
         """The next message, yet to be made."""
         if self._makes is None:
+            self._process = os.getpid()
             self._makes = self._make_calls((yield from self._named()))
         begun = time.monotonic()
         make = next(self._makes, None)

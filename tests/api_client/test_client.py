@@ -889,6 +889,19 @@ print(sum(1 for _ in stream))
 """
 
 
+BEGINS_IN_A_FORK = """
+import os
+from api_client import Client
+client = Client()
+stream = client.stream_images([b"bytes"] * 9, batch_size=1)
+if not (child := os.fork()):
+    next(stream)
+    client.close()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
 def program(script, stage):
     here = {
         "CLIPYARD_REDIS_URL": stage.settings.url(),
@@ -909,6 +922,11 @@ def test_a_fork_that_closes_its_client_withdraws_nothing_of_what_it_was_forked_f
     assert program(FORKS, stage) == (0, "8\n", "")
     answers = [*stage.store.scan_iter(f"{stage.settings.key_prefix}:answer:*")]
     assert {stage.store.llen(key) for key in answers} == {1}  # no refusal behind an answer
+
+
+def test_a_stream_that_a_fork_begins_is_its_own_to_withdraw(stage):
+    assert program(BEGINS_IN_A_FORK, stage) == (0, "", "")
+    assert not [*stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*")]
 
 
 def test_a_stream_that_is_broken_off_leaves_no_connection_open(stage, connect):
