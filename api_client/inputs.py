@@ -92,7 +92,7 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
             if (size := len(blobs.get(position, b""))) > MOST_BYTES:
                 raise ImageTooLarge(
                     f"a picture of {size} bytes cannot be sent by value, {MOST_BYTES} at most can; "
-                    "pass its path or its URL"
+                    "pass its path or its URL to workers with as large a CLIPYARD_MAX_IMAGE_BYTES"
                 )
         except ItemError as error:
             blobs[position], failures[position] = b"", Failure.of(error)
