@@ -169,7 +169,9 @@ is_over.set()
 
 def test_a_fork_waits_for_no_thread_that_stayed_behind(valkey_url: str) -> None:
     here = os.environ | {"CLIPYARD_REDIS_URL": valkey_url}
-    ended = subprocess.run([sys.executable, "-c", FORKED], env=here, stdout=-1, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKED], env=here, stdout=subprocess.PIPE, check=True
+    )
     assert ended.stdout == b"0\n"
 
 
