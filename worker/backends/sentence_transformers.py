@@ -120,11 +120,11 @@ class SentenceTransformers(TorchModel):
         Raises:
             BadCheckpoint: vectors depend on it.
         """
-        networks = (part for part in module.modules() if isinstance(part, PreTrainedModel))
         lacking = {
             name: parameter
-            for network in networks
-            for name, parameter in network.named_parameters()
+            for where, network in module.named_modules()
+            if isinstance(network, PreTrainedModel)
+            for name, parameter in network.named_parameters(where)
             if not getattr(parameter, "_is_hf_initialized", False)
         }
         if not lacking:

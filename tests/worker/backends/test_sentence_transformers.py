@@ -154,6 +154,23 @@ def test_weights_that_no_vector_needs_may_be_missing_and_each_load_is_the_same_s
     assert np.array_equal(rows, others)
 
 
+def test_two_networks_that_lack_the_same_are_the_same_space_with_each_load(
+    family, entry, folder, tmp_path
+):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    lacking = str(without(folder, tmp_path / "poolerless", "pooler"))
+    ways = [[modules.Transformer(lacking), modules.Pooling(32)] for _ in range(2)]
+    router = modules.Router.for_query_document(*ways)
+    SentenceTransformer(modules=[router]).save(str(tmp_path / "two"))
+    for file in (tmp_path / "two").rglob("*.safetensors"):
+        state = {name: row for name, row in load_file(file).items() if "pooler" not in name}
+        save_file(state, file, metadata={"format": "pt"})
+    found = replace(entry, checkpoint=tmp_path / "two")
+    assert len({family.load(found).traits.fingerprint for _ in range(2)}) == 1
+
+
 def test_weights_that_vectors_need_are_never_drawn_at_random(family, entry, folder, tmp_path):
     lacking = without(folder, tmp_path / "lacking", "layer.1.attention.self.query")
     with pytest.raises(BadCheckpoint, match=r"not complete: .*query.*query\.bias missing"):
