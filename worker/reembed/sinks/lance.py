@@ -121,11 +121,12 @@ class LanceDB:
         quoted = ", ".join("'" + item_id.replace("'", "''") + "'" for item_id in ids)
         with self._asking():
             schema = self._table.schema
-            if "vector" not in schema.names:
-                raise JobRefused(
-                    f"the table {self._name} in {self._where} has no column 'vector'; it has "
-                    f"{', '.join(schema.names)}"
-                )
+            for column in ("id", "vector"):
+                if column not in schema.names:
+                    raise JobRefused(
+                        f"the table {self._name} in {self._where} has no column {column!r}; it has "
+                        f"{', '.join(schema.names)}"
+                    )
             # One that no job made may have numbers for ids, and rows without a vector.
             name = "id" if pa.types.is_string(schema.field("id").type) else "CAST(id AS string)"
             found = (
