@@ -12,11 +12,17 @@ import torch
 from huggingface_hub.constants import ENDPOINT
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, __version__
 from torch import nn
 from transformers import PreTrainedModel
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
+from api_client.wire.errors import (
+    BackendFailed,
+    BadCheckpoint,
+    LoadFailed,
+    WeightsUnavailable,
+    first_line,
+)
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -29,7 +35,14 @@ __all__ = ["SentenceTransformers"]
 
 PREFIX = "sentence_transformers/"
 NAME_FOLDER = "name a folder that holds them as `checkpoint` in an entry"
+OLDEST = 6  # before, it runs code in a folder, and its transformers marks no weights as read
 SETTINGS = {".json", ".txt", ".model"}  # networks, poolings, tokenizers, vocabularies
+
+if int(__version__.partition(".")[0]) < OLDEST:
+    raise BackendFailed(
+        f"it needs sentence-transformers {OLDEST} or newer, and {__version__} is installed: "
+        f"pip install 'sentence-transformers>={OLDEST}'"
+    )
 
 
 class SentenceTransformers(TorchModel):

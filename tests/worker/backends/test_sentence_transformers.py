@@ -5,6 +5,7 @@ It is imported where it is used: seven seconds that a process without these test
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable
+from api_client.wire.errors import BackendFailed, BadCheckpoint, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
 from tests.worker.backends.tiny_sentences import write_sentences
 from worker.backends.base import Placement
@@ -259,6 +260,14 @@ def test_code_that_lies_in_a_folder_is_not_run(family, entry, folder, tmp_path):
     with pytest.raises(LoadFailed, match=r"module class 'own\.Pooling', which is not part of"):
         family.load(replace(entry, checkpoint=copy))
     assert not ran.exists()
+
+
+def test_an_older_library_is_refused_by_its_version(monkeypatch):
+    monkeypatch.setattr("sentence_transformers.__version__", "5.1.2")
+    monkeypatch.delitem(sys.modules, "worker.backends.sentence_transformers", raising=False)
+    families = Families(Placement(offline=True))
+    with pytest.raises(BackendFailed, match=r"needs sentence-transformers 6 or newer, and 5\.1\.2"):
+        families["sentence_transformers"]
 
 
 def test_a_folder_that_is_none_is_unavailable(family, entry, tmp_path):
