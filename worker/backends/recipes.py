@@ -139,7 +139,7 @@ class Recipe:
             fields["size"] = model.visual.image_size  # type: ignore[union-attr]
             *_, normalise = image_transform_v2(PreprocessCfg(**fields), is_train=False).transforms
             usable = torch.tensor([normalise.mean, normalise.std]).shape == (2, 3)
-        except (AssertionError, AttributeError, TypeError, ValueError):
+        except (AssertionError, AttributeError, OverflowError, RuntimeError, TypeError, ValueError):
             usable = False
         if not usable:
             raise BadCheckpoint(

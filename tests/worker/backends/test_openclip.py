@@ -658,8 +658,17 @@ def test_a_config_that_is_none_is_refused(backend: OpenClip, tmp_path: Path, con
 
 @pytest.mark.parametrize(
     "preprocess",
-    [[1], "x", {"mean": [0.5]}, {"std": "a"}, {"interpolation": "lanczos"}, {"resize_mode": "pad"}],
-    ids=str,
+    [
+        [1],
+        "x",
+        {"mean": [0.5]},
+        {"mean": {"red": 0.5}},
+        {"mean": 10**400},
+        {"std": "a"},
+        {"interpolation": "lanczos"},
+        {"resize_mode": "pad"},
+    ],
+    ids=lambda preprocess: f"{preprocess!s:.30}",
 )
 def test_pictures_that_open_clip_could_not_prepare_so_are_refused_before_loading(
     backend: OpenClip, small: Entry, tmp_path: Path, preprocess: Any
