@@ -189,6 +189,28 @@ def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbe
         same(old.read(["7", "8", "a.jpg"]), {"7": np.array([1.0, 0.0])})
 
 
+@pytest.mark.parametrize("kind", ["real[]", "text"])
+def test_vectors_of_a_table_that_no_job_wrote_may_be_of_any_type_that_can_be_one(
+    doors, postgres_url, kind
+):
+    with psycopg.connect(postgres_url) as owner:
+        owner.execute("CREATE EXTENSION vector")
+        owner.execute(f"CREATE TABLE old (id text, embedding {kind})")
+        owner.execute(f"INSERT INTO old VALUES ('7', '[1, 0]'::vector::{kind})")
+    place = Place(kind="pgvector", where=postgres_url, options={"table": "old"})
+    old = open_sink(place, None, doors)
+    same(old.read(["7"]), {"7": np.array([1.0, 0.0])})
+
+
+def test_a_table_whose_column_can_be_no_vectors_is_refused_whatever_is_asked(doors, postgres_url):
+    with psycopg.connect(postgres_url) as owner:
+        owner.execute("CREATE TABLE old (id text, embedding bytea)")
+    place = Place(kind="pgvector", where=postgres_url, options={"table": "old"})
+    old = open_sink(place, None, doors)
+    with pytest.raises(JobRefused, match="cannot cast type bytea to vector"):
+        old.read([""])
+
+
 def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make, postgres_url):
     sink = make("pgvector")
     for number in range(100):

@@ -123,9 +123,11 @@ class PgVector:
         return {}
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
-        # A table that no job made may have numbers or UUIDs for ids, and rows without a vector.
+        # A table that no job made may have numbers or UUIDs for ids, arrays for vectors, and rows
+        # without one.
         query = sql.SQL(
-            "SELECT id::text, embedding FROM {} WHERE id::text = ANY(%s) AND embedding IS NOT NULL"
+            "SELECT id::text, embedding::vector FROM {} "
+            "WHERE id::text = ANY(%s) AND embedding IS NOT NULL"
         ).format(self._table)
         with self._asking() as ask:
             rows = ask.execute(query, [list(ids)]).fetchall()
