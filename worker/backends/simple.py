@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import ClassVar, cast
 
 import numpy as np
@@ -88,10 +89,7 @@ class SimpleModel:
         Here: the class, its version, the entry and the content of its checkpoint.
         """
         entry, file = self.entry, self.entry.checkpoint
-        try:
-            content = sha256(file) if file is not None else ""
-        except OSError as error:
-            raise LoadFailed(f"checkpoint {file}: {error.strerror}") from None
+        content = _content(file) if file is not None else ""
         options = json.dumps(dict(entry.options), sort_keys=True, default=str)
         own = (type(self).__qualname__, self.about.version)
         return "\n".join((*own, entry.architecture, entry.tag, content, options))
@@ -217,13 +215,25 @@ def _require_content(entry: Entry) -> None:
     if not entry.sha256:
         return
     file = entry.checkpoint
-    if file is None or not file.is_file():
+    if file is None or file.is_dir():
         raise BadCheckpoint(
             f"{entry.id} asks for a SHA-256: name a file that has it as `checkpoint`, or leave "
             "sha256 out"
         )
-    if sha256(file) != entry.sha256.lower():
+    if _content(file) != entry.sha256.lower():
         raise BadCheckpoint(f"{file} does not have the SHA-256 that {entry.id} asks for")
+
+
+def _content(checkpoint: Path) -> str:
+    """Its SHA-256, in hex.
+
+    Raises:
+        LoadFailed: it cannot be read.
+    """
+    try:
+        return sha256(checkpoint)
+    except OSError as error:
+        raise LoadFailed(f"checkpoint {checkpoint}: {error.strerror}") from None
 
 
 def _own_bytes(process: psutil.Process) -> int:

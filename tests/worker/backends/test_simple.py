@@ -56,6 +56,8 @@ def test_a_checkpoint_with_another_sha256_than_the_entry_asks_for_is_refused(tmp
     for checkpoint in (None, tmp_path):
         with pytest.raises(BadCheckpoint, match="a/b asks for a SHA-256: name a file"):
             loaded(checkpoint=checkpoint, sha256=own)
+    with pytest.raises(LoadFailed, match=r"checkpoint .*gone: No such file or directory"):
+        loaded(checkpoint=tmp_path / "gone", sha256=own)
 
 
 def test_pictures_come_as_squares():
