@@ -20,7 +20,7 @@ def resolve(settings: WorkerSettings) -> Placement:
     """The settings with every `auto` decided. To be asked before anything is computed.
 
     Raises:
-        BadSettings: the device is not here or cannot be used, and `fallback_to_cpu` is off.
+        BadSettings: the device cannot be used, or is not here and `fallback_to_cpu` is off.
     """
     name_kernels()
     device = _device(settings)
@@ -73,12 +73,17 @@ def _device(settings: WorkerSettings) -> str:
     wanted = "cuda:0" if settings.device == "cuda" else settings.device
     if wanted == "auto":
         return _roomy_gpu(settings.gpu_memory_threshold_gb) or _other()
-    if not (trouble := _trouble(wanted)):
+    if _is_here(wanted):
+        if wanted.startswith("cuda") and (trouble := _trouble(wanted)):
+            raise BadSettings(f"CLIPYARD_DEVICE: {trouble}; free it and start again, or use auto")
         return wanted
     if settings.fallback_to_cpu:
-        log.warning("device %s; using the CPU", trouble)
+        log.warning("device %s is not here; using the CPU", wanted)
         return "cpu"
-    raise BadSettings(f"CLIPYARD_DEVICE: {trouble}; use auto, or allow CLIPYARD_FALLBACK_TO_CPU")
+    raise BadSettings(
+        f"CLIPYARD_DEVICE: {wanted} is not here (torch {torch.__version__} sees "
+        f"{torch.cuda.device_count()} CUDA devices); use auto, or allow CLIPYARD_FALLBACK_TO_CPU"
+    )
 
 
 def _roomy_gpu(needed_gb: float) -> str | None:
@@ -93,20 +98,23 @@ def _other() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _trouble(device: str, *, needed_gb: float = 0.0) -> str:
-    """Why nothing can run there; empty if something can."""
+def _is_here(device: str) -> bool:
     kind, _, index = device.partition(":")
     match kind:
         case "cpu":
-            return ""
+            return True
         case "mps":
-            return "" if torch.backends.mps.is_available() else "mps is not here"
-    if int(index) >= (seen := torch.cuda.device_count()):
-        return f"{device} is not here (torch {torch.__version__} sees {seen} CUDA devices)"
+            return torch.backends.mps.is_available()
+        case _:
+            return int(index) < torch.cuda.device_count()
+
+
+def _trouble(gpu: str, *, needed_gb: float = 0.0) -> str:
+    """Why nothing can run there now; empty if something can."""
     try:
-        free, _ = torch.cuda.mem_get_info(device)
+        free, _ = torch.cuda.mem_get_info(gpu)
     except RuntimeError as error:  # full to the brim, broken, or another process' alone
-        return f"{device} cannot be used: {first_line(error)}"
+        return f"{gpu} cannot be used: {first_line(error)}"
     if free < needed_gb * GB:
-        return f"{device} has {free / GB:.1f} GB free, {needed_gb:.1f} are asked for"
+        return f"{gpu} has {free / GB:.1f} GB free, {needed_gb:.1f} are asked for"
     return ""
