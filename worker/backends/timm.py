@@ -179,8 +179,8 @@ class Timm(TorchModel):
 
 
 def _adaptation(architecture: str) -> Callable[..., Any] | None:
-    """How timm adapts the checkpoints of an architecture; for some, it resizes positions its own
-    way, which only the builder of its plain vision transformers knows."""
+    """How timm adapts the checkpoints of an architecture. Of plain vision transformers with some
+    names it resizes positions in another way, which stands where it builds them."""
     builder: Any = sys.modules[model_entrypoint(architecture).__module__]
     adapt: Callable[..., Any] | None = getattr(builder, "checkpoint_filter_fn", None)
     if adapt is None or builder is not vision_transformer:
