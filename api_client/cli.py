@@ -222,8 +222,7 @@ def status(
     """Show which model is where, and what goes next."""
     from . import overview, show
 
-    is_drawn_on = sys.stdout.isatty() and not show.console().is_dumb_terminal
-    if watch and (as_json or not is_drawn_on):
+    if watch and (as_json or not sys.stdout.isatty() or show.console().is_dumb_terminal):
         raise typer.BadParameter("--watch draws on a terminal; without it the status is shown once")
     with a_client() as client:
         if watch:
