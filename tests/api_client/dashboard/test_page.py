@@ -135,14 +135,19 @@ def test_a_fleet_without_workers_or_beat_is_told_plainly(looking_on, chromium, s
     assert not chromium.run("return document.querySelector('button[data-action], #commands')")
 
 
-def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys, valkey_url):
+def submit(job_id, store, keys, valkey_url):
+    """A job that no worker plans."""
     spec = JobSpec(
-        id="nightly",
+        id=job_id,
         source=Place(kind="list", where="/list"),
         model="clip/a",
         sink=Place(kind="parquet", where="/sink"),
     )
     submission(keys, spec, Settings.read(redis_url=valkey_url))(store)
+
+
+def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys, valkey_url):
+    submit("nightly", store, keys, valkey_url)
     store.hset(keys.job("nightly"), mapping={"state": "running", "chunks": 4, "items": 4000})
     store.setbit(keys.job_done("nightly"), 0, 1)
     chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
@@ -154,13 +159,7 @@ def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys
 
 
 def test_a_job_may_have_any_name(looking_on, chromium, store, keys, valkey_url):
-    spec = JobSpec(
-        id="constructor",
-        source=Place(kind="list", where="/list"),
-        model="clip/a",
-        sink=Place(kind="parquet", where="/sink"),
-    )
-    submission(keys, spec, Settings.read(redis_url=valkey_url))(store)
+    submit("constructor", store, keys, valkey_url)
     chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
     chromium.see("document.querySelector('[data-job=constructor]')?.innerText.includes('clip/a')")
 
