@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,15 +10,21 @@ from pydantic import Field
 
 from ..wire.settings import Settings
 
+# Nobody but its owner can reach a private stack: what the owner may read may be embedded, and jobs
+# may write and reach what the owner may. A Redis that was named others may reach, too.
+ANYWHERE = {
+    "CLIPYARD_IMAGE_ROOTS": '["/"]',
+    "CLIPYARD_SINK_ROOTS": '["/"]',
+    "CLIPYARD_SINK_ADDRESSES": '["*"]',
+}
+
 
 class StackSettings(Settings):
     """What the stack decides for its workers; anything else they read for themselves."""
 
-    # Nobody but its owner can reach a private stack: what the owner may read may be embedded, and
-    # jobs may write and reach what the owner may.
-    image_roots: tuple[Path, ...] = (Path("/"),)
-    sink_roots: tuple[Path, ...] = (Path("/"),)
-    sink_addresses: tuple[str, ...] = ("*",)
+    image_roots: tuple[Path, ...] | None = None
+    sink_roots: tuple[Path, ...] | None = None
+    sink_addresses: tuple[str, ...] | None = None
     # Workers stand in the checkout: what is relative is meant to be so to where we do.
     catalogue: Path | None = None
     models_dir: Path | None = None
@@ -34,12 +41,10 @@ class StackSettings(Settings):
 
     def for_workers(self) -> dict[str, str]:
         """These settings, as the environment of a worker."""
-        env = {
+        given = {
             "CLIPYARD_IMAGE_ROOTS": _paths(self.image_roots),
             "CLIPYARD_SINK_ROOTS": _paths(self.sink_roots),
-            "CLIPYARD_SINK_ADDRESSES": json.dumps(self.sink_addresses),
-        }
-        given = {
+            "CLIPYARD_SINK_ADDRESSES": _json(self.sink_addresses),
             "CLIPYARD_CATALOGUE": _path(self.catalogue),
             "CLIPYARD_MODELS_DIR": _path(self.models_dir),
             "CLIPYARD_CACHE_DIR": _path(self.cache_dir),
@@ -48,11 +53,16 @@ class StackSettings(Settings):
             "CLIPYARD_DEFAULT_MODEL": self.default_model,
             "CUDA_VISIBLE_DEVICES": self.cuda_visible_devices,
         }
-        return env | {name: value for name, value in given.items() if value}
+        unless_given = ANYWHERE if self.redis_url is None else {}
+        return unless_given | {name: value for name, value in given.items() if value}
 
 
-def _paths(roots: tuple[Path, ...]) -> str:
-    return json.dumps([_path(root) for root in roots])
+def _paths(roots: tuple[Path, ...] | None) -> str | None:
+    return None if roots is None else _json([_path(root) for root in roots])
+
+
+def _json(values: Sequence[object] | None) -> str | None:
+    return None if values is None else json.dumps(values)
 
 
 def _path(path: Path | None) -> str | None:

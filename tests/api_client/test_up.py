@@ -143,6 +143,16 @@ def test_no_gpu_that_is_visible_is_another_thing_than_nothing_said_of_it(monkeyp
     assert StackSettings.read().cuda_visible_devices == ""
 
 
+def test_only_workers_of_a_private_stack_open_and_write_what_their_owner_may(monkeypatch):
+    confined = ("CLIPYARD_IMAGE_ROOTS", "CLIPYARD_SINK_ROOTS", "CLIPYARD_SINK_ADDRESSES")
+    env = StackSettings.read().for_workers()
+    assert [env[name] for name in confined] == ['["/"]', '["/"]', '["*"]']
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://where.others.are")
+    assert not set(confined) & set(StackSettings.read().for_workers())
+    monkeypatch.setenv("CLIPYARD_SINK_ROOTS", '["/srv/vectors"]')
+    assert StackSettings.read().for_workers()["CLIPYARD_SINK_ROOTS"] == '["/srv/vectors"]'
+
+
 def test_files_and_folders_are_those_of_where_up_was_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.json").write_text('{"models_dir": "models"}')
