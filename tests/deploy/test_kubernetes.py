@@ -69,8 +69,8 @@ def test_a_pod_runs_what_compose_runs(name: str) -> None:
     at = "gpu@%h" if name == "worker-gpu" else None
     assert [at if at and "@" in word else word for word in twin["command"]] == container["command"]
     given = {one["name"]: one["value"] for one in container.get("env", ())}
-    files = {k: v for k, v in given.items() if k.endswith("_FILE")}
-    assert files == {k: v for k, v in twin.get("environment", {}).items() if k.endswith("_FILE")}
+    assert given.items() >= {k: str(v) for k, v in twin.get("environment", {}).items()}.items()
+    assert not [k for k in given.keys() - twin.get("environment", {}) if k.endswith("_FILE")]
     [secrets] = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
     assert sorted(item["path"] for item in secrets["items"]) == sorted(twin["secrets"])
 
@@ -91,6 +91,14 @@ def test_an_upgrade_of_the_workers_needs_no_gpu_to_spare() -> None:
         m for m in MANIFESTS if m["kind"] == "Deployment" and "worker" in m["metadata"]["name"]
     ]
     assert worker["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_no_worker_asks_the_metadata_of_the_cloud_also_one_of_another_name() -> None:
+    [policy] = [m for m in MANIFESTS if m["metadata"]["name"] == "workers"]
+    [worker] = [m for m in MANIFESTS if "nodeSelector" in str(m)]
+    selected = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert selected <= worker["spec"]["template"]["metadata"]["labels"].items()
+    assert not selected & worker["spec"]["selector"]["matchLabels"].items()  # which a copy changes
 
 
 @pytest.mark.parametrize(("found", "lives"), [(0, True), (1, False), (2, False), (3, True)])
