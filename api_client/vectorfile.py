@@ -30,7 +30,8 @@ def checked(path: Path) -> Path:
         raise BadRequest(f"cannot write vectors to {path}; use {', '.join(ENDINGS)}")
     if path.suffix == ".parquet" and not find_spec("pyarrow"):
         raise BadRequest(
-            "writing Parquet needs pyarrow: pip install 'clipyard[sinks]', or write .jsonl"
+            "writing Parquet needs pyarrow: pip install -e '.[sinks]' in the checkout, "
+            "or write .jsonl"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

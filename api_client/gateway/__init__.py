@@ -1,1 +1,1 @@
-"""HTTP for those who do not speak Celery. Needs `pip install 'clipyard[gateway]'`."""
+"""HTTP for those who do not speak Celery. Needs `pip install -e '.[gateway]'` in the checkout."""

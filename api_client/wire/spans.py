@@ -82,7 +82,8 @@ def set_up(settings: LogSettings, *, service: str, instance: str) -> None:
         from .otel import Recording
     except ModuleNotFoundError as error:
         raise BadSettings(
-            f"CLIPYARD_TRACES: no {error.name}: pip install 'clipyard[otel]', or switch it off"
+            f"CLIPYARD_TRACES: no {error.name}: pip install -e '.[otel]' in the checkout, "
+            "or switch it off"
         ) from None
     Recording(service, instance=instance)
 

@@ -161,7 +161,7 @@ def test_parquet_that_cannot_be_written_is_refused_before_the_work(clipyard, mon
     monkeypatch.setattr(vectorfile, "find_spec", lambda _: None)
     code, said, error = clipyard("text", "words", "-o", "vectors.parquet", client=object())
     assert (code, said) == (2, "")
-    assert "clipyard[sinks]" in error
+    assert "pip install -e '.[sinks]'" in error
 
 
 def test_a_place_that_is_looked_at_stays_as_it_is(tmp_path):

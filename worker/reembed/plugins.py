@@ -28,7 +28,7 @@ def find(group: str, built_in: Mapping[str, str], name: str) -> Callable[..., An
     except ImportError as error:
         raise JobRefused(
             f"{name!r} needs the package {error.name} on the worker: "
-            "pip install 'clipyard[worker,sinks]'"
+            "pip install -e '.[worker,sinks]' in the checkout"
         ) from error
     known = ", ".join(sorted({*built_in, *points}))
     raise JobRefused(f"no {group.partition('.')[2]} of kind {name!r}; there are {known}")
