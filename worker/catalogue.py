@@ -45,7 +45,7 @@ class Entry:
         sha256: of the checkpoint, in hex; checked before loading where given.
         dimension: length of a vector; 0 when unknown before loading.
         input_size: pixels along one edge; None for models without images.
-        memory_gb: device memory, a first guess only; the ledger measures.
+        memory_gb: device memory, 10^9 bytes, a first guess only; the ledger measures.
         context_chars: about so many characters of a text are seen; 0 when unknown.
         multilingual: whether texts in other scripts than Latin are understood.
         at_rest: hold the weights so while they wait in host memory, for families that can. They
@@ -81,7 +81,7 @@ class Entry:
     @property
     def memory_bytes(self) -> int:
         """As `memory_gb` guesses; 0 when unknown."""
-        return int(self.memory_gb * 2**30)
+        return int(self.memory_gb * 1e9)
 
     def public(self) -> CatalogueEntry:
         """What a client is told of it."""
