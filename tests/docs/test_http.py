@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from api_client.gateway.app import build
+from api_client.gateway.refusals import TABLE
 from api_client.gateway.settings import GatewaySettings
 from api_client.testing import FakeAsyncClient
 from api_client.wire.logs import LogSettings
@@ -23,6 +24,14 @@ APP = build(FakeAsyncClient(), GatewaySettings.read(redis_url="redis://127.0.0.1
 )
 def test_a_path_is_documented(path):
     assert path in PAGE
+
+
+@pytest.mark.parametrize("kind", TABLE, ids=lambda kind: kind.code)
+def test_an_error_is_documented_with_its_status(kind):
+    [row] = [
+        line for line in PAGE.splitlines() if line.startswith("| ") and f"`{kind.code}`" in line
+    ]
+    assert str(TABLE[kind].status) in row.split(" | ")[0]
 
 
 @pytest.mark.parametrize(

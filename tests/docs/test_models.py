@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import open_clip
@@ -21,7 +21,7 @@ from tests.worker.backends.tiny_sentences import write_sentences
 from worker.backends.base import Placement
 from worker.backends.check import main
 from worker.backends.registry import BUILT_IN, Families
-from worker.catalogue import Catalogue
+from worker.catalogue import Catalogue, Entry
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text()
@@ -135,6 +135,14 @@ def test_a_torch_module_embeds_pictures_with_weights_of_its_own_or_from_a_file(
         model.unload()
     with pytest.raises(WeightsUnavailable):
         families.load(replace(entry, checkpoint=tmp_path / "nothing.safetensors"))
+
+
+def test_every_field_of_an_entry_has_a_line():
+    [table] = re.findall(r"^\| of an entry .*?\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    told = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split(" | ")[0])
+    }
+    assert told == {field.name for field in fields(Entry)} - {"id"}
 
 
 def test_every_family_that_ships_has_a_line():
