@@ -38,6 +38,6 @@ $(READY): pyproject.toml constraints.txt worker/datapath/eighth.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Clipyard needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.8
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[worker,sinks,gateway,dashboard,stack,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[worker,ollama,sentence-transformers,sinks,gateway,dashboard,otel,stack,dev]'
 	$(BIN)/python -m worker.datapath.native || true
 	touch $@
