@@ -103,7 +103,7 @@ def build() -> Path:
 @contextmanager
 def inference() -> Iterator[Inference]:
     """It, at its defaults but for the batch, with the seeded weights; perhaps not ready yet."""
-    weights = fixtures.models_dir() / f"{fixtures.MODEL_ID}.safetensors"
+    weights = fixtures.weights()
     with tempfile.TemporaryDirectory(prefix="clipyard-clip-retrieval-") as kept:
         home = Path(kept)
         given = (f"open_clip:{weights.parent.name}/{weights}", str(BATCH), kept)

@@ -87,3 +87,8 @@ def models_dir(architecture: str = "ViT-B-32") -> Path:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, fresh)
         fresh.rename(file)
     return below
+
+
+def weights() -> Path:
+    """The checkpoint of `MODEL_ID`."""
+    return models_dir() / f"{MODEL_ID}.safetensors"

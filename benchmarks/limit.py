@@ -64,9 +64,7 @@ class HandWritten:
         name_kernels()
         architecture, _, _ = fixtures.MODEL_ID.partition("/")
         self._model = open_clip.create_model(architecture)
-        self._model.load_state_dict(
-            load_file(fixtures.models_dir() / f"{fixtures.MODEL_ID}.safetensors")
-        )
+        self._model.load_state_dict(load_file(fixtures.weights()))
         self._model.to(device, dtype).eval()
         self._device, self._dtype = device, dtype
         self._mean, self._std = (

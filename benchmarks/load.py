@@ -19,11 +19,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import fixtures
 from .report import Options, Report
 
 ARCHITECTURE, TAG = "ViT-L-14", "laion2b_s32b_b82k"
-QUERY = "a photo of a dog on a beach"
-# Loads a model and lends two calls: one embeds QUERY, one a picture.
+# Loads a model and lends two calls: one embeds a text, one a picture.
 Loader = Callable[[], AbstractContextManager[tuple[Callable[[], Any], Callable[[], Any]]]]
 
 GOALS = {"first_vector": 10.0, "first_vector_cold": 1.0, "weights_to_peak_memory": 1 / 1.15}
@@ -146,7 +146,7 @@ def _clipyard(file: Path) -> Loader:
         model = backend.load(entry)
         model.lift()
         yield (
-            lambda: model.run(Kind.TEXT, [model.prepare_text(QUERY)]),
+            lambda: model.run(Kind.TEXT, [model.prepare_text(fixtures.TEXT)]),
             lambda: model.run(Kind.IMAGE, [model.prepare_image(picture)]),
         )
         model.unload()
@@ -167,7 +167,7 @@ def _open_clip(file: Path) -> Loader:
         cpu = torch.device("cpu")
         with torch.inference_mode():
             yield (
-                lambda: tower.encode(open_clip.tokenize([QUERY]).numpy(), cpu),
+                lambda: tower.encode(open_clip.tokenize([fixtures.TEXT]).numpy(), cpu),
                 lambda: model.encode_image(torch.zeros(1, 3, 224, 224)),
             )
 

@@ -35,10 +35,9 @@ class Usual:
 
     def __init__(self, device: str) -> None:
         architecture, _, _ = fixtures.MODEL_ID.partition("/")
-        file = fixtures.models_dir() / f"{fixtures.MODEL_ID}.safetensors"
         self._device = device
         self._model, _, self._preprocess = open_clip.create_model_and_transforms(
-            architecture, pretrained=str(file), device=device
+            architecture, pretrained=str(fixtures.weights()), device=device
         )
         self._model.eval()
 

@@ -91,14 +91,11 @@ def run(options: Options) -> Report:
         for policy, score in scores.items():
             figures |= score.figures(f"{name}, {policy}:")
         for policy in ("tiers", "adaptive", "foresight"):
-            waits = (scores[one].waited_s for one in ("fixed", policy))
-            ratios[f"{name}: wait, fixed / {policy}"] = _quotient(*waits)
+            ratios[f"{name}: wait, fixed / {policy}"] = (
+                scores["fixed"].waited_s / scores[policy].waited_s
+            )
     goals = {name: 1.0 for name in ratios if not name.startswith("zipf")}
     return Report("residency", time.monotonic() - begun, ratios, goals, figures)
-
-
-def _quotient(theirs: float, ours: float) -> float:
-    return theirs / ours if ours else 1.0 if not theirs else float("inf")
 
 
 def traces(days: int) -> dict[str, Trace]:
