@@ -47,10 +47,19 @@ class Stuck(Lengths):
         gate.wait()
         return super().embed_texts(texts)
 
+class Confused(Lengths):
+    about = About(auto_start=True, priority=0)
+    models = (Entry("confused/one"),)
+    @classmethod
+    def describe(cls, model_id):
+        raise KeyError(model_id)
+    def check(self):
+        raise ZeroDivisionError
+
 def broken(placement):
     raise ValueError("on strike")
 """
-PLUG_INS = ("late:Late", "early:Early", "stuck:Stuck", "broken:broken")
+PLUG_INS = ("late:Late", "early:Early", "stuck:Stuck", "confused:Confused", "broken:broken")
 
 
 @pytest.fixture
@@ -65,7 +74,7 @@ def here(valkey_url, prefix, tmp_path, monkeypatch):
         cache_dir=tmp_path,
         foresight=False,
         default_model="ViT-H-14/laion2b",
-        pinned=["bge-m3", "nobody/knows"],
+        pinned=["bge-m3", "nobody/knows", "confused/two"],
         backends=[one.replace(":", "=plug_ins_of_a_test:") for one in PLUG_INS],
     )
     here = runtime.build(settings, node="gpu0@here")
@@ -114,7 +123,7 @@ def test_that_its_last_pass_failed_is_no_trouble_once_a_model_has_left(here):
 
 
 def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
-    assert here.slots.limits.pinned == {"ollama/bge-m3", "nobody/knows"}
+    assert here.slots.limits.pinned == {"ollama/bge-m3", "nobody/knows", "confused/two"}
     assert here.tracker.current() == "ViT-H-14/laion2b_s32b_b79k"
 
 

@@ -20,6 +20,7 @@ from ..catalogue import BUILT_IN as SHIPPED
 from ..catalogue import Catalogue, Entry
 from .base import About, Backend, Model, Placement
 from .guard import Guard, GuardedModel
+from .lost import is_beyond_repair
 from .simple import SimpleBackend, SimpleModel
 from .uncompiled import uncompiled
 
@@ -181,7 +182,11 @@ class Families:
         return "; ".join(filter(None, [*self._failed.values(), *hanging]))
 
     def check(self, entry: Entry) -> int:
-        """See `Backend.check`."""
+        """See `Backend.check`.
+
+        Raises:
+            BackendFailed: the family raises what it should not; so do `load` and `describe`.
+        """
         return self._call(entry.backend, "check", partial(self._able(entry).check, entry))
 
     def load(self, entry: Entry) -> Model:
@@ -221,8 +226,20 @@ class Families:
         return made
 
     def _call(self, name: str, step: str, what: Callable[[], T]) -> T:
+        """
+        Raises:
+            BackendFailed: in the place of what a plug-in should not raise, so that callers who go
+                on without this family need to know of nothing else.
+        """
         guard = self._guards.get(name)
-        return guard.call(step, what) if guard else what()
+        try:
+            return guard.call(step, what) if guard else what()
+        except (ClipyardError, MemoryError):
+            raise
+        except Exception as error:
+            if is_beyond_repair(error):
+                raise
+            raise BackendFailed(f"the model family {name}: {step} raised {error!r}") from error
 
     def _able(self, entry: Entry) -> Backend:
         """The entry's family.

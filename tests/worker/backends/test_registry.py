@@ -150,6 +150,46 @@ def test_a_plug_in_that_breaks_costs_its_own_requests_only(folder, source, sente
     assert {f.name for f in families.status() if f.state == "failed"} == {name}
 
 
+class Confused(Lengths):
+    @classmethod
+    def describe(cls, model_id):
+        raise KeyError(model_id)
+
+    def check(self):
+        raise ZeroDivisionError
+
+    def load(self):
+        raise self.entry.options.get("error", OSError("no tape"))
+
+
+def test_whatever_else_a_plug_in_raises_is_one_sentence_with_its_name():
+    families, entry = Families(Placement()), Entry("odd/one", backend="odd")
+    families.register("odd", Confused)
+    for ask, sentence in (
+        (lambda: families.describe("odd/one"), r"odd: describe raised KeyError\('odd/one'\)"),
+        (lambda: families.check(entry), r"odd: check raised ZeroDivisionError\(\)"),
+        (lambda: families.load(entry), r"odd: load raised OSError\('no tape'\)"),
+    ):
+        with pytest.raises(BackendFailed, match=sentence):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        LoadFailed("half of it is missing"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+)
+def test_what_others_act_on_comes_as_a_plug_in_raised_it(error):
+    families = Families(Placement())
+    families.register("odd", Confused)
+    with pytest.raises(type(error)) as caught:
+        families.load(Entry("odd/one", backend="odd", options={"error": error}))
+    assert caught.value is error
+
+
 def test_a_plug_in_that_hangs_at_import_holds_nobody_up(folder, monkeypatch):
     hanging = module(folder, "hangs", "import builtins; builtins.clipyard_test_gate.wait()")
     gate = threading.Event()
