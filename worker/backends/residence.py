@@ -117,13 +117,17 @@ class Tiers(Residence):
                 parts = tuple(part.to("cpu", copy=True) for part in stored.parts)
                 host.append(replace(stored, parts=parts))
         self._host, self._is_mapped = host, False
+        self._unlock()  # a first try that found no room may have left the weights as they came
 
     def unload(self) -> None:
         self._host = []
+        self._unlock()
+        super().unload()
+
+    def _unlock(self) -> None:
         if self._unpin is not None:
             self._unpin()
             self._unpin = None
-        super().unload()
 
     def _on_device(self, stored: Stored) -> Stored:
         parts = tuple(part.to(self._device, non_blocking=True) for part in stored.parts)

@@ -30,6 +30,39 @@ def test_host_memory_that_cannot_be_page_locked_costs_speed_only(monkeypatch, ca
     tiers.unload()
 
 
+class Driver:
+    """Page-locks whatever it is asked to. Address -> bytes."""
+
+    def __init__(self):
+        self.locked = {}
+
+    def cudaHostRegister(self, address, size, flags):
+        self.locked[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address):
+        del self.locked[address]
+
+
+def test_what_is_packed_late_keeps_no_page_locked_copy_of_what_it_was(monkeypatch):
+    driver = Driver()
+    monkeypatch.setattr(residence, "_cuda", lambda: driver)
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
+    module = nn.Linear(64, 64).requires_grad_(False)
+    tiers = Tiers(module, torch.device("cuda:1"))
+    size = tiers.footprint().host_bytes
+    tiers._is_lifted = True  # where it would be with a device that had no room to pack it
+    tiers.lower()
+    assert sum(driver.locked.values()) >= size
+    tiers._is_lifted = True
+    tiers.pack()
+    assert driver.locked == {}
+    tiers.lower()
+    assert tiers.footprint().host_bytes <= sum(driver.locked.values()) < 0.5 * size
+    tiers.unload()
+    assert driver.locked == {}
+
+
 @pytest.mark.parametrize(
     "said",
     [
