@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -158,6 +159,17 @@ class Model(Protocol):
     def unload(self) -> None:
         """Give all memory back; the model is not used again."""
         ...
+
+
+@contextmanager
+def unloaded_if_mute(model: Model) -> Iterator[None]:
+    """Around the first questions to a model: if it fails them, nobody will ever hold it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # what it failed over first says more
+            model.unload()
+        raise
 
 
 @dataclass(frozen=True)

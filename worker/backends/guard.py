@@ -17,7 +17,7 @@ from PIL import Image
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind
 
-from .base import Collated, Footprint, Model, PreparedText
+from .base import Collated, Footprint, Model, PreparedText, unloaded_if_mute
 
 __all__ = ["Guard", "GuardedModel"]
 
@@ -84,7 +84,8 @@ class GuardedModel:
 
     def __init__(self, model: Model, guard: Guard) -> None:
         self._model, self._guard = model, guard
-        self.traits = guard.call("traits", lambda: model.traits)
+        with unloaded_if_mute(self):
+            self.traits = guard.call("traits", lambda: model.traits)
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         return self._guard.call("prepare_image", partial(self._model.prepare_image, image))

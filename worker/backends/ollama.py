@@ -65,14 +65,21 @@ class Ollama(SimpleModel):
         return Entry(model_id, backend="ollama", architecture=name, kinds=(Kind.TEXT,))
 
     def check(self) -> int:
-        return int(self._pulled().size or 0) if self._is_local else 0
+        try:
+            return int(self._pulled().size or 0) if self._is_local else 0
+        finally:
+            self._close()
 
     def load(self) -> None:
         """Nothing moves yet: Ollama has no tier between its disk and its device."""
-        self._digest = self._pulled().digest or ""
         self._held = Footprint()
-        with self._errors():
-            info = self._client.show(self._name).modelinfo or {}
+        try:
+            self._digest = self._pulled().digest or ""
+            with self._errors():
+                info = self._client.show(self._name).modelinfo or {}
+        except BaseException:
+            self._close()
+            raise
         told = info.get(f"{info.get('general.architecture')}.embedding_length", 0)
         self.dimension = int(told) or self.entry.dimension
 
@@ -110,6 +117,10 @@ class Ollama(SimpleModel):
 
     def unload(self) -> None:
         self.lower()
+        self._close()
+
+    def _close(self) -> None:
+        """Its connections stay open else, until the garbage is collected."""
         client: Any = self._client  # its `close` has no type
         client.close()
 

@@ -18,7 +18,7 @@ from api_client.wire.errors import BackendFailed, BadSettings, ClipyardError, Lo
 
 from ..catalogue import BUILT_IN as SHIPPED
 from ..catalogue import Catalogue, Entry
-from .base import About, Backend, Model, Placement
+from .base import About, Backend, Model, Placement, unloaded_if_mute
 from .guard import Guard, GuardedModel
 from .lost import is_beyond_repair
 from .simple import SimpleBackend, SimpleModel
@@ -198,13 +198,13 @@ class Families:
         model = self._call(entry.backend, "load", partial(self._able(entry).load, entry))
         guard = self._guards.get(entry.backend)
         model = GuardedModel(model, guard) if guard else model
-        found = model.traits.dimension
-        if entry.dimension not in (0, found):
-            model.unload()
-            raise LoadFailed(
-                f"{entry.id} has {found} dimensions, its entry says {entry.dimension}: mend that, "
-                "or leave it out"
-            )
+        with unloaded_if_mute(model):
+            found = model.traits.dimension
+            if entry.dimension not in (0, found):
+                raise LoadFailed(
+                    f"{entry.id} has {found} dimensions, its entry says {entry.dimension}: mend "
+                    "that, or leave it out"
+                )
         return model
 
     def describe(self, model_id: str) -> Entry | None:

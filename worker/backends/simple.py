@@ -26,6 +26,7 @@ from .base import (
     PreparedText,
     Traits,
     fingerprint,
+    unloaded_if_mute,
 )
 from .content import sha256
 
@@ -188,9 +189,10 @@ class SimpleBackend:
         before = _own_bytes(process)
         model.load()
         model.grown_bytes = max(0, _own_bytes(process) - before)
-        if not model.dimension:
-            raise LoadFailed(f"{self._kind.__qualname__} does not say its dimension")
-        _ = model.traits  # now, while the checkpoint is what was loaded
+        with unloaded_if_mute(model):
+            if not model.dimension:
+                raise LoadFailed(f"{self._kind.__qualname__} does not say its dimension")
+            _ = model.traits  # now, while the checkpoint is what was loaded
         return model
 
 

@@ -12,7 +12,7 @@ from api_client.wire import spans
 from api_client.wire.errors import OutOfMemory
 from api_client.wire.messages import Event, EventKind
 
-from ..backends.base import Footprint, Model
+from ..backends.base import Footprint, Model, unloaded_if_mute
 from ..catalogue import Entry
 from .ledger import Ledger
 from .residents import Slot
@@ -58,7 +58,8 @@ class Carrier:
             raise OutOfMemory(f"{entry.id} takes {size} bytes of host memory, {short} too many")
         with spans.span(spans.Name.LOAD, model=entry.id):
             model = self._load(entry)
-        return model, self._weigh(entry.id, model)
+        with unloaded_if_mute(model):
+            return model, self._weigh(entry.id, model)
 
     def lift(self, slot: Slot, *, size: int) -> Footprint:
         """

@@ -87,6 +87,19 @@ def test_a_model_is_unloaded_whatever_else_hangs_in_its_family(gate):
     assert gone.is_set()
 
 
+def test_a_model_that_is_not_told_apart_is_unloaded():
+    gone = []
+
+    class Odd:
+        def unload(self):
+            gone.append(self)
+
+    odd = Odd()
+    with pytest.raises(AttributeError, match="traits"):
+        GuardedModel(odd, Guard("odd", ENOUGH_S))
+    assert gone == [odd]
+
+
 def entry(name):
     return Entry(f"{name}/one", backend=name, kinds=(Kind.TEXT,))
 

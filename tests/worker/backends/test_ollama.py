@@ -2,8 +2,11 @@
 
 import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 
 from api_client.wire.errors import (
@@ -83,6 +86,19 @@ def test_load_and_unload_are_real_calls(server, family):
     model.lift()
     model.unload()
     assert server.loaded == {}
+
+
+def test_neither_a_check_nor_a_load_that_fails_leaves_a_connection_open(
+    server, family, monkeypatch
+):
+    monkeypatch.setattr(BaseHTTPRequestHandler, "protocol_version", "HTTP/1.1")  # as Ollama's
+    family.check(entry(server))
+    del server.pulled[MXBAI]
+    for step in (family.check, family.load):
+        with pytest.raises(WeightsUnavailable):
+            step(entry(server))
+    held = [one.raddr for one in psutil.Process().net_connections("tcp") if one.raddr]
+    assert urlsplit(server.url).port not in [port for _, port in held]
 
 
 def test_the_memory_is_what_ollama_says(server, family):

@@ -35,6 +35,19 @@ class Dimensionless(SimpleModel):
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         raise AssertionError
 
+    def unload(self) -> None:
+        GONE.append(self.entry.id)
+
+
+class Spaceless(Dimensionless):
+    dimension = 3
+
+    def space(self) -> str:
+        raise LoadFailed("who knows")
+
+
+GONE: list[str] = []
+
 
 def loaded(kind=Colours, placement=None, **entry):
     return SimpleBackend(kind, placement or Placement()).load(Entry("a/b", **entry))
@@ -101,9 +114,17 @@ def test_what_was_loaded_comes_back():
     assert model.traits.dimension == 3
 
 
-def test_a_class_that_does_not_say_its_dimension_is_refused():
-    with pytest.raises(LoadFailed, match="Dimensionless does not say its dimension"):
-        loaded(Dimensionless)
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [(Dimensionless, "Dimensionless does not say its dimension"), (Spaceless, "who knows")],
+)
+def test_a_class_that_does_not_say_what_it_is_is_refused_and_gives_back_what_it_took(
+    kind, sentence
+):
+    GONE.clear()
+    with pytest.raises(LoadFailed, match=sentence):
+        loaded(kind)
+    assert GONE == ["a/b"]
 
 
 def test_the_fingerprint_tells_what_changes_vectors(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from api_client.wire.errors import BackendFailed, DeviceLost, LoadFailed, ModelBusy, OutOfMemory
 from api_client.wire.messages import EventKind
 from worker.backends.base import Footprint, Placement, Tier
-from worker.backends.fake import Fake, Pool
+from worker.backends.fake import Fake, FakeModel, Pool
 from worker.catalogue import Entry
 from worker.residency.ledger import Ledger
 from worker.residency.memory import Bytes
@@ -304,6 +304,17 @@ def test_the_one_that_found_no_place_is_not_loaded_again():
         bench.use("b")
     bench.use("b")
     assert bench.loads == ["a", "b"]
+
+
+def test_a_model_that_does_not_say_what_it_takes_gives_it_back(monkeypatch):
+    def mute(model):
+        raise ValueError("no idea")
+
+    bench = Bench()
+    monkeypatch.setattr(FakeModel, "footprint", mute)
+    with pytest.raises(BackendFailed, match="no idea"):
+        bench.use("a")
+    assert bench.host.used == 0
 
 
 def test_a_failed_load_evicts_nobody():
