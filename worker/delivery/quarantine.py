@@ -79,6 +79,10 @@ def _shortened(ref: PathRef | UrlRef | BlobRef | str) -> str:
 def reference(ref: str) -> str:
     """The end of a path or URL, without login and query."""
     if "://" in ref:
-        place = urlsplit(ref)
-        ref = f"{place.scheme}://{place.hostname or ''}{place.path}"
+        try:
+            place = urlsplit(ref)
+            ref = f"{place.scheme}://{place.hostname or ''}{place.path}"
+        except ValueError:  # as http://[x/a.jpg: nobody could fetch it, but it may be told
+            scheme, _, rest = ref.partition("?")[0].partition("://")
+            ref = f"{scheme}://{rest.rpartition('@')[2]}"
     return ref if len(ref) <= REF_CHARS else f"...{ref[-REF_CHARS:]}"

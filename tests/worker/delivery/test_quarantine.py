@@ -53,6 +53,11 @@ def test_a_url_is_told_without_its_login_and_query():
     assert item == "https://host/a/b.jpg"
 
 
+@pytest.mark.parametrize("host", ["[x", "me:pass@[x"])
+def test_a_url_that_cannot_be_read_is_told_too(host):
+    assert reference(f"http://{host}/b.jpg?token=1") == "http://[x/b.jpg"
+
+
 def test_a_long_path_is_told_by_its_end():
     assert reference("/x" * 200 + "/b.jpg").endswith("/x/b.jpg")
     assert len(reference("/x" * 200 + "/b.jpg")) < 90
