@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from errno import ENAMETOOLONG
 from functools import partial
 from pathlib import Path
 from shutil import copyfile, rmtree
@@ -146,7 +147,12 @@ class OpenClip:
             return None
         stem = folder / entry.architecture / entry.tag
         files = (stem.with_name(stem.name + suffix) for suffix in SUFFIXES)
-        return next((file for file in files if file.is_file()), None)
+        try:
+            return next((file for file in files if file.is_file()), None)
+        except OSError as error:
+            if error.errno == ENAMETOOLONG:  # so no file is called that
+                return None
+            raise
 
     def _source(self, entry: Entry, recipe: Recipe) -> Path:
         if (local := self._local(entry)) is not None:

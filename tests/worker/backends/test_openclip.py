@@ -777,6 +777,11 @@ def test_other_ids_are_not_described(backend: OpenClip, model_id: str) -> None:
     assert backend.describe(model_id) is None
 
 
+def test_a_tag_too_long_for_a_file_is_not_described(models: Path, tmp_path: Path) -> None:
+    backend = OpenClip(Placement(models_dir=models, cache_dir=tmp_path))
+    assert backend.describe(f"ViT-B-32/{'長' * 100}") is None
+
+
 # Memory
 
 
