@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -87,11 +87,15 @@ class Checkpoints:
         self._trim(keep=file)
 
     def _trim(self, *, keep: Path) -> None:
-        files = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_atime_ns)
-        excess = sum(file.stat().st_size for file in files) - self._limit_bytes
-        for file in files:
+        files = []
+        for file in self._folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another process trims as well
+                status = file.stat()
+                files.append((status.st_atime_ns, status.st_size, file))
+        excess = sum(size for _, size, _ in files) - self._limit_bytes
+        for _, size, file in sorted(files):
             if excess > 0 and file != keep:
-                excess -= file.stat().st_size
+                excess -= size
                 try:
                     with _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                         file.unlink(missing_ok=True)  # whoever has it mapped keeps it

@@ -101,6 +101,16 @@ def test_the_file_used_longest_ago_makes_room(source: Path, folder: Path) -> Non
     assert (old.exists(), used.exists(), new.exists()) == (False, True, True)
 
 
+def test_a_file_that_another_process_removes_meanwhile_is_left_out(
+    source: Path, folder: Path
+) -> None:
+    checkpoints = Checkpoints(folder, limit_bytes=1500)
+    old = prepare(checkpoints, source, form="a")
+    (folder / "gone.safetensors").symlink_to(folder / "no such file")  # is listed, as it was
+    assert prepare(checkpoints, source, form="b").exists()
+    assert not old.exists()
+
+
 def test_a_file_about_to_be_mapped_is_not_removed(source: Path, folder: Path) -> None:
     checkpoints = Checkpoints(folder, limit_bytes=1500)
     with checkpoints.prepared(source, form="a", write=lambda file: _fill(file, 1000)) as held:
