@@ -44,16 +44,15 @@ class Carrier:
         self._on_event = on_event
         self._moving = Lock()  # one move on the device at a time, so that its bytes can be measured
 
-    def load(self, entry: Entry, *, guess: int) -> tuple[Model, Footprint]:
+    def load(self, entry: Entry, *, size: int) -> tuple[Model, Footprint]:
         """
         Args:
-            guess: bytes it will take, if it was never measured.
+            size: bytes it will take.
 
         Raises:
             MemoryError: host memory is short, or would be.
             Exception: whatever else the back end raises.
         """
-        size = self._ledger[entry.id].host_bytes or guess
         if short := self._ledger.host_shortfall(size):
             raise OutOfMemory(f"{entry.id} takes {size} bytes of host memory, {short} too many")
         with spans.span(spans.Name.LOAD, model=entry.id):

@@ -34,6 +34,10 @@ class Measured:
     peak_batch_bytes: int = 0
     residue_bytes: int = 0
 
+    def weights(self, guess: int) -> Footprint:
+        """What they take in each tier: as measured, else the guess."""
+        return Footprint(self.device_bytes or guess, self.host_bytes or guess)
+
 
 class Ledger:
     """Keeps what was measured, and admits by it.

@@ -301,12 +301,13 @@ class Slots:
                 self._lift(slot, deadline, asked_by)
                 return
             guess = self._check(slot.entry)
-            self._slots.refuse_the_impossible(slot.id, self._ledger[slot.id].device_bytes or guess)
-            slot.held = Footprint(host_bytes=self._ledger[slot.id].host_bytes or guess)
+            weights = self._ledger[slot.id].weights(guess)
+            self._slots.refuse_the_impossible(slot.id, weights.device_bytes)
+            slot.held = Footprint(host_bytes=weights.host_bytes)
             at_once = partial(self._loads_at_once, slot)
             # Held until it has landed: what waits loaded for a seat takes memory too.
             with self._turn(self._loads, slot, deadline, at_once=at_once):
-                load = partial(self._carrier.load, slot.entry, guess=guess)
+                load = partial(self._carrier.load, slot.entry, size=slot.held.host_bytes)
                 idle_in = State.DEVICE if self._unified else State.HOST
                 twice = partial(self._room.try_twice, load, slot, idle_in, asked_by)
                 self._load(slot, twice, "asked for", asked_by)
@@ -393,8 +394,8 @@ class Slots:
             has_room = rests if to is Tier.HOST else lifts
         if not has_room:
             return False
-        slot.held = Footprint(host_bytes=self._ledger[slot.id].host_bytes or guess)
-        load = partial(self._carrier.load, slot.entry, guess=guess)
+        slot.held = Footprint(host_bytes=self._ledger[slot.id].weights(guess).host_bytes)
+        load = partial(self._carrier.load, slot.entry, size=slot.held.host_bytes)
         self._load(slot, load, reason, asked_by)
         if to is Tier.DEVICE:
             size = self._device_bytes(slot)
@@ -407,7 +408,7 @@ class Slots:
     def _device_bytes(self, slot: Slot) -> int:
         if self._unified:
             return 0
-        return self._ledger[slot.id].device_bytes or slot.held.host_bytes
+        return self._ledger[slot.id].weights(slot.held.host_bytes).device_bytes
 
     def _release(self, slot: Slot, asked_by: str) -> None:
         with self._changed:

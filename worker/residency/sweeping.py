@@ -5,7 +5,7 @@ import time
 
 from api_client.wire.errors import ClipyardError
 
-from ..backends.base import Footprint, Tier
+from ..backends.base import Tier
 from ..runtime import Runtime
 from . import usage
 from .sweeps import SWEEPS, Move, Sweep, View, preload
@@ -54,7 +54,7 @@ def foresee(here: Runtime) -> str | None:
         entry.id: usage.histogram(here.redis, here.keys, entry.id) for entry in here.catalogue
     }
     wanted = [m for m in usage.wanted_next(histograms, at=time.time()) if m not in been]
-    weights = {model_id: _weight(here, model_id) for model_id in wanted}
+    weights = {m: here.ledger[m].weights(here.catalogue[m].memory_bytes) for m in wanted}
     slots = here.slots.limits.slots
     for move in preload(view(here), slots=slots, wanted=wanted, weights=weights):
         entry, to = here.catalogue[move.model_id], move.to or Tier.HOST
@@ -76,9 +76,3 @@ def reason_to_recycle(here: Runtime) -> str | None:
     if bound_gb is None or residue <= bound_gb * GB or any(s.busy for s in here.slots.view()):
         return None
     return f"{residue / GB:.1f} GB stayed behind after unloads, {bound_gb:g} GB are allowed"
-
-
-def _weight(here: Runtime, model_id: str) -> Footprint:
-    guess = here.catalogue[model_id].memory_bytes
-    measured = here.ledger[model_id]
-    return Footprint(measured.device_bytes or guess, measured.host_bytes or guess)
