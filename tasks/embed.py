@@ -13,6 +13,7 @@ from api_client.wire.errors import BadRequest, ClipyardError, SpaceMismatch
 from api_client.wire.messages import AUTO, BlobRef, EmbedBatch, Embedded, Failure, Kind, Timings
 from worker import runtime
 from worker.backends.base import Model
+from worker.catalogue import Entry
 from worker.choice import Candidate, Choice, Wish, ranked
 from worker.datapath.batcher import Rows
 from worker.delivery.answers import Answer, Call, answering
@@ -85,18 +86,19 @@ def _choose(request: EmbedBatch) -> Choice:
     tiers = {slot.model_id: slot.tier for slot in view}
     # An entry may say too much, as one of timm that leaves its kinds out.
     unable = {one.model_id for one in view if one.traits and request.kind not in one.traits.kinds}
+    device, host = here.memory.device(), here.memory.host()
+
+    def size(entry: Entry) -> int:
+        weights = here.ledger[entry.id].weights(entry.memory_bytes)
+        return weights.device_bytes if device else weights.host_bytes
+
     candidates = [
-        Candidate(
-            entry,
-            tier=tiers.get(entry.id),
-            size=here.ledger[entry.id].device_bytes or entry.memory_bytes,
-        )
+        Candidate(entry, tier=tiers.get(entry.id), size=size(entry))
         for entry in here.catalogue
         if entry.id not in unable
     ]
-    device = here.memory.device() or here.memory.host()
-    wish = Wish.of(request.kind, request.texts)
-    choices = ranked(wish, candidates, current=runtime.current_id(), budget_bytes=device.total)
+    wish, budget = Wish.of(request.kind, request.texts), device or host
+    choices = ranked(wish, candidates, current=runtime.current_id(), budget_bytes=budget.total)
     refusals = []
     for choice in choices:
         try:

@@ -1,6 +1,7 @@
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,11 @@ from api_client.wire.errors import BadRequest
 from api_client.wire.messages import AUTO, EmbedBatch, Kind
 from tasks import embed
 from worker import runtime
-from worker.backends.base import Tier, Traits
+from worker.backends.base import Footprint, Tier, Traits
 from worker.catalogue import Catalogue, Entry
 from worker.delivery.answers import Call
 from worker.residency.ledger import Ledger
-from worker.residency.memory import Memory
+from worker.residency.memory import Bytes, Memory
 
 
 @pytest.mark.parametrize(("left_s", "patience_s"), [(30.0, 29.0), (1.0, 0.5), (-9.0, 0.0)])
@@ -65,6 +66,20 @@ def test_a_request_whose_place_was_taken_gives_way_before_anything_is_embedded(m
 @pytest.mark.usefixtures("_here")
 def test_auto_chooses_among_the_others_where_nobody_knows_the_current_model():
     assert embed._choose(EmbedBatch(model=AUTO, texts=("a",))).entry.id == "only/text"
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("device", [None, Bytes(10, 10)])
+def test_auto_passes_over_a_model_that_was_measured_to_take_more_than_there_is(device):
+    here = runtime.here()
+    here.memory.device = lambda: device
+    too_much = here.memory.host().total + 1 if device is None else 11
+    small, big = (Entry(model_id, kinds=(Kind.TEXT,)) for model_id in ("small", "big"))
+    here.catalogue = Catalogue([big, small])
+    fits_elsewhere = Footprint(device_bytes=1, host_bytes=1)
+    seen = {"host_bytes" if device is None else "device_bytes": too_much}
+    here.ledger.saw("big", replace(fits_elsewhere, **seen))
+    assert embed._choose(EmbedBatch(model=AUTO, texts=("a",))).entry.id == "small"
 
 
 @pytest.mark.usefixtures("_here")
