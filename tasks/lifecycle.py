@@ -6,7 +6,6 @@ Each is idempotent: Celery may deliver a message twice, and `answering` tries a 
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from threading import Lock
 
 from api_client.wire import names
@@ -120,8 +119,7 @@ def set_(call: Call[Set]) -> Managed:
         before = here.tracker.settings
         here.tracker.change(knobs)
         now = here.tracker.settings
-        limits = replace(here.slots.limits, slots=now.slots, pinned=frozenset(now.pinned))
-        here.slots.limits = limits
+        here.slots.limits = runtime.limits(now)
     given = knobs.model_dump(exclude_none=True)
     told = ", ".join(  # as `clipyard set` takes it
         f"{name} {json.dumps(getattr(before, name))} -> {json.dumps(given[name])}" for name in given

@@ -176,7 +176,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     slots = Slots(
         check=families.check,
         load=load,
-        limits=_limits(tracker.settings),
+        limits=limits(tracker.settings),
         ledger=ledger,
         unified=memory.device() is None,
         on_event=on_event,
@@ -275,7 +275,8 @@ def _by_ids(settings: WorkerSettings, catalogue: Catalogue) -> WorkerSettings:
     return settings.model_copy(update={"pinned": pinned, "default_model": default})
 
 
-def _limits(settings: WorkerSettings) -> Limits:
+def limits(settings: WorkerSettings) -> Limits:
+    """What the slots may hold by these settings."""
     return Limits(
         slots=settings.slots,
         device_bytes=_bytes(settings.device_memory_gb),

@@ -21,7 +21,7 @@ from worker.delivery.suspects import Suspects
 from worker.metrics import Meter
 from worker.residency.ledger import Ledger
 from worker.residency.memory import Bytes
-from worker.residency.slots import Limits, Slots
+from worker.residency.slots import Slots
 from worker.settings import WorkerSettings
 from worker.tracker import Tracker
 
@@ -59,6 +59,7 @@ class Memory:
 
 def parts(settings: WorkerSettings, node: str) -> Any:
     """What `worker.runtime.here()` gives; started."""
+    settings = settings.model_copy(update={"slot_wait_s": 2.0})
     store, keys = redis_client(settings), Keys(settings.key_prefix)
     fake = Fake(Placement("cuda:0"), device=Pool(1000), host=Pool(1000))
     memory, ledger = Memory(fake), Ledger()
@@ -75,7 +76,7 @@ def parts(settings: WorkerSettings, node: str) -> Any:
     slots = Slots(
         check=fake.check,
         load=fake.load,
-        limits=Limits(slots=tracker.settings.slots, wait_s=2.0),
+        limits=runtime.limits(tracker.settings),
         ledger=ledger,
         unified=False,
         on_event=tracker.on_event,

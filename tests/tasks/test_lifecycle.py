@@ -1,7 +1,6 @@
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
 
 import pytest
 from celery.contrib.testing.worker import start_worker
@@ -9,7 +8,6 @@ from celery.contrib.testing.worker import start_worker
 from api_client.status import read_fleet
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app
-from tasks import lifecycle
 from tests.tasks import fleet
 from worker import runtime
 from worker.delivery import answers
@@ -238,15 +236,15 @@ def test_set_changes_limits_and_pins_at_once_and_tells_what_they_were(ask, here)
 
 
 def test_of_two_who_set_something_at_once_both_have_it(ask, here, monkeypatch):
-    others = []
+    others, limits = [], runtime.limits
 
-    def replaced(limits, **changes):
+    def interrupted(settings):
         if not others:  # the other one comes now
             others.append(callers.submit(ask, names.SET, knobs={"pinned": ["a"]}))
             wait(others, timeout=0.2)
-        return replace(limits, **changes)
+        return limits(settings)
 
-    monkeypatch.setattr(lifecycle, "replace", replaced)
+    monkeypatch.setattr(runtime, "limits", interrupted)
     with ThreadPoolExecutor() as callers:
         ask(names.SET, knobs={"slots": 1})
     assert others[0].result().changed
