@@ -1,6 +1,5 @@
 """embed_batch: pictures or texts in, vectors out."""
 
-import math
 import time
 from collections.abc import Collection
 from functools import partial
@@ -19,8 +18,6 @@ from worker.datapath.batcher import Rows
 from worker.delivery.answers import Answer, Call, answering
 from worker.delivery.pool import canceller, give_way
 
-ANSWER_S = 1.0  # of the time until the deadline, kept for the work
-
 
 @answering(names.EMBED_BATCH, EmbedBatch)
 def embed_batch(call: Call[EmbedBatch]) -> Answer:
@@ -34,8 +31,9 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
     _refuse_another_kind(request, entry.kinds, entry.id)
     begun = time.monotonic()
     keep_alive_s = request.keep_alive_s if here.settings.keep_models else 0.0
+    # Nobody is pushed out, and no thread held, for a caller who will have gone by then.
     with here.slots.lease(
-        entry, keep_alive_s=keep_alive_s, patience_s=_patience_s(request), asked_by=request.asked_by
+        entry, keep_alive_s=keep_alive_s, patience_s=call.left_s, asked_by=request.asked_by
     ) as model:
         give_way()
         loaded = time.monotonic()
@@ -69,14 +67,6 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
         ),
     )
     return answer, np.stack(vectors) if vectors else np.empty((0, answer.dimension), np.float32)
-
-
-def _patience_s(request: EmbedBatch) -> float:
-    """Nobody is pushed out, and no thread held, for a caller who will have gone by then."""
-    if request.deadline is None:
-        return math.inf
-    left_s = max(0.0, request.deadline - time.time())
-    return left_s - min(ANSWER_S, left_s / 2)
 
 
 def _choose(request: EmbedBatch) -> Choice:

@@ -10,7 +10,7 @@ from threading import Lock
 
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, ModelBusy
-from api_client.wire.messages import Load, Managed, Reload, Request, Set, Switch, Unload
+from api_client.wire.messages import Load, Managed, Reload, Set, Switch, Unload
 from worker import runtime
 from worker.delivery.answers import Call, answering
 from worker.residency import sweeping
@@ -24,7 +24,6 @@ from worker.residency.sweeps import (
 )
 
 DRAIN_S = 30.0  # how long an unload waits for those who use the model
-ANSWER_S = 1.0  # of the time until the deadline, kept for the answer
 CHANGING = Lock()  # the settings and, by them, the limits
 
 
@@ -41,9 +40,8 @@ def load(call: Call[Load]) -> Managed:
 def reload(call: Call[Reload]) -> Managed:
     here, request = runtime.here(), call.request
     entry, begun = here.catalogue[request.model], time.monotonic()
-    here.slots.unload(
-        entry.id, reason="to be read again", asked_by=request.asked_by, wait_s=_patience_s(request)
-    )
+    wait_s = min(DRAIN_S, call.left_s)
+    here.slots.unload(entry.id, reason="to be read again", asked_by=request.asked_by, wait_s=wait_s)
     here.slots.load(entry, asked_by=request.asked_by)
     return _managed(entry.id, f"loaded {entry.id} afresh", changed=True, begun=begun)
 
@@ -62,7 +60,7 @@ def switch(call: Call[Switch]) -> Managed:
     told = f"switched from {before} to {entry.id}"
     if before not in here.tracker.settings.pinned:
         reason = f"{entry.id} is the current model now"
-        if _unload([before], request, reason=reason)[1]:
+        if _unload([before], call, reason=reason)[1]:
             told += f"; {before} is in use and stays until it is idle"
     return _managed(entry.id, told, changed=True, begun=begun)
 
@@ -72,8 +70,9 @@ def unload(call: Call[Unload]) -> Managed:
     here, request, begun = runtime.here(), call.request, time.monotonic()
     if request.scope == "one":
         entry = here.catalogue[request.model or runtime.current_id()]
+        wait_s = min(DRAIN_S, call.left_s)
         changed = here.slots.unload(
-            entry.id, reason="asked for", asked_by=request.asked_by, wait_s=_patience_s(request)
+            entry.id, reason="asked for", asked_by=request.asked_by, wait_s=wait_s
         )
         told = f"unloaded {entry.id}" if changed else f"{entry.id} was not in memory"
         return _managed(entry.id, told, changed=changed, begun=begun)
@@ -91,7 +90,7 @@ def unload(call: Call[Unload]) -> Managed:
         wanted = [model_id for model_id, family in families.items() if family == request.family]
     else:
         wanted = [slot.model_id for slot in held if OF_SCOPE[request.scope](slot)]
-    gone, busy = _unload(wanted, request, reason=f"unload {request.family or request.scope}")
+    gone, busy = _unload(wanted, call, reason=f"unload {request.family or request.scope}")
     told = f"unloaded {', '.join(gone) or 'nothing'}"
     if busy:
         told += f"; still in use: {', '.join(busy)}"
@@ -127,24 +126,21 @@ def set_(call: Call[Set]) -> Managed:
     return _managed(None, told or "nothing was to be set", changed=now != before, begun=begun)
 
 
-def _unload(models: list[str], request: Request, *, reason: str) -> tuple[list[str], list[str]]:
+def _unload(
+    models: list[str], call: Call[Switch] | Call[Unload], *, reason: str
+) -> tuple[list[str], list[str]]:
     """Those that went and those still in use, all of them within one patience."""
-    here, give_up_at = runtime.here(), time.monotonic() + _patience_s(request)
+    here, asked_by = runtime.here(), call.request.asked_by
+    give_up_at = time.monotonic() + min(DRAIN_S, call.left_s)
     gone, busy = [], []
     for model_id in models:
         wait_s = max(0.0, give_up_at - time.monotonic())
         try:
-            if here.slots.unload(model_id, reason=reason, asked_by=request.asked_by, wait_s=wait_s):
+            if here.slots.unload(model_id, reason=reason, asked_by=asked_by, wait_s=wait_s):
                 gone.append(model_id)
         except ModelBusy:
             busy.append(model_id)
     return gone, busy
-
-
-def _patience_s(request: Request) -> float:
-    if request.deadline is None:
-        return DRAIN_S
-    return max(0.0, min(DRAIN_S, request.deadline - time.time() - ANSWER_S))
 
 
 def _managed(model: str | None, told: str, *, changed: bool, begun: float) -> Managed:

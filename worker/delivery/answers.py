@@ -73,6 +73,7 @@ BUSY_TRIES = 6  # the first one included
 BUSY_PAUSE_S = 0.5  # before the second try; doubled for each one after it
 BUSY_PAUSE_MAX_S = 8.0
 MISTAKES_TOLD = 5
+ANSWER_S = 1.0  # of the time until the deadline, kept for the work and the answer
 
 R = TypeVar("R", bound=Request)
 Answer = Managed | tuple[Embedded, codec.Vectors]
@@ -90,6 +91,14 @@ class Call(Generic[R]):
     id: str
     request: R
     waited_s: float
+
+    @property
+    def left_s(self) -> float:
+        """How long its caller can be kept waiting, some of the time being for the answer."""
+        if self.request.deadline is None:
+            return math.inf
+        left_s = max(0.0, self.request.deadline - time.time())
+        return left_s - min(ANSWER_S, left_s / 2)
 
 
 def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]], Task]:

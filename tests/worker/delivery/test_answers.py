@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import time
 import uuid
 from types import SimpleNamespace
@@ -18,7 +19,14 @@ from api_client.wire.quarantine import Crash, Evidence
 from api_client.wire.signing import signed
 from worker import runtime
 from worker.delivery import answers
-from worker.delivery.answers import BUSY_PAUSE_MAX_S, BUSY_TRIES, answering, busy_pause_s, checked
+from worker.delivery.answers import (
+    BUSY_PAUSE_MAX_S,
+    BUSY_TRIES,
+    Call,
+    answering,
+    busy_pause_s,
+    checked,
+)
 from worker.delivery.pool import Reason, cancelled, stop_if_cancelled
 from worker.delivery.suspects import Start, Suspects
 from worker.metrics import Meter
@@ -380,6 +388,17 @@ def test_pauses_double_up_to_a_bound_and_end():
     assert pauses[:2] == [0.5, 1.0]
     assert max(pauses[:-1]) <= BUSY_PAUSE_MAX_S
     assert busy_pause_s(0, 0.5) == 0.25
+
+
+@pytest.mark.parametrize(("until_s", "left_s"), [(30.0, 29.0), (1.0, 0.5), (-9.0, 0.0)])
+def test_a_caller_can_be_kept_waiting_for_as_long_as_it_is_there(monkeypatch, until_s, left_s):
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    request = EmbedBatch(texts=("a",), deadline=1e9 + until_s)
+    assert Call("id", request, 0.0).left_s == pytest.approx(left_s)
+
+
+def test_a_caller_without_a_deadline_waits_as_long_as_it_takes():
+    assert Call("id", EmbedBatch(texts=("a",)), 0.0).left_s == math.inf
 
 
 def test_at_most_five_mistakes_are_told():
