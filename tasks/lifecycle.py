@@ -67,34 +67,56 @@ def switch(call: Call[Switch]) -> Managed:
 
 @answering(names.UNLOAD, Unload)
 def unload(call: Call[Unload]) -> Managed:
+    if call.request.scope == "one":
+        return _unload_one(call)
+    if which := SWEEPS_OF_SCOPE.get(call.request.scope):
+        return _unload_due(call, which)
+    return _unload_kind(call)
+
+
+def _unload_one(call: Call[Unload]) -> Managed:
     here, request, begun = runtime.here(), call.request, time.monotonic()
-    if request.scope == "one":
-        entry = here.catalogue[request.model or runtime.current_id()]
-        wait_s = min(DRAIN_S, call.left_s)
-        changed = here.slots.unload(
-            entry.id, reason="asked for", asked_by=request.asked_by, wait_s=wait_s
-        )
-        told = f"unloaded {entry.id}" if changed else f"{entry.id} was not in memory"
-        return _managed(entry.id, told, changed=changed, begun=begun)
-    if which := SWEEPS_OF_SCOPE.get(request.scope):
-        moved = sweeping.sweep(here, which=which, asked_by=request.asked_by)
-        told = "; ".join(f"{move.model_id}: {move.reason}" for move in moved) or "nothing had to go"
-        return _managed(None, told, changed=bool(moved), begun=begun)
-    held = here.slots.view()
-    if request.scope == "family":
-        families = {slot.model_id: here.catalogue[slot.model_id].backend for slot in held}
-        if request.family not in (known := {*here.families, *families.values()}):
-            raise BadRequest(
-                f"no model family {request.family!r}; there are {', '.join(sorted(known))}"
-            )
-        wanted = [model_id for model_id, family in families.items() if family == request.family]
-    else:
-        wanted = [slot.model_id for slot in held if OF_SCOPE[request.scope](slot)]
-    gone, busy = _unload(wanted, call, reason=f"unload {request.family or request.scope}")
+    entry = here.catalogue[request.model or runtime.current_id()]
+    wait_s = min(DRAIN_S, call.left_s)
+    changed = here.slots.unload(
+        entry.id, reason="asked for", asked_by=request.asked_by, wait_s=wait_s
+    )
+    told = f"unloaded {entry.id}" if changed else f"{entry.id} was not in memory"
+    return _managed(entry.id, told, changed=changed, begun=begun)
+
+
+def _unload_due(call: Call[Unload], which: tuple[Sweep, ...]) -> Managed:
+    begun = time.monotonic()
+    moved = sweeping.sweep(runtime.here(), which=which, asked_by=call.request.asked_by)
+    told = "; ".join(f"{move.model_id}: {move.reason}" for move in moved) or "nothing had to go"
+    return _managed(None, told, changed=bool(moved), begun=begun)
+
+
+def _unload_kind(call: Call[Unload]) -> Managed:
+    request, begun = call.request, time.monotonic()
+    reason = f"unload {request.family or request.scope}"
+    gone, busy = _unload(_held_of(request), call, reason=reason)
     told = f"unloaded {', '.join(gone) or 'nothing'}"
     if busy:
         told += f"; still in use: {', '.join(busy)}"
     return _managed(None, told, changed=bool(gone), begun=begun)
+
+
+def _held_of(request: Unload) -> list[str]:
+    """
+    Raises:
+        BadRequest: there is no such family.
+    """
+    here = runtime.here()
+    held = here.slots.view()
+    if request.scope != "family":
+        return [slot.model_id for slot in held if OF_SCOPE[request.scope](slot)]
+    families = {slot.model_id: here.catalogue[slot.model_id].backend for slot in held}
+    if request.family not in (known := {*here.families, *families.values()}):
+        raise BadRequest(
+            f"no model family {request.family!r}; there are {', '.join(sorted(known))}"
+        )
+    return [model_id for model_id, family in families.items() if family == request.family]
 
 
 OF_SCOPE: dict[str, Callable[[SlotView], bool]] = {
