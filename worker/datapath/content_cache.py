@@ -95,8 +95,7 @@ class ContentCache:
                 pipe.zadd(used, {member: time.time()}, xx=True)
                 data, _ = pipe.execute()
         except redis.RedisError as error:
-            log.warning("no look into the content cache for %g s: %s", LEFT_ALONE_S, error)
-            self._alone_until = self._clock() + LEFT_ALONE_S
+            self._leave_alone(error)
             return None
         if data is None or len(data) != 4 * dimension:
             return None
@@ -104,18 +103,22 @@ class ContentCache:
 
     def keep(self, space: str, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
         """Keep vectors by their pictures' digests; without any, those there for longer."""
+        if self._clock() < self._alone_until:
+            return
         entries = [
             part
             for digest, vector in vectors.items()
             for part in (_member(space, digest), vector.astype(np.float32).tobytes())
         ]
-        if self._clock() < self._alone_until:
-            return
         fixed = (time.time(), self._budget_bytes, OVERHEAD_BYTES, KEPT_S)
         try:
             self._redis.eval(_KEEP, len(self._keys), *self._keys, *fixed, *entries)
         except redis.RedisError as error:
-            log.warning("%d vectors not kept in the content cache: %s", len(vectors), error)
+            self._leave_alone(error)
+
+    def _leave_alone(self, error: redis.RedisError) -> None:
+        log.warning("the content cache is left alone for %g s: %s", LEFT_ALONE_S, error)
+        self._alone_until = self._clock() + LEFT_ALONE_S
 
 
 class Looked(Protocol):

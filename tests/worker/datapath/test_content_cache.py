@@ -155,6 +155,16 @@ def test_a_redis_that_is_away_is_left_alone_for_a_while(
     assert cache.find("space", b"a", dimension=2) is not None
 
 
+def test_a_redis_that_goes_away_before_vectors_are_kept_is_left_alone_as_well(
+    keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis.Redis(port=1, retry=None) as nobody:
+        cache = ContentCache(nobody, keys, budget_bytes=BUDGET_BYTES)
+        for _ in range(3):
+            cache.keep("space", {b"a": np.ones(2, np.float32)})
+    assert len(caplog.messages) == 1
+
+
 def test_beyond_the_budget_the_least_recently_used_go(
     store: redis.Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
