@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Decoders:
     def __init__(self, count: int, *, limits: Limits, timeout_s: float) -> None:
         self._limits = limits
         self._timeout_s = timeout_s
+        self._is_closed = False
         self._free: queue.LifoQueue[_Decoder | None] = queue.LifoQueue()
         for _ in range(count):
             self._free.put(None)  # started when it is first needed
@@ -78,6 +80,8 @@ class Decoders:
             if unharmed is None:
                 decoder.dismiss()
             self._free.put(unharmed)
+            if self._is_closed:
+                self.close()
 
     def _take(self) -> "_Decoder":
         """One that is alive: of what ended one that was idle, no picture is to blame."""
@@ -94,9 +98,15 @@ class Decoders:
 
     def close(self) -> None:
         """End the decoders that are free; the others end with their answer."""
-        while not self._free.empty():
-            if (decoder := self._free.get()) is not None:
+        self._is_closed = True
+        free = []
+        with suppress(queue.Empty):
+            while True:
+                free.append(self._free.get_nowait())
+        for decoder in free:
+            if decoder is not None:
                 decoder.dismiss()
+            self._free.put(None)  # whoever comes late would wait for ever
 
 
 class _Decoder:

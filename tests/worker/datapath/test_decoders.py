@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from weakref import ref
 
@@ -143,6 +144,30 @@ def test_a_picture_that_takes_too_long_is_given_up_and_its_decoder_killed() -> N
     decoders._timeout_s = 20
     assert decoders.decode(small, name="a", near=None).size == PHOTO.size
     decoders.close()
+
+
+def test_a_decoder_that_is_at_work_when_all_are_closed_ends_with_its_answer() -> None:
+    decoders, small = Decoders(1, limits=LIMITS, timeout_s=20), encoded(PHOTO, "PNG")
+    decoders.decode(small, name="a", near=None)
+    decoder = decoders._free.queue[0]
+    assert decoder is not None
+    os.kill(decoder._process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor() as threads:
+        decoding = threads.submit(decoders.decode, small, name="a", near=None)
+        while not decoders._free.empty():
+            time.sleep(0.001)
+        decoders.close()
+        os.kill(decoder._process.pid, signal.SIGCONT)
+        assert decoding.result(20).size == PHOTO.size
+    assert decoder.has_ended
+
+
+def test_a_picture_that_comes_when_all_are_closed_waits_for_nobody() -> None:
+    decoders, small = Decoders(1, limits=LIMITS, timeout_s=20), encoded(PHOTO, "PNG")
+    decoders.decode(small, name="a", near=None)
+    decoders.close()
+    assert decoders.decode(small, name="a", near=None).size == PHOTO.size
+    assert list(decoders._free.queue) == [None]
 
 
 def test_a_decoder_lets_go_of_a_picture_before_the_next_one_comes(decoders: Decoders) -> None:
