@@ -28,7 +28,7 @@ from .consumer import LONGEST_RUN_S
 from .line import Lines
 from .pool import aside, stop_if_cancelled
 
-__all__ = ["Start", "Suspects"]
+__all__ = ["TWICE", "Start", "Suspects"]
 
 TWICE = 2
 NOTE_KEPT_S = int(2 * LONGEST_RUN_S)  # a redelivery comes long before

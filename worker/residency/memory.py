@@ -11,7 +11,7 @@ import psutil
 
 from ..cgroups import groups
 
-__all__ = ["Bytes", "Memory", "Pressure", "PressureGauge", "next_level"]
+__all__ = ["BEGINS", "Bytes", "Memory", "Pressure", "PressureGauge", "next_level"]
 
 NO_LIMIT = 2**60  # cgroup v1 says "no limit" with a number near 2**63
 

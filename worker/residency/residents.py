@@ -15,7 +15,7 @@ from ..backends.base import Footprint, Model, Tier
 from ..catalogue import Entry
 from .sweeps import SlotView
 
-__all__ = ["Flight", "Limits", "Residents", "Slot", "State"]
+__all__ = ["SEATED", "Flight", "Limits", "Residents", "Slot", "State"]
 
 
 @dataclass(frozen=True)

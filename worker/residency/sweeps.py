@@ -7,8 +7,10 @@ from ..backends.base import Footprint, Tier, Traits
 from .memory import BEGINS, Bytes, Pressure
 
 __all__ = [
+    "SWEEPS",
     "Move",
     "SlotView",
+    "Sweep",
     "Timeouts",
     "View",
     "idle_in_ram",
