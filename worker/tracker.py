@@ -184,7 +184,7 @@ class Tracker:
         return usage.adapted(timeouts, pauses_s, most=settings.adaptive_timeouts_most)
 
     def been_here(self, *, within_s: float) -> set[str]:
-        """Models that were in memory so recently."""
+        """Models of which anything was heard so recently, be it that they were refused."""
         since = self._clock() - within_s
         with self._lock:
             return {model_id for model_id, at in self._seen_at.items() if at > since}

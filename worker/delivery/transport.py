@@ -247,7 +247,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         self.client.connection.send_command(*command)
 
     def _bulk_held(self) -> int:
-        # Threads acknowledge by adding to `_dirty`; only this one changes `_delivered`.
+        # This thread alone changes either: Celery has its event loop acknowledge what threads end.
         delivered, dirty = self.qos._delivered, self.qos._dirty
         return sum(
             pool.is_bulk(message.properties) and tag not in dirty
