@@ -192,10 +192,9 @@ class Residents:
 
     def excess(self) -> Slot | None:
         """An idle slot that has no business where it is; None if all is within the limits."""
-        waiting = self.in_state(State.HOST, State.DROPPING)
         crowd = self.movable(State.DEVICE) if self.is_over() else []
         if self._unified or self.host_bytes() > self._host_budget():
-            crowd += [slot for slot in waiting if slot.id not in self.limits.pinned]
+            crowd += self.movable(State.HOST)
         return next((slot for slot in crowd if slot.is_idle), None)
 
     def older_in_host(self, slot: Slot, size: int, *, short: float) -> list[Slot] | None:
