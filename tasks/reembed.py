@@ -53,7 +53,7 @@ def job_check(task: Task, job: str, what: str, sent_at: float) -> str:
     return duty.do(task.app, job, what, JobState.CHECKING, sent_at=sent_at, work=check)
 
 
-@shared_task(name=names.JOBS_TEND, bind=True, typing=False, throws=AWAY)  # type: ignore[untyped-decorator]
+@shared_task(name=names.JOBS_TEND, bind=True, throws=AWAY)  # type: ignore[untyped-decorator]
 def jobs_tend(task: Task, **_: Any) -> int:
     """Sends again what a worker took and did not finish, or what never arrived; gives how much.
 
