@@ -6,6 +6,7 @@ from kombu.exceptions import OperationalError
 
 from api_client.wire import names
 from api_client.wire.errors import first_line
+from api_client.wire.messages import Cause
 from worker import housekeeping, runtime
 from worker.backends.lost import is_beyond_repair
 from worker.delivery import watchdog
@@ -46,7 +47,7 @@ def sweep() -> dict[str, str]:
     """Lets go of what is idle here, or brings what will be wanted; gives what became of whom."""
     here = runtime.here()
     try:
-        moved = {move.model_id: move.reason for move in sweeping.sweep(here, asked_by="sweep")}
+        moved = {move.model_id: move.reason for move in sweeping.sweep(here, asked_by=Cause.SWEEP)}
     except RuntimeError as error:  # asked for its free memory
         if is_beyond_repair(error):
             here.watchdog.end(f"the device is lost: {first_line(error)}")

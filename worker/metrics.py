@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from api_client.wire import metrics
 from api_client.wire.codec import Vectors
 from api_client.wire.errors import ClipyardError
-from api_client.wire.messages import Embedded, Event, EventKind, Kind, Managed
+from api_client.wire.messages import Cause, Embedded, Event, EventKind, Kind, Managed
 
 __all__ = ["Meter"]
 
@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 
 OK = "ok"
 HIT_S = 0.005  # a lease that waited less found its model on the device
-CAUSES = {"sweep": "sweep", "foresight": "foresight", "the worker's start": "start"}
-REQUEST = "request"
 
 
 class Meter:
@@ -32,8 +30,8 @@ class Meter:
         # A series that begins with its first event shows Prometheus no increase.
         for kind in Kind:
             self._meters.of(metrics.BATCHES, kind.value, "out_of_memory")
-        for cause in (REQUEST, *CAUSES.values()):
-            self._meters.of(metrics.MOVES, EventKind.OUT_OF_MEMORY.value, cause)
+        for cause in Cause:
+            self._meters.of(metrics.MOVES, EventKind.OUT_OF_MEMORY.value, cause.value)
         self._server: HTTPServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -91,10 +89,7 @@ class Meter:
 
     def happened(self, event: Event) -> None:
         """Something has happened to a model."""
-        cause = CAUSES.get(event.asked_by, REQUEST)
-        if event.kind is EventKind.EVICTED:
-            cause = "room"
-        self._meters.of(metrics.MOVES, event.kind.value, cause).inc()
+        self._meters.of(metrics.MOVES, event.kind.value, event.cause.value).inc()
         if event.kind in (EventKind.LOADED, EventKind.LIFTED):
             self._meters.of(metrics.LOAD_S, event.kind.value, event.model).observe(event.seconds)
 

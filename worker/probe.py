@@ -5,7 +5,7 @@ import time
 from PIL import Image
 
 from api_client.wire.errors import ClipyardError
-from api_client.wire.messages import Kind, Priority
+from api_client.wire.messages import Cause, Kind, Priority
 
 from .backends.base import Model, Prepared, Tier
 from .catalogue import Catalogue
@@ -23,7 +23,7 @@ def probe(catalogue: Catalogue, slots: Slots, batcher: Batcher) -> None:
     held = slots.view()
     ready = [slot.model_id for slot in held if slot.tier is Tier.DEVICE]
     for model_id in reversed(ready or [slot.model_id for slot in held[-1:]]):
-        with slots.lease(catalogue[model_id], asked_by="health") as model:
+        with slots.lease(catalogue[model_id], asked_by=Cause.HEALTH) as model:
             rows = batcher.embed(
                 model,
                 model.traits.kinds[0],

@@ -12,7 +12,7 @@ import redis
 
 from api_client.wire.broker import redis_client
 from api_client.wire.errors import ClipyardError, DeviceLost
-from api_client.wire.messages import Event, EventKind
+from api_client.wire.messages import Cause, Event, EventKind
 from api_client.wire.names import Keys
 
 from . import processors
@@ -88,7 +88,7 @@ class Runtime:
             wanted.append(self.tracker.current())
         for model_id in dict.fromkeys(wanted):
             try:
-                self.slots.load(self.catalogue[model_id], asked_by="the worker's start")
+                self.slots.load(self.catalogue[model_id], asked_by=Cause.START)
             except ClipyardError as error:
                 log.warning("%s was not loaded at the start: %s", model_id, error)
         self.health.start()

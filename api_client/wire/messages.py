@@ -368,6 +368,27 @@ class EventKind(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
 
 
+class Cause(StrEnum):
+    """Why something happened to a model.
+
+    What a worker does by itself it asks for in the name of one of these. What a client calls
+    itself is a plain string, so that none can pass for a sweep.
+    """
+
+    REQUEST = "request"
+    ROOM = "room"  # for another model
+    LIMITS = "limits"  # more was held than they allow
+    SWEEP = "sweep"
+    FORESIGHT = "foresight"
+    HEALTH = "health"  # a pass, to see whether the device works again
+    START = "start"
+    STOP = "stop"
+
+    @classmethod
+    def of(cls, asked_by: str) -> "Cause":
+        return asked_by if isinstance(asked_by, cls) else cls.REQUEST
+
+
 class Event(Message):
     """One line of the event stream. `at` is unix seconds.
 
@@ -381,6 +402,7 @@ class Event(Message):
     model: str
     reason: str
     asked_by: str = ""
+    cause: Cause = Cause.REQUEST
     bytes: int = 0
     seconds: float = 0.0
     at: float = 0.0

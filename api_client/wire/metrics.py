@@ -106,8 +106,8 @@ BATCH_ROWS = _worker("batch_rows", _H, "Rows of a forward pass that worked.", "k
 MOVES = _worker(
     "moves_total",
     _C,
-    "What happened to models, by event and cause: room (for another model), sweep, "
-    "foresight, start, request.",
+    "What happened to models, by event and cause: room (for another model), limits (more was held "
+    "than they allow), sweep, foresight, health, start, stop, request.",
     "event",
     "cause",
 )

@@ -10,7 +10,7 @@ from threading import Lock
 
 from api_client.wire import spans
 from api_client.wire.errors import OutOfMemory
-from api_client.wire.messages import Event, EventKind
+from api_client.wire.messages import Cause, Event, EventKind
 
 from ..backends.base import Footprint, Model, unloaded_if_mute
 from ..catalogue import Entry
@@ -93,12 +93,14 @@ class Carrier:
         reason: str,
         asked_by: str,
         *,
+        cause: Cause | None = None,
         size: int = 0,
         since: float | None = None,
     ) -> None:
         """One line of the log and of the event stream.
 
         Args:
+            cause: None goes by who asked.
             size: bytes taken or given back.
             since: when it began; None took no time.
         """
@@ -113,6 +115,7 @@ class Carrier:
                 model=model_id,
                 reason=reason,
                 asked_by=asked_by,
+                cause=cause or Cause.of(asked_by),
                 bytes=size,
                 seconds=seconds,
             )

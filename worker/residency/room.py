@@ -12,7 +12,7 @@ from threading import TIMEOUT_MAX, Condition
 from typing import TypeVar
 
 from api_client.wire.errors import ModelBusy
-from api_client.wire.messages import EventKind
+from api_client.wire.messages import Cause, EventKind
 
 from ..backends.base import Footprint
 from .carrier import Carrier
@@ -60,7 +60,7 @@ class Room:
             OutOfMemory: `size` bytes are more than the limit, whoever leaves.
         """
         while (victim := self._seat_or_victim(slot, size, deadline)) is not None:
-            self.lower(victim, EventKind.EVICTED, f"made room for {slot.id}", asked_by)
+            self.lower(victim, Cause.ROOM, f"made room for {slot.id}", asked_by)
 
     def take_spare_seat(self, slot: Slot, size: int) -> bool:
         """Take a place if that costs nobody theirs."""
@@ -78,7 +78,7 @@ class Room:
             reason = f"lets go of idle models: {error}"
             self._carrier.tell(EventKind.OUT_OF_MEMORY, slot.id, reason, asked_by)
         while (victim := self._claim_idle(idle_in)) is not None:
-            self.lower(victim, EventKind.EVICTED, f"out of memory for {slot.id}", asked_by)
+            self.lower(victim, Cause.ROOM, f"out of memory for {slot.id}", asked_by)
         return step()
 
     def trim(self) -> None:
@@ -89,14 +89,10 @@ class Room:
                 if slot is None:
                     return
                 slot.leave()
-            self.lower(slot, EventKind.EVICTED, "over the limits", asked_by="")
+            self.lower(slot, Cause.LIMITS, "over the limits", asked_by="")
 
-    def lower(self, slot: Slot, gone: EventKind, reason: str, asked_by: str) -> None:
-        """A claimed slot to host memory; for good if there is no room, or it came from there.
-
-        Args:
-            gone: what to call it then.
-        """
+    def lower(self, slot: Slot, cause: Cause, reason: str, asked_by: str) -> None:
+        """A claimed slot to host memory; for good if there is no room, or it came from there."""
         held, size, started = None, slot.held.device_bytes, self._clock()
         try:
             if slot.state is not State.DROPPING and self._make_host_room(slot, asked_by):
@@ -105,20 +101,23 @@ class Room:
             log.warning("%s could not be lowered", slot.id, exc_info=True)
             reason = f"{reason}; could not be lowered: {error}"
         if held is None:
-            self.drop(slot, gone, reason, asked_by)
+            self.drop(slot, cause, reason, asked_by)
             return
         with self._changed:
             slot.state, slot.held = State.HOST, held
             self._changed.notify_all()
-        self._carrier.tell(EventKind.LOWERED, slot.id, reason, asked_by, size=size, since=started)
+        self._carrier.tell(
+            EventKind.LOWERED, slot.id, reason, asked_by, cause=cause, size=size, since=started
+        )
 
-    def drop(self, slot: Slot, gone: EventKind, reason: str, asked_by: str) -> None:
+    def drop(self, slot: Slot, cause: Cause, reason: str, asked_by: str) -> None:
+        gone = EventKind.EVICTED if cause in (Cause.ROOM, Cause.LIMITS) else EventKind.UNLOADED
         size, started = slot.held.device_bytes or slot.held.host_bytes, self._clock()
         self._carrier.unload(slot)
         with self._changed:
             self._slots.remove(slot)
             self._changed.notify_all()
-        self._carrier.tell(gone, slot.id, reason, asked_by, size=size, since=started)
+        self._carrier.tell(gone, slot.id, reason, asked_by, cause=cause, size=size, since=started)
 
     def wait(
         self,
@@ -214,5 +213,5 @@ class Room:
             slot.held = Footprint(slot.held.device_bytes, copy + size)
         for other in older:
             reason = f"made room in host memory for {slot.id}"
-            self.drop(other, EventKind.EVICTED, reason, asked_by)
+            self.drop(other, Cause.ROOM, reason, asked_by)
         return True

@@ -35,7 +35,7 @@ from api_client.wire.errors import (
     first_line,
     from_wire,
 )
-from api_client.wire.messages import Event, EventKind
+from api_client.wire.messages import Cause, Event, EventKind
 
 from ..backends.base import Footprint, Model, Tier
 from ..backends.lost import is_beyond_repair
@@ -156,7 +156,7 @@ class Slots:
             if slot not in self._slots:
                 return False
             slot.leave()
-        self._room.drop(slot, EventKind.UNLOADED, reason, asked_by)
+        self._room.drop(slot, Cause.of(asked_by), reason, asked_by)
         return True
 
     def apply(self, moves: Iterable[Move], *, asked_by: str = "") -> list[Move]:
@@ -170,9 +170,9 @@ class Slots:
                     continue
                 slot.leave()
             if move.to is None:
-                self._room.drop(slot, EventKind.UNLOADED, move.reason, asked_by)
+                self._room.drop(slot, Cause.of(asked_by), move.reason, asked_by)
             else:
-                self._room.lower(slot, EventKind.UNLOADED, move.reason, asked_by)
+                self._room.lower(slot, Cause.of(asked_by), move.reason, asked_by)
             done.append(move)
         self._room.trim()
         return done
@@ -236,7 +236,12 @@ class Slots:
             models = [slot.id for slot in self._slots]
         for model_id in models:
             try:
-                self.unload(model_id, reason="the worker stops", wait_s=self.limits.wait_s)
+                self.unload(
+                    model_id,
+                    reason="the worker stops",
+                    asked_by=Cause.STOP,
+                    wait_s=self.limits.wait_s,
+                )
             except ModelBusy as error:
                 log.warning("not unloaded: %s", error)
 
@@ -419,7 +424,7 @@ class Slots:
                 slot.leave()
             self._changed.notify_all()
         if goes:
-            self._room.drop(slot, EventKind.UNLOADED, "idle, and keep_alive is 0", asked_by)
+            self._room.drop(slot, Cause.of(asked_by), "idle, and keep_alive is 0", asked_by)
         self._room.trim()
 
     def _may(self, slot: Slot, move: Move) -> bool:

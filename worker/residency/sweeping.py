@@ -4,6 +4,7 @@ import logging
 import time
 
 from api_client.wire.errors import ClipyardError
+from api_client.wire.messages import Cause
 
 from ..backends.base import Tier
 from ..runtime import Runtime
@@ -59,7 +60,7 @@ def foresee(here: Runtime) -> str | None:
     for move in preload(view(here), slots=slots, wanted=wanted, weights=weights):
         entry, to = here.catalogue[move.model_id], move.to or Tier.HOST
         try:
-            if here.slots.warm(entry, to=to, reason=move.reason, asked_by="foresight"):
+            if here.slots.warm(entry, to=to, reason=move.reason, asked_by=Cause.FORESIGHT):
                 return move.model_id
         except ClipyardError as error:  # whoever wants it later gets the error
             log.info("%s was not brought in time: %s", move.model_id, error)

@@ -8,7 +8,7 @@ from time import monotonic, sleep
 import pytest
 
 from api_client.wire.errors import BackendFailed, DeviceLost, LoadFailed, ModelBusy, OutOfMemory
-from api_client.wire.messages import EventKind
+from api_client.wire.messages import Cause, EventKind
 from worker.backends.base import Footprint, Placement, Tier
 from worker.backends.fake import Fake, FakeModel, Pool
 from worker.catalogue import Entry
@@ -1033,6 +1033,27 @@ def test_a_sweep_moves_down():
     assert bench.slots.apply(down, asked_by="sweep") == down[:2]
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.HOST}
     assert [event.asked_by for event in bench.events[-2:]] == ["sweep", "sweep"]
+
+
+def test_each_move_tells_its_cause():
+    bench = Bench(slots=1)
+    with bench.slots.lease(entry("a"), asked_by=Cause.START):
+        pass
+    with bench.slots.lease(entry("b"), asked_by="sweep"):  # as anybody may call himself
+        pass
+    bench.slots.apply([Move("a", None, "idle")], asked_by=Cause.SWEEP)
+    bench.slots.limits = replace(bench.slots.limits, slots=0)
+    bench.slots.close()
+    assert [(event.model, event.kind.value, event.cause.value) for event in bench.events] == [
+        ("a", "loaded", "start"),
+        ("a", "lifted", "start"),
+        ("b", "loaded", "request"),
+        ("a", "lowered", "room"),
+        ("b", "lifted", "request"),
+        ("a", "unloaded", "sweep"),
+        ("b", "lowered", "limits"),
+        ("b", "unloaded", "stop"),
+    ]
 
 
 def test_a_sweep_leaves_what_was_used_since_it_looked():
