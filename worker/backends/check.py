@@ -84,7 +84,7 @@ def _examined(check: Callable[[Subject], None], subject: Subject) -> Finding:
     return Finding(check.__name__, trouble, time.monotonic() - begun)
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Which line of the family led to it; an error of ours is told by its sentence."""
     if isinstance(error, ClipyardError):
         return ""
@@ -123,6 +123,8 @@ def _loadable(name: str, families: Families, catalogue: Catalogue) -> Entry:
             try:
                 families.check(entry)
                 return entry
+            except BackendFailed as error:  # in the place of what nobody typed
+                refusals.append(f"{error}{_place(error.__cause__ or error)}")
             except ClipyardError as error:
                 refusals.append(str(error))
             except Exception as error:

@@ -1,6 +1,7 @@
 """The kit passes what ships, and finds each mistake that it is there to find."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -217,7 +218,9 @@ def test_a_family_that_cannot_even_be_asked_is_one_line(command, monkeypatch):
     monkeypatch.setenv("CLIPYARD_BACKENDS", '["mine=demanding:Mine"]')
     code, said = command("mine")
     assert code == 2
-    assert said.err.startswith("no model of mine can be loaded here: TypeError: Demanding")
+    told = "no model of mine can be loaded here: the model family mine: check raised TypeError('Dem"
+    assert said.err.startswith(told)
+    assert re.search(r"\.py:\d+\)\n$", said.err)
 
 
 OF_A_STRANGER = """
