@@ -21,7 +21,7 @@ from worker.state import State
 PLUG_IN = """
 import threading
 import numpy as np
-from worker.backends.base import About
+from worker.backends.base import About, Footprint
 from worker.backends.simple import SimpleModel
 from worker.catalogue import Entry
 
@@ -56,10 +56,27 @@ class Confused(Lengths):
     def check(self):
         raise ZeroDivisionError
 
+class Loose(Lengths):
+    models = (Entry("loose/one"),)
+    @classmethod
+    def describe(cls, model_id):
+        return model_id
+    def check(self):
+        return 0.5
+    def footprint(self):
+        return Footprint(host_bytes=0.5)
+
 def broken(placement):
     raise ValueError("on strike")
 """
-PLUG_INS = ("late:Late", "early:Early", "stuck:Stuck", "confused:Confused", "broken:broken")
+PLUG_INS = (
+    "late:Late",
+    "early:Early",
+    "stuck:Stuck",
+    "confused:Confused",
+    "loose:Loose",
+    "broken:broken",
+)
 
 
 @pytest.fixture
@@ -113,6 +130,18 @@ def test_plug_ins_start_in_their_order_and_a_bad_one_costs_nobody_else(here):
     here.tracker.beat()
     (worker,) = read_fleet(here.redis, here.keys).workers
     assert (worker.state, worker.trouble) == (found.state, found.trouble)
+
+
+def test_a_model_that_says_its_bytes_in_fractions_is_shown_and_so_is_its_worker(here):
+    embed(here, "loose/one")
+    here.tracker.beat()
+    (worker,) = read_fleet(here.redis, here.keys).workers
+    assert "loose/one" in worker.models
+
+
+def test_what_a_family_describes_as_no_entry_is_refused(here):
+    with pytest.raises(BackendFailed, match="family loose: describe answered 'loose/two'; make it"):
+        here.catalogue["loose/two"]
 
 
 def test_that_its_last_pass_failed_is_no_trouble_once_a_model_has_left(here):

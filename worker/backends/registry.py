@@ -187,7 +187,8 @@ class Families:
         Raises:
             BackendFailed: the family raises what it should not; so do `load` and `describe`.
         """
-        return self._call(entry.backend, "check", partial(self._able(entry).check, entry))
+        backend = self._able(entry)
+        return self._call(entry.backend, "check", lambda: int(backend.check(entry)))
 
     def load(self, entry: Entry) -> Model:
         """See `Backend.load`.
@@ -215,7 +216,12 @@ class Families:
         """
         name = model_id.partition("/")[0]
         name = name if name in self._sources else "open_clip"
-        return self._call(name, "describe", partial(self[name].describe, model_id))
+        found: object = self._call(name, "describe", partial(self[name].describe, model_id))
+        if found is None or isinstance(found, Entry):
+            return found
+        raise BackendFailed(
+            f"the model family {name}: describe answered {found!r:.100}; make it an Entry or None"
+        )
 
     def _make(self, name: str, source: _Source) -> Backend:
         make = partial(_made, name, source, self._placement)

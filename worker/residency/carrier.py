@@ -128,6 +128,8 @@ class Carrier:
             yield
 
     def _weigh(self, model_id: str, model: Model) -> Footprint:
-        footprint = model.footprint()
+        told = model.footprint()
+        # A plug-in may tell fractions, over which no status could be written.
+        footprint = Footprint(int(told.device_bytes), int(told.host_bytes))
         self._ledger.saw(model_id, footprint)
         return footprint

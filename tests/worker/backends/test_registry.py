@@ -174,6 +174,14 @@ def test_whatever_else_a_plug_in_raises_is_one_sentence_with_its_name():
             ask()
 
 
+def test_a_check_that_answers_no_number_is_one_sentence(monkeypatch):
+    families = Families(Placement())
+    families.register("odd", Lengths)
+    monkeypatch.setattr(Lengths, "check", lambda model: None)
+    with pytest.raises(BackendFailed, match=r"odd: check raised TypeError\(.*NoneType"):
+        families.check(Entry("odd/one", backend="odd"))
+
+
 @pytest.mark.parametrize(
     "error",
     [
