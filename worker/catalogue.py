@@ -103,6 +103,20 @@ class Entry:
 _ENTRY = TypeAdapter(Entry)
 
 
+def sound(entry: Entry) -> Entry:
+    """The same with each field of its type, whoever wrote it.
+
+    Raises:
+        ValueError: one cannot be made so.
+    """
+    try:
+        return _ENTRY.validate_python(vars(entry))
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        where = ".".join(map(str, mistake["loc"]))
+        raise ValueError(f"{where}: {mistake['msg']}") from None
+
+
 class Catalogue:
     """Looks models up by id or alias.
 
@@ -175,13 +189,6 @@ def _entry(file: Path, model_id: str, row: Any) -> Entry:
             fields["checkpoint"] = file.parent / Path(fields["checkpoint"]).expanduser()
         if str(fields.get("architecture", "")).endswith(".json"):
             fields["architecture"] = str(file.parent / Path(fields["architecture"]).expanduser())
-        Entry(id=model_id, **fields)  # refuses unknown fields
-        return _ENTRY.validate_python({"id": model_id, **fields})
-    except ValidationError as error:
-        mistake = error.errors(include_url=False)[0]
-        where = ".".join(map(str, mistake["loc"]))
-        raise BadSettings(
-            f"catalogue {file}: entry {model_id!r}: {where}: {mistake['msg']}"
-        ) from None
+        return sound(Entry(id=model_id, **fields))
     except (TypeError, ValueError, RuntimeError) as error:  # the last for the home of ~nobody
         raise BadSettings(f"catalogue {file}: entry {model_id!r}: {error}") from None

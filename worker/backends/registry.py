@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from api_client.wire.errors import BackendFailed, BadSettings, ClipyardError, LoadFailed
 
 from ..catalogue import BUILT_IN as SHIPPED
-from ..catalogue import Catalogue, Entry
+from ..catalogue import Catalogue, Entry, sound
 from .base import About, Backend, Model, Placement, unloaded_if_mute
 from .guard import Guard, GuardedModel
 from .lost import is_beyond_repair
@@ -217,8 +217,10 @@ class Families:
         name = model_id.partition("/")[0]
         name = name if name in self._sources else "open_clip"
         found: object = self._call(name, "describe", partial(self[name].describe, model_id))
-        if found is None or isinstance(found, Entry):
-            return found
+        if found is None:
+            return None
+        if isinstance(found, Entry):
+            return _sound(found, name)
         raise BackendFailed(
             f"the model family {name}: describe answered {found!r:.100}; make it an Entry or None"
         )
@@ -335,7 +337,7 @@ def _maker(name: str, source: _Source) -> Maker:
 
 def _made(name: str, source: _Source, placement: Placement) -> Backend:
     try:
-        return _declared(_maker(name, source)(placement))
+        return _declared(_maker(name, source)(placement), name)
     except BackendFailed as error:
         sentence = str(error)
         named = sentence if name in sentence else f"the model family {name}: {sentence}"
@@ -344,7 +346,7 @@ def _made(name: str, source: _Source, placement: Placement) -> Backend:
         raise BackendFailed(f"the model family {name} cannot be made: {error!r}") from error
 
 
-def _declared(backend: Backend) -> Backend:
+def _declared(backend: Backend, name: str) -> Backend:
     """
     Raises:
         BackendFailed: what it says of itself has another form than is due.
@@ -356,6 +358,8 @@ def _declared(backend: Backend) -> Backend:
         raise BackendFailed(
             f"models is {models!r:.100}; make it a tuple of Entry, as (Entry(...),)"
         )
+    for entry in models:
+        _sound(entry, name)
     return backend
 
 
@@ -366,4 +370,15 @@ def _about(backend: Backend | None) -> About:
 
 def _completed(entry: Entry, name: str, backend: Backend) -> Entry:
     kinds = backend.kinds if isinstance(backend, SimpleBackend) else entry.kinds
-    return replace(entry, backend=name, kinds=kinds)
+    return replace(_sound(entry, name), backend=name, kinds=kinds)
+
+
+def _sound(entry: Entry, name: str) -> Entry:
+    """
+    Raises:
+        BackendFailed: clients could not be told of it.
+    """
+    try:
+        return sound(entry)
+    except ValueError as error:
+        raise BackendFailed(f"the model family {name}: its model {entry.id}: {error}") from None

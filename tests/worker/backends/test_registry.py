@@ -46,6 +46,7 @@ class Mine(SimpleModel):
     """
 OF_ONE_MODEL = CLASS + "models = (Entry('x/one'))"
 OF_A_NAME = CLASS + "models = ('x/one',)"
+OF_TWO_EDGES = CLASS + "models = (Entry('x/one', input_size=(224, 224)),)"
 OF_LETTERS = CLASS + "about = About(packages=('numpy'))"
 SAYS_A_WORD = """class Mine:
     about = 'mine'
@@ -133,6 +134,7 @@ def test_status_tells_who_is_ready_and_imports_nobody():
         ("def Mine(placement): raise ValueError('no')", "broken.*cannot be made.*no"),
         (OF_ONE_MODEL, r"broken.*models is Entry\(.*; make it a tuple of Entry"),
         (OF_A_NAME, r"broken.*models is \('x/one',\); make it a tuple of Entry"),
+        (OF_TWO_EDGES, "broken.*its model x/one: input_size: Input should be a valid integer"),
         (OF_LETTERS, "broken.*packages is 'numpy'; make it a tuple"),
         (SAYS_A_WORD, "broken.*about is 'mine'; make it an About"),
     ],
@@ -172,6 +174,21 @@ def test_whatever_else_a_plug_in_raises_is_one_sentence_with_its_name():
     ):
         with pytest.raises(BackendFailed, match=sentence):
             ask()
+
+
+def test_an_entry_that_a_plug_in_wrote_with_other_types_is_as_one_of_a_file():
+    class Loose(Lengths):
+        models = (Entry("loose/one", aliases=["one"], checkpoint="/a/b", memory_gb="2"),)
+
+        @classmethod
+        def describe(cls, model_id):
+            return replace(cls.models[0], id=model_id)
+
+    families = Families(Placement())
+    families.register("loose", Loose)
+    for entry in (*families.discover(), families.describe("loose/two")):
+        told = entry.aliases, entry.checkpoint, entry.memory_bytes
+        assert told == (("one",), Path("/a/b"), 2e9)
 
 
 def test_a_check_that_answers_no_number_is_one_sentence(monkeypatch):
