@@ -221,7 +221,7 @@ class _Worker:
         ]
         view = View(slots=self._slots.view(), now=self.now)
         weights = dict.fromkeys(wanted, Footprint(WEIGHT, WEIGHT))
-        for move in preload(view, slots=2, wanted=wanted, weights=weights):
+        if move := preload(view, slots=2, wanted=wanted, weights=weights):
             asked_at = self.now
             entry = _entry(move.model_id)
             self._slots.warm(entry, to=move.to or Tier.HOST, reason=move.reason)

@@ -57,13 +57,15 @@ def foresee(here: Runtime) -> str | None:
     wanted = [m for m in usage.wanted_next(histograms, at=time.time()) if m not in been]
     weights = {m: here.ledger[m].weights(here.catalogue[m].memory_bytes) for m in wanted}
     slots = here.slots.limits.slots
-    for move in preload(view(here), slots=slots, wanted=wanted, weights=weights):
-        entry, to = here.catalogue[move.model_id], move.to or Tier.HOST
-        try:
-            if here.slots.warm(entry, to=to, reason=move.reason, asked_by=Cause.FORESIGHT):
-                return move.model_id
-        except ClipyardError as error:  # whoever wants it later gets the error
-            log.info("%s was not brought in time: %s", move.model_id, error)
+    move = preload(view(here), slots=slots, wanted=wanted, weights=weights)
+    if move is None:
+        return None
+    entry, to = here.catalogue[move.model_id], move.to or Tier.HOST
+    try:
+        if here.slots.warm(entry, to=to, reason=move.reason, asked_by=Cause.FORESIGHT):
+            return move.model_id
+    except ClipyardError as error:  # whoever wants it later gets the error
+        log.info("%s was not brought in time: %s", move.model_id, error)
     return None
 
 

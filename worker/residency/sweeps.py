@@ -189,8 +189,8 @@ def sweep(view: View, *, which: Iterable[Sweep] = SWEEPS) -> list[Move]:
 
 def preload(
     view: View, *, slots: int, wanted: Sequence[str], weights: Mapping[str, Footprint]
-) -> list[Move]:
-    """At most one move up, for `Slots.warm`: the first model wanted that is not here yet.
+) -> Move | None:
+    """A move up, for `Slots.warm`: the first model wanted that is not here yet.
 
     Only while nobody uses the worker and memory is plentiful, now and with that model; onto a free
     place of the device, else into host memory. Nobody ever leaves for it.
@@ -202,17 +202,17 @@ def preload(
     """
     here = {slot.model_id for slot in view.slots}
     if view.pressure is not Pressure.NORMAL or any(slot.busy for slot in view.slots):
-        return []
+        return None
     has_place = sum(slot.tier is Tier.DEVICE for slot in view.slots) < slots
     for model_id in wanted:
         weight = weights.get(model_id)
         if weight is None or model_id in here or not _is_plenty(view.host, weight.host_bytes):
             continue
         if has_place and _is_plenty(view.device, weight.device_bytes):
-            return [Move(model_id, Tier.DEVICE, "likely to be wanted next")]
+            return Move(model_id, Tier.DEVICE, "likely to be wanted next")
         if not view.unified:
-            return [Move(model_id, Tier.HOST, "likely to be wanted next")]
-    return []
+            return Move(model_id, Tier.HOST, "likely to be wanted next")
+    return None
 
 
 def _is_plenty(memory: Bytes | None, more: int) -> bool:
