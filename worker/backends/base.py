@@ -199,6 +199,9 @@ class About:
             raise TypeError(
                 f"packages is {self.packages!r}; make it a tuple, as ({self.packages!r},)"
             )
+        for name in ("priority", "patience_s"):
+            if not isinstance(told := getattr(self, name), int | float):
+                raise TypeError(f"{name} is {told!r}; make it a number")
 
 
 class Backend(Protocol):

@@ -48,6 +48,7 @@ OF_ONE_MODEL = CLASS + "models = (Entry('x/one'))"
 OF_A_NAME = CLASS + "models = ('x/one',)"
 OF_TWO_EDGES = CLASS + "models = (Entry('x/one', input_size=(224, 224)),)"
 OF_LETTERS = CLASS + "about = About(packages=('numpy'))"
+OF_A_RANK = CLASS + "about = About(priority='high', auto_start=True)"
 SAYS_A_WORD = """class Mine:
     about = 'mine'
     def __init__(self, placement): pass
@@ -136,6 +137,7 @@ def test_status_tells_who_is_ready_and_imports_nobody():
         (OF_A_NAME, r"broken.*models is \('x/one',\); make it a tuple of Entry"),
         (OF_TWO_EDGES, "broken.*its model x/one: input_size: Input should be a valid integer"),
         (OF_LETTERS, "broken.*packages is 'numpy'; make it a tuple"),
+        (OF_A_RANK, "broken.*priority is 'high'; make it a number"),
         (SAYS_A_WORD, "broken.*about is 'mine'; make it an About"),
     ],
 )
