@@ -89,7 +89,7 @@ class Meter:
 
     def happened(self, event: Event) -> None:
         """Something has happened to a model."""
-        self._meters.of(metrics.MOVES, event.kind.value, event.cause.value).inc()
+        self._meters.of(metrics.MOVES, event.kind.value, event.cause).inc()
         if event.kind in (EventKind.LOADED, EventKind.LIFTED):
             self._meters.of(metrics.LOAD_S, event.kind.value, event.model).observe(event.seconds)
 

@@ -394,6 +394,7 @@ class Event(Message):
 
     Attributes:
         reason: one phrase, e.g. `idle in VRAM for 612 s`, `made room for ViT-B-32/openai`.
+        cause: a `Cause`, or what a newer worker has beside those.
         bytes: given back or taken.
     """
 
@@ -402,7 +403,7 @@ class Event(Message):
     model: str
     reason: str
     asked_by: str = ""
-    cause: Cause = Cause.REQUEST
+    cause: str = Cause.REQUEST
     bytes: int = 0
     seconds: float = 0.0
     at: float = 0.0

@@ -96,6 +96,11 @@ def test_every_field_of_a_recorded_record_is_read(name: str, kind: type[messages
     }
 
 
+def test_an_old_client_reads_a_move_whose_cause_it_does_not_know() -> None:
+    told = codec.pack_record(messages.Event(kind="lifted", model="m", reason="r", cause="whim"))
+    assert codec.unpack_record(messages.Event, told).cause == "whim"
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("catalogue", messages.CatalogueEntry), ("evidence", Evidence)]
 )

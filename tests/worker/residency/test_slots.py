@@ -1044,7 +1044,7 @@ def test_each_move_tells_its_cause():
     bench.slots.apply([Move("a", None, "idle")], asked_by=Cause.SWEEP)
     bench.slots.limits = replace(bench.slots.limits, slots=0)
     bench.slots.close()
-    assert [(event.model, event.kind.value, event.cause.value) for event in bench.events] == [
+    assert [(event.model, event.kind.value, event.cause) for event in bench.events] == [
         ("a", "loaded", "start"),
         ("a", "lifted", "start"),
         ("b", "loaded", "request"),
