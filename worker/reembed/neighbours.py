@@ -46,8 +46,11 @@ class Moved:
     worst: Sequence[tuple[str, float]]
 
 
-def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved:
-    """Compare the job's sink with the collection that it is to replace; draws `moved.png`."""
+def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved | None:
+    """Compare the job's sink with the collection that it is to replace; draws `moved.png`.
+
+    None if they have no two items in common: one has no neighbours.
+    """
     assert job.spec.migration is not None
     items = _pool(job, plan)
     ids = [item.id for item in items]
@@ -57,11 +60,11 @@ def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved:
     go_on()
     both = [item for item in items if item.id in new and item.id in old]
     if len(both) < 2:
-        return Moved(overlap_at_10=0.0, sample=0, pool=len(both), worst=())
+        return None
     shares, before, after = compared(_matrix(both, old), _matrix(both, new))
     order = np.argsort(shares, kind="stable")[:WORST]
-    rows = [[both[i], *(both[j] for j in before[i]), *(both[j] for j in after[i])] for i in order]
-    sheet = _sheet(rows, job.source, job.images, width=1 + before.shape[1])
+    lines = [(both[i], [both[j] for j in before[i]], [both[j] for j in after[i]]) for i in order]
+    sheet = _sheet(lines, job.source, job.images, width=1 + before.shape[1])
     job.papers.report("moved.png", lambda out: sheet.save(out, "PNG"))
     return Moved(
         overlap_at_10=float(shares.mean()),
@@ -112,14 +115,17 @@ def _matrix(items: Sequence[Item], vectors: Mapping[str, Vector]) -> Matrix:
 
 
 def _sheet(
-    rows: Sequence[Sequence[Item]], source: Source, images: ImageReader, *, width: int
+    lines: Sequence[tuple[Item, Sequence[Item], Sequence[Item]]],
+    source: Source,
+    images: ImageReader,
+    *,
+    width: int,
 ) -> Image.Image:
     """A line an item: it, its neighbours in the old space, and below them those in the new."""
     gap = 4
-    sheet = Image.new("RGB", (width * (TILE + gap), len(rows) * (2 * TILE + 3 * gap)), "white")
-    for line, row in enumerate(rows):
+    sheet = Image.new("RGB", (width * (TILE + gap), len(lines) * (2 * TILE + 3 * gap)), "white")
+    for line, (own, before, after) in enumerate(lines):
         top = line * (2 * TILE + 3 * gap)
-        own, before, after = row[0], row[1:width], row[width:]
         for column, item in enumerate([own, *before]):
             sheet.paste(_tile(item, source, images), (column * (TILE + gap), top))
         for column, item in enumerate(after, start=1):

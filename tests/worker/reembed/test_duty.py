@@ -1055,6 +1055,20 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
     assert np.isfinite([row["vector"] for row in rows(new)]).all()
 
 
+def test_a_migration_whose_old_collection_has_none_of_its_items_reports_no_neighbours(
+    desk, post, pictures, tmp_path
+):
+    old = Place(kind="parquet", where=str(tmp_path / "old"))
+    new = Place(kind="parquet", where=str(tmp_path / "new"))
+    desk.submit(folder_of(tmp_path / "others", 1), old, id="first")
+    post.deliver_all()
+    desk.submit(pictures, new, migration={"alias": "live", "old": old.model_dump()})
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+    assert report(new)["moved"] is None
+    assert "neighbours" not in (tmp_path / "new" / "_job-job" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("old", "reason"), [("nowhere", "is no folder that a job wrote"), ("old", "move it aside")]
 )
