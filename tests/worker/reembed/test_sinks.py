@@ -14,8 +14,10 @@ from threading import Barrier, Thread
 import lancedb
 import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
 from pyarrow import dataset, parquet
+from qdrant_client import models
 
 from api_client.wire.errors import ImageMissing, JobRefused, SpaceMismatch, StoreDown
 from api_client.wire.jobs import Place
@@ -209,6 +211,73 @@ def test_a_table_whose_column_can_be_no_vectors_is_refused_whatever_is_asked(doo
     old = open_sink(place, None, doors)
     with pytest.raises(JobRefused, match="cannot cast type bytea to vector"):
         old.read([""])
+
+
+@pytest.fixture
+def named(tmp_path, doors):
+    """A collection whose points have several vectors, by the one that is asked for."""
+    size = {"size": 2, "distance": models.Distance.COSINE}
+    many = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+    vectors = {
+        "tokens": models.VectorParams(**size, multivector_config=many),
+        "image": models.VectorParams(**size),
+    }
+    sparse = models.SparseVector(indices=[3], values=[1.0])
+
+    def opened(vector="", *more):
+        place = Place(
+            kind="qdrant",
+            where=str(tmp_path / "q"),
+            options={"collection": "old", "vector": vector},
+        )
+        client, _ = qdrant._connected(place.where)
+        client.create_collection(
+            "old",
+            vectors | {name: models.VectorParams(**size) for name in more},
+            sparse_vectors_config={"words": models.SparseVectorParams()},
+        )
+        for id, held in enumerate([{"words": sparse, "image": [1.0, 0.0]}, {"words": sparse}, {}]):
+            client.upsert("old", [models.PointStruct(id=id, vector=held)])
+        return open_sink(place, None, doors)
+
+    return opened
+
+
+@pytest.mark.parametrize(("vector", "more"), [("", ()), ("image", ("title",))])
+def test_of_several_vectors_of_a_point_the_one_that_is_meant_is_read(named, vector, more):
+    same(named(vector, *more).read(["0", "1", "2"]), {"0": [1.0, 0.0]})
+
+
+@pytest.mark.parametrize(
+    ("vector", "more", "said"),
+    [
+        ("", ("title",), "has not just one, but image, title: .*option 'vector'"),
+        ("imaeg", (), "has no 'imaeg', but image:"),
+    ],
+)
+def test_which_vector_of_a_point_is_meant_is_not_guessed(named, vector, more, said):
+    with pytest.raises(JobRefused, match=said):
+        named(vector, *more).read([""])
+
+
+def test_a_new_collection_has_no_vector_of_a_name(tmp_path, doors):
+    place = Place(kind="qdrant", where=str(tmp_path / "q"), options={"vector": "image"})
+    with pytest.raises(JobRefused, match="has no 'image', but one without a name"):
+        open_sink(place, SPACE, doors)
+
+
+def test_a_table_whose_lists_may_be_of_any_length_is_none_of_vectors(tmp_path, doors):
+    columns = ("id", "ref", "model", "fingerprint", "meta")
+    row = {name: "" for name in columns} | {"vector": [1.0, 2.0]}
+    schema = pa.schema([*((n, pa.string()) for n in columns), ("vector", pa.list_(pa.float32()))])
+    lancedb.connect(tmp_path).create_table("old", [row], schema=schema)
+    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "old"})
+    with pytest.raises(
+        JobRefused, match=r"is of type list<.*>, and vectors are lists of one length"
+    ):
+        open_sink(place, None, doors).read([""])
+    with pytest.raises(JobRefused, match="is not one of a job's"):
+        open_sink(place, SPACE, doors)
 
 
 def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make, postgres_url):

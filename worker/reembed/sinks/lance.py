@@ -75,7 +75,8 @@ class LanceDB:
             table = store.open_table(self._name)
         except ValueError:
             table = store.create_table(self._name, schema=schema, exist_ok=True)
-        if set(table.schema.names) != set(schema.names):
+        is_ours = set(table.schema.names) == set(schema.names)
+        if not (is_ours and pa.types.is_fixed_size_list(table.schema.field("vector").type)):
             raise JobRefused(f"the table {self._name} in {self._where} is not one of a job's")
         first = table.search().select(["model", "fingerprint"]).limit(1).to_list()
         made_for = {n.decode(): v.decode() for n, v in (table.schema.metadata or {}).items()}
@@ -127,6 +128,11 @@ class LanceDB:
                         f"the table {self._name} in {self._where} has no column {column!r}; it has "
                         f"{', '.join(schema.names)}"
                     )
+            if not pa.types.is_fixed_size_list(kind := schema.field("vector").type):
+                raise JobRefused(
+                    f"the column 'vector' of the table {self._name} in {self._where} is of type "
+                    f"{kind}, and vectors are lists of one length"
+                )
             # One that no job made may have numbers for ids, and rows without a vector.
             name = "id" if pa.types.is_string(schema.field("id").type) else "CAST(id AS string)"
             found = (

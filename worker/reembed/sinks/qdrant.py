@@ -60,12 +60,15 @@ class Qdrant:
                 models.VectorParams(size=size, distance=models.Distance.COSINE),
                 metadata={"model": self._space.model, "fingerprint": self._space.fingerprint},
             )
-        if self._space is None:
-            return
         config = self._client.get_collection(self._name).config
         vectors = config.params.vectors
+        named = {"": vectors} if isinstance(vectors, models.VectorParams) else vectors or {}
+        self._dense = [n for n, params in named.items() if params.multivector_config is None]
+        if self._space is None:
+            return
         if not isinstance(vectors, models.VectorParams):
             raise JobRefused(f"{self._where} has named vectors; name a new collection")
+        self._chosen()
         points, _ = self._client.scroll(self._name, limit=1, with_payload=True)
         told = (points[0].payload if points else config.metadata) or {}
         default = "" if points else self._space.fingerprint
@@ -94,17 +97,33 @@ class Qdrant:
                 self._client.upsert(self._name, some, wait=True)
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
+        """
+        Raises:
+            JobRefused: which of several vectors of a point is meant, nobody said.
+        """
+        vector = self._chosen()
         names = {str(point_id(item_id)): item_id for item_id in ids}
         with self._asking(), self._lock:
             points = self._client.retrieve(
-                self._name, [point_id(i) for i in ids], with_payload=False, with_vectors=True
+                self._name,
+                [point_id(i) for i in ids],
+                with_payload=False,
+                with_vectors=[vector] if vector else True,
             )
-        return {names[str(p.id)]: self._row(p.vector) for p in points if p.vector is not None}
+        held = {names[str(p.id)]: _of(p.vector, vector) for p in points}
+        return {i: np.asarray(row, dtype=np.float32) for i, row in held.items() if row is not None}
 
-    def _row(self, vector: Any) -> Vector:
-        if isinstance(vector, dict):
-            vector = vector[self._vector] if self._vector else next(iter(vector.values()))
-        return np.asarray(vector, dtype=np.float32)
+    def _chosen(self) -> str:
+        """The name of the vector that is read; empty for the one without."""
+        found = [name for name in self._dense if self._vector in ("", name)]
+        if len(found) != 1:
+            there = ", ".join(name or "one without a name" for name in self._dense) or "none"
+            what = f"no {self._vector!r}" if self._vector else "not just one"
+            raise JobRefused(
+                f"of dense vectors {self._where} has {what}, but {there}: the collection's option "
+                "'vector' says which one is compared"
+            )
+        return found[0]
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         following: Any = None
@@ -153,6 +172,11 @@ class Qdrant:
             raise StoreDown(f"Qdrant at {self._where}: {told}") from error
         except (RuntimeError, sqlite3.Error) as error:  # local mode: another has it; a full disk
             raise StoreDown(f"Qdrant at {self._where}: {error}") from error
+
+
+def _of(vector: Any, name: str) -> Any:
+    """What a point has under a name; None where it has nothing."""
+    return vector.get(name) if isinstance(vector, dict) else vector
 
 
 def point_id(item_id: str) -> str | int:
