@@ -449,9 +449,23 @@ def test_a_file_whose_bytes_have_changed_is_as_one_that_is_not_there(make, kind,
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_a_file_whose_bytes_have_changed_costs_a_search_of_all_no_other(make, kind, tmp_path):
+    sink, other = make(kind), shard(1)
+    sink.write(shard(0))
+    sink.write(other)
+    broken = min((tmp_path / "photos").rglob("*0.parquet"))
+    broken.write_bytes(broken.read_bytes()[:-9])
+    same(sink.read([*wanted(shard(0)), *wanted(other)]), wanted(other))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
 def test_what_people_put_beside_the_vectors_is_left_alone(make, kind, tmp_path):
     sink = make(kind)
     (tmp_path / "photos" / "index.faiss").write_bytes(b"an index of these vectors")
+    if kind == "npy":
+        (tmp_path / "photos" / "metadata").mkdir()
+        for name in ("metadata_all.parquet", "captions.parquet"):
+            (tmp_path / "photos" / "metadata" / name).write_bytes(b"of all files")
     assert sink.read(["0/0"]) == {}
     sink.write(shard(0))
     assert set(make(kind).read(["0/0"])) == {"0/0"}

@@ -18,7 +18,7 @@ from ..links import lead, leads_to, named
 from ..papers import replacing, store_errors
 from ..plugins import options_of
 from ..tables import reading_parquet
-from .shards import PARTS, claimed
+from .shards import NUMBERED, PARTS, claimed
 
 TOWERS = {"image": "img_emb", "text": "text_emb"}
 DIGITS = 8  # the index builder takes the files in the order of their names
@@ -81,16 +81,15 @@ class ClipRetrieval:
             vectors = np.load(io.BytesIO(self._vectors(number).read_bytes()))
             with reading_parquet():
                 names = parquet.read_table(self._metadata(number), columns=["id"])["id"].to_pylist()
-        except (FileNotFoundError, ValueError, EOFError, pa.ArrowInvalid):
+        except (FileNotFoundError, ValueError, EOFError):  # ArrowInvalid is a ValueError
             return []
         if vectors.shape != (len(names), self._space.dimension):
             return []
         return list(zip(names, vectors.astype(np.float32), strict=True))
 
     def _numbers(self) -> list[int]:
-        return sorted(
-            int(p.stem.rpartition("_")[2]) for p in self.folder.glob("metadata/*.parquet")
-        )
+        found = (file.stem.rpartition("_")[2] for file in self.folder.glob(NUMBERED))
+        return sorted(int(number) for number in found if number.isdecimal())
 
     def target(self, alias: str) -> str | None:
         return leads_to(named(self.folder.parent, alias, self._doors))

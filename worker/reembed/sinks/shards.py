@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import dataset, parquet
+from pyarrow import compute, parquet
 
 from api_client.wire.errors import ClipyardError, JobRefused
 from api_client.wire.jobs import Place
@@ -24,6 +24,7 @@ from . import refuse_another_space
 
 SPACE = "_space.json"  # readers of Parquet folders leave names with an underscore alone
 PARTS = "part-*.parquet"
+NUMBERED = "metadata/metadata_*.parquet"  # of clip-retrieval's layout, see `npy.py`
 
 
 class Parquet:
@@ -36,7 +37,7 @@ class Parquet:
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
         options_of(place)
         self.folder, self._doors = doors.writing(place.where), doors
-        self._space = space = claimed(self.folder, space, others="metadata/metadata_*.parquet")
+        self._space = space = claimed(self.folder, space, others=NUMBERED)
         self._schema = pa.schema(
             [
                 ("id", pa.string()),
@@ -75,27 +76,12 @@ class Parquet:
         )
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
-        wanted = set(ids)
+        wanted = pa.array(ids, pa.string())
+        found: dict[str, Vector] = {}
         with store_errors(self.folder):
-            found = self._table(chunk, ids)
-        if found is None:
-            return {}
-        found = found.filter(found["error"].is_null())
-        names = found["id"].to_pylist()
-        vectors = matrix(found["vector"])
-        return {name: row for name, row in zip(names, vectors, strict=True) if name in wanted}
-
-    def _table(self, chunk: int | None, ids: Sequence[str]) -> pa.Table | None:
-        columns = ["id", "vector", "error"]
-        if chunk is None:
-            parts = [str(file) for file in self._parts()]
-            whole = dataset.dataset(parts, schema=self._schema, format="parquet")
-            return whole.to_table(columns, filter=dataset.field("id").isin(list(ids)))
-        try:
-            with reading_parquet():
-                return parquet.read_table(self._file(chunk), columns=columns)
-        except (FileNotFoundError, pa.ArrowInvalid):  # not there, or cut short by a power cut
-            return None
+            for file in self._parts() if chunk is None else [self._file(chunk)]:
+                found |= _held(file, wanted)
+        return found
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with store_errors(self.folder):
@@ -120,6 +106,18 @@ class Parquet:
 
     def _file(self, chunk: int) -> Path:
         return self.folder / f"part-{self._space.job}-{chunk:08d}.parquet"
+
+
+def _held(file: Path, wanted: pa.Array) -> dict[str, Vector]:
+    """The vectors of a file by id; none if it is not there, or cut short by a power cut."""
+    try:
+        with reading_parquet():
+            table = parquet.read_table(file, columns=["id", "vector", "error"])
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return {}
+    is_wanted = compute.is_in(table["id"], value_set=wanted)
+    held = table.filter(compute.and_(is_wanted, table["error"].is_null()))
+    return dict(zip(held["id"].to_pylist(), matrix(held["vector"]), strict=True))
 
 
 def claimed(folder: Path, space: Space | None, *, others: str, alone: str = "") -> Space:
