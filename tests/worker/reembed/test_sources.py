@@ -376,6 +376,11 @@ def test_a_field_that_a_collection_lacks_is_refused_with_those_it_has(source, ca
         list(held.walk())
 
 
+def test_a_collection_of_a_kind_that_nobody_knows_is_refused(source, captioned):
+    with pytest.raises(JobRefused, match="no sinks of kind 'Parquet'; there are lancedb, npy"):
+        list(source("collection", captioned, store="Parquet").walk())
+
+
 @pytest.mark.parametrize("value", [b"picture", {"bytes": b"picture", "path": "a.jpg"}, ["a", "b"]])
 def test_a_column_of_pictures_themselves_or_of_lists_is_refused(source, tmp_path, value):
     """As data sets have them: their Python form would be a path that is missing, or a text."""
@@ -670,3 +675,32 @@ def test_a_folder_is_no_archive(source, tmp_path):
 def test_a_kind_that_nobody_knows_is_refused_with_those_that_are_known(source):
     with pytest.raises(JobRefused, match=r"no sources of kind 'ftp'; there are collection, folder"):
         source("ftp", "/x")
+
+
+@pytest.fixture
+def plug_in(tmp_path, monkeypatch):
+    """An installed package that has a source called `ours`."""
+
+    def install(body):
+        (tmp_path / "theirs.py").write_text(body)
+        (tmp_path / "theirs-1.dist-info").mkdir()
+        told = tmp_path / "theirs-1.dist-info" / "entry_points.txt"
+        told.write_text("[clipyard.sources]\nours = theirs:Ours\n")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    sys.modules.pop("theirs", None)
+
+
+def test_a_plug_in_whose_package_is_not_there_is_named_with_what_it_lacks(source, plug_in):
+    plug_in("import nowhere_to_be_found")
+    with pytest.raises(
+        JobRefused, match=r"plug-in theirs:Ours for 'ours' cannot .* 'nowhere_to_be_"
+    ):
+        source("ours", "/x")
+
+
+def test_what_a_plug_in_cannot_take_for_a_place_is_refused_by_its_name(source, plug_in):
+    plug_in("def Ours(place, doors):\n    raise ValueError('no port x')")
+    with pytest.raises(JobRefused, match="ours cannot be at '/x': no port x"):
+        source("ours", "/x")

@@ -12,18 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
-from api_client.wire.errors import (
-    ClipyardError,
-    ItemError,
-    JobRefused,
-    SpaceMismatch,
-    first_line,
-)
+from api_client.wire.errors import ItemError, JobRefused, SpaceMismatch
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Shard, Space, Vector
-from ..plugins import find
+from ..plugins import made
 
 GROUP = "clipyard.sinks"
 
@@ -117,13 +111,7 @@ def open_sink(place: Place, space: Space | None, doors: Doors) -> Sink:
         SpaceMismatch: it holds vectors of another space.
         StoreDown: it does not answer.
     """
-    try:
-        sink: Sink = find(GROUP, BUILT_IN, place.kind)(place, space, doors)
-    except ClipyardError:
-        raise
-    except ValueError as error:  # of its client, about a name or an address
-        told = " ".join([place.where, *place.options.values()])
-        raise JobRefused(f"{place.kind} cannot be at {told!r}: {first_line(error)}") from error
+    sink: Sink = made(GROUP, BUILT_IN, place, space, doors)
     return sink
 
 

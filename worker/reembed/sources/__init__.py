@@ -13,7 +13,7 @@ from api_client.wire.messages import ImageRef
 
 from ..doors import Doors
 from ..items import Item
-from ..plugins import find
+from ..plugins import made
 
 GROUP = "clipyard.sources"
 
@@ -57,7 +57,7 @@ def open_source(place: Place, doors: Doors) -> Source:
     """The source that a job names.
 
     Raises:
-        JobRefused: there is no such kind, or the worker may not read there.
+        JobRefused: there is no such kind, none can be there, or the worker may not read there.
     """
-    source: Source = find(GROUP, BUILT_IN, place.kind)(place, doors)
+    source: Source = made(GROUP, BUILT_IN, place, doors)
     return source

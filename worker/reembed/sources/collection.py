@@ -24,7 +24,8 @@ class Collection:
         self._doors = doors
         self._text = options.pop("text", "")
         self._ref = options.pop("ref", "ref")
-        self._store = Place(kind=options.pop("store", "qdrant"), where=place.where, options=options)
+        store = options.pop("store", "qdrant")  # may be none that there is; see `open_sink`
+        self._store = place.model_copy(update={"kind": store, "options": options})
 
     def walk(self) -> Iterator[Item]:
         held = open_sink(self._store, None, self._doors)
