@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import ValidationError
 
@@ -54,7 +54,7 @@ def sink(address: str | Path | Place, options: Mapping[str, str] | None = None) 
         return _with(address, options)
     kind, where = _said(address)
     if not kind:
-        scheme = urlsplit(where).scheme
+        scheme = _parts(where).scheme
         kinds = {"http": "qdrant", "https": "qdrant", "postgresql": "pgvector", "": "parquet"}
         if scheme not in kinds:
             raise BadRequest(
@@ -98,7 +98,7 @@ def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
         raise BadRequest(f"a place of kind {kind} has an empty name; give an address or a folder")
     if "://" not in where:
         where = os.path.abspath(os.path.expanduser(where))
-    elif urlsplit(where).password or SECRETS & {n for n, _ in parse_qsl(urlsplit(where).query)}:
+    elif _parts(where).password or SECRETS & {n for n, _ in parse_qsl(_parts(where).query)}:
         raise BadRequest(
             "an address with a password would be written down in Redis and beside the sink: "
             "give the workers PGPASSWORD, QDRANT_API_KEY or the like instead"
@@ -109,3 +109,10 @@ def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
         mistake = error.errors()[0]
         field = ".".join(map(str, mistake["loc"]))
         raise BadRequest(f"{where!r} cannot be a place: {field}: {mistake['msg']}") from None
+
+
+def _parts(where: str) -> SplitResult:
+    try:
+        return urlsplit(where)
+    except ValueError as error:
+        raise BadRequest(f"{where!r} cannot be a place: {error}") from None

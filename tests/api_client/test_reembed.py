@@ -71,6 +71,8 @@ def test_a_password_is_not_written_down(address):
         ("mysql://h/db", "built in are lancedb, npy, parquet, pgvector, qdrant"),
         ("", "empty name"),
         ("qdrant:#cats", "empty name"),
+        ("http://[::1:6333#cats", r"'http://\[::1:6333#cats' cannot be a place: Invalid IPv6"),
+        ("qdrant:http://[::1:6333#cats", r"'http://\[::1:6333' cannot be a place: Invalid IPv6"),
     ],
 )
 def test_an_address_that_cannot_be_a_sink_is_refused(address, told):
