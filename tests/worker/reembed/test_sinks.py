@@ -399,6 +399,17 @@ def test_who_may_search_a_view_may_do_so_when_it_was_switched(make, postgres_url
             owner.execute('DROP OWNED BY "the reader"; DROP ROLE "the reader"')
 
 
+def test_threads_that_open_a_folder_of_qdrant_at_the_same_instant_share_it(tmp_path):
+    together = Barrier(4)
+
+    def opened(_):
+        together.wait()
+        return qdrant._connected(str(tmp_path / "q"))
+
+    with ThreadPoolExecutor(4) as workers:
+        assert len({id(client) for client, _ in workers.map(opened, range(4))}) == 1
+
+
 def test_the_same_chunk_gives_the_same_bytes(make, tmp_path):
     digests = []
     for name in ("a", "b"):

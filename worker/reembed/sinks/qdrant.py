@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -28,6 +28,8 @@ UPSERTED_AT_ONCE = 256  # a server takes 32 MiB, and 4096 numbers are 80 KB
 ANSWER_S = 60  # its client waits for 5; a server that builds its index takes longer
 PASSING = frozenset({408, 409, 429})  # too slow, somebody else is just at it, too often
 OURS = ("id", "model", "fingerprint")  # payload fields beside `ref` and the item's metadata
+
+_connecting = Lock()
 
 
 class Qdrant:
@@ -193,9 +195,14 @@ def point_id(item_id: str) -> str | int:
     return str(uuid5(NAMESPACE_URL, f"clipyard:{item_id}"))
 
 
-@cache
 def _connected(where: str) -> tuple[QdrantClient, Any]:
     """One client a place: local mode takes its folder for itself, and knows no threads."""
+    with _connecting:  # two who come at once would both miss the cache
+        return _made(where)
+
+
+@cache
+def _made(where: str) -> tuple[QdrantClient, Any]:
     if "://" in where:
         key = os.environ.get("QDRANT_API_KEY")
         # Its look at the server's version warns in a thread of its own, where nobody hears it.
