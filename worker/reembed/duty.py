@@ -22,7 +22,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 import redis
@@ -167,7 +167,8 @@ def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, s
     except _Dropped:
         return "dropped"
     except (Ignore, Reject, SoftTimeLimitExceeded, DeviceLost):
-        ledger.give_back(claim)
+        with suppress(redis.ConnectionError, redis.TimeoutError):  # it will run out by itself
+            ledger.give_back(claim)
         raise
     except (redis.ConnectionError, redis.TimeoutError):
         raise

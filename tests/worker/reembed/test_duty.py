@@ -5,8 +5,10 @@ import json
 import os
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import lancedb
 import numpy as np
@@ -16,8 +18,10 @@ from celery.exceptions import Reject
 from pyarrow import dataset
 
 from api_client.wire import names
+from api_client.wire.broker import redis_client
 from api_client.wire.errors import (
     BadRequest,
+    DeviceLost,
     ImageMissing,
     ItemError,
     JobRefused,
@@ -29,12 +33,14 @@ from api_client.wire.jobs import JobSpec, JobState, Place
 from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY
 from api_client.wire.messages import Kind
 from api_client.wire.quarantine import Crash, Evidence
+from api_client.wire.settings import Settings
 from tests.worker.reembed.fleet import Desk, Post, at_work, folder_of
 from worker import runtime
 from worker.catalogue import Entry
 from worker.delivery import pool
 from worker.delivery.pool import Reason
 from worker.reembed import check, duty, embedding, manifest
+from worker.reembed import job as job_module
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
 from worker.reembed.papers import Papers
@@ -1002,6 +1008,25 @@ def test_texts_of_like_length_are_embedded_together_and_stored_in_their_order(
     post.deliver_all()
     assert slices == [[90, 80, 70], [7, 6, 5]]
     assert [row["id"] for row in rows(sink)] == [f"t.jsonl:{n}" for n in range(1, 7)]
+
+
+def test_a_device_that_is_lost_while_redis_is_away_ends_its_worker(
+    keys, post, pictures, sink, tmp_path, valkey_of_my_own
+):
+    def work(*_):
+        valkey_of_my_own.stop()
+        raise DeviceLost("it fell off the bus")
+
+    settings = Settings.read(redis_url=valkey_of_my_own.url)
+    with (
+        redis_client(settings, patience_s=0) as store,
+        at_work(store, keys, tmp_path) as parts,
+    ):
+        Desk(store, keys, post).submit(pictures, sink)
+        post.deliver()
+        with pytest.raises(Reject):
+            duty.do(post, "job", "0", JobState.RUNNING, sent_at=time.time(), work=work)
+    assert parts.ends == ["it fell off the bus"]
 
 
 def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_path):
