@@ -16,7 +16,7 @@ from . import manifest, report
 from .check import compare, sound
 from .doors import Doors
 from .embedding import embed, kind_of, refuse_another
-from .items import Chunk, Item, Shard, Space, Vector
+from .items import Chunk, Item, Shard, Space, Vector, storable
 from .ledger import JobLedger
 from .migration import refuse_taken, refuse_unready
 from .neighbours import neighbours
@@ -220,7 +220,7 @@ def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:
 
 def _losses(shard: Shard) -> tuple[Loss, ...]:
     return tuple(
-        Loss(row=i, id=item.id, code=row.code, message=str(row), retryable=row.retryable)
+        Loss(row=i, id=item.id, code=row.code, message=storable(str(row)), retryable=row.retryable)
         for i, (item, row) in enumerate(zip(shard.chunk.items, shard.rows, strict=True))
         if isinstance(row, ClipyardError)
     )

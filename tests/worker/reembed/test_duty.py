@@ -1029,6 +1029,19 @@ def test_a_device_that_is_lost_while_redis_is_away_ends_its_worker(
     assert parts.ends == ["it fell off the bus"]
 
 
+def test_a_failure_that_is_told_with_half_a_character_is_recorded(
+    desk, post, pictures, sink, monkeypatch
+):
+    def fetch(self, item):
+        raise ItemError("it is called \ud83d")
+
+    monkeypatch.setattr(Folder, "fetch", fetch)
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    assert desk.status().failed == 20
+    assert report(sink)["failed_items"][0]["message"] == r"it is called \ud83d"
+
+
 def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_path):
     texts = ["a dog", " ", "a dog " * 100, "a cat " * 100]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
