@@ -63,6 +63,7 @@ CRASHES = 5  # of workers that were at no row: more likely killed from outside t
 
 Work = Callable[[Job, Callable[[], None], Start], list[str]]
 _open: dict[tuple[str, str, float], Job] = {}
+_opening = threading.Lock()
 
 
 class _Dropped(Exception):
@@ -181,7 +182,8 @@ def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, s
 def _met(app: Celery, job: Job, claim: Claim, state: JobState, error: Exception) -> str:
     """What a failure means for the job."""
     here, ledger, spec, what = runtime.here(), job.ledger, job.spec, claim.what
-    _open.pop(_key(here, spec), None)  # what it holds open may be what is broken, or gone
+    with _opening:
+        _open.pop(_key(here, spec), None)  # what it holds open may be what is broken, or gone
     sentence = storable(f"{here.node}: {error}")
     if isinstance(error, Unfit):
         ledger.unfit(here.node)
@@ -257,10 +259,11 @@ def _renewed(ledger: JobLedger, claim: Claim, state: JobState) -> Iterator[Calla
 
 def _opened(here: Runtime, spec: JobSpec, ledger: JobLedger) -> Job:
     key = _key(here, spec)
-    if (job := _open.get(key)) is None:  # once: other threads throw away what may be broken
-        while len(_open) >= OPEN:
-            _open.pop(next(iter(_open)), None)
-        job = _open[key] = Job(here, spec, ledger)
+    with _opening:
+        if (job := _open.get(key)) is None:
+            while len(_open) >= OPEN:
+                del _open[next(iter(_open))]
+            job = _open[key] = Job(here, spec, ledger)
     return job
 
 

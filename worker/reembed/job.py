@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 
 from api_client.wire.errors import ClipyardError, JobRefused
 from api_client.wire.jobs import JobSpec, JobState
@@ -42,6 +43,7 @@ class Job:
         self.spec = spec
         self.ledger = ledger
         self.doors = Doors(here.settings)
+        self._making = Lock()
 
     @cached_property
     def papers(self) -> Papers:
@@ -71,8 +73,13 @@ class Job:
         """The digest of the manifest's index, as it was when the job was planned."""
         return self.ledger.pinned()["index"]
 
-    @cached_property
+    @property
     def sink(self) -> Sink:
+        with self._making:  # once for all chunks that begin together: Python locks nothing here
+            return self._sink
+
+    @cached_property
+    def _sink(self) -> Sink:
         return open_sink(self.spec.sink, self.space, self.doors)
 
     def plan(self, go_on: Callable[[], None]) -> list[str]:

@@ -1010,6 +1010,27 @@ def test_texts_of_like_length_are_embedded_together_and_stored_in_their_order(
     assert [row["id"] for row in rows(sink)] == [f"t.jsonl:{n}" for n in range(1, 7)]
 
 
+def test_chunks_that_begin_together_share_a_sink(desk, post, pictures, sink, monkeypatch):
+    desk.submit(pictures, sink)
+    post.deliver()
+    duty._open.clear()  # as after a start
+    made, make, together = [], job_module.open_sink, Barrier(4)
+
+    def slowly(*arguments):
+        time.sleep(0.05)  # as a database that is far away
+        made.append(make(*arguments))
+        return made[-1]
+
+    def chunk(what):
+        together.wait()
+        return duty.opened(runtime.here(), "job").sink
+
+    monkeypatch.setattr(job_module, "open_sink", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(chunk, range(4))) == set(made)
+    assert len(made) == 1
+
+
 def test_a_device_that_is_lost_while_redis_is_away_ends_its_worker(
     keys, post, pictures, sink, tmp_path, valkey_of_my_own
 ):
