@@ -1,8 +1,8 @@
 """`python -m benchmarks NAME [--quick] [--device cpu] [--json] [--keep]`: one line of JSON.
 
 With --json nothing else is printed to the standard output. The exit code is 0 whether or not a
-goal was reached; 1 is for a benchmark that could not run. `all` runs each in turn; `report` draws
-docs/performance.md from what was kept.
+goal was reached; what could measure nothing says why in its note, and is not kept. `all` runs each
+in turn; `report` draws docs/performance.md from what was kept.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def _run(name: str, options: Options, *, as_json: bool, keep: bool) -> None:
             goal = report.goals.get(ratio_name)
             print(f"{ratio_name:40} {ratio:8.3g}" + (f"  (goal {goal:g})" if goal else ""))
     print(report.line(), flush=True)
-    if keep:
+    if keep and report.ratios:  # else it would be the newest
         kept.keep(report.line())
 
 
