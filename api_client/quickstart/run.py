@@ -110,10 +110,12 @@ def _job(
         "failed": len(items) - len(good),
         "images_per_second": round(len(good) / seconds, 1),
         "top1": _top1(client, collection, model, vectors, good),
-        **_where(client, items[good[0]]),
+        **_where(items[good[0]]),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    top1 = f", {summary['top1']:.1%} nearest their own caption" if summary["top1"] else ""
+    top1 = (
+        f", {summary['top1']:.1%} nearest their own caption" if summary["top1"] is not None else ""
+    )
     console.print(
         f"{len(good)} of {len(items)} pictures at {summary['images_per_second']} images/s on "
         f"{summary['device']} in {summary['precision']}{top1}; see {out}/contact-sheet.png",
@@ -122,7 +124,7 @@ def _job(
     return summary
 
 
-def _where(client: Client, item: Item) -> dict[str, Any]:
+def _where(item: Item) -> dict[str, Any]:
     return {
         "model_id": item.model,
         "fingerprint": item.fingerprint,

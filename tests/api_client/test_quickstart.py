@@ -103,3 +103,12 @@ def test_a_picture_that_failed_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().err.splitlines()
     assert f"{files[0]}: image_unreadable: cut short" in said
     assert f"see {tmp_path}/contact-sheet.png" in said[-1]
+
+
+def test_that_no_picture_is_nearest_its_caption_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    collection = run.Collection((tmp_path / "a.png",), ("what none of ours says",))
+    run._job(FakeClient(), collection, "fake/small", ("a red square",), tmp_path)
+    assert "0.0% nearest their own caption" in capsys.readouterr().err
