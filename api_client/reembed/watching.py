@@ -12,9 +12,8 @@ from rich.text import Text
 
 from ..wire.jobs import JobState, JobStatus
 from ..wire.logs import ESCAPES
-from .job import Job
+from .job import LOOK_S, Job
 
-LOOK_S = 0.5
 RATE_OVER = 600  # looks, five minutes: a chunk of large pictures takes a good part of one
 
 
@@ -46,8 +45,8 @@ def _looks(job: Job) -> Iterator[JobStatus]:
 def drawn(status: JobStatus, *, rate: float) -> list[Padding | Text]:
     """A bar, and below it what people ask for."""
     lines = [
-        f"{status.state}  {finished(status)}/{status.items}  failed {status.failed}  {rate:.0f}/s  "
-        f"{_eta(status.items - finished(status), rate)}",
+        f"{status.state}  {finished(status)}/{status.items}  failed {status.failed}  "
+        f"{_pace(status.items - finished(status), rate)}",
         f"stages  {stages(status)}",
         f"workers  {', '.join(f'{name} {items}' for name, items in status.workers.items())}",
     ]
@@ -93,9 +92,11 @@ def _spent(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 10_000 else f"{seconds / 3600:.0f} h"
 
 
-def _eta(left: int, rate: float) -> str:
-    if rate <= 0 or left <= 0:
+def _pace(left: int, rate: float) -> str:
+    """The rate and the time left; nothing of either before a chunk was seen to end."""
+    if rate <= 0:
         return ""
+    told = f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
     minutes, seconds = divmod(int(left / rate), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"about {hours}:{minutes:02}:{seconds:02} left"
+    return f"{told}  about {hours}:{minutes:02}:{seconds:02} left" if left > 0 else told

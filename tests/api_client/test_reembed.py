@@ -170,6 +170,14 @@ def test_rate_and_time_left_come_from_what_was_seen():
     assert "read 1 s 25%" in told
 
 
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [(0.0, "running  0/1000  failed 0  "), (0.4, "failed 0  0.4/s  about 0:41:40 left")],
+)
+def test_a_rate_is_told_once_it_is_known_and_however_slow_it_is(rate, told):
+    assert str(watching.drawn(status(1.0, 0), rate=rate)[1]).endswith(told)
+
+
 def test_a_terminal_of_eighty_columns_has_room_for_what_people_ask_for():
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     spent = {"read_s": 9_999, "decode_s": 9_999, "forward_s": 36e6, "write_s": 36e5}
