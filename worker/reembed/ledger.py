@@ -212,6 +212,14 @@ return redis.call('SADD', KEYS[6], ARGV[1])
 """
 
 
+# KEYS: the list of jobs, then hashes; ARGV: their ids. One may be submitted again meanwhile.
+_STRIKE_OFF = """
+for at, job in ipairs(ARGV) do
+  if redis.call('EXISTS', KEYS[at + 1]) == 0 then redis.call('ZREM', KEYS[1], job) end
+end
+"""
+
+
 class Claimed(StrEnum):
     """What a claim met with."""
 
@@ -389,7 +397,8 @@ def jobs_at_work(store: redis.Redis, keys: Keys) -> list[str]:
             pipe.hget(keys.job(job), "state")
         states = dict(zip(ids, pipe.execute(), strict=True))
     if gone := [job for job, state in states.items() if not state]:
-        store.zrem(keys.jobs, *gone)
+        places = [keys.jobs, *map(keys.job, gone)]
+        store.eval(_STRIKE_OFF, len(places), *places, *gone)
     return [job for job, state in states.items() if state in AT_WORK]
 
 

@@ -1,6 +1,7 @@
 """The books of a job against a real Valkey, with the clock in hand."""
 
 import pytest
+import redis
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -523,6 +524,23 @@ def test_books_of_ended_jobs_expire_and_leave_the_list(book, store, keys):
     store.delete(keys.job("job"))
     assert jobs_at_work(store, keys) == []
     assert store.zcard(keys.jobs) == 0
+
+
+def test_a_job_that_is_submitted_again_while_its_books_expire_stays_on_the_list(book, store, keys):
+    store.delete(*job_keys(keys, "job"))
+
+    class Overtaken(redis.client.Pipeline):
+        def execute(self, *arguments, **given):
+            found = super().execute(*arguments, **given)
+            submitted(store, keys, book.spec)
+            return found
+
+    class Store(redis.Redis):
+        def pipeline(self, **given):
+            return Overtaken(self.connection_pool, self.response_callbacks, False, None)
+
+    jobs_at_work(Store.from_pool(store.connection_pool), keys)
+    assert jobs_at_work(store, keys) == ["job"]
 
 
 def test_only_jobs_that_are_at_work_are_tended(book, store, keys):
