@@ -190,7 +190,6 @@ class PgVector:
                 connection.execute(WAIT_FOR_LOCKS)
                 yield connection
         except (
-            errors.DiskFull,
             errors.ReadOnlySqlTransaction,  # another server takes over just now
             *OVERTAKEN,
             psycopg.OperationalError,
