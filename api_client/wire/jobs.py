@@ -166,7 +166,7 @@ class JobStatus(Message):
         cut: texts that were longer than the model reads; counted when the job is over.
         read_s, decode_s, forward_s, write_s: summed over chunks; chunks overlap.
         trouble: what keeps the job from going on at the moment.
-        workers: node name -> items that it finished.
+        workers: node name -> items that it finished, each time that it did.
         papers: the folder of manifest, markers and report.
     """
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from api_client.wire import names
@@ -85,11 +85,11 @@ class Embedded:
     """A vector or an error by an item's id, and the seconds that the stages took.
 
     Attributes:
-        cut: texts that were longer than the model reads.
+        cut: the ids of texts that were longer than the model reads; not of those held before.
     """
 
     rows: dict[str, Vector | ClipyardError]
-    cut: int = 0
+    cut: set[str] = field(default_factory=set)
     decode_s: float = 0.0
     forward_s: float = 0.0
 
@@ -154,7 +154,7 @@ def embed(
         here.tracker.used(entry)
         _raise_outages(part, rows.vectors, is_outage)
         found.rows.update(zip((item.id for item in part), rows.vectors, strict=True))
-        found.cut += len(rows.truncated)
+        found.cut.update(part[position].id for position in rows.truncated)
         found.decode_s += rows.decode_s
         found.forward_s += rows.forward_s
     start.note()  # what dies from here on dies of no item

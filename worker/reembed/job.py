@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
@@ -21,7 +21,7 @@ from .items import Chunk, Item, Shard, Space, Vector, storable
 from .ledger import JobLedger
 from .migration import refuse_taken, refuse_unready
 from .neighbours import neighbours
-from .papers import BESIDE, Loss, Marker, Papers, tidy
+from .papers import BESIDE, REOPENED, Loss, Marker, Papers, tidy
 from .sinks import FOLDERS, Sink, open_sink
 from .sources import Source, open_source
 
@@ -129,7 +129,7 @@ class Job:
             return []  # overtaken, and chunks were done again meanwhile: the next check tells
         if found.unfinished and int(pinned["repairs"] or 0) < REPAIRS:
             for number in found.unfinished:
-                self.papers.forget(number)
+                self.papers.reopen(number)
             log.warning("job %s: %d chunks are done again", self.spec.id, len(found.unfinished))
             done, failed = found.done - found.begun[0], found.failed - found.begun[1]
             return self.ledger.reopen(found.unfinished, done=done, failed=failed)
@@ -158,7 +158,11 @@ class Job:
         pinned = self.ledger.pinned()
         this_round, repairs = int(pinned["round"] or 0), int(pinned["repairs"] or 0)
         before = self.papers.marker(number)
-        if before is not None and (not before.losses or before.round == this_round):
+        if (
+            before
+            and before.round != REOPENED
+            and (not before.losses or before.round == this_round)
+        ):
             return before
         begun = time.monotonic()
         # What is away is found out before anything is embedded; and the manifest first, for a sink
@@ -166,12 +170,13 @@ class Job:
         chunk = manifest.chunk(self.papers.manifest, number, index=self.index)
         sink = self.sink
         read = time.monotonic()
+        held = self._held(chunk, before) if before or repairs else {}
         found = embed(
             self._here,
             self.spec,
             self.source,
             chunk.items,
-            held=self._held(chunk, before) if before or repairs else {},
+            held=held,
             fingerprint=self.space.fingerprint,
             is_outage=partial(self.ledger.is_outage, number),
             between=go_on,
@@ -197,7 +202,8 @@ class Job:
                 "forward_s": round(found.forward_s, 4),
                 "write_s": round(time.monotonic() - embedded, 4),
             },
-            cut=found.cut + (before.cut if before else 0),
+            cut_rows=_cut_rows(chunk, found.cut, held, before),
+            held=len(held),
         )
         self.papers.mark(marker)
         self._here.meter.chunk(
@@ -230,6 +236,18 @@ def _losses(shard: Shard) -> tuple[Loss, ...]:
         Loss(row=i, id=item.id, code=row.code, message=storable(str(row)), retryable=row.retryable)
         for i, (item, row) in enumerate(zip(shard.chunk.items, shard.rows, strict=True))
         if isinstance(row, ClipyardError)
+    )
+
+
+def _cut_rows(
+    chunk: Chunk, now: Collection[str], held: Mapping[str, Vector], before: Marker | None
+) -> tuple[int, ...]:
+    """Of texts that were cut, the rows: of what was held, those that were cut when it was made."""
+    earlier = set(before.cut_rows) if before else set()
+    return tuple(
+        row
+        for row, item in enumerate(chunk.items)
+        if item.id in now or (row in earlier and item.id in held)
     )
 
 

@@ -130,7 +130,7 @@ return reached > number(name) and 0 or 1
 """
 
 _FINISHED = """
-local now, sent_s, chunk, done, failed, worker = unpack(ARGV, 1, 6)
+local now, sent_s, chunk, done, failed, worker, held = unpack(ARGV, 1, 7)
 if redis.call('TTL', H) ~= -1 then return {} end  -- it is over, or forgotten
 redis.call('ZREM', FLIGHT, chunk)
 redis.call('HDEL', HELD, chunk)
@@ -139,9 +139,9 @@ if tonumber(done) > 0 then redis.call('HINCRBY', H, 'reached', 1) end
 if redis.call('SETBIT', DONE, chunk, 1) == 0 then
   redis.call('HINCRBY', H, 'done', done)
   redis.call('HINCRBY', H, 'failed', failed)
-  redis.call('HINCRBY', H, 'by:' .. worker, done + failed)
+  redis.call('HINCRBY', H, 'by:' .. worker, done + failed - held)
   if tonumber(failed) > 0 then redis.call('SETBIT', FAILED, chunk, 1) end
-  for at = 7, #ARGV, 2 do redis.call('HINCRBYFLOAT', H, ARGV[at], ARGV[at + 1]) end
+  for at = 8, #ARGV, 2 do redis.call('HINCRBYFLOAT', H, ARGV[at], ARGV[at + 1]) end
 end
 redis.call('HDEL', H, 'trouble', 'trouble_since')
 return fill(tonumber(now), sent_s)
@@ -339,7 +339,7 @@ class JobLedger:
 
     def finished(self, marker: Marker) -> list[str]:
         """Count a chunk, once however often it is said; gives what to start next."""
-        counts = (marker.chunk, marker.done, len(marker.losses), marker.worker)
+        counts = (marker.chunk, marker.done, len(marker.losses), marker.worker, marker.held)
         stages = _pairs(marker.stages)
         return _texts(self._run(_FINISHED, self.now(), self._sent_s, *counts, *stages))
 

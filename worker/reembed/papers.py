@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -14,6 +14,7 @@ from api_client.wire.jobs import JobSpec
 
 TEMPORARY = ".tmp-"
 BESIDE = "_job-"  # before a job's id: its papers, where they lie in its sink
+REOPENED = -1  # no round
 WHAT = {"id", "source", "sink", "model", "chunk_size"}  # what two submissions of a job agree on
 
 
@@ -120,9 +121,10 @@ class Marker:
     """What became of a chunk, written after the sink has it.
 
     Attributes:
-        round: of retries; 0 for the first try.
+        round: of retries; 0 for the first try, REOPENED when the chunk is to be done again.
         at: unix seconds, by Redis's clock as the job's other times.
-        cut: texts that were longer than the model reads, of this round and those before it.
+        cut_rows: of texts that were longer than the model reads, their positions in the chunk.
+        held: items whose vector an earlier round had got.
     """
 
     chunk: int
@@ -132,7 +134,8 @@ class Marker:
     worker: str
     at: float
     stages: Mapping[str, float]
-    cut: int = 0
+    cut_rows: Sequence[int] = ()
+    held: int = 0
 
     @property
     def done(self) -> int:
@@ -174,8 +177,12 @@ class Papers:
 
     def mark(self, marker: Marker) -> None:
         told = asdict(marker)
-        if not marker.cut:  # a worker of before this field takes a marker with it for none
-            del told["cut"]
+        for later in (
+            "cut_rows",
+            "held",
+        ):  # who knows no such field takes a marker with it for none
+            if not told[later]:
+                del told[later]
         file = self._marker(marker.chunk)
         with store_errors(self.folder):
             for folder in (file.parent.parent, file.parent):
@@ -196,10 +203,10 @@ class Papers:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None  # cut short when the machine lost its power, or not ours
 
-    def forget(self, chunk: int) -> None:
-        """Make a chunk count as never finished."""
-        with store_errors(self.folder):
-            self._marker(chunk).unlink(missing_ok=True)
+    def reopen(self, chunk: int) -> None:
+        """Make a chunk count as not finished; what was found out of its items stays."""
+        if marker := self.marker(chunk):
+            self.mark(replace(marker, round=REOPENED))
 
     def report(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file for people."""

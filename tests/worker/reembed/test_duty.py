@@ -1073,6 +1073,35 @@ def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_p
         assert desk.do(RETRY_FAILED)
 
 
+@pytest.mark.parametrize(
+    ("gone", "script"), [(1, VERIFY), (3, RETRY_FAILED)], ids=["check", "retry"]
+)
+def test_texts_that_were_cut_are_counted_once_when_one_of_a_chunk_is_done_again(
+    desk, post, tmp_path, gone, script
+):
+    texts = ["a dog", " ", "a dog " * 100, "a cat " * 100]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    place = Place(kind="lancedb", where=str(tmp_path / "lance"), options={"table": "t"})
+    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), place)
+    post.deliver_all()
+    lancedb.connect(place.where).open_table("t").delete(f"id = 't.jsonl:{gone}'")
+    assert desk.do(script)
+    post.deliver_all()
+    assert lancedb.connect(place.where).open_table("t").count_rows() == 3
+    assert (desk.status().state, desk.status().cut) == (JobState.COMPLETE, 2)
+
+
+def test_who_tries_failed_items_again_is_told_to_have_done_no_others(
+    here, desk, post, pictures, sink, tmp_path
+):
+    (tmp_path / "pictures" / "003.png").write_bytes(b"")
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    desk.do(RETRY_FAILED)
+    post.deliver_all()
+    assert desk.status().workers == {here.node: 20 + 1}
+
+
 def test_shares_of_two_jobs_take_turns(desk, post, pictures, tmp_path):
     for job in ("job", "job2"):
         place = Place(kind="parquet", where=str(tmp_path / job))
