@@ -22,7 +22,7 @@ from .ledger import JobLedger
 from .migration import refuse_taken, refuse_unready
 from .neighbours import neighbours
 from .papers import BESIDE, REOPENED, Loss, Marker, Papers, tidy
-from .sinks import FOLDERS, Sink, open_sink
+from .sinks import FOLDERS, Settling, Sink, open_sink
 from .sources import Source, open_source
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,8 @@ class Job:
         if plan.index != self.index:
             raise JobRefused(f"{self.papers.manifest} was changed after the job started")
         pinned = self.ledger.pinned()
+        if isinstance(self.sink, Settling):
+            self.sink.settle()
         found = compare(self.papers, plan, self.sink, go_on=go_on)
         if self.ledger.pinned() != pinned:
             return []  # overtaken, and chunks were done again meanwhile: the next check tells

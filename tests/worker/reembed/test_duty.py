@@ -44,7 +44,7 @@ from worker.reembed import job as job_module
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
 from worker.reembed.papers import Papers
-from worker.reembed.sinks import qdrant, shards
+from worker.reembed.sinks import lance, qdrant, shards
 from worker.reembed.sources.folder import Folder
 
 
@@ -1100,6 +1100,18 @@ def test_who_tries_failed_items_again_is_told_to_have_done_no_others(
     desk.do(RETRY_FAILED)
     post.deliver_all()
     assert desk.status().workers == {here.node: 20 + 1}
+
+
+def test_a_table_whose_compaction_was_overtaken_is_compacted_at_the_end(
+    desk, post, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lance, "COMPACTED_EVERY", 1000)
+    place = Place(kind="lancedb", where=str(tmp_path / "lance"), options={"table": "t"})
+    desk.submit(pictures, place)
+    post.deliver_all()
+    table = lancedb.connect(place.where).open_table("t")
+    assert table.stats()["fragment_stats"]["num_fragments"] == 1
+    assert table.count_rows() == 20
 
 
 def test_shares_of_two_jobs_take_turns(desk, post, pictures, tmp_path):

@@ -4,7 +4,8 @@ Read this, then `shards.py`, then write your own: a class with two methods, made
 that the job names, the `Space` that it writes in and the `Doors` of the worker. Making one creates
 what is not there, for that space from the start, and refuses what is of another, as it does options
 that it does not know (see `options_of`); made without a space it is there to be read, whatever it
-holds. One that can do more has methods more: see `Switchable` and `Walkable`.
+holds. One that can do more has methods more: see `Switchable`, `Settling` and
+`Walkable`.
 """
 
 import json
@@ -72,6 +73,15 @@ class Switchable(Protocol):
         Raises:
             JobRefused: as `target` does.
         """
+        ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A sink that is in a better state once it was left in peace."""
+
+    def settle(self) -> None:
+        """All chunks are there, and nothing is written just now by this job."""
         ...
 
 

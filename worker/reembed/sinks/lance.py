@@ -110,6 +110,11 @@ class LanceDB:
             if shard.chunk.number % COMPACTED_EVERY == 0:
                 self._compact()
 
+    def settle(self) -> None:
+        """Where several workers write rows anew, each compaction meanwhile may be overtaken."""
+        with self._asking():
+            self._compact()
+
     def _compact(self) -> None:
         """The rows are there, so who is overtaken leaves it to the next one: a try that fails has
         written most of the table once more, which stays for seven days."""
