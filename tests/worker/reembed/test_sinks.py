@@ -191,6 +191,37 @@ def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbe
         same(old.read(["7", "8", "a.jpg"]), {"7": np.array([1.0, 0.0])})
 
 
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [
+        ("integer", ("7", "8")),
+        ("bigint", ("7", "-9223372036854775808")),
+        ("numeric", ("7", "8.50")),
+        ("uuid", ("2d1a2bd2-3d5c-4c2a-9c53-0b6c5b4f2a10", "ffffffff-3d5c-4c2a-9c53-0b6c5b4f2a10")),
+        ("text", ("7", "a.jpg")),
+        ("varchar(9)", ("7", "a.jpg")),
+    ],
+)
+def test_ids_of_any_type_are_found_by_their_index(doors, postgres_url, kind, ids):
+    with psycopg.connect(postgres_url) as owner:
+        owner.execute("CREATE EXTENSION vector")
+        owner.execute(f"CREATE TABLE old (id {kind} PRIMARY KEY, embedding vector(2))")
+        for item_id in ids:
+            owner.execute("INSERT INTO old VALUES (%s, '[1, 0]')", [item_id])
+        # So that no plan reads all rows that has another way.
+        owner.execute(f"ALTER DATABASE {owner.info.dbname} SET enable_seqscan = off".encode())
+        owner.execute("CREATE VIEW scans AS SELECT seq_scan FROM pg_stat_user_tables")
+    old = open_sink(
+        Place(kind="pgvector", where=postgres_url, options={"table": "old"}), None, doors
+    )
+    with psycopg.connect(postgres_url) as looking:
+        before = looking.execute("SELECT seq_scan FROM scans").fetchone()
+    none = ["", "b", "٣", "9223372036854775808", "1e999999", "NaN"]
+    same(old.read([*ids, *none]), dict.fromkeys(ids, np.array([1.0, 0.0])))
+    with psycopg.connect(postgres_url) as looking:
+        assert looking.execute("SELECT seq_scan FROM scans").fetchone() == before
+
+
 @pytest.mark.parametrize("kind", ["real[]", "text"])
 def test_vectors_of_a_table_that_no_job_wrote_may_be_of_any_type_that_can_be_one(
     doors, postgres_url, kind

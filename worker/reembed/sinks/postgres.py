@@ -1,9 +1,10 @@
 """A PostgreSQL table with a column of pgvector's type."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -25,6 +26,31 @@ OVERTAKEN = (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTab
 # For a column, or for an index: that of ids takes 2704 bytes, compressed.
 TOO_LONG = (errors.StringDataRightTruncation, errors.ProgramLimitExceeded)
 COLUMNS = ("id", "ref", "model", "fingerprint", "meta", "embedding")
+
+
+class Compared(NamedTuple):
+    """How ids are looked for: as what, of which type, and which texts can be such a one."""
+
+    column: str
+    type: str
+    can_be: Callable[[str], object]
+
+
+def _is_bigint(item_id: str) -> bool:
+    return bool(re.fullmatch("-?[0-9]{1,19}", item_id)) and -(2**63) <= int(item_id) < 2**63
+
+
+_AS_INTEGER = Compared("id", "bigint", _is_bigint)
+COMPARED = {
+    "text": Compared("id::text", "text", lambda item_id: True),
+    "smallint": _AS_INTEGER,
+    "integer": _AS_INTEGER,
+    "bigint": _AS_INTEGER,
+    "numeric": Compared("id", "numeric", re.compile(r"-?[0-9]{1,99}(\.[0-9]{1,99})?").fullmatch),
+    "uuid": Compared(
+        "id", "uuid", re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+    ),
+}
 
 # A view that is made anew is nobody's to read: statements that give its rights again.
 GRANTS = """
@@ -124,14 +150,23 @@ class PgVector:
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
         # A table that no job made may have numbers or UUIDs for ids, arrays for vectors, and rows
-        # without one.
-        query = sql.SQL(
-            "SELECT id::text, embedding::vector FROM {} "
-            "WHERE id::text = ANY(%s) AND embedding IS NOT NULL"
-        ).format(self._table)
+        # without one. As texts they would be looked for in all rows, past the index.
         with self._asking() as ask:
-            rows = ask.execute(query, [list(ids)]).fetchall()
+            own = COMPARED.get(self._type_of_ids(ask), COMPARED["text"])
+            query = sql.SQL(
+                "SELECT id::text, embedding::vector FROM {} "
+                "WHERE {} = ANY(%s::text[]::{}[]) AND embedding IS NOT NULL"
+            ).format(self._table, sql.SQL(own.column), sql.SQL(own.type))
+            rows = ask.execute(query, [list(filter(own.can_be, ids))]).fetchall()
         return {item_id: row.to_numpy() for item_id, row in rows}
+
+    def _type_of_ids(self, ask: Any) -> str:
+        found = ask.execute(
+            "SELECT atttypid::regtype::text FROM pg_attribute "
+            "WHERE attrelid = %s::regclass AND attname = 'id' AND NOT attisdropped",
+            [f'"{self._name}"'],
+        ).fetchone()
+        return found[0] if found else ""
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         query = sql.SQL("SELECT * FROM {}").format(self._table)
