@@ -23,6 +23,11 @@ def temporary_for(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
 
 
+def left_of(path: Path) -> list[Path]:
+    """What writers who were killed have left that was to be this file, whole or not."""
+    return sorted(path.parent.glob(f"{TEMPORARY}{path.name}.*"))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name, whole, at the end of the block, or not at all.

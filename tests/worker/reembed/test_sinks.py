@@ -622,13 +622,35 @@ def test_a_disk_that_is_full_when_a_chunk_is_written_again_costs_no_vectors(make
     sink.write(shard(0))
     before = sink.read(["0/0", "0/1"])
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(parquet, "write_table", full)
     with pytest.raises(StoreDown, match="No space left"):
         sink.write(shard(0, lost=()))
     assert set(sink.read(["0/0", "0/1"])) == set(before) == {"0/0"}
+
+
+def test_who_is_killed_between_the_names_of_two_files_costs_no_vectors(make, monkeypatch):
+    class Killed(BaseException):
+        """Nothing is done after it."""
+
+    sink = make("npy")
+    sink.write(shard(0, lost=(1,)))
+    replace, done = os.replace, []
+
+    def killed_at_the_second(*names):
+        if done:
+            monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+            raise Killed
+        done.append(replace(*names))
+
+    retried = shard(0, lost=(2,), seed=1)  # as many rows, but others
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed_at_the_second)
+        with pytest.raises(Killed):
+            sink.write(retried)
+    same(sink.read([f"0/{n}" for n in range(4)]), wanted(retried))
 
 
 def test_a_database_that_is_away_is_worth_another_try(doors):
