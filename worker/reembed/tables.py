@@ -1,4 +1,4 @@
-"""Parquet as sources and sinks read it."""
+"""Tables of Arrow as sources and sinks read them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,3 +21,8 @@ def reading_parquet() -> Iterator[None]:
         raise
     except (OverflowError, KeyError) as error:
         raise pa.ArrowInvalid(f"{type(error).__name__}: {error}") from error
+
+
+def is_of_bytes(kind: pa.DataType) -> bool:
+    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return is_plain or any(is_of_bytes(kind.field(i).type) for i in range(kind.num_fields))

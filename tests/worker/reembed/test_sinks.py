@@ -177,6 +177,17 @@ def test_a_table_that_no_job_wrote_can_be_walked(tmp_path, doors, row, expected)
     assert list(open_sink(place, None, doors).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
 
 
+def test_pictures_that_a_table_holds_themselves_are_no_metadata(tmp_path, doors, postgres_url):
+    rows = [{"id": "7", "ref": "/p/7.jpg", "picture": b"x", "pages": [{"bytes": b"x"}]}]
+    lancedb.connect(tmp_path).create_table("old", rows)
+    with psycopg.connect(postgres_url) as owner:
+        owner.execute("CREATE TABLE old (id text, ref text, picture bytea)")
+        owner.execute("INSERT INTO old VALUES ('7', '/p/7.jpg', 'x')")
+    for kind, where in (("lancedb", str(tmp_path)), ("pgvector", postgres_url)):
+        old = open_sink(Place(kind=kind, where=where, options={"table": "old"}), None, doors)
+        assert list(old.rows()) == [("7", {"ref": "/p/7.jpg"})]
+
+
 def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbers(
     tmp_path, doors, postgres_url
 ):

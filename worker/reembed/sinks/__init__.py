@@ -95,7 +95,8 @@ class Walkable(Protocol):
 
 
 def walked(where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """A table's row as `Walkable.rows` gives it, also of a table that no job wrote.
+    """A table's row as `Walkable.rows` gives it, also of a table that no job wrote: without bytes,
+    as of the pictures themselves.
 
     Raises:
         JobRefused: it has no id.
@@ -106,7 +107,11 @@ def walked(where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     item_id, meta = str(fields.pop("id")), fields.pop("meta", None)
     with suppress(TypeError, ValueError):
         meta = json.loads(meta)
-    rest = {name: value for name, value in fields.items() if name not in ("model", "fingerprint")}
+    rest = {
+        name: value
+        for name, value in fields.items()
+        if name not in ("model", "fingerprint") and not isinstance(value, bytes)
+    }
     more = meta if isinstance(meta, dict) else {"meta": meta} if meta else {}
     return item_id, more | rest  # `ref` is the column, whatever else an item's metadata calls so
 

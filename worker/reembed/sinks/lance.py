@@ -22,6 +22,7 @@ from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..plugins import options_of
+from ..tables import is_of_bytes
 from . import refuse_another_space, walked
 from .shards import matrix
 
@@ -159,7 +160,11 @@ class LanceDB:
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with self._asking():
-            names = [name for name in self._table.schema.names if name != "vector"]
+            names = [
+                field.name
+                for field in self._table.schema
+                if field.name != "vector" and not is_of_bytes(field.type)
+            ]
             for batch in self._table.search().select(names).to_batches():
                 for row in batch.to_pylist():
                     yield walked(f"the table {self._name} in {self._where}", row)

@@ -18,7 +18,7 @@ from api_client.wire.messages import MAX_BATCH_CHARS
 from ..doors import Doors
 from ..items import Item
 from ..plugins import options_of
-from ..tables import reading_parquet
+from ..tables import is_of_bytes, reading_parquet
 from . import Content
 from .refs import content
 
@@ -101,14 +101,11 @@ def _parquet(file: Path, *, needed: Collection[str]) -> Iterator[Mapping[str, An
     """Of the other columns not those of bytes, as of the pictures themselves: no metadata."""
     with reading_parquet():
         table = parquet.ParquetFile(file)
-        columns = [f.name for f in table.schema_arrow if f.name in needed or not _is_bytes(f.type)]
+        columns = [
+            f.name for f in table.schema_arrow if f.name in needed or not is_of_bytes(f.type)
+        ]
         for batch in table.iter_batches(ROWS, columns=columns):
             yield from batch.to_pylist()
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return is_plain or any(_is_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
