@@ -787,18 +787,22 @@ def test_a_qdrant_that_has_no_time_is_worth_another_try(answering_qdrant, code, 
     assert len(str(down.value).splitlines()) == 1
 
 
-def test_a_chunk_goes_to_qdrant_in_requests_of_a_size_that_it_takes(make, monkeypatch):
+@pytest.mark.parametrize(("characters", "requests"), [(0, [256, 256, 88]), (200, [106] * 5 + [70])])
+def test_a_chunk_goes_to_qdrant_in_requests_of_a_size_that_it_takes(
+    make, monkeypatch, characters, requests
+):
     sink, upserted = make("qdrant"), []
     upsert = sink._client.upsert
+    monkeypatch.setattr(qdrant, "UPSERTED_BYTES", 69_000)
 
     def noted(name, points, *, wait):
         upserted.append(len(points))
         upsert(name, points, wait=wait)
 
     monkeypatch.setattr(sink._client, "upsert", noted)
-    items = [Item(id=f"{n}.jpg", ref="") for n in range(600)]
+    items = [Item(id=f"{n}.jpg", ref="", meta={"caption": "é" * characters}) for n in range(600)]
     sink.write(Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * len(items)))
-    assert upserted == [256, 256, 88]
+    assert upserted == requests
     assert len(sink.read([item.id for item in items])) == 600
 
 

@@ -1,6 +1,7 @@
 """A Qdrant collection: a server by its URL, or local mode by a folder."""
 
 import atexit
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,9 @@ from ..plugins import options_of
 from . import refuse_another_space
 
 PAGE = 1024  # points a round trip
-UPSERTED_AT_ONCE = 256  # a server takes 32 MiB, and 4096 numbers are 80 KB
+UPSERTED_AT_ONCE = 256
+UPSERTED_BYTES = 2**24  # of JSON, about: a server takes 2**25
+NUMBER_BYTES = 20
 ANSWER_S = 60  # its client waits for 5; a server that builds its index takes longer
 PASSING = frozenset({408, 409, 429})  # too slow, somebody else is just at it, too often
 OURS = ("id", "model", "fingerprint")  # payload fields beside `ref` and the item's metadata
@@ -93,9 +96,8 @@ class Qdrant:
             )
             for item, row in shard.embedded()
         ]
-        for begin in range(0, len(points), UPSERTED_AT_ONCE):
+        for some in _requests(points, vector_bytes=NUMBER_BYTES * self._space.dimension):
             with self._asking(), self._lock:
-                some = points[begin : begin + UPSERTED_AT_ONCE]
                 self._client.upsert(self._name, some, wait=True)
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
@@ -174,6 +176,23 @@ class Qdrant:
             raise StoreDown(f"Qdrant at {self._where}: {told}") from error
         except (RuntimeError, sqlite3.Error) as error:  # local mode: another has it; a full disk
             raise StoreDown(f"Qdrant at {self._where}: {error}") from error
+
+
+def _requests(
+    points: Sequence[models.PointStruct], *, vector_bytes: int
+) -> Iterator[list[models.PointStruct]]:
+    """So many at once as a server takes, however long their metadata are."""
+    some: list[models.PointStruct] = []
+    size = 0
+    for point in points:
+        takes = vector_bytes + len(json.dumps(point.payload, ensure_ascii=False).encode())
+        if some and (len(some) == UPSERTED_AT_ONCE or size + takes > UPSERTED_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(point)
+        size += takes
+    if some:
+        yield some
 
 
 def _of(vector: Any, name: str) -> Any:
