@@ -304,6 +304,14 @@ def write_tar(file, members):
             tar.addfile(info, io.BytesIO(body))
 
 
+def test_a_shard_and_its_member_may_have_any_colons_in_their_names(source, tmp_path):
+    (tmp_path / "a::b").mkdir()
+    for shard, name in (("x.tar", "c::d@1+2.jpg"), ("a::b/x.tar", "c.tar::d.jpg")):
+        write_tar(tmp_path / shard, [(name, b"picture")])
+        shards = source("webdataset", tmp_path / shard)
+        assert [shards.fetch(item) for item in shards.walk()] == [b"picture"]
+
+
 def test_a_run_of_more_shards_than_anybody_has_is_refused(source, tmp_path):
     with pytest.raises(JobRefused, match="name fewer"):
         source("webdataset", tmp_path / "s-{0..9999999999}.tar")

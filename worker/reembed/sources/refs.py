@@ -26,8 +26,9 @@ from api_client.wire.messages import PathRef, UrlRef
 from ..doors import Doors
 from . import Content
 
+# The file ends at the first `.tar`, for both may have a `::` in their names.
 _MEMBER = re.compile(
-    r"(?P<file>.+)::(?P<name>.+)@(?P<begin>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL
+    r"(?P<file>.+?\.tar|.+?)::(?P<name>.+)@(?P<begin>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL
 )
 
 
