@@ -267,6 +267,17 @@ def test_a_broken_table_is_refused(source, tmp_path, name, body):
         list(source("list", tmp_path / name).walk())
 
 
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [('{"path": b}', "Expecting value, at character 10 of a line"), ("7", "a line")],
+)
+def test_how_far_a_broken_table_could_be_read_is_told(source, tmp_path, broken, told):
+    lines = ['{"path": "a"}', "", '{"path": "b"}', broken]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    with pytest.raises(JobRefused, match=f"cannot be read as .jsonl beyond row 2: {told}"):
+        list(source("list", tmp_path / "x.jsonl").walk())
+
+
 @pytest.mark.parametrize(("time", "zone"), [(10**18, None), (0, "Mars/Olympus")])
 def test_a_time_that_python_cannot_hold_is_a_sentence(source, tmp_path, time, zone):
     times = pa.array([time], pa.timestamp("us", tz=zone))

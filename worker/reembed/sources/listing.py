@@ -89,10 +89,14 @@ def _rows(file: Path, column: str, id: str) -> Iterator[tuple[int, Mapping[str, 
         ".tsv": partial(_csv, delimiter="\t"),
     }
     reader: Reader = read.get(file.suffix.lower(), partial(_lines, column=column))
+    number = 0
     try:
-        yield from enumerate(reader(file), start=1)
+        for number, row in enumerate(reader(file), start=1):
+            yield number, row
     except (ValueError, RecursionError, csv.Error, pa.ArrowException, PermissionError) as error:
-        raise JobRefused(f"{file} cannot be read as {file.suffix or 'a list'}: {error}") from None
+        beyond = f" beyond row {number}" if number else ""
+        kind = file.suffix or "a list"
+        raise JobRefused(f"{file} cannot be read as {kind}{beyond}: {error}") from None
     except OSError as error:
         raise StoreDown(f"{file}: {error.strerror}") from error
 
@@ -111,7 +115,10 @@ def _parquet(file: Path, *, needed: Collection[str]) -> Iterator[Mapping[str, An
 def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
     with file.open("rb") as lines:
         for line in filter(bytes.strip, lines):
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:  # which counts from the line's own beginning
+                raise ValueError(f"{error.msg}, at character {error.pos + 1} of a line") from None
             if not isinstance(row, dict):
                 raise ValueError("a line is no JSON object")
             yield row
