@@ -511,6 +511,22 @@ def test_a_file_whose_bytes_have_changed_costs_a_search_of_all_no_other(make, ki
     same(sink.read([*wanted(shard(0)), *wanted(other)]), wanted(other))
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"x": [1]},
+        {"id": ["0/0"], "vector": ["q"], "error": [None]},
+        {"id": ["0/0"], "vector": [None], "error": [None]},
+        {"id": [7], "vector": [[1.0]], "error": [None]},
+    ],
+)
+def test_a_file_of_somebody_else_with_a_name_of_ours_holds_no_vectors(make, tmp_path, columns):
+    sink = make("parquet")
+    sink.write(shard(0))
+    parquet.write_table(pa.table(columns), tmp_path / "photos" / "part-theirs.parquet")
+    same(sink.read(["0/0", "0/2", "0/3"]), wanted(shard(0)))
+
+
 @pytest.mark.parametrize("kind", ["parquet", "npy"])
 def test_what_people_put_beside_the_vectors_is_left_alone(make, kind, tmp_path):
     sink = make(kind)

@@ -80,7 +80,7 @@ class Parquet:
         found: dict[str, Vector] = {}
         with store_errors(self.folder):
             for file in self._parts() if chunk is None else [self._file(chunk)]:
-                found |= _held(file, wanted)
+                found |= _held(file, wanted, self._schema)
         return found
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -108,15 +108,17 @@ class Parquet:
         return self.folder / f"part-{self._space.job}-{chunk:08d}.parquet"
 
 
-def _held(file: Path, wanted: pa.Array) -> dict[str, Vector]:
-    """The vectors of a file by id; none if it is not there, or cut short by a power cut."""
+def _held(file: Path, wanted: pa.Array, schema: pa.Schema) -> dict[str, Vector]:
+    """The vectors of a file by id; none if it is not there, cut short by a power cut, or of
+    somebody who gave it such a name."""
     try:
         with reading_parquet():
-            table = parquet.read_table(file, columns=["id", "vector", "error"])
-    except (FileNotFoundError, pa.ArrowInvalid):
+            table = parquet.read_table(file, columns=["id", "vector", "error"], schema=schema)
+    except (FileNotFoundError, pa.ArrowException):
         return {}
     is_wanted = compute.is_in(table["id"], value_set=wanted)
-    held = table.filter(compute.and_(is_wanted, table["error"].is_null()))
+    is_whole = compute.and_(table["error"].is_null(), table["vector"].is_valid())
+    held = table.filter(compute.and_(is_wanted, is_whole))
     return dict(zip(held["id"].to_pylist(), matrix(held["vector"]), strict=True))
 
 
