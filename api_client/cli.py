@@ -116,19 +116,18 @@ def search(
 ) -> None:
     """Find the pictures that fit a text best."""
     from . import inputs, show
-    from .results import similarity
+    from .results import comparable, similarity
 
     paths = _pictures(images)
     with a_client() as client, show.progress("embedding", len(paths)) as advance:
-        [wanted] = client.embed_texts(query, model=model)
         items = client.embed_images_detailed(paths, model=model, progress=advance)
+        read = client.embed_texts_detailed(query, model=items[0].model if items else model)
     names = [inputs.printable(path) for path in paths]
-    found = [
-        (float(similarity(wanted, item.vector)), name)
-        for name, item in zip(names, items, strict=True)
-        if item.vector is not None
-    ]
-    best = sorted(found, key=lambda row: row[0], reverse=True)[:top]
+    found = [(item, name) for item, name in zip(items, names, strict=True) if not item.error]
+    wanted, *rows = comparable([*read, *(item for item, _ in found)])
+    cosines = [float(similarity(wanted, row)) for row in rows]
+    named = zip(cosines, (name for _, name in found), strict=True)
+    best = sorted(named, key=lambda row: row[0], reverse=True)[:top]
     show.table(
         ["picture", "cosine"],
         [{"picture": name, "cosine": round(cosine, 4)} for cosine, name in best],

@@ -105,6 +105,19 @@ def same_space(seen: str | None, fingerprint: str) -> str:
     return fingerprint
 
 
+def comparable(items: Sequence[Item]) -> Vectors:
+    """`matrix`, of items of one space, whatever calls they come from.
+
+    Raises:
+        ItemsFailed: an item has no vector. SpaceMismatch: two are of different spaces.
+    """
+    vectors = matrix(items)
+    space: str | None = None
+    for item in items:
+        space = same_space(space, item.fingerprint)
+    return vectors
+
+
 def matrix(items: Sequence[Item]) -> Vectors:
     """(n, dimension) float32.
 

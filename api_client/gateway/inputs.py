@@ -1,13 +1,12 @@
 """What callers send: texts, and pictures as data URIs or web addresses; never a path."""
 
-import asyncio
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 from ..aio import AsyncClient
 from ..inputs import is_data_uri, of_data_uri
-from ..results import Item, ItemsFailed, same_space
+from ..results import Item, comparable
 from ..wire.errors import BadRequest, ClipyardError
 
 Modality = Literal["text", "image"]
@@ -20,7 +19,7 @@ _BARE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|AAAA.GZ0eXBhdml)[A-Za-z0-9+/
 async def embed(
     client: AsyncClient, inputs: Sequence[str], *, model: str | None, modality: Modality | None
 ) -> list[Item]:
-    """One item per input, in order, all of one vector space.
+    """One item per input, in order, all of one vector space: texts follow the pictures' model.
 
     Args:
         modality: what all inputs are; None takes data URIs and web addresses for pictures.
@@ -31,30 +30,12 @@ async def embed(
     kinds = [modality or guess(one) for one in inputs]
     texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
     images = pictures(inputs, kinds)
-    asked = [
-        asyncio.ensure_future(client.embed_texts_detailed(texts, model=model)),
-        asyncio.ensure_future(client.embed_images_detailed(images, model=model)),
-    ]
-    try:
-        found = await asyncio.gather(*asked)
-    finally:
-        for one in asked:
-            one.cancel()  # where the other one failed, nobody waits for it
-    in_order = {"text": iter(found[0]), "image": iter(found[1])}
-    return comparable([next(in_order[kind]) for kind in kinds])
-
-
-def comparable(items: list[Item]) -> list[Item]:
-    """The items, if all have vectors, and of one space.
-
-    Raises:
-        ItemsFailed: an input has no vector. SpaceMismatch: two are of different spaces.
-    """
-    if any(item.error for item in items):
-        raise ItemsFailed(items)
-    space: str | None = None
-    for item in items:
-        space = same_space(space, item.fingerprint)
+    seen = await client.embed_images_detailed(images, model=model) if images else []
+    model = seen[0].model if seen else model
+    read = await client.embed_texts_detailed(texts, model=model) if texts else []
+    in_order = {"text": iter(read), "image": iter(seen)}
+    items = [next(in_order[kind]) for kind in kinds]
+    comparable(items)
     return items
 
 

@@ -12,11 +12,10 @@ from pydantic_core import PydanticCustomError
 from starlette.datastructures import ImmutableMultiDict
 
 from ..aio import AsyncClient
-from ..results import matrix
+from ..results import comparable
 from ..wire.errors import BadRequest
 from ..wire.messages import MAX_TEXT_CHARS, ModelId
 from .budgets import Spend
-from .inputs import comparable
 from .refusals import RESPONSES
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS, pattern=r"\S")]
@@ -90,9 +89,9 @@ def router(client: AsyncClient) -> APIRouter:
         """How well a text and a picture fit."""
         asked = _one(text, form_text)
         await spend(2)
-        texts = await client.embed_texts_detailed([asked], model=model)
-        pictures = await client.embed_images_detailed([await file.read()], model=model)
-        words, pixels = matrix(comparable([*texts, *pictures]))
+        [seen] = await client.embed_images_detailed([await file.read()], model=model)
+        [read] = await client.embed_texts_detailed([asked], model=seen.model)
+        words, pixels = comparable([read, seen])
         return Similarity(similarity=float(client.similarity(words, pixels)))
 
     routes.include_router(uploads)

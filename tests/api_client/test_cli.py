@@ -285,6 +285,32 @@ def test_a_search_tells_which_pictures_failed_and_why(clipyard, pictures, option
     assert f"{pictures}/a.png: image_unreadable: cut short" in error.splitlines()
 
 
+def test_a_search_asks_the_model_that_has_answered_for_the_pictures(clipyard, pictures):
+    class Switched(FakeClient):
+        def _hold(self, talk):
+            answer = super()._hold(talk)
+            super()._hold(self._desk.switch("fake/large", None, None))
+            return answer
+
+    found = [
+        clipyard("search", "words", pictures, *options, "--json", client=client())[:2]
+        for client, options in ((FakeClient, []), (Switched, []), (Switched, ["-m", "auto"]))
+    ]
+    assert found == [found[0]] * 3
+    assert found[0][0] == 0
+
+
+def test_a_search_in_two_spaces_ranks_nothing(clipyard, pictures):
+    class Updated(FakeClient):  # a worker of another version answered
+        def embed_texts_detailed(self, texts, **options):
+            items = super().embed_texts_detailed(texts, **options)
+            return [replace(item, fingerprint="another") for item in items]
+
+    code, out, error = clipyard("search", "words", pictures, client=Updated())
+    assert (code, out) == (1, "")
+    assert error.startswith("error: workers answered in two vector spaces (another and fake:")
+
+
 @pytest.mark.parametrize(
     ("argv", "key"),
     [

@@ -1,4 +1,3 @@
-import asyncio
 import base64
 import gc
 import io
@@ -13,15 +12,13 @@ from starlette.requests import Request
 
 from api_client.gateway import plain
 from api_client.gateway.app import build
-from api_client.gateway.inputs import embed
 from api_client.gateway.refusals import refusal_of
 from api_client.status import Fleet, Worker
-from api_client.testing import MODELS, NODE, FakeAsyncClient, FakeClient
+from api_client.testing import NODE, FakeAsyncClient, FakeClient
 from api_client.wire.errors import (
     BY_CODE,
     BackendAway,
     BackendFailed,
-    BadRequest,
     ImageForbidden,
     ImageGone,
     ImageTooLarge,
@@ -132,15 +129,34 @@ def test_similarity_takes_a_text_and_an_upload(http, where):
     assert answer.json() == {"similarity": pytest.approx(float(wanted), abs=1e-6)}
 
 
-def test_similarity_of_two_spaces_is_refused_also_where_the_model_was_switched_meanwhile(settings):
-    one, other = (MODELS[0].model_copy(update={"id": id}) for id in ("fake/one", "fake/other"))
-
+@pytest.mark.parametrize("asked", [{}, {"model": "auto"}])
+def test_a_text_follows_the_model_of_the_picture_also_where_it_was_switched_meanwhile(
+    settings, asked
+):
     class Switched(FakeAsyncClient):
-        async def embed_images_detailed(self, images, **options):
-            await self.switch("fake/other")
-            return await super().embed_images_detailed(images, **options)
+        async def _hold(self, talk):
+            answer = await super()._hold(talk)
+            await super()._hold(self._desk.switch("fake/large", None, None))
+            return answer
 
-    with TestClient(build(Switched(models=(one, other)), settings), base_url=HERE) as http:
+    fake = FakeClient()
+    red, picture = fake.embed_texts(["red"])[0], fake.embed_images([png()])[0]
+    with TestClient(build(Switched(), settings), base_url=HERE) as http:
+        fit = http.post("/similarity", files={"file": png()}, params={"text": "red", **asked})
+    assert fit.json() == {"similarity": pytest.approx(float(fake.similarity(red, picture)))}
+    with TestClient(build(Switched(), settings), base_url=HERE) as http:
+        sent = {"input": ["red", data_uri()], **asked}
+        rows = http.post("/v1/embeddings", json=sent).json()["data"]
+    assert np.allclose([row["embedding"] for row in rows], [red, picture])
+
+
+def test_similarity_of_two_spaces_is_refused(settings):
+    class Updated(FakeAsyncClient):  # a worker of another version answered
+        async def embed_texts_detailed(self, texts, **options):
+            items = await super().embed_texts_detailed(texts, **options)
+            return [replace(item, fingerprint="another") for item in items]
+
+    with TestClient(build(Updated(), settings), base_url=HERE) as http:
         answer = http.post("/similarity?text=red", files={"file": png()})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "space_mismatch")
 
@@ -167,30 +183,6 @@ def test_a_text_that_was_cut_is_told(http, fake):
     fake.embed_texts_detailed = second_is_cut
     rows = http.post("/v1/embeddings", json={"input": ["a", "b"]}).json()["data"]
     assert [row["truncated"] for row in rows] == [False, True]
-
-
-def test_what_is_refused_is_not_worked_for_any_longer(fake):
-    started, withdrawn = asyncio.Event(), asyncio.Event()
-
-    async def never(*_, **__):
-        started.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            withdrawn.set()
-
-    async def refused(*_, **__):
-        await started.wait()
-        raise BadRequest("no such text")
-
-    fake.embed_images_detailed, fake.embed_texts_detailed = never, refused
-
-    async def ask():
-        with pytest.raises(BadRequest):
-            await embed(fake, ["a text", data_uri()], model=None, modality=None)
-        await asyncio.wait_for(withdrawn.wait(), 20)
-
-    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("modality", [None, "image"])
