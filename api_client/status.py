@@ -184,11 +184,11 @@ def step_down(worker: Worker, model: ModelStatus) -> StepDown | None:
     kept = model.keep_alive_s is not None and model.keep_alive_s < 0
     if model.pinned or model.leases or model.state == "loading" or kept:
         return None
-    stays_s = model.ram_timeout_s if model.keep_alive_s is None else model.keep_alive_s
-    has_host_tier = worker.device_total > 0 and model.keep_alive_s is None
-    if has_host_tier and model.state == "device" and model.vram_timeout_s < stays_s:
+    if model.keep_alive_s is not None:
+        return StepDown("nowhere", model.last_used + model.keep_alive_s)
+    if model.state == "device" and worker.device_total:  # else that is host memory
         return StepDown("host", model.last_used + model.vram_timeout_s)
-    return StepDown("nowhere", model.last_used + stays_s)
+    return StepDown("nowhere", model.last_used + model.ram_timeout_s)
 
 
 def sweep_is_missing(worker: WorkerStatus, *, now: float, interval_s: float) -> bool:
@@ -283,7 +283,7 @@ def _goes(worker: Worker, model: ModelStatus) -> list[str]:
     if step.to == "host":
         left_s = step.at - worker.beat_at
         sentences.append(f"Unused, it goes to host memory of {worker.name} {_in(left_s)}.")
-        step = StepDown("nowhere", model.last_used + model.ram_timeout_s)
+        step = StepDown("nowhere", max(step.at, model.last_used + model.ram_timeout_s))
     return [*sentences, f"Unused, it leaves {worker.name} {_in(step.at - worker.beat_at)}."]
 
 

@@ -180,6 +180,14 @@ def test_without_an_accelerator_there_is_no_way_down_but_out():
     assert "Unused, it leaves gpu0@a in 29 min." in sentences
 
 
+def test_a_model_stays_in_host_memory_no_shorter_than_on_the_device():
+    sentences = why(fleet_of(worker(), model(ram_timeout_s=300)), "clip/a")
+    assert sentences[1:3] == [
+        "Unused, it goes to host memory of gpu0@a in 9 min.",
+        "Unused, it leaves gpu0@a in 9 min.",
+    ]
+
+
 def test_what_is_overdue_goes_with_the_next_sweep():
     sentences = why(fleet_of(worker(), model(state="host", last_used=NOW - 9999)), "clip/a")
     assert sentences[0].startswith("clip/a is in host memory of gpu0@a, last used 3 h ago")

@@ -1,7 +1,11 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from api_client.status import Worker, step_down
+from api_client.wire.messages import ModelStatus
 from worker.backends.base import Footprint, Tier
 from worker.residency.memory import Bytes, Pressure
 from worker.residency.sweeps import (
@@ -222,3 +226,44 @@ def test_nothing_is_brought_to_a_busy_worker():
 
 def test_what_nobody_has_weighed_is_not_brought():
     assert warmed(weights="") is None
+
+
+SECONDS = st.integers(0, 50)
+
+
+@given(
+    st.sampled_from([Tier.DEVICE, Tier.HOST]),
+    st.sampled_from([None, 0, 5, 40, -1]),
+    SECONDS,
+    SECONDS,
+    st.booleans(),
+    st.sampled_from([{}, {"pinned": True}, {"leases": 1}]),
+)
+def test_what_people_are_foretold_is_what_the_sweeps_do(
+    tier, keep_alive_s, vram_s, ram_s, unified, shield
+):
+    told = {"device": "cuda:0", "pid": 1, "started_at": 0, "beat_at": 0, "state": "ready"}
+    foretold = step_down(
+        Worker(name="gpu0@a", device_total=0 if unified else 10, **told),
+        ModelStatus(
+            id="a",
+            state="device" if unified else str(tier),
+            last_used=NOW,
+            vram_timeout_s=vram_s,
+            ram_timeout_s=ram_s,
+            keep_alive_s=keep_alive_s,
+            **shield,
+        ),
+    )
+    it = slot(tier=Tier.DEVICE if unified else tier, keep_alive_s=keep_alive_s, **shield)
+    it = replace(it, busy=bool(it.leases))
+
+    def goes(at):
+        own = {"a": Timeouts(vram_s, ram_s)}
+        return [move.to for move in sweep(View((it,), at, unified=unified, own=own))]
+
+    if foretold is None:
+        assert goes(NOW + 9999) == []
+    else:
+        assert goes(foretold.at - 0.5) == []
+        assert goes(foretold.at + 0.5) == [Tier.HOST if foretold.to == "host" else None]
