@@ -17,7 +17,7 @@ from .steps import Part, Talk, together
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
-from .wire.broker import VISIBILITY_TIMEOUT_S, celery_app, login_refused, takes_no_writes
+from .wire.broker import VISIBILITY_TIMEOUT_S, celery_app, login_refused, takes_no_writes, unusable
 from .wire.codec import Vectors, none_of_ours, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, first_line
@@ -108,6 +108,7 @@ class Line:
                     "is its disk or its memory full, or is it a replica?"
                 ) from None
             why = str(error).rpartition("caused error: ")[2]  # without a pipeline's command
+            why = why.removeprefix("('").removesuffix("',)")  # as redis.asyncio's have it
             if isinstance(error, redis.exceptions.NoPermissionError) or why.startswith(_IN_SCRIPT):
                 raise NoBroker(
                     f"Redis at {masked(self.settings.url())} does not let this login do so ({why});"
@@ -117,7 +118,7 @@ class Line:
             if isinstance(error, redis.AuthenticationError):
                 raise NoBroker(login_refused(self.settings.url(), error)) from None
             if isinstance(error, redis.ResponseError):
-                raise
+                raise NoBroker(unusable(self.settings.url(), why)) from None
             raise NoBroker(
                 f"cannot reach Redis at {masked(self.settings.url())} ({error}); "
                 "is it running, and is CLIPYARD_REDIS_URL right?"

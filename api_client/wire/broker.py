@@ -227,18 +227,19 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
 
 def check_login(settings: Settings) -> None:
     """For the start of a worker or the beat, which would try for ever. A Redis that is away comes
-    back; a login that it refuses is refused again.
+    back; a login or a database that it refuses is refused again.
 
     Raises:
-        BadSettings: it is.
+        BadSettings: one is.
     """
     try:
         with redis_client(settings, patience_s=0) as client:
             client.ping()
     except redis.AuthenticationError as error:
         raise BadSettings(login_refused(settings.url(), error)) from None
-    except redis.RedisError:
-        pass
+    except redis.RedisError as error:
+        if isinstance(error, redis.ResponseError) and not takes_no_writes(error):
+            raise BadSettings(unusable(settings.url(), str(error))) from None
 
 
 def login_refused(url: str, error: redis.AuthenticationError) -> str:
@@ -246,6 +247,14 @@ def login_refused(url: str, error: redis.AuthenticationError) -> str:
     given = parsed(url).get("password")
     what = f"refuses the login ({str(error).rstrip('.')})" if given else "wants a login"
     return f"Redis at {masked(url)} {what}; correct CLIPYARD_REDIS_URL"
+
+
+def unusable(url: str, why: str) -> str:
+    """What people are told of a server that answers, and refuses what is asked of it."""
+    return (
+        f"Redis at {masked(url)} cannot be used ({why.rstrip('.')}); has it this database, is it "
+        "version 7 or newer and no cluster, and is CLIPYARD_KEY_PREFIX nobody else's?"
+    )
 
 
 def takes_no_writes(error: Exception) -> bool:

@@ -293,3 +293,8 @@ def test_a_login_is_checked_and_a_redis_that_is_away_is_no_reason_to_end(valkey_
     assert "not-" not in str(raised.value)
     with pytest.raises(BadSettings, match="wants a login; correct"):
         check_login(Settings.read(redis_url=f"redis://{valkey_url.partition('@')[2]}"))
+
+
+def test_a_database_that_is_not_there_is_a_reason_to_end(valkey_url: str) -> None:
+    with pytest.raises(BadSettings, match=r"/99 cannot be used \(DB index is out of range\)"):
+        check_login(Settings.read(redis_url=f"{valkey_url.removesuffix('/0')}/99"))
