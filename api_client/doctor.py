@@ -230,7 +230,8 @@ def fleet_findings(fleet: Fleet, settings: Settings, *, now: float) -> Found:
         yield from _beat(worker, settings, now=now)
         for complaint in worker.complaints:
             found = f"{worker.name}: {complaint.found}"
-            yield Finding(Check(complaint.about.value), Health.WARNING, found, complaint.mend)
+            check = Check(complaint.about) if complaint.about in list(Check) else Check.WORKER
+            yield Finding(check, Health.WARNING, found, complaint.mend)
     yield from _models(fleet)
 
 

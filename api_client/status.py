@@ -1,7 +1,7 @@
 """The fleet as its status hashes tell it: who lives, what each one holds, and why."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
@@ -40,6 +40,7 @@ __all__ = [
 EVENTS = 200  # of the tail of the stream
 STEPS = (names.INTERACTIVE, names.BULK)
 PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
+_KINDS = {form for kind in EventKind for form in (f'"{kind}"', f'"{kind}"'.encode())}
 SWEEPS_MISSED = 2.5  # intervals without a sweep, before we call the beat missing
 
 
@@ -149,8 +150,13 @@ def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
         workers=tuple(_with_models(worker, held) for worker in alive),
         current=text(current) if current else None,
         depths={queue: _depth(found) for queue in queues},
-        events=tuple(unpack_record(Event, fields) for _, fields in tail),
+        events=tuple(unpack_record(Event, fields) for _, fields in tail if _is_known(fields)),
     )
+
+
+def _is_known(event: Mapping[Any, Any]) -> bool:
+    """Whether its kind is one of this version's: workers are updated first."""
+    return event.get(b"kind", event.get("kind")) in _KINDS
 
 
 def _depth(found: Iterator[Any]) -> Depth:

@@ -324,9 +324,13 @@ class ComplaintAbout(StrEnum):
 
 
 class Complaint(Message):
-    """Something that a worker found wrong around itself, and the mend."""
+    """Something that a worker found wrong around itself, and the mend.
 
-    about: ComplaintAbout
+    Attributes:
+        about: a `ComplaintAbout`, or what a newer worker has beside those.
+    """
+
+    about: str
     found: str
     mend: str
 

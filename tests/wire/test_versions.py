@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis
 
+from api_client.doctor import fleet_findings
+from api_client.status import Fleet, Worker, read_fleet
 from api_client.wire import codec, messages
 from api_client.wire.errors import BadRequest
 from api_client.wire.jobs import JobState, JobStatus
 from api_client.wire.messages import Embedded, Failure, Timings
+from api_client.wire.names import Keys
 from api_client.wire.quarantine import Evidence
+from api_client.wire.settings import Settings
 from worker.delivery import answers
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -76,12 +81,24 @@ def test_an_old_client_reads_what_it_knows_of_a_newer_workers_answer() -> None:
 
 
 def test_an_old_client_reads_what_it_knows_of_a_newer_workers_records() -> None:
-    complaint = {"about": "disk", "found": "full", "mend": "room", "new": 1}
+    complaint = {"about": "a fan", "found": "full", "mend": "room", "new": 1}
     fields = {"device": "cpu", "pid": 1, "started_at": 1, "beat_at": 1, "state": "ready"}
     record = {"name": "a", **fields, "complaints": [complaint], "new": 2}
     told = {name: json.dumps(value) for name, value in record.items()}
     status = codec.unpack_record(messages.WorkerStatus, told)
     assert status.complaints[0].found == "full"
+    fleet = Fleet(workers=(Worker(**dict(status)),))
+    [finding] = [one for one in fleet_findings(fleet, Settings.read(), now=1) if one.mend]
+    assert (finding.check, finding.found, finding.mend) == ("worker", "a: full", "room")
+
+
+def test_an_event_of_a_kind_that_only_newer_workers_know_is_left_out(
+    store: redis.Redis, keys: Keys
+) -> None:
+    for kind in ("loaded", "frozen", "lifted"):
+        told = {"kind": kind, "worker": "a", "model": "m", "reason": "r"}
+        store.xadd(keys.events, {name: json.dumps(value) for name, value in told.items()})
+    assert [event.kind for event in read_fleet(store, keys).events] == ["lifted", "loaded"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_a_worker_whose_surroundings_are_well_complains_of_nothing(about, tmp_pa
 
 def test_an_image_root_that_is_not_there_is_told(about, tmp_path):
     [root] = about(image_roots=(tmp_path, tmp_path / "unmounted"))
-    assert root.about is ComplaintAbout.IMAGE_ROOT
+    assert root.about == ComplaintAbout.IMAGE_ROOT
     assert "unmounted" in root.found
 
 
@@ -42,13 +42,13 @@ def test_a_folder_that_cannot_even_be_looked_at_is_told(about, tmp_path, name):
 def test_a_folder_for_checkpoints_that_is_read_only_is_told(about, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # root may always
     [disk] = about()
-    assert disk.about is ComplaintAbout.DISK
+    assert disk.about == ComplaintAbout.DISK
     assert "cannot be written to" in disk.found
 
 
 def test_a_full_disk_is_told(about):
     [disk] = about(least_free_bytes=10**18)
-    assert disk.about is ComplaintAbout.DISK
+    assert disk.about == ComplaintAbout.DISK
 
 
 @pytest.mark.parametrize(
