@@ -9,9 +9,9 @@ from langchain_core.embeddings import Embeddings
 from ..aio import AsyncClient
 from ..client import Client
 from ..inputs import Picture
-from ..requests import EmbedOptions, checked
+from ..requests import EmbedOptions
 from ..wire.errors import BadRequest
-from .clients import client_of
+from .clients import client_of, options_of
 from .rows import rows
 
 
@@ -35,7 +35,7 @@ class ClipyardEmbeddings(Embeddings):
         async_client: AsyncClient | None = None,
         **options: Unpack[EmbedOptions],
     ) -> None:
-        self._options = checked(options)
+        self._options = options_of(options)
         if not isinstance(async_client, AsyncClient | None):
             raise BadRequest(f"async_client is {async_client!r:.100}; pass an AsyncClient")
         self._client = client_of(client, asked_by="langchain")

@@ -13,8 +13,8 @@ from llama_index.core.schema import ImageType
 
 from ..client import Client
 from ..inputs import Picture
-from ..requests import EmbedOptions, checked
-from .clients import client_of
+from ..requests import EmbedOptions
+from .clients import client_of, options_of
 from .rows import rows
 
 
@@ -42,7 +42,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
         **options: Unpack[EmbedOptions],
     ) -> None:
         super().__init__(
-            model_name=checked(options).get("model") or "clipyard",
+            model_name=options_of(options).get("model") or "clipyard",
             embed_batch_size=embed_batch_size,
         )
         self._client = client_of(client, asked_by="llamaindex")

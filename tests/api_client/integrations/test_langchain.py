@@ -91,3 +91,8 @@ def test_embeddings_of_the_environment_are_made_anew_where_they_are_sent(monkeyp
 def test_a_client_that_was_given_may_stay_in_its_process():
     with pytest.raises(TypeError, match=r"of the same CLIPYARD_\*$"):
         pickle.dumps(ClipyardEmbeddings(FakeClient()))
+
+
+def test_nothing_chooses_among_models_for_an_index():
+    with pytest.raises(BadRequest, match="model is 'auto'; name one"):
+        ClipyardEmbeddings(FakeClient(), model="auto")

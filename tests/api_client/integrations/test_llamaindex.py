@@ -83,3 +83,8 @@ def test_a_deep_copy_asks_the_same_client(copied):
     assert again.to_dict() == model.to_dict()
     assert again.get_text_embedding("a") == model.get_text_embedding("a")
     assert again._client is model._client
+
+
+def test_nothing_chooses_among_models_for_an_index():
+    with pytest.raises(BadRequest, match="model is 'auto'; name one"):
+        embedding(FakeClient(), model="auto")
