@@ -75,7 +75,7 @@ def checked(options: EmbedOptions) -> EmbedOptions:
     return options
 
 
-def managing(kind: type[Request], **fields: Any) -> Request:
+def managing(kind: type[Request], /, **fields: Any) -> Request:
     """A request, checked as the worker will check it.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import time
 
+from ..requests import managing
 from ..steps import Talk
 from ..talks import Call, Line
 from ..wire import names
@@ -61,12 +62,17 @@ def again(line: Line, id: str) -> Talk[Message]:
     if evidence.task == names.JOB_CHUNK:
         job = id.partition("/")[0]
         raise BadRequest(f"{id} is an item of a job: `clipyard reembed retry-failed {job}`")
-    if evidence.payload is None or evidence.task not in KINDS:
+    if evidence.task not in KINDS:
+        raise BadRequest(
+            f"{id} asks for {evidence.task!r:.100}, which this version does not send again: "
+            "ask anew where it came from"
+        )
+    if evidence.payload is None:
         raise BadRequest(f"{id} was too large to be kept: send it again from where it came")
     deadline = time.time() + line.settings.answer_timeout_s
     call = Call(
         evidence.task,
-        KINDS[evidence.task].model_validate(evidence.payload | {"deadline": deadline}),
+        managing(KINDS[evidence.task], **evidence.payload | {"deadline": deadline}),
         queue=evidence.queue,
         priority=Priority.BULK if evidence.priority else Priority.INTERACTIVE,
         id=id,

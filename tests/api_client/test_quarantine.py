@@ -46,6 +46,19 @@ def test_what_is_not_there_is_neither_sent_again_nor_dropped(lonely):
             lonely._hold(talk(lonely._desk.line, "r\n\u00e9"))
 
 
+@pytest.mark.parametrize(
+    ("task", "payload", "told"),
+    [
+        (names.LOAD, {"model": "m", "kind": 1}, "^kind: Extra inputs are not permitted$"),
+        ("clipyard.new", {}, "^r asks for 'clipyard.new', which this version does not send again"),
+    ],
+)
+def test_what_only_newer_workers_know_is_not_sent_again(lonely, store, keys, task, payload, told):
+    store.hset(keys.quarantine, "r", evidence("r", task, payload).model_dump_json())
+    with pytest.raises(BadRequest, match=told):
+        lonely._hold(talks.again(lonely._desk.line, "r"))
+
+
 def test_an_id_in_the_list_stays_on_one_line(lonely, store, keys, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(cli, "a_client", lambda: lonely)
