@@ -235,7 +235,8 @@ class Desk:
         if isinstance(refusal, BadRequest) and not answers:  # all say the same
             raise refusal
         did = f"; done by {', '.join(answer.worker for answer in answers)}" if answers else ""
-        raise from_wire(refusal.code, f"{worker}: {refusal}{did}")
+        sentence = f"{worker}: {refusal}{did}"
+        raise from_wire(refusal.code, sentence, retryable=refusal.retryable)
 
     def _best_for(self, model: str) -> Talk[Worker]:
         """The live worker that holds a model already, or has the most slots to spare; one that

@@ -11,7 +11,7 @@
     │   ├── WeightsUnavailable its checkpoint is not here and cannot be fetched
     │   └── BadCheckpoint      its checkpoint is broken, unsafe, or of another architecture
     ├── ModelBusy              every slot is leased; ask again                     retryable
-    ├── OutOfMemory            device or host memory does not suffice              (MemoryError)
+    ├── OutOfMemory            device or host memory does not suffice   retryable  (MemoryError)
     ├── BackendFailed          a back end misbehaved; its name is in the sentence
     │   ├── BackendAway        the server that it asks cannot be reached, or is busy   retryable
     │   └── DeviceLost         the device context is beyond repair; the worker ends  retryable
@@ -20,9 +20,9 @@
     ├── Cancelled              the request was withdrawn
     ├── JobRefused             a bulk job's source, sink or papers cannot be used
     ├── StoreDown              a source or sink does not answer, or is full        retryable
-    ├── NoBroker               Redis cannot be reached                             (ConnectionError)
+    ├── NoBroker               Redis cannot be reached                 retryable  (ConnectionError)
     ├── NoWorker               no worker is alive                                  retryable
-    ├── NoAnswer               no answer came in time                              (TimeoutError)
+    ├── NoAnswer               no answer came in time                  retryable  (TimeoutError)
     └── ItemError              one image or text of many; its neighbours are served
         ├── ImageMissing       there is no such file, object or page       (FileNotFoundError)
         ├── ImageForbidden     outside the allowed roots or hosts, or its server refuses it
@@ -38,8 +38,6 @@ They carry one sentence each: what was asked, and what would work. They cross th
 (code, sentence, retryable) and are raised again as the same class on the other side.
 """
 
-from typing import ClassVar
-
 
 class ClipyardError(Exception):
     """Base of every error this project raises on purpose.
@@ -49,8 +47,8 @@ class ClipyardError(Exception):
         retryable: whether the same call may well succeed a little later.
     """
 
-    code: ClassVar[str] = "error"
-    retryable: ClassVar[bool] = False
+    code: str = "error"
+    retryable: bool = False
 
 
 class BadRequest(ClipyardError, ValueError):
@@ -264,6 +262,13 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def from_wire(code: str, sentence: str) -> ClipyardError:
-    """The error that was raised on the other side; a code of a newer version becomes the base."""
-    return BY_CODE.get(code, ClipyardError)(sentence)
+def from_wire(code: str, sentence: str, *, retryable: bool = False) -> ClipyardError:
+    """The error that was raised on the other side; of a newer version's, the base with its code.
+
+    Args:
+        retryable: whether the other side takes it to be so.
+    """
+    error = BY_CODE.get(code, ClipyardError)(sentence)
+    if error.code != code:
+        error.code, error.retryable = code, retryable
+    return error

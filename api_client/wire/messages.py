@@ -137,7 +137,7 @@ class Failure(Message):
         return cls(code=error.code, message=str(error), retryable=error.retryable)
 
     def error(self) -> ClipyardError:
-        return from_wire(self.code, self.message)
+        return from_wire(self.code, self.message, retryable=self.retryable)
 
 
 class Timings(Message):

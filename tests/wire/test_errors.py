@@ -1,4 +1,5 @@
 import inspect
+import pickle
 
 import pytest
 
@@ -28,5 +29,15 @@ def test_every_error_stands_in_the_drawn_tree(kind):
     assert f" {kind.__name__} " in errors.__doc__.replace("\n", " ")
 
 
+def test_the_drawn_tree_says_which_may_be_asked_again():
+    drawn = errors.__doc__.partition("\n\nThey carry")[0].split("── ")
+    told = {line.split()[0] for line in drawn if "retryable" in line}
+    assert told == {kind.__name__ for kind in KINDS if kind.retryable}
+
+
 def test_a_code_from_the_future_is_still_an_error_of_ours():
-    assert type(errors.from_wire("tomorrow", "why")) is errors.ClipyardError
+    told = Failure(code="tomorrow", message="why", retryable=True)
+    arrived = pickle.loads(pickle.dumps(told.error()))
+    assert type(arrived) is errors.ClipyardError
+    assert Failure.of(arrived) == told
+    assert Failure.of(errors.ClipyardError("why")) == Failure(code="error", message="why")
