@@ -3,14 +3,13 @@
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from api_client.wire.errors import BadSettings
 from api_client.wire.logs import LogSettings
-from api_client.wire.settings import PASSWORDS, default_home
+from api_client.wire.settings import PASSWORDS, LocalPath, default_home
 
 from . import processors
 
@@ -38,10 +37,10 @@ class WorkerSettings(LogSettings):
     task_events: bool = False  # tell Flower of every task; costs a tenth of the smallest ones' rate
 
     default_model: Annotated[str, Field(min_length=1, max_length=200)] = "ViT-L-14/openai"
-    catalogue: Path | None = None  # a person's own entries, TOML
+    catalogue: LocalPath | None = None  # a person's own entries, TOML
     backends: tuple[str, ...] = ()  # plug-ins allowed: an entry point, or name=module:Class
-    models_dir: Path | None = None  # <architecture>/<tag>.safetensors, found before any download
-    cache_dir: Path = Field(default_factory=lambda: default_home() / "cache")
+    models_dir: LocalPath | None = None  # <architecture>/<tag>.safetensors, before any download
+    cache_dir: LocalPath = Field(default_factory=lambda: default_home() / "cache")
     offline: bool = False  # never ask a model hub
 
     slots: Count = 2  # models on the device at once
@@ -73,14 +72,14 @@ class WorkerSettings(LogSettings):
     decode_processes: Annotated[int, Field(ge=0, le=256)] = 0  # of strangers' pictures; 0: AVIF
     decode_timeout_s: Limit = 30.0  # for one picture in such a process
     content_cache_mb: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # of Redis, for known pictures
-    image_roots: tuple[Path, ...] = ()  # pictures may be opened below these, and nowhere else
+    image_roots: tuple[LocalPath, ...] = ()  # pictures may be opened below these, and nowhere else
     image_urls: bool = False  # fetch http(s) pictures, from public addresses only
     image_url_hosts: tuple[str, ...] = ()  # and of these hosts only; .example.org: all below it
     image_url_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
     image_stores: tuple[str, ...] = ()  # object stores, by prefix: s3://bucket/pictures/
-    sink_roots: tuple[Path, ...] = ()  # jobs may write below these, and nowhere else
+    sink_roots: tuple[LocalPath, ...] = ()  # jobs may write below these, and nowhere else
     sink_addresses: tuple[str, ...] = ()  # databases, by prefix: http://qdrant:6333/
-    jobs_dir: Path = Field(default_factory=lambda: default_home() / "jobs")  # of all workers
+    jobs_dir: LocalPath = Field(default_factory=lambda: default_home() / "jobs")  # of all workers
     job_lease_s: Limit = 60.0  # after so much silence, a chunk is free
     max_image_bytes: Count = 64 * 2**20
     max_image_pixels: Count = 250_000_000

@@ -14,7 +14,7 @@ def extra() -> Extra:
     """As the settings say."""
     settings, env = GatewaySettings.read(), {}
     if logs := settings.log_dir:  # it stands in the checkout, as the workers do
-        env = {"CLIPYARD_LOG_DIR": str(logs.expanduser().absolute())}
+        env = {"CLIPYARD_LOG_DIR": str(logs.absolute())}
     return Extra(
         name="gateway",
         argv=(sys.executable, "-m", "api_client", "gateway"),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ..wire.settings import Settings
+from ..wire.settings import LocalPath, Settings
 
 # Nobody but its owner can reach a private stack: what the owner may read may be embedded, and jobs
 # may write and reach what the owner may. A Redis that was named others may reach, too.
@@ -22,15 +22,15 @@ ANYWHERE = {
 class StackSettings(Settings):
     """What the stack decides for its workers; anything else they read for themselves."""
 
-    image_roots: tuple[Path, ...] | None = None
-    sink_roots: tuple[Path, ...] | None = None
+    image_roots: tuple[LocalPath, ...] | None = None
+    sink_roots: tuple[LocalPath, ...] | None = None
     sink_addresses: tuple[str, ...] | None = None
     # Workers stand in the checkout: what is relative is meant to be so to where we do.
-    catalogue: Path | None = None
-    models_dir: Path | None = None
-    cache_dir: Path | None = None
-    jobs_dir: Path | None = None
-    log_dir: Path | None = None
+    catalogue: LocalPath | None = None
+    models_dir: LocalPath | None = None
+    cache_dir: LocalPath | None = None
+    jobs_dir: LocalPath | None = None
+    log_dir: LocalPath | None = None
     default_model: str | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of the first worker
@@ -66,4 +66,4 @@ def _json(values: Sequence[object] | None) -> str | None:
 
 
 def _path(path: Path | None) -> str | None:
-    return str(path.expanduser().absolute()) if path else None
+    return str(path.absolute()) if path else None

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from logging.handlers import WatchedFileHandler
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator
@@ -16,7 +15,7 @@ from pydantic_settings import NoDecode
 
 from . import correlation
 from .errors import BadSettings
-from .settings import Settings
+from .settings import LocalPath, Settings
 
 __all__ = ["ESCAPES", "PARTS", "LogSettings", "part_of", "set_up"]
 
@@ -65,7 +64,7 @@ class LogSettings(Settings):
     log_format: Literal["text", "json"] = "text"
     # In the environment: slots=DEBUG,jobs=WARNING.
     log_levels: Annotated[Mapping[str, Level], NoDecode, BeforeValidator(_by_part)] = {}
-    log_dir: Path | None = None  # also one file a part, for logrotate to rotate
+    log_dir: LocalPath | None = None  # also one file a part, for logrotate to rotate
     traces: bool = False  # spans of OpenTelemetry; OTEL_* say where to, see `spans`
 
     @field_validator("log_level", mode="before")

@@ -261,6 +261,17 @@ def _hard_to_guess(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _expanded(path: Path) -> Path:
+    """No shell has seen a JSON file, or a variable of Compose or systemd."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            "there is no such user here, or none with a home; write all of it"
+        ) from None
+
+
+LocalPath = Annotated[Path, AfterValidator(_expanded)]  # of this machine; ~ is a person's home
 Secret = Annotated[SecretStr, AfterValidator(_hard_to_guess)]
 Interval = Annotated[float, Field(ge=0.1, le=LONGEST_S)]  # in s, at which beat sends a message
 
@@ -272,7 +283,7 @@ class Settings(SettingsBase):
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")] = "clipyard"
     signing_key: Secret | None = None  # workers then refuse requests that it did not sign
     old_signing_key: Secret | None = None  # also accepted, while keys are changed
-    home: Path = Field(default_factory=default_home)
+    home: LocalPath = Field(default_factory=default_home)
     answer_timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 120.0
     answer_ttl_s: Annotated[int, Field(ge=1, le=LONGEST_S)] = 600  # it waits to be fetched so long
     chunk_size: Annotated[int, Field(ge=1, le=4096)] = 64  # items per message

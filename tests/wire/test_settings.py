@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from api_client.gateway.settings import GatewaySettings
+from api_client.stack.settings import StackSettings
 from api_client.wire.address import masked
 from api_client.wire.errors import BadSettings, NoBroker
 from api_client.wire.settings import Settings
@@ -12,6 +14,26 @@ from worker.settings import WorkerSettings
 def clean(monkeypatch):
     for name in ("CLIPYARD_REDIS_URL", "CLIPYARD_CONFIG"):
         monkeypatch.delenv(name, raising=False)
+
+
+PATHS = [
+    (kind, name)
+    for kind in (WorkerSettings, StackSettings, GatewaySettings)
+    for name, field in kind.model_fields.items()
+    if "Path" in repr(field.annotation)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), PATHS)
+def test_a_persons_home_is_meant_in_every_path(monkeypatch, tmp_path, kind, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    value = '["~/a"]' if name.endswith("_roots") else "~/a"
+    monkeypatch.setenv(f"CLIPYARD_{name.upper()}", value)
+    read = getattr(kind.read(), name)
+    assert read in (tmp_path / "a", (tmp_path / "a",))
+    monkeypatch.setenv(f"CLIPYARD_{name.upper()}", value.replace("~", "~nobody-of-that-name"))
+    with pytest.raises(BadSettings, match=f"^CLIPYARD_{name.upper()}: there is no such user here"):
+        kind.read()
 
 
 @pytest.mark.parametrize(

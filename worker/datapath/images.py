@@ -47,9 +47,7 @@ class ImageReader:
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._roots = tuple(
-            Path(os.path.realpath(root.expanduser())) for root in settings.image_roots
-        )
+        self._roots = tuple(Path(os.path.realpath(root)) for root in settings.image_roots)
         self._max_bytes = settings.max_image_bytes
         self._limits = decoding.Limits(
             pixels=settings.max_image_pixels, scales=settings.decode == "fast"

@@ -81,7 +81,7 @@ def _leads_below(address: str, prefix: str) -> bool:
 
 
 def _real(roots: Sequence[Path]) -> tuple[Path, ...]:
-    return tuple(Path(os.path.realpath(root.expanduser())) for root in roots)
+    return tuple(Path(os.path.realpath(root)) for root in roots)
 
 
 def _below(path: str, roots: Sequence[Path], setting: str) -> Path:

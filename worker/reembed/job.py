@@ -230,7 +230,7 @@ def papers_folder(spec: JobSpec, doors: Doors, jobs_dir: Path) -> Path:
     if spec.sink.kind in FOLDERS:
         # Readers of Parquet folders and clip-retrieval's index builder leave it alone.
         return doors.writing(spec.sink.where) / f"{BESIDE}{spec.id}"
-    return jobs_dir.expanduser() / spec.id
+    return jobs_dir / spec.id
 
 
 def _losses(shard: Shard) -> tuple[Loss, ...]:
