@@ -59,9 +59,9 @@ def gateway(
 
     try:
         from ..gateway import app as application
-    except ImportError:
+    except ImportError as error:
         raise BadSettings(
-            "the gateway is an extra: pip install -e '.[gateway]' in the checkout"
+            f"the gateway is an extra ({error}): pip install -e '.[gateway]' in the checkout"
         ) from None
 
     given = {"gateway_host": host, "gateway_port": port}
@@ -78,9 +78,9 @@ def dashboard() -> None:
     settings = DashboardSettings.read()
     try:
         from ..dashboard.server import serve
-    except ImportError:
+    except ImportError as error:
         raise BadSettings(
-            "the dashboard is an extra: pip install -e '.[dashboard]' in the checkout"
+            f"the dashboard is an extra ({error}): pip install -e '.[dashboard]' in the checkout"
         ) from None
     serve(settings)
 

@@ -561,6 +561,17 @@ def test_a_stack_that_cannot_be_started_is_one_line_on_standard_error(
     assert clipyard("up") == (1, "", f"error: cannot use {pictures}/a.png: File exists\n")
 
 
+@pytest.mark.parametrize(("extra", "library"), [("gateway", "fastapi"), ("dashboard", "flower")])
+def test_an_extra_that_is_not_there_or_broken_is_told_with_the_reason(tmp_path, extra, library):
+    (tmp_path / f"{library}.py").write_text("from zlib import nothing_of_this_name")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "CLIPYARD_REDIS_URL": "redis://a"}
+    env |= {"CLIPYARD_DASHBOARD_PASSWORD": "0123456789abcdef"}
+    argv = [sys.executable, "-m", "api_client", extra]
+    ended = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: the {extra} is an extra (cannot import name 'nothing_")
+
+
 @pytest.mark.parametrize(
     ("argv", "extras"),
     [
