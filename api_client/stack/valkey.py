@@ -112,10 +112,11 @@ class PrivateValkey:
                 try:
                     self._wait_until_it_answers()
                     break
-                except BaseException:
+                except BaseException as error:
                     self.running.end()
                     # Somebody else may bind the port between our look and the server's start.
-                    if not tries_left or "Address already in use" not in self.running.said():
+                    is_taken = "Address already in use" in self.running.said()
+                    if not (isinstance(error, ServerFailed) and is_taken and tries_left):
                         raise
             undo.callback(self.running.end)
             self._undo = undo.pop_all()

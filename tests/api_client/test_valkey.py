@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -124,6 +125,23 @@ def test_a_port_that_is_taken_meanwhile_is_given_up_for_another(server, tmp_path
     with PrivateValkey(tmp_path / "it") as other, redis.Redis.from_url(other.url) as client:
         assert client.ping()
     assert f":{free}/" in other.url
+
+
+def test_ctrl_c_ends_the_start_also_where_the_port_is_taken(server, tmp_path, monkeypatch):
+    taken = int(server.url.rpartition(":")[2].removesuffix("/0"))
+    monkeypatch.setattr(valkey, "_free_port", lambda: taken)
+    starting, asked = PrivateValkey(tmp_path / "it"), []
+
+    def interrupted(client):
+        asked.append(client)
+        while "Address already in use" not in starting.running.said():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(starting, "_answers", interrupted)
+    with pytest.raises(KeyboardInterrupt), starting:
+        pass
+    assert len(asked) == 1
 
 
 def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path):
