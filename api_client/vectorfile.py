@@ -1,5 +1,6 @@
 """Vectors with their metadata in one file: Parquet, JSON lines, or a bare .npy matrix."""
 
+import errno
 import io
 import json
 import os
@@ -78,21 +79,28 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
 @contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes its place once it is written: half of one would be read as a whole."""
-    file, part = _places(path)
     try:
-        with part.open("wb") as out:
-            yield out
-        part.replace(file)
+        file, part = _places(path)
+        try:
+            with part.open("wb") as out:
+                yield out
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         why = error.strerror or error
         raise OSError(f"cannot write vectors to {path}: {why}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _places(path: Path) -> tuple[Path, Path]:
-    """The file that a path names, on whatever disk a link leads to, and where it is written."""
+    """The file that a path names, on whatever disk a link leads to, and where it is written.
+
+    Raises:
+        OSError: what is there is none. A pipe would wait for a reader; a device be replaced.
+    """
     file = Path(os.path.realpath(path))
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "what is there is no file")
     return file, file.with_name(f"{file.name}.part")
 
 

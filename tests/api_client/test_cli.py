@@ -157,6 +157,22 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(clipyard, pic
     assert re.match(r"error: cannot write vectors to .*\n$", error)
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_neither_a_pipe_nor_a_device_is_taken_for_a_file(clipyard, tmp_path, is_link):
+    os.mkfifo(pipe := tmp_path / "pipe.npy")
+    out = tmp_path / "link.jsonl" if is_link else pipe
+    if is_link:
+        out.symlink_to(pipe)
+    code, said, error = clipyard("text", "words", "-o", out, client=object())
+    assert (code, said) == (2, "")
+    assert error == f"error: cannot write vectors to {out}: what is there is no file\n"
+    assert pipe.is_fifo()
+    items = FakeClient().embed_texts_detailed(["words"])
+    with pytest.raises(OSError, match="what is there is no file"):  # put there meanwhile
+        vectorfile.write(out, ["words"], items)
+    assert pipe.is_fifo()
+
+
 def test_parquet_that_cannot_be_written_is_refused_before_the_work(clipyard, monkeypatch):
     monkeypatch.setattr(vectorfile, "find_spec", lambda _: None)
     code, said, error = clipyard("text", "words", "-o", "vectors.parquet", client=object())
