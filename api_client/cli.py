@@ -219,9 +219,9 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show which model is where, and what goes next."""
-    from . import overview, show
+    from . import overview
 
-    if watch and (as_json or not sys.stdout.isatty() or show.console().is_dumb_terminal):
+    if watch and (as_json or not sys.stdout.isatty() or not overview.can_watch()):
         raise typer.BadParameter("--watch draws on a terminal; without it the status is shown once")
     with a_client() as client:
         if watch:

@@ -26,6 +26,12 @@ def show(fleet: Fleet) -> None:
     console().print(drawn(fleet))
 
 
+def can_watch() -> bool:
+    """Whether there is a terminal to draw on, as far as TERM and TTY_COMPATIBLE tell."""
+    terminal = console()
+    return terminal.is_terminal and not terminal.is_dumb_terminal
+
+
 def watch(look: Callable[[], Fleet]) -> None:
     """Show it until Ctrl-C."""
     with Live(drawn(look()), console=console(), screen=True) as live:

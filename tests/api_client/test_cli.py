@@ -473,10 +473,14 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(clipyard, argv):
     assert error
 
 
-@pytest.mark.parametrize("kind", ["dumb", "unknown"])
-def test_a_terminal_that_nothing_can_be_drawn_on_is_no_place_to_watch(clipyard, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("variable", "value"), [("TERM", "dumb"), ("TERM", "unknown"), ("TTY_COMPATIBLE", "0")]
+)
+def test_a_terminal_that_nothing_can_be_drawn_on_is_no_place_to_watch(
+    clipyard, monkeypatch, variable, value
+):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setenv(variable, value)
     assert clipyard("status", "--watch", client=object())[0] == 2
 
 
