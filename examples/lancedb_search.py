@@ -24,7 +24,7 @@ def main(folder: Path, query: str) -> None:
         sys.exit(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
     with Client() as clip, tempfile.TemporaryDirectory() as place:
         rows = [
-            {"path": str(path), "vector": item.vector}
+            {"path": name_of(path), "vector": item.vector}
             for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True)
             if item.vector is not None  # a picture that cannot be read
         ]
@@ -34,6 +34,11 @@ def main(folder: Path, query: str) -> None:
         [wanted] = clip.embed_texts(query, model=MODEL)
         for row in table.search(wanted).distance_type("cosine").limit(5).to_list():
             print(f"{1 - row['_distance']:.3f}  {row['path']}")
+
+
+def name_of(path: Path) -> str:
+    """As it can be stored and shown: a file's name need not be UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 if __name__ == "__main__":

@@ -27,16 +27,22 @@ def main(folder: Path, query: str) -> None:
         # `ClipyardEmbeddings.embed_image` wants all pictures to be readable; this skips the others.
         for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True):
             if item.vector is not None:
-                store.store[str(path)] = {
-                    "id": str(path),
+                name = name_of(path)
+                store.store[name] = {
+                    "id": name,
                     "vector": item.vector.tolist(),
-                    "text": str(path),
+                    "text": name,
                     "metadata": {},
                 }
         if not store.store:
             sys.exit(f"no picture in {folder} can be read")
         for document, score in store.similarity_search_with_score(query, k=5):
             print(f"{score:.3f}  {document.page_content}")
+
+
+def name_of(path: Path) -> str:
+    """As it can be stored and shown: a file's name need not be UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 if __name__ == "__main__":

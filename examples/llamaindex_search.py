@@ -28,7 +28,7 @@ def main(folder: Path, query: str) -> None:
         model = ClipyardEmbedding(clip, model=MODEL)
         # `get_image_embedding_batch` wants all pictures to be readable; this skips the others.
         nodes = [
-            ImageNode(id_=str(path), image_path=str(path), embedding=item.vector.tolist())
+            ImageNode(id_=name_of(path), embedding=item.vector.tolist())
             for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True)
             if item.vector is not None
         ]
@@ -40,6 +40,11 @@ def main(folder: Path, query: str) -> None:
         found = store.query(VectorStoreQuery(query_embedding=wanted, similarity_top_k=5))
         for score, path in zip(found.similarities, found.ids, strict=True):
             print(f"{score:.3f}  {path}")
+
+
+def name_of(path: Path) -> str:
+    """As it can be stored and shown: a file's name need not be UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 if __name__ == "__main__":

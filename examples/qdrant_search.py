@@ -35,7 +35,7 @@ def main(folder: Path, query: str) -> None:
                 # The same picture gets the same point, however often it is stored.
                 id=str(uuid5(NAMESPACE_URL, path.absolute().as_uri())),
                 vector=item.vector.tolist(),
-                payload={"path": str(path), "space": item.fingerprint},
+                payload={"path": name_of(path), "space": item.fingerprint},
             )
             for path, item in zip(pictures, clip.stream_images(pictures, model=MODEL), strict=True)
             if item.vector is not None
@@ -47,6 +47,11 @@ def main(folder: Path, query: str) -> None:
         found = database.query_points("pictures", query=wanted.tolist(), limit=5)
         for point in found.points:
             print(f"{point.score:.3f}  {point.payload['path']}")
+
+
+def name_of(path: Path) -> str:
+    """As it can be stored and shown: a file's name need not be UTF-8."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 if __name__ == "__main__":

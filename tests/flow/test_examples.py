@@ -16,7 +16,7 @@ def pictures(tmp_path_factory):
     """Pictures of coloured shapes, named by what they show."""
     folder = tmp_path_factory.mktemp("pictures")
     for caption, picture in shapes.collection(24, seed=5):
-        picture.save(folder / f"{caption}.png")
+        picture.save(folder / f"caf\udce9 {caption}.png")  # a name that is not UTF-8
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 
