@@ -17,6 +17,8 @@ from ..requests import EmbedOptions
 from .clients import client_of, options_of
 from .rows import rows
 
+CURRENT = "clipyard"  # the name of whatever model is the current one
+
 
 class ClipyardEmbedding(MultiModalEmbedding):
     """Embeds texts and pictures into one space.
@@ -42,7 +44,7 @@ class ClipyardEmbedding(MultiModalEmbedding):
         **options: Unpack[EmbedOptions],
     ) -> None:
         super().__init__(
-            model_name=options_of(options).get("model") or "clipyard",
+            model_name=options_of(options).get("model") or CURRENT,
             embed_batch_size=embed_batch_size,
         )
         self._client = client_of(client, asked_by="llamaindex")
@@ -61,6 +63,13 @@ class ClipyardEmbedding(MultiModalEmbedding):
         memo = {} if memo is None else memo
         memo[id(self._client)] = self._client
         return super().__deepcopy__(memo)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **given: Any) -> Self:
+        """One of the same model, of what `to_dict` tells; client and other options are given."""
+        model = None if data["model_name"] == CURRENT else data["model_name"]
+        same = {"model": model, "embed_batch_size": data["embed_batch_size"]}
+        return cls(**same | given)
 
     @classmethod
     def class_name(cls) -> str:

@@ -88,3 +88,11 @@ def test_a_deep_copy_asks_the_same_client(copied):
 def test_nothing_chooses_among_models_for_an_index():
     with pytest.raises(BadRequest, match="model is 'auto'; name one"):
         embedding(FakeClient(), model="auto")
+
+
+def test_what_is_made_of_a_dictionary_embeds_by_the_same_model():
+    for options in ({"model": "fake/large", "timeout": 5}, {}):
+        model = embedding(FakeClient(), embed_batch_size=7, **options)
+        again = type(model).from_dict(model.to_dict(), client=FakeClient())
+        assert again.to_dict() == model.to_dict()
+        assert again.get_text_embedding("a") == model.get_text_embedding("a")
