@@ -14,6 +14,7 @@ from kombu import Connection, Exchange, Queue
 from redis._parsers import Encoder
 from redis.backoff import ExponentialBackoff
 from redis.connection import HiredisRespSerializer, PythonRespSerializer
+from redis.event import EventDispatcher
 
 from . import names
 from .address import for_celery, masked, parsed
@@ -193,13 +194,13 @@ class _Pipeline(redis.client.Pipeline):
 
 
 class _Pool(redis.ConnectionPool):
-    """Can be used in a fork, also where another thread held its lock at that moment.
+    """Can be used in a fork, also where another thread held its locks at that moment.
 
     redis-py's own waits there for that thread, which did not come along.
     """
 
     def reset(self) -> None:
-        self._lock = RLock()
+        self._lock, self._event_dispatcher = RLock(), EventDispatcher()
         super().reset()
 
 

@@ -152,14 +152,15 @@ store = redis_client(Settings.read())
 is_held, is_over = threading.Event(), threading.Event()
 
 def hold():
-    with store.connection_pool._lock:
+    pool = store.connection_pool
+    with pool._lock, pool._event_dispatcher._lock:  # as while it takes a connection back
         is_held.set()
         is_over.wait()
 
 threading.Thread(target=hold).start()
 is_held.wait()
 if not (child := os.fork()):
-    signal.alarm(20)  # rather than for ever
+    signal.alarm(10)  # rather than for ever
     store.ping()
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
