@@ -82,7 +82,7 @@ def embed(images: Images, model: Model = None, out: Out = None, as_json: Json = 
     from . import inputs, show, vectorfile
 
     if out:
-        vectorfile.checked(out)
+        vectorfile.check(out)
     paths = _pictures(images)
     with a_client() as client, show.progress("embedding", len(paths)) as advance:
         items = client.embed_images_detailed(paths, model=model, progress=advance)
@@ -100,7 +100,7 @@ def text(
     from . import vectorfile
 
     if out:
-        vectorfile.checked(out)
+        vectorfile.check(out)
     with a_client() as client:
         items = client.embed_texts_detailed(texts, model=model)
     _embedded(texts, items, out, as_json)

@@ -18,8 +18,8 @@ from .wire.errors import BadRequest
 ENDINGS = (".npy", ".parquet", ".jsonl")
 
 
-def checked(path: Path) -> Path:
-    """The path, if vectors can be written there; ask before the work, not after.
+def check(path: Path) -> None:
+    """Whether vectors can be written there: asked before the work, not after.
 
     Makes the folders above it, and leaves what is there as it is.
 
@@ -43,7 +43,6 @@ def checked(path: Path) -> Path:
                 file.unlink()
     except OSError as error:
         raise BadRequest(f"cannot write vectors to {path}: {error.strerror}") from None
-    return path
 
 
 def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
@@ -52,7 +51,7 @@ def write(path: Path, references: Sequence[str], items: Sequence[Item]) -> Path:
     `.npy` holds the vectors alone. If an item failed, all is written as JSON lines beside it.
 
     Args:
-        path: has been `checked`.
+        path: has passed `check`.
 
     Returns:
         The file that was written.

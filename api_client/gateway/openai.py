@@ -3,7 +3,6 @@
 import base64
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
@@ -154,7 +153,7 @@ def encoded(item: Item, encoding_format: str) -> list[float] | str:
     assert item.vector is not None
     if encoding_format == "base64":
         return base64.b64encode(item.vector.astype("<f4").tobytes()).decode()
-    numbers: list[float] = np.asarray(item.vector, np.float64).tolist()
+    numbers: list[float] = item.vector.tolist()
     return numbers
 
 

@@ -65,7 +65,7 @@ def quickstart(
         What `summary.json` holds. `top1` is the share of pictures whose nearest caption is
         theirs; None where captions are not known.
     """
-    vectorfile.checked(out / VECTORS)
+    vectorfile.check(out / VECTORS)
     folder = images.expanduser() if images else out / "pictures"
     collection = _own(folder) if images else _drawn(folder)
     asked = tuple(queries) or (OWN_QUERIES if images else DEMO_QUERIES)

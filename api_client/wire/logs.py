@@ -24,15 +24,9 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 # Each part and the loggers below which it writes; the longest name that fits wins.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "slots": ("worker.residency",),
-    "sweeps": (
-        "worker.residency.sweeping",
-        "worker.residency.sweeps",
-        "worker.housekeeping",
-        "tasks.sweep",
-    ),
-    # Whatever of ours is not told apart.
-    "data": ("worker", "tasks", "worker.delivery.answers"),
-    "jobs": ("worker.reembed", "tasks.reembed", "api_client.reembed"),
+    "sweeps": ("worker.residency.sweeping",),
+    "data": ("worker", "worker.delivery.answers"),  # whatever is not told apart
+    "jobs": ("worker.reembed",),
     "status": ("worker.tracker", "worker.metrics"),
     "gateway": ("api_client.gateway", "uvicorn"),
     "messages": ("celery", "kombu", "worker.delivery"),

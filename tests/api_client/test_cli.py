@@ -183,7 +183,7 @@ def test_parquet_that_cannot_be_written_is_refused_before_the_work(clipyard, mon
 def test_a_place_that_is_looked_at_stays_as_it_is(tmp_path):
     (tmp_path / "there.npy").write_bytes(b"old")
     for name in ("there.npy", "new.npy"):
-        vectorfile.checked(tmp_path / name)
+        vectorfile.check(tmp_path / name)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("there.npy", b"old")
     ]

@@ -129,3 +129,19 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path):
 def test_a_file_that_cannot_be_opened_does_not_fail_the_work(said, tmp_path):
     (tmp_path / "data.log").mkdir()
     assert "it broke" in "".join(said(CLIPYARD_LOG_DIR=tmp_path))
+
+
+def test_below_each_name_of_a_part_somebody_logs():
+    root = Path(__file__).parents[2]
+    ours = [
+        file for part in ("api_client", "worker", "tasks") for file in (root / part).rglob("*.py")
+    ]
+    logging = {
+        ".".join(file.relative_to(root).with_suffix("").parts)
+        for file in ours
+        if "getLogger(__name__)" in file.read_text()
+    }
+    names = {name for part in PARTS.values() for name in part} - {"uvicorn", "celery", "kombu"}
+    assert all(any(f"{one}.".startswith(f"{name}.") for one in logging) for name in names)
+    told_apart = {one for one in logging if one.startswith(("worker.", "tasks."))}
+    assert all(part_of(one) != logs.OTHER for one in told_apart)
