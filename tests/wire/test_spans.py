@@ -46,7 +46,7 @@ def test_without_the_setting_nothing_is_recorded_and_nothing_is_made():
 def test_without_the_extra_the_setting_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "api_client.wire.otel")
     monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.celery", None)
-    with pytest.raises(BadSettings, match=r"pip install 'clipyard\[otel\]'"):
+    with pytest.raises(BadSettings, match=r"pip install -e '\.\[otel\]'"):
         spans.set_up(LogSettings.read(traces=True), service="tests", instance="here")
 
 
