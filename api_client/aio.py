@@ -39,9 +39,13 @@ class AsyncClient:
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         if settings is None:
             settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
-        self._redis: Any = async_redis_client(settings, patience_s=PATIENCE_S)
-        self._seats = asyncio.Semaphore(self._redis.connection_pool.max_connections)
-        self._desk = Desk(Line(settings), asked_by=asked_by)
+        store = async_redis_client(settings, patience_s=PATIENCE_S)
+        self._open(store, Line(settings), asked_by, at_once=store.connection_pool.max_connections)
+
+    def _open(self, store: Any, line: Line, asked_by: str, *, at_once: int) -> None:
+        """The rest of a client, whoever answers it."""
+        self._redis, self._seats = store, asyncio.Semaphore(at_once)
+        self._desk = Desk(line, asked_by=asked_by)
         self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
         self._ending = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None  # whose its connections are
@@ -49,9 +53,7 @@ class AsyncClient:
     async def embed_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
     ) -> Vectors:
-        return await self._hold(
-            self._desk.rows(self._desk.images(images, options).all(), options.get("model"))
-        )
+        return await self._hold(self._desk.image_rows(images, options))
 
     async def embed_images_detailed(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
@@ -71,9 +73,7 @@ class AsyncClient:
     async def embed_texts(
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]
     ) -> Vectors:
-        return await self._hold(
-            self._desk.rows(self._desk.each_text(texts, options), options.get("model"))
-        )
+        return await self._hold(self._desk.text_rows(texts, options))
 
     async def embed_texts_detailed(
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]

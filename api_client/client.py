@@ -60,9 +60,13 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         if settings is None:
             settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
-        self._redis: Any = redis_client(settings, patience_s=PATIENCE_S)
-        self._seats = Seats(self._redis.connection_pool.max_connections)
-        self._desk = Desk(Line(settings), asked_by=asked_by)
+        store = redis_client(settings, patience_s=PATIENCE_S)
+        self._open(store, Line(settings), asked_by, at_once=store.connection_pool.max_connections)
+
+    def _open(self, store: Any, line: Line, asked_by: str, *, at_once: int) -> None:
+        """The rest of a client, whoever answers it."""
+        self._redis, self._seats = store, Seats(at_once)
+        self._desk = Desk(line, asked_by=asked_by)
         self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
 
     def embed_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> Vectors:
@@ -76,9 +80,7 @@ class Client:
                 by item instead.
             ClipyardError: the call failed as a whole.
         """
-        return self._hold(
-            self._desk.rows(self._desk.images(images, options).all(), options.get("model"))
-        )
+        return self._hold(self._desk.image_rows(images, options))
 
     def embed_images_detailed(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
@@ -109,9 +111,7 @@ class Client:
         A text longer than the model's context is cut, as open_clip does; `embed_texts_detailed`
         tells which.
         """
-        return self._hold(
-            self._desk.rows(self._desk.each_text(texts, options), options.get("model"))
-        )
+        return self._hold(self._desk.text_rows(texts, options))
 
     def embed_texts_detailed(
         self, texts: str | Iterable[str], **options: Unpack[EmbedOptions]

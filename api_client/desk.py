@@ -113,10 +113,17 @@ class Desk:
             options = {**options, "timeout": float(self._settings.answer_ttl_s)}
         return embed(items, options)
 
-    def rows(self, asked: Talk[list[Item]], model: str | None) -> Talk[Vectors]:
+    def image_rows(self, images: Iterable[Picture], options: EmbedOptions) -> Talk[Vectors]:
+        return self._rows(self.images(images, options).all(), options)
+
+    def text_rows(self, texts: str | Iterable[str], options: EmbedOptions) -> Talk[Vectors]:
+        return self._rows(self.each_text(texts, options), options)
+
+    def _rows(self, asked: Talk[list[Item]], options: EmbedOptions) -> Talk[Vectors]:
         items = yield from asked
         if items:
             return matrix(items)
+        model = options.get("model")
         usual = None if model == AUTO else model  # nothing was asked for that could be chosen by
         return np.empty((0, (yield from self.dimension(usual))), np.float32)
 

@@ -8,7 +8,6 @@ inputs get equal vectors, different ones get vectors that are all but orthogonal
 a bulk job is complete as soon as it is submitted, without items.
 """
 
-import asyncio
 import hashlib
 import sys
 import threading
@@ -19,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .aio import AsyncClient
-from .client import Client, Seats
-from .desk import Desk
+from .client import Client
 from .memorystore import AwaitedStore, MemoryStore
 from .steps import Part, Talk
 from .talks import Call, Line
@@ -77,10 +75,7 @@ class FakeClient(Client):
         failing: Mapping[str, ClipyardError] | None = None,
     ) -> None:
         worker = FakeWorker(models, failing or {})
-        self._redis = worker.store
-        self._seats = Seats(SEATS)
-        self._desk = Desk(_FakeLine(worker), asked_by="fake")
-        self._resting = set()
+        self._open(worker.store, _FakeLine(worker), "fake", at_once=SEATS)
 
 
 class FakeAsyncClient(AsyncClient):
@@ -93,10 +88,8 @@ class FakeAsyncClient(AsyncClient):
         failing: Mapping[str, ClipyardError] | None = None,
     ) -> None:
         worker = FakeWorker(models, failing or {})
-        self._redis = AwaitedStore(worker.store)
-        self._seats = asyncio.Semaphore(sys.maxsize)  # who waited for one would tie it to a loop
-        self._desk = Desk(_FakeLine(worker), asked_by="fake")
-        self._resting, self._ending = set(), asyncio.Lock()
+        # As many seats as that: who waited for one would tie it to a loop.
+        self._open(AwaitedStore(worker.store), _FakeLine(worker), "fake", at_once=sys.maxsize)
 
     def _require_loop(self) -> None:
         """It has no connections, which would belong to one."""
