@@ -168,7 +168,7 @@ class Line:
             id=call.id,
             tag=call.id if call.is_first else _another_tag(call.id),
             queue=call.queue,
-            step=_step(call.priority),
+            step=call.priority.step,
             expires_at=call.until,
             shown=_shown(fields),
             headers={
@@ -180,7 +180,7 @@ class Line:
 
     def _queue(self, call: Call) -> str:
         """The list that its message is pushed to."""
-        return self.keys.queue(call.queue, _step(call.priority))
+        return self.keys.queue(call.queue, call.priority.step)
 
     def ask(self, call: Call) -> Talk[Answer]:
         """`send` and `wait`, together one round trip."""
@@ -342,10 +342,6 @@ def _seconds_left(deadline: float) -> float:
 def _another_tag(request_id: str) -> str:
     """By which `vigil` finds it."""
     return f"{request_id} {uuid4()}"
-
-
-def _step(priority: Priority) -> int:
-    return names.BULK if priority is Priority.BULK else names.INTERACTIVE
 
 
 def _open(frame: bytes) -> Answer:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from . import names
 from .errors import ClipyardError, from_wire
 
 WIRE_VERSION = 1
@@ -41,6 +42,11 @@ class Priority(StrEnum):
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
+
+    @property
+    def step(self) -> int:
+        """Of each queue, where it waits; see `names`."""
+        return names.BULK if self is Priority.BULK else names.INTERACTIVE
 
 
 class PathRef(Message):
