@@ -25,18 +25,17 @@ from .gateway.settings import GatewaySettings
 from .stack.errors import StackError
 from .stack.settings import StackSettings
 from .stack.up import find_checkout
+from .stack.valkey import OLDEST_MAJOR
 from .status import Fleet, read_fleet, sweep_is_missing
 from .wire.address import masked
 from .wire.broker import celery_app, redis_client, takes_no_writes
 from .wire.disk import free_bytes
 from .wire.errors import BadSettings, ClipyardError, NoBroker
 from .wire.messages import EventKind, WorkerStatus
-from .wire.names import Keys
+from .wire.names import STATUS_EXPIRES_S, Keys
 from .wire.settings import CONFIG_VARIABLE, Settings, files, given
 
-OLDEST_REDIS = 7  # what the project is tested with, and newer
 CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines
-BEAT_EXPIRES_S = 30.0  # of a worker's status: one that says to be older is of another clock
 LEAST_FREE_BYTES = 1_000_000_000  # for the stack's data and logs
 GATES_REFUSED = 3  # lately; one can be a message that Redis delivered twice
 SET_CLOCKS = "let NTP set both clocks"
@@ -200,8 +199,8 @@ def _redis(client: Any, keys: Keys, url: str) -> Found:
 
 
 def redis_version(number: str, *, url: str) -> Finding:
-    old = int(number.partition(".")[0]) < OLDEST_REDIS
-    mend = f"run version {OLDEST_REDIS} or newer" if old else ""
+    old = int(number.partition(".")[0]) < OLDEST_MAJOR
+    mend = f"run version {OLDEST_MAJOR} or newer" if old else ""
     return _told(Check.REDIS, f"version {number} at {masked(url)}", mend=mend, health=Health.SICK)
 
 
@@ -237,7 +236,8 @@ def fleet_findings(fleet: Fleet, settings: Settings, *, now: float) -> Found:
 
 def _clock(worker: WorkerStatus, *, now: float) -> Found:
     ahead_s = worker.beat_at - now
-    if not -BEAT_EXPIRES_S - CLOCKS_APART_S <= ahead_s <= CLOCKS_APART_S:
+    # One that says to be older than it could be is of another clock.
+    if not -STATUS_EXPIRES_S - CLOCKS_APART_S <= ahead_s <= CLOCKS_APART_S:
         side = "ahead of" if ahead_s > 0 else "behind"
         found = f"the clock of {worker.name} is {abs(ahead_s):.0f} s {side} this machine's"
         yield Finding(Check.CLOCKS, Health.WARNING, found, SET_CLOCKS)

@@ -22,7 +22,7 @@ from redis.typing import EncodableT, FieldT
 from api_client.wire.codec import pack_record, text, unpack_record
 from api_client.wire.errors import ClipyardError
 from api_client.wire.messages import Complaint, Event, Knobs, ModelStatus, WorkerState, WorkerStatus
-from api_client.wire.names import Keys
+from api_client.wire.names import STATUS_EXPIRES_S, Keys
 
 from .backends.base import Tier
 from .catalogue import Entry
@@ -40,7 +40,6 @@ __all__ = ["Tracker"]
 log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
-EXPIRY_S = 30  # a worker that was killed has vanished after this
 SEEN_KEPT = 1024  # models; the refusal of a mistyped one is an event too
 EVENTS_UNSENT = 1000  # kept while Redis is away
 EVENTS_KEPT = 10_000  # in the stream, about
@@ -78,7 +77,7 @@ class Tracker:
         device: str,
         versions: Mapping[str, str] | None = None,
         beat_s: float = BEAT_S,
-        expiry_s: int = EXPIRY_S,
+        expiry_s: int = STATUS_EXPIRES_S,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -18,7 +18,7 @@ from .child import Child, Running
 from .errors import NoServerBinary, ServerFailed
 from .home import held, private_directory, rewrite
 
-OLDEST_MAJOR = 7
+OLDEST_MAJOR = 7  # of Redis and Valkey: what the project is tested with, and newer
 START_WITHIN_S = 60.0  # a long append-only file takes its time to load
 _PORT_TRIES = 5
 _POLL_S = 0.02

@@ -40,6 +40,9 @@ INTERACTIVE: Final = 0
 BULK: Final = 9
 
 
+STATUS_EXPIRES_S: Final = 30  # of a worker's hash: who was killed has vanished after this
+
+
 def binding(routing_key: str, queue: str) -> str:
     """A member of `Keys.bindings`. Kombu's, not ours."""
     return f"{routing_key}\x06\x16\x06\x16{queue}"

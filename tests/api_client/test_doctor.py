@@ -151,7 +151,7 @@ def test_an_old_redis_is_sick(number, health):
 
 
 def test_a_redis_that_is_too_old_is_found_by_asking_it(look, valkey_url, monkeypatch):
-    monkeypatch.setattr(doctor, "OLDEST_REDIS", 99)
+    monkeypatch.setattr(doctor, "OLDEST_MAJOR", 99)
     assert look(valkey_url)[Check.REDIS][0].health is Health.SICK
 
 
