@@ -92,7 +92,7 @@ def _waiting_tile(fleet: Fleet, *, now: float) -> dict[str, Any]:
 def _jobs_tile(jobs: Iterable[JobStatus]) -> dict[str, Any]:
     going = [job for job in jobs if not job.state.is_final]
     paused = sum(job.state is JobState.PAUSED for job in going)
-    left = sum(max(0, job.items - job.done - job.failed) for job in going)
+    left = sum(job.left for job in going)
     told = f"{left:,} items to go" + (f", {paused} paused" if paused else "")
     about = told if going else "none at work"
     return _tile("Bulk jobs", len(going), about, mood="active" if going else "success")

@@ -112,7 +112,7 @@ def _jobs(jobs: Iterable[JobStatus]) -> Iterator[Family]:
         states.add_metric((state,), number)
     going = [job for job in known if not job.state.is_final]
     done, failed = sum(job.done for job in going), sum(job.failed for job in going)
-    waiting = sum(job.items for job in going) - done - failed
+    waiting = sum(job.left for job in going)
     for outcome, items in {"done": done, "failed": failed, "waiting": waiting}.items():
         left.add_metric((outcome,), items)
     yield from (states, left)

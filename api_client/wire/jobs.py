@@ -197,6 +197,11 @@ class JobStatus(Message):
     def id(self) -> str:
         return self.spec.id
 
+    @property
+    def left(self) -> int:
+        """Items that are neither yet: none at least, whatever the books say."""
+        return max(0, self.items - self.done - self.failed)
+
     @classmethod
     def of(cls, job: str, fields: Mapping[bytes, bytes], **more: Any) -> Self:
         """The status from the job's hash; fields that are of no interest to people are dropped.

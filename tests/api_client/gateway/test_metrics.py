@@ -47,16 +47,18 @@ def test_jobs_are_counted_by_state_and_the_items_of_those_that_are_not_over():
     known = [
         job(JobState.RUNNING, items=100, done=20, failed=5),
         job(JobState.PAUSED, items=10),
+        job(JobState.CHECKING, items=3, done=4),  # which hides none of the others' items
         job(JobState.COMPLETE, items=7, done=7),
     ]
     states, left = _jobs(known)
     assert {s.labels["state"]: s.value for s in states.samples} == {
         "running": 1,
         "paused": 1,
+        "checking": 1,
         "complete": 1,
     }
     assert {s.labels["outcome"]: s.value for s in left.samples} == {
-        "done": 20,
+        "done": 24,
         "failed": 5,
         "waiting": 85,
     }
