@@ -279,12 +279,7 @@ class Desk:
         return {entry.id, *entry.aliases} if entry else {model}
 
     def current_model(self) -> Talk[str]:
-        fleet = yield from self.status()
-        if fleet.current:
-            return fleet.current
-        if not fleet.workers:
-            raise NoWorker(NOBODY)
-        return fleet.workers[0].current or fleet.workers[0].default
+        return (yield from self.status()).answering()
 
     def reembed(
         self,

@@ -12,8 +12,10 @@ import redis
 from pydantic import Field
 
 from .steps import Talk, together
+from .vigil import NOBODY
 from .wire import names
 from .wire.codec import text, unpack_record
+from .wire.errors import NoWorker
 from .wire.messages import (
     Event,
     EventKind,
@@ -88,6 +90,18 @@ class Fleet(Message):
     def pressure(self) -> Pressure:
         """How short memory is on the worker where it is shortest."""
         return max((w.pressure for w in self.workers), key=PRESSURES.index, default="normal")
+
+    def answering(self) -> str:
+        """The model that answers when none is named.
+
+        Raises:
+            NoWorker: none has been named, and no worker is alive to say which.
+        """
+        if self.current:
+            return self.current
+        if not self.workers:
+            raise NoWorker(NOBODY)
+        return self.workers[0].current or self.workers[0].default
 
     @property
     def in_memory(self) -> list[tuple[Worker, ModelStatus]]:

@@ -163,8 +163,7 @@ def router(client: AsyncClient) -> APIRouter:
     @routes.get("/status")
     async def status() -> Status:
         """What is loaded, what it takes, and who uses it."""
-        current, entries = await client.current_model(), await client.models()
-        return status_of(await client.status(), entries, current)
+        return status_of(await client.status(), await client.models())
 
     @routes.get("/health")
     async def health() -> HealthReport:
@@ -212,8 +211,9 @@ def router(client: AsyncClient) -> APIRouter:
     @routes.get("/vision/status")
     async def vision_status() -> VisionStatus:
         """The current model, and which others there are."""
-        current, entries = await client.current_model(), await client.models()
-        held = holding(await client.status(), current)
+        fleet, entries = await client.status(), await client.models()
+        current = fleet.answering()
+        held = holding(fleet, current)
         return VisionStatus(
             current_model=CurrentModel(
                 model_id=current, loaded=bool(held), memory_usage=memory_of(held)
@@ -230,8 +230,9 @@ def router(client: AsyncClient) -> APIRouter:
     return routes
 
 
-def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry], current: str) -> Status:
+def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry]) -> Status:
     """The fleet in the shape of GET .../status."""
+    current = fleet.answering()
     loaded = {one.id: holding(fleet, one.id) for _, one in fleet.in_memory}
     if (entry := entry_of(entries, current)) is None:
         raise UnknownModel(f"no worker lists the current model {current!r}")
