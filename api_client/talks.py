@@ -63,7 +63,8 @@ class Answer:
     vectors: Vectors | None
 
     def embedded(self) -> tuple[Embedded, Vectors]:
-        """
+        """What there is to tell of the vectors, and they.
+
         Raises:
             ClipyardError: it is the answer to something else.
         """
@@ -72,7 +73,8 @@ class Answer:
         return self.message, self.vectors
 
     def managed(self) -> Managed:
-        """
+        """What one worker did.
+
         Raises:
             ClipyardError: it is the answer to something else.
         """

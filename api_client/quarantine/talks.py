@@ -41,7 +41,8 @@ def held(line: Line) -> Talk[list[Evidence]]:
 
 
 def one(line: Line, id: str) -> Talk[Evidence]:
-    """
+    """What is known of one.
+
     Raises:
         BadRequest: there is none of that id.
     """
@@ -85,7 +86,8 @@ def again(line: Line, id: str) -> Talk[Message]:
 
 
 def forgotten(line: Line, id: str) -> Talk[None]:
-    """
+    """Take one away.
+
     Raises:
         BadRequest: there is none of that id.
     """

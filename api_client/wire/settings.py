@@ -213,7 +213,8 @@ class SettingsBase(BaseSettings):
         ]
 
     def origin(self, field: str) -> str:
-        """Where a setting's value came from: a variable's name, the file, or `default`."""
+        """Where a setting's value came from: a variable's name, the JSON file's, `given` as an
+        argument that neither of them has, or `default`."""
         for name in names_of(field):
             if os.environ.get(name.upper()) or os.environ.get(name):
                 return name.upper()
