@@ -13,7 +13,7 @@ from celery import beat
 from celery.signals import beat_init
 
 from api_client.wire import names
-from api_client.wire.broker import celery_app, check_login
+from api_client.wire.broker import celery_app, check_server
 from api_client.wire.errors import ClipyardError
 from api_client.wire.settings import Settings, cannot_start
 
@@ -67,6 +67,6 @@ except ClipyardError as error:
 @beat_init.connect  # type: ignore[untyped-decorator]
 def _start(**_: Any) -> None:
     try:
-        check_login(_settings)
+        check_server(_settings)
     except ClipyardError as error:
         cannot_start(error)

@@ -20,7 +20,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
 
 from api_client.wire import logs, spans
-from api_client.wire.broker import celery_app, check_login
+from api_client.wire.broker import celery_app, check_server
 from api_client.wire.errors import ClipyardError
 from api_client.wire.settings import cannot_start
 
@@ -104,7 +104,7 @@ def _start(sender: str, **_: Any) -> None:
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     gc.disable()
     try:
-        check_login(settings)
+        check_server(settings)
         spans.set_up(settings, service="clipyard-worker", instance=sender)
         runtime.use(runtime.build(settings, node=sender))
         transport.Channel.stands_back = runtime.here().stands_back

@@ -36,6 +36,8 @@ _NO_WRITES = (
     redis.exceptions.ExecAbortError,
 )
 
+NO_CLUSTER = "name one server, or a primary with replicas: a queue's keys have to lie together"
+
 LARGE = 2**15  # bytes of a value that is not worth a copy
 
 VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarter of this
@@ -226,16 +228,18 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
     return _Redis.from_pool(pool)
 
 
-def check_login(settings: Settings) -> None:
+def check_server(settings: Settings) -> None:
     """For the start of a worker or the beat, which would try for ever. A Redis that is away comes
-    back; a login or a database that it refuses is refused again.
+    back; a login or a database that it refuses is refused again, and a cluster stays one.
 
     Raises:
         BadSettings: one is.
     """
     try:
         with redis_client(settings, patience_s=0) as client:
-            client.ping()
+            told = client.execute_command("HELLO")
+        if b"cluster" in (told.values() if isinstance(told, dict) else told):
+            raise BadSettings(f"Redis at {masked(settings.url())} is a cluster; {NO_CLUSTER}")
     except redis.AuthenticationError as error:
         raise BadSettings(login_refused(settings.url(), error)) from None
     except redis.RedisError as error:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -15,13 +16,15 @@ import redis
 from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
+from api_client.doctor import _redis
+from api_client.stack import valkey
 from api_client.wire import names
 from api_client.wire.broker import (
     LARGE,
     Packer,
     async_redis_client,
     celery_app,
-    check_login,
+    check_server,
     redis_client,
     takes_no_writes,
 )
@@ -286,16 +289,29 @@ def test_a_command_never_goes_on_in_a_connection_that_did_not_see_it_begin(
 
 
 def test_a_login_is_checked_and_a_redis_that_is_away_is_no_reason_to_end(valkey_url: str) -> None:
-    check_login(Settings.read(redis_url=valkey_url))
-    check_login(Settings.read(redis_url="redis://:any@127.0.0.1:1/0"))
+    check_server(Settings.read(redis_url=valkey_url))
+    check_server(Settings.read(redis_url="redis://:any@127.0.0.1:1/0"))
     wrong = valkey_url.replace("redis://:", "redis://:not-")
     with pytest.raises(BadSettings, match=r"refuses the login \(.*\); correct") as raised:
-        check_login(Settings.read(redis_url=wrong))
+        check_server(Settings.read(redis_url=wrong))
     assert "not-" not in str(raised.value)
     with pytest.raises(BadSettings, match="wants a login; correct"):
-        check_login(Settings.read(redis_url=f"redis://{valkey_url.partition('@')[2]}"))
+        check_server(Settings.read(redis_url=f"redis://{valkey_url.partition('@')[2]}"))
+
+
+def test_a_cluster_is_a_reason_to_end_and_the_doctor_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = f"{valkey._CONFIG}cluster-enabled yes\ncluster-port {valkey._free_port()}\n"
+    monkeypatch.setattr(valkey, "_CONFIG", ours)
+    with valkey.PrivateValkey(tmp_path / "it") as server, redis.Redis.from_url(server.url) as store:
+        for protocol in (2, 3):
+            with pytest.raises(BadSettings, match="/0 is a cluster; name one server"):
+                check_server(Settings.read(redis_url=f"{server.url}?protocol={protocol}"))
+        told = next(one for one in _redis(store, Keys("p"), server.url) if "cluster" in one.found)
+        assert told.health == "sick"
 
 
 def test_a_database_that_is_not_there_is_a_reason_to_end(valkey_url: str) -> None:
     with pytest.raises(BadSettings, match=r"/99 cannot be used \(DB index is out of range\)"):
-        check_login(Settings.read(redis_url=f"{valkey_url.removesuffix('/0')}/99"))
+        check_server(Settings.read(redis_url=f"{valkey_url.removesuffix('/0')}/99"))
