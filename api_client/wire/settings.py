@@ -107,7 +107,7 @@ class _SecretFiles(_ByField):
         if not path:
             return None, field_name, False
         try:
-            secret = Path(path).read_text().strip()
+            secret = _expanded(Path(path)).read_text().strip()
         except (OSError, ValueError) as error:
             raise BadSettings(
                 f"{_file_variable(field_name)}: cannot read {path}: {error}"
@@ -124,7 +124,7 @@ def _file_variable(field: str) -> str:
 def files() -> dict[str, str]:
     """The variables that name files with settings, for a process that stands in another folder."""
     return {
-        name: str(Path(path).absolute())
+        name: str(_expanded(Path(path)).absolute())
         for name, path in os.environ.items()
         if path and (name == CONFIG_VARIABLE or re.fullmatch("CLIPYARD_.+_FILE", name))
     }
@@ -141,7 +141,11 @@ def _json_file(path: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        found = from_json(Path(path).read_bytes())
+        file = _expanded(Path(path))
+    except ValueError as error:
+        raise BadSettings(f"{CONFIG_VARIABLE}: cannot read {path}: {error}") from None
+    try:
+        found = from_json(file.read_bytes())
     except OSError as error:
         raise BadSettings(f"{CONFIG_VARIABLE}: cannot read {path}: {error.strerror}") from None
     except ValueError as error:

@@ -6,7 +6,7 @@ from api_client.gateway.settings import GatewaySettings
 from api_client.stack.settings import StackSettings
 from api_client.wire.address import masked
 from api_client.wire.errors import BadSettings, NoBroker
-from api_client.wire.settings import Settings
+from api_client.wire.settings import Settings, files
 from worker.settings import WorkerSettings
 
 
@@ -34,6 +34,23 @@ def test_a_persons_home_is_meant_in_every_path(monkeypatch, tmp_path, kind, name
     monkeypatch.setenv(f"CLIPYARD_{name.upper()}", value.replace("~", "~nobody-of-that-name"))
     with pytest.raises(BadSettings, match=f"^CLIPYARD_{name.upper()}: there is no such user here"):
         kind.read()
+
+
+def test_so_it_is_in_the_names_of_files_with_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.json").write_text('{"chunk_size": 7}')
+    (tmp_path / "url").write_text("redis://a")
+    monkeypatch.setenv("CLIPYARD_CONFIG", "~/c.json")
+    monkeypatch.setenv("CLIPYARD_REDIS_URL_FILE", "~/url")
+    read = Settings.read()
+    assert (read.chunk_size, read.url()) == (7, "redis://a")
+    named = {"CLIPYARD_CONFIG": tmp_path / "c.json", "CLIPYARD_REDIS_URL_FILE": tmp_path / "url"}
+    assert files() == {name: str(path) for name, path in named.items()}
+    for name in named:
+        with monkeypatch.context() as there:
+            there.setenv(name, "~nobody-of-that-name/x")
+            with pytest.raises(BadSettings, match=rf"^{name}: cannot read .* no such user"):
+                Settings.read()
 
 
 @pytest.mark.parametrize(
