@@ -28,7 +28,14 @@ from .stack.up import find_checkout
 from .stack.valkey import OLDEST_MAJOR
 from .status import Fleet, read_fleet, sweep_is_missing
 from .wire.address import masked
-from .wire.broker import NO_CLUSTER, celery_app, redis_client, takes_no_writes
+from .wire.broker import (
+    NO_SERVERS,
+    ONE_SERVER,
+    celery_app,
+    mode_of,
+    redis_client,
+    takes_no_writes,
+)
 from .wire.disk import free_bytes
 from .wire.errors import BadSettings, ClipyardError, NoBroker
 from .wire.messages import EventKind, WorkerStatus
@@ -157,6 +164,9 @@ def _redis_and_workers(settings: Settings) -> Found:
     try:
         url = settings.url()
         with redis_client(settings, patience_s=0) as client:
+            if (mode := mode_of(client)) in NO_SERVERS:
+                yield Finding(Check.REDIS, Health.SICK, f"{masked(url)} is a {mode}", ONE_SERVER)
+                return
             keys = Keys(settings.key_prefix)
             yield from _redis(client, keys, url)
             yield from clocks(client)
@@ -187,8 +197,6 @@ def _redis_and_workers(settings: Settings) -> Found:
 def _redis(client: Any, keys: Keys, url: str) -> Found:
     server = client.info("server")
     yield redis_version(str(server.get("valkey_version") or server["redis_version"]), url=url)
-    if client.info("cluster").get("cluster_enabled"):
-        yield Finding(Check.REDIS, Health.SICK, f"{masked(url)} is a cluster", NO_CLUSTER)
     policy = client.info("memory")["maxmemory_policy"]
     yield _told(
         Check.EVICTION,

@@ -36,7 +36,8 @@ _NO_WRITES = (
     redis.exceptions.ExecAbortError,
 )
 
-NO_CLUSTER = "name one server, or a primary with replicas: a queue's keys have to lie together"
+NO_SERVERS = {"cluster", "sentinel"}  # what may answer in the place of one
+ONE_SERVER = "name the one server that holds all data, or a primary with replicas"
 
 LARGE = 2**15  # bytes of a value that is not worth a copy
 
@@ -237,14 +238,21 @@ def check_server(settings: Settings) -> None:
     """
     try:
         with redis_client(settings, patience_s=0) as client:
-            told = client.execute_command("HELLO")
-        if b"cluster" in (told.values() if isinstance(told, dict) else told):
-            raise BadSettings(f"Redis at {masked(settings.url())} is a cluster; {NO_CLUSTER}")
+            mode = mode_of(client)
+        if mode in NO_SERVERS:
+            raise BadSettings(f"Redis at {masked(settings.url())} is a {mode}; {ONE_SERVER}")
     except redis.AuthenticationError as error:
         raise BadSettings(login_refused(settings.url(), error)) from None
     except redis.RedisError as error:
         if isinstance(error, redis.ResponseError) and not takes_no_writes(error):
             raise BadSettings(unusable(settings.url(), str(error))) from None
+
+
+def mode_of(client: redis.Redis) -> str:
+    """As what a Redis answers: `standalone`, or one of NO_SERVERS."""
+    told = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    fields = told if isinstance(told, dict) else dict(zip(told[::2], told[1::2], strict=True))
+    return str(fields.get(b"mode", b"").decode())
 
 
 def login_refused(url: str, error: redis.AuthenticationError) -> str:

@@ -16,8 +16,8 @@ import redis
 from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
-from api_client.doctor import _redis
-from api_client.stack import valkey
+from api_client.doctor import _redis_and_workers
+from api_client.stack.valkey import _free_port, server_binary
 from api_client.wire import names
 from api_client.wire.broker import (
     LARGE,
@@ -299,17 +299,27 @@ def test_a_login_is_checked_and_a_redis_that_is_away_is_no_reason_to_end(valkey_
         check_server(Settings.read(redis_url=f"redis://{valkey_url.partition('@')[2]}"))
 
 
-def test_a_cluster_is_a_reason_to_end_and_the_doctor_tells_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", ["cluster", "sentinel"])
+def test_what_is_no_server_is_a_reason_to_end_and_the_doctor_tells_of_it(
+    tmp_path: Path, mode: str
 ) -> None:
-    ours = f"{valkey._CONFIG}cluster-enabled yes\ncluster-port {valkey._free_port()}\n"
-    monkeypatch.setattr(valkey, "_CONFIG", ours)
-    with valkey.PrivateValkey(tmp_path / "it") as server, redis.Redis.from_url(server.url) as store:
-        for protocol in (2, 3):
-            with pytest.raises(BadSettings, match="/0 is a cluster; name one server"):
-                check_server(Settings.read(redis_url=f"{server.url}?protocol={protocol}"))
-        told = next(one for one in _redis(store, Keys("p"), server.url) if "cluster" in one.found)
-        assert told.health == "sick"
+    port = _free_port()
+    own = f"cluster-enabled yes\ncluster-port {_free_port()}\n" if mode == "cluster" else ""
+    (tmp_path / "its.conf").write_text(f"bind 127.0.0.1\nport {port}\n{own}")
+    argv = [str(server_binary()), "its.conf", *(["--sentinel"] if mode == "sentinel" else [])]
+    url = f"redis://127.0.0.1:{port}/0"
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+        try:
+            with redis_client(Settings.read(redis_url=url)) as client:
+                assert client.ping()  # once it listens
+            for protocol in (2, 3):
+                settings = Settings.read(redis_url=f"{url}?protocol={protocol}")
+                with pytest.raises(BadSettings, match=f"/0 is a {mode}; name the one server"):
+                    check_server(settings)
+                [told] = _redis_and_workers(settings)
+                assert (told.health, told.found) == ("sick", f"{url} is a {mode}")
+        finally:
+            server.terminate()
 
 
 def test_a_database_that_is_not_there_is_a_reason_to_end(valkey_url: str) -> None:
