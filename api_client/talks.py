@@ -119,6 +119,8 @@ class Line:
                 ) from None
             if isinstance(error, redis.AuthenticationError):
                 raise NoBroker(login_refused(self.settings.url(), error)) from None
+            if why.startswith("WRONGTYPE"):  # one key is a stranger's: no fault of the server
+                raise
             if isinstance(error, redis.ResponseError):
                 raise NoBroker(unusable(self.settings.url(), why)) from None
             raise NoBroker(

@@ -265,8 +265,8 @@ def login_refused(url: str, error: redis.AuthenticationError) -> str:
 def unusable(url: str, why: str) -> str:
     """What people are told of a server that answers, and refuses what is asked of it."""
     return (
-        f"Redis at {masked(url)} cannot be used ({why.rstrip('.')}); has it this database, is it "
-        "version 7 or newer and no cluster, and is CLIPYARD_KEY_PREFIX nobody else's?"
+        f"Redis at {masked(url)} cannot be used ({why.rstrip('.')}); has it this database, and is "
+        "it version 7 or newer and no cluster?"
     )
 
 
