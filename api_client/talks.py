@@ -17,7 +17,14 @@ from .steps import Part, Talk, together
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
-from .wire.broker import VISIBILITY_TIMEOUT_S, celery_app, login_refused, takes_no_writes, unusable
+from .wire.broker import (
+    VISIBILITY_TIMEOUT_S,
+    celery_app,
+    login_refused,
+    said,
+    takes_no_writes,
+    unusable,
+)
 from .wire.codec import Vectors, none_of_ours, pack_answer, unpack_answer
 from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, first_line
@@ -109,8 +116,7 @@ class Line:
                     f"Redis at {masked(self.settings.url())} takes no writes; "
                     "is its disk or its memory full, or is it a replica?"
                 ) from None
-            why = str(error).rpartition("caused error: ")[2]  # without a pipeline's command
-            why = why.removeprefix("('").removesuffix("',)")  # as redis.asyncio's have it
+            why = said(error)
             if isinstance(error, redis.exceptions.NoPermissionError) or why.startswith(_IN_SCRIPT):
                 raise NoBroker(
                     f"Redis at {masked(self.settings.url())} does not let this login do so ({why});"

@@ -3,6 +3,7 @@
 Why each setting has its value: docs/why.md, "How messages survive".
 """
 
+import re
 from itertools import accumulate, count, takewhile
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ _NO_WRITES = (
 
 NO_SERVERS = {"cluster", "sentinel"}  # what may answer in the place of one
 ONE_SERVER = "name the one server that holds all data, or a primary with replicas"
+_QUOTED = re.compile(r"""\((['"])(.*)\1,\)""", re.DOTALL)
 
 LARGE = 2**15  # bytes of a value that is not worth a copy
 
@@ -272,9 +274,16 @@ def unusable(url: str, why: str) -> str:
 
 def takes_no_writes(error: Exception) -> bool:
     """Whether Redis answered that it can store nothing at the moment; Kombu wraps what it said."""
-    said = str(error).rpartition("caused error: ")[2]  # redis-py names the command of a pipeline
     answers = (error, error.__cause__)
-    return any(isinstance(one, _NO_WRITES) for one in answers) or said.startswith(NO_WRITES)
+    return any(isinstance(one, _NO_WRITES) for one in answers) or said(error).startswith(NO_WRITES)
+
+
+def said(error: Exception) -> str:
+    """What Redis answered. redis-py puts a pipeline's command before it, and redis.asyncio in that
+    case the answer into a tuple."""
+    answer = str(error).rpartition("caused error: ")[2]
+    quoted = _QUOTED.fullmatch(answer)
+    return quoted[2] if quoted else answer
 
 
 def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis":

@@ -26,6 +26,7 @@ from api_client.wire.broker import (
     celery_app,
     check_server,
     redis_client,
+    said,
     takes_no_writes,
 )
 from api_client.wire.errors import BadSettings
@@ -85,6 +86,21 @@ def test_a_redis_without_room_is_told_from_a_wrong_command(valkey_of_my_own) -> 
     assert takes_no_writes(
         redis.ResponseError("Command # 1 (SET a b) of pipeline caused error: MISCONF Errors")
     )
+
+
+async def _set_in_a_pipeline(settings: Settings) -> None:
+    async with async_redis_client(settings, patience_s=1) as store, store.pipeline() as pipe:
+        await pipe.set("a", "b").execute()
+
+
+def test_what_redis_answered_is_known_of_an_awaited_pipeline_too(valkey_of_my_own) -> None:
+    settings = Settings.read(redis_url=valkey_of_my_own.url)
+    with redis_client(settings) as store:
+        store.config_set("min-replicas-to-write", 1)
+    with pytest.raises(redis.ResponseError) as alone:
+        asyncio.run(_set_in_a_pipeline(settings))
+    assert said(alone.value) == "NOREPLICAS Not enough good replicas to write."
+    assert takes_no_writes(alone.value)
 
 
 def test_who_waits_for_redis_looks_again_every_other_second(
