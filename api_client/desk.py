@@ -3,11 +3,14 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import redis
 
 from . import inputs
 from .embedding import Embedding, Submitted
@@ -29,11 +32,11 @@ from .requests import (
 )
 from .results import Item, Loaded, MemoryUse, matrix
 from .status import Fleet, Worker, fleet_talk
-from .steps import Talk
+from .steps import Talk, each
 from .talks import Call, Line
 from .vigil import NOBODY
 from .wire import names
-from .wire.codec import Vectors, unpack_row
+from .wire.codec import Vectors, none_of_ours, unpack_row
 from .wire.errors import (
     BadRequest,
     ClipyardError,
@@ -310,8 +313,14 @@ class Desk:
         return (yield from self.status()).pressure
 
     def models(self) -> Talk[list[CatalogueEntry]]:
-        rows = yield lambda r: r.hgetall(self.line.keys.catalogue)
-        return [unpack_row(CatalogueEntry, row) for row in rows.values()]
+        [rows] = yield from each(methodcaller("hgetall", self.line.keys.catalogue))
+        if isinstance(rows, redis.ResponseError):
+            raise none_of_ours("the catalogue", str(rows))
+        entries = []
+        for row in rows.values():
+            with suppress(ClipyardError):  # of a newer worker perhaps, and no reason to hide others
+                entries.append(unpack_row(CatalogueEntry, row))
+        return entries
 
     def model_info(self, model: str | None) -> Talk[CatalogueEntry]:
         wanted = (yield from self.current_model()) if model is None else own_model(model)

@@ -36,6 +36,7 @@ from .wire.broker import (
     redis_client,
     takes_no_writes,
 )
+from .wire.codec import none_of_ours
 from .wire.disk import free_bytes
 from .wire.errors import BadSettings, ClipyardError, NoBroker
 from .wire.messages import EventKind, WorkerStatus
@@ -46,6 +47,7 @@ CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines
 LEAST_FREE_BYTES = 1_000_000_000  # for the stack's data and logs
 GATES_REFUSED = 3  # lately; one can be a message that Redis delivered twice
 SET_CLOCKS = "let NTP set both clocks"
+NOT_OURS = "bring all to one version, or give each program a CLIPYARD_KEY_PREFIX of its own"
 INSPECT_S = 1.0  # how long workers have to answer by remote control
 
 
@@ -171,6 +173,8 @@ def _redis_and_workers(settings: Settings) -> Found:
             yield from _redis(client, keys, url)
             yield from clocks(client)
             fleet = read_fleet(client, keys)
+            for told in fleet.strange:
+                yield Finding(Check.REDIS, Health.SICK, told, NOT_OURS)
             yield from fleet_findings(fleet, settings, now=time.time())
             yield from two_beats(client, settings)
         if fleet.workers:
@@ -190,8 +194,7 @@ def _redis_and_workers(settings: Settings) -> Found:
     except NoBroker as error:
         yield Finding(Check.REDIS, Health.SICK, str(error), "start a stack with `clipyard up`")
     except ClipyardError as error:  # of what is none of our records
-        mend = "bring all to one version, or give each program a CLIPYARD_KEY_PREFIX of its own"
-        yield Finding(Check.REDIS, Health.SICK, str(error), mend)
+        yield Finding(Check.REDIS, Health.SICK, str(error), NOT_OURS)
 
 
 def _redis(client: Any, keys: Keys, url: str) -> Found:
@@ -287,7 +290,10 @@ def _models(fleet: Fleet) -> Found:
 
 
 def two_beats(client: Any, settings: Settings) -> Found:
-    refused = int(client.get(Keys(settings.key_prefix).refused) or 0)
+    try:
+        refused = int(client.get(Keys(settings.key_prefix).refused) or 0)
+    except ValueError:
+        raise none_of_ours("the count of refused sweeps", "it is no number") from None
     if refused >= GATES_REFUSED:
         found = f"{refused} sweeps were asked for twice"
         mend = "stop one of the beats: they do no harm, but one is enough"

@@ -42,10 +42,11 @@ def watch(look: Callable[[], Fleet]) -> None:
 
 def drawn(fleet: Fleet) -> RenderableType:
     """Workers, their models in LRU order, and the newest events, as far as there are any."""
+    strange = (Text(told, style="red") for told in fleet.strange)
     if not fleet.workers:
-        return Text(NOBODY, style="red")
+        return Group(Text(NOBODY, style="red"), *strange)
     tables = (_workers(fleet), _models(fleet), _events(fleet))
-    return Group(*(table for table in tables if table.row_count))
+    return Group(*(table for table in tables if table.row_count), *strange)
 
 
 def _workers(fleet: Fleet) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 import redis
 
 from .wire.broker import redis_client
-from .wire.codec import unpack_record
+from .wire.codec import text, unpack_record
 from .wire.errors import NoBroker
 from .wire.messages import WorkerStatus
 from .wire.names import Keys
@@ -44,7 +44,7 @@ def _in_redis(worker: str | None) -> str:
 
 
 def _others(store: Any, keys: Keys) -> str:
-    names = sorted(name.decode() for name in store.smembers(keys.workers))
+    names = sorted(text(name) for name in store.smembers(keys.workers))
     there = [name for name in names if store.hget(keys.worker(name), "started_at")]
     return f"there are {', '.join(there)}" if there else "no worker is"
 

@@ -1,21 +1,22 @@
 """The fleet as its status hashes tell it: who lives, what each one holds, and why."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain, islice
+from functools import partial
+from itertools import chain, islice, repeat
 from operator import methodcaller
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import redis
 from pydantic import Field
 
-from .steps import Talk, together
+from .steps import Step, Talk, each
 from .vigil import NOBODY
 from .wire import names
-from .wire.codec import text, unpack_record
-from .wire.errors import NoWorker
+from .wire.codec import none_of_ours, text, unpack_record
+from .wire.errors import ClipyardError, NoWorker
 from .wire.messages import (
     Event,
     EventKind,
@@ -44,6 +45,8 @@ STEPS = (names.INTERACTIVE, names.BULK)
 PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
 _KINDS = {form for kind in EventKind for form in (f'"{kind}"', f'"{kind}"'.encode())}
 SWEEPS_MISSED = 2.5  # intervals without a sweep, before we call the beat missing
+
+_Record = TypeVar("_Record", bound=Message)
 
 
 class Worker(WorkerStatus):
@@ -79,12 +82,14 @@ class Fleet(Message):
         current: the model for requests that name none.
         depths: of the common queues and every live worker's direct one.
         events: newest first.
+        strange: a sentence on each key whose content is none of ours, and left out.
     """
 
     workers: tuple[Worker, ...] = ()
     current: str | None = None
     depths: dict[str, Depth] = Field(default_factory=dict)
     events: tuple[Event, ...] = ()
+    strange: tuple[str, ...] = ()
 
     @property
     def pressure(self) -> Pressure:
@@ -127,44 +132,57 @@ def read_fleet(store: redis.Redis, keys: names.Keys, *, events: int = EVENTS) ->
 
     Raises:
         redis.ConnectionError: Redis is away.
-        ClipyardError: what it holds of one of them is none of our records.
     """
     talk = fleet_talk(keys, events=events)
-    step = next(talk)
+    following: Callable[[], Step] = partial(next, talk)
     while True:
         try:
-            step = talk.send(step(store))
+            step = following()
         except StopIteration as end:
             fleet: Fleet = end.value
             return fleet
+        try:
+            following = partial(talk.send, step(store))
+        except redis.ResponseError as error:
+            following = partial(talk.throw, error)
 
 
 def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
     """`read_fleet` for the waiting and the awaiting client; four round trips."""
-    seen, current, tail = yield together(
+    ours = _Ours()
+    seen, current, tail = yield from each(
         methodcaller("smembers", keys.workers),
         methodcaller("get", keys.current),
         methodcaller("xrevrange", keys.events, "+", "-", events),
     )
-    members = sorted(map(text, seen))
-    hashes = yield together(*(methodcaller("hgetall", keys.worker(name)) for name in members))
-    alive = [unpack_record(WorkerStatus, fields) for fields in hashes if fields]
+    members = sorted(map(text, ours.of_its_type(keys.workers, "a set", seen) or ()))
+    places = [keys.worker(name) for name in members]
+    hashes = yield from each(*(methodcaller("hgetall", place) for place in places))
+    alive = list(ours.records(WorkerStatus, zip(places, hashes, strict=True)))
     pairs = [(worker.name, model_id) for worker in alive for model_id in worker.models]
-    models = yield together(*(methodcaller("hgetall", keys.model(*pair)) for pair in pairs))
+    models = yield from each(*(methodcaller("hgetall", keys.model(*pair)) for pair in pairs))
     held = {
-        pair: unpack_record(ModelStatus, fields)
+        pair: model
         for pair, fields in zip(pairs, models, strict=True)
-        if fields
+        for model in ours.records(ModelStatus, [(keys.model(*pair), fields)])
     }
     queues = [names.EMBED, names.CONTROL, *(names.direct_queue(worker.name) for worker in alive)]
     steps = [keys.queue(queue, step) for queue in queues for step in STEPS]
     looks = ((methodcaller("llen", step), methodcaller("lrange", step, -1, -1)) for step in steps)
-    found = iter((yield together(*chain.from_iterable(looks))))
+    found = yield from each(*chain.from_iterable(looks))
+    twice = chain.from_iterable((step, step) for step in steps)
+    waiting = iter([ours.of_its_type(*one) for one in zip(twice, repeat("a list"), found)])
+    said = ours.of_its_type(keys.current, "a string", current)
+    rows = ours.of_its_type(keys.events, "a stream", tail) or ()
+    happened = tuple(
+        ours.records(Event, ((keys.events, fields) for _, fields in rows if _is_known(fields)))
+    )
     return Fleet(
         workers=tuple(_with_models(worker, held) for worker in alive),
-        current=text(current) if current else None,
-        depths={queue: _depth(found) for queue in queues},
-        events=tuple(unpack_record(Event, fields) for _, fields in tail if _is_known(fields)),
+        current=text(said) if said else None,
+        depths={queue: _depth(waiting) for queue in queues},
+        events=happened,
+        strange=tuple(ours.strange.values()),
     )
 
 
@@ -173,21 +191,50 @@ def _is_known(event: Mapping[Any, Any]) -> bool:
     return event.get(b"kind", event.get("kind")) in _KINDS
 
 
+class _Ours:
+    """What Redis holds, as ours; what is none costs itself alone, and is told.
+
+    Attributes:
+        strange: a sentence for each key.
+    """
+
+    def __init__(self) -> None:
+        self.strange: dict[str, str] = {}
+
+    def records(self, kind: type[_Record], found: Iterable[tuple[str, Any]]) -> Iterator[_Record]:
+        """Those that there are, of keys and what is there."""
+        for key, fields in found:
+            if told := self.of_its_type(key, f"a {kind.__name__}", fields):
+                try:
+                    yield unpack_record(kind, told)
+                except ClipyardError as error:
+                    self._note(key, error)
+
+    def of_its_type(self, key: str, what: str, found: Any) -> Any:
+        if not isinstance(found, redis.ResponseError):
+            return found
+        self._note(key, none_of_ours(what, str(found)))
+        return None
+
+    def _note(self, key: str, error: ClipyardError) -> None:
+        self.strange[key] = f"{key!r}: {error}"
+
+
 def _depth(found: Iterator[Any]) -> Depth:
     """Of each step of one queue: its length, and the message that comes out next."""
     interactive, first, bulk, first_bulk = islice(found, 2 * len(STEPS))
     return Depth(
-        interactive=interactive,
-        bulk=bulk,
+        interactive=interactive or 0,
+        bulk=bulk or 0,
         interactive_since=_sent_at(first),
         bulk_since=_sent_at(first_bulk),
     )
 
 
-def _sent_at(frames: list[bytes]) -> float | None:
+def _sent_at(frames: list[bytes] | None) -> float | None:
     try:
-        return float(json.loads(frames[0])["headers"][names.SENT_AT])
-    except (IndexError, ValueError, KeyError, TypeError):
+        return float(json.loads((frames or [])[0])["headers"][names.SENT_AT])
+    except (IndexError, ValueError, KeyError, TypeError, RecursionError):
         return None  # nobody's, the clock's, or a stranger's
 
 
@@ -223,8 +270,10 @@ def alarms(fleet: Fleet, *, now: float, sweep_interval_s: float | None) -> list[
         sweep_interval_s: how often the beat should sweep; None where sweeps are switched off.
     """
     if not fleet.workers:
-        return ["No worker is alive: start one with `clipyard up`, or wait for one to be ready."]
-    told = [f"{w.name} is broken: {w.trouble}" for w in fleet.workers if w.state == "broken"]
+        nobody = "No worker is alive: start one with `clipyard up`, or wait for one to be ready."
+        return [nobody, *fleet.strange]
+    told = [*fleet.strange]
+    told += [f"{w.name} is broken: {w.trouble}" for w in fleet.workers if w.state == "broken"]
     if sweep_interval_s is None:
         return told
     unswept = [

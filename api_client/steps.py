@@ -9,6 +9,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import redis
+
+from .wire.broker import said
+
 _T = TypeVar("_T")
 
 # A function of redis.Redis, or of redis.asyncio.Redis with an awaitable of the same result.
@@ -27,6 +31,31 @@ def together(*parts: Part) -> Step:
         return pipe.execute()
 
     return take
+
+
+def each(*parts: Part) -> Talk[list[Any]]:
+    """As `together`; in place of what a key of another type than ours holds stands the error."""
+    try:
+        found: list[Any] = yield together(*parts)
+    except redis.ResponseError as error:
+        if not is_of_another_type(error):
+            raise
+    else:
+        return found
+    found = []
+    for part in parts:
+        try:
+            found.append((yield part))
+        except redis.ResponseError as error:
+            if not is_of_another_type(error):
+                raise
+            found.append(error)
+    return found
+
+
+def is_of_another_type(error: redis.ResponseError) -> bool:
+    """Whether Redis answered that its key holds something else than ours do."""
+    return said(error).startswith("WRONGTYPE")
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ it again, minutes later; a Redis that was restarted may have forgotten it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import inf
 from operator import methodcaller
+from typing import Any
 
-from .steps import Pause, Talk, together
+from .steps import Pause, Talk, each
+from .wire.codec import text
 from .wire.errors import NoWorker
 from .wire.names import Keys
 
@@ -119,8 +121,16 @@ class Vigil:
 
 def alive(keys: Keys) -> Talk[Crew]:
     """The workers, as (node name, when it started): a restarted worker is another one."""
-    seen = yield lambda r: r.smembers(keys.workers)
-    members = sorted(seen)
-    places = (keys.worker(name.decode()) for name in members)
-    started = yield together(*(methodcaller("hget", place, "started_at") for place in places))
-    return frozenset((name, at) for name, at in zip(members, started, strict=True) if at)
+    [seen] = yield from each(methodcaller("smembers", keys.workers))
+    members = sorted(seen) if isinstance(seen, Collection) else []  # else a stranger's
+    places = (keys.worker(text(name)) for name in members)
+    started = yield from each(*(methodcaller("hget", place, "started_at") for place in places))
+    return frozenset((name, at) for name, at in zip(members, started, strict=True) if _is_time(at))
+
+
+def _is_time(found: Any) -> bool:
+    try:
+        float(found)
+    except (TypeError, ValueError):  # none, or a stranger's
+        return False
+    return True

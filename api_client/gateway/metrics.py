@@ -57,12 +57,13 @@ def router(client: AsyncClient, meters: metrics.Meters) -> APIRouter:
 
     @routes.get("/metrics", response_class=Response, include_in_schema=False)
     async def page() -> Response:
+        seen = [_build()]
         try:
-            fleet, jobs = await client.status(), await client.jobs()
-            seen = (*_fleet(fleet, now=time.time()), *_jobs(jobs))
-        except ClipyardError:  # our own counters are worth having all the same
-            seen = ()
-        body = generate_latest(_Both(meters.registry, (_build(), *seen)))
+            seen += _fleet(await client.status(), now=time.time())
+            seen += _jobs(await client.jobs())
+        except ClipyardError:  # what there is so far is worth having all the same
+            pass
+        body = generate_latest(_Both(meters.registry, tuple(seen)))
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
     return routes

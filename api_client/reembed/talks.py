@@ -5,13 +5,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Any, Literal
 
+import redis
+
 from ..inputs import printable
-from ..steps import Step, Talk
+from ..steps import Step, Talk, each, is_of_another_type
 from ..talks import Call, Line
 from ..vigil import NOBODY
 from ..wire import names
+from ..wire.broker import said
+from ..wire.codec import none_of_ours, text
 from ..wire.errors import BadRequest
 from ..wire.jobs import JobSpec, JobState, JobStatus, SwitchAlias, Tend, sealed
 from ..wire.jobscripts import CANCEL, PAUSE, RESUME, RETRY_FAILED, SUBMIT, VERIFY, job_keys
@@ -92,12 +97,26 @@ def _books(line: Line, job: str) -> Talk[JobStatus]:
 
 def _all_books(line: Line, jobs: Sequence[str]) -> Talk[list[Callable[[], JobStatus]]]:
     """Of each job what reads its books, which may be none of ours; one round trip."""
-    seen, *told = yield partial(_look, keys=line.keys, jobs=jobs)
+    try:
+        seen, *told = yield partial(_look, keys=line.keys, jobs=jobs)
+    except redis.ResponseError as error:
+        if not is_of_another_type(error):
+            raise
+        if len(jobs) == 1:
+            return [partial(_none_of_ours, jobs[0], why=said(error))]
+        apart = []
+        for job in jobs:
+            apart += yield from _all_books(line, [job])
+        return apart
     read = partial(JobStatus.of, seen_at=float(seen[0]) + float(seen[1]) / 1e6)
     return [
         partial(read, job, fields, chunks_done=done, in_flight=flight)
         for job, fields, done, flight in zip(jobs, told[::3], told[1::3], told[2::3], strict=True)
     ]
+
+
+def _none_of_ours(job: str, *, why: str) -> JobStatus:
+    raise BadRequest(str(none_of_ours(f"the books of job {job}", why)))
 
 
 def _attended(line: Line, jobs: list[JobStatus]) -> Talk[list[JobStatus]]:
@@ -110,9 +129,11 @@ def _attended(line: Line, jobs: list[JobStatus]) -> Talk[list[JobStatus]]:
 
 def listing(line: Line) -> Talk[list[JobStatus]]:
     """Every job that Redis still knows, the newest first."""
-    ids = yield lambda r: r.zrevrange(line.keys.jobs, 0, -1)
+    [ids] = yield from each(methodcaller("zrevrange", line.keys.jobs, 0, -1))
+    if isinstance(ids, redis.ResponseError):
+        raise none_of_ours("the list of jobs", str(ids))
     found = []
-    for read in (yield from _all_books(line, [job.decode() for job in ids])):
+    for read in (yield from _all_books(line, [text(job) for job in ids])):
         with suppress(BadRequest):  # its books have expired, or are of another version
             found.append(read())
     return (yield from _attended(line, found))

@@ -78,7 +78,8 @@ def pack_record(record: BaseModel) -> dict[FieldT, EncodableT]:
 
 def text(raw: bytes | str) -> str:
     """A name as Redis gives it back; its clients may or may not have decoded it."""
-    return raw.decode() if isinstance(raw, bytes) else raw
+    # Letters that are none mean nobody, and a stranger's name must not hide everybody's.
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else raw
 
 
 def unpack_record(kind: type[_Record], fields: Mapping[Any, bytes | str]) -> _Record:
@@ -91,7 +92,7 @@ def unpack_record(kind: type[_Record], fields: Mapping[Any, bytes | str]) -> _Re
     with _ours(kind):
         return kind.model_validate(
             {
-                name: from_json(value)
+                name: from_json(value, allow_inf_nan=False)
                 for name, value in ((text(n), v) for n, v in fields.items())
                 if name in known
             },

@@ -210,18 +210,18 @@ class JobStatus(Message):
             UnknownJob: there is no such hash.
             BadRequest: it, or the specification in it, is of another version.
         """
-        found = {name.decode(): value.decode() for name, value in fields.items()}
+        found = {_words(name): _words(value) for name, value in fields.items()}
         if "spec" not in found:
             raise UnknownJob(f"there is no job {job!r}; see `clipyard reembed list`")
         spec = JobSpec.read(found.pop("spec"))
         workers = {
-            name.removeprefix("by:"): int(items)
+            name.removeprefix("by:"): items
             for name, items in found.items()
             if name.startswith("by:")
         }
         known: dict[str, Any] = {n: v for n, v in found.items() if n in cls.model_fields}
         try:
-            return cls(spec=spec, workers=workers, **known, **more)
+            return cls.model_validate({**known, **more, "spec": spec, "workers": workers})
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
             raise BadRequest(

@@ -377,6 +377,27 @@ def test_an_answer_of_another_kind_is_one_sentence_of_ours(monkeypatch, ask, fra
     assert f"is none ({told}" in str(refused.value)
 
 
+def test_a_stranger_among_the_workers_or_models_hides_none_of_them(stage, connect):
+    stage.show_worker()
+    client = connect(stage.settings)
+    ids = [entry.id for entry in client.models()]
+    stage.store.hset(stage.keys.catalogue, "fake/new", '{"kinds": ["sound"]}')
+    stage.store.sadd(stage.keys.workers, "text@a", "time@a", b"\xff@a")
+    stage.store.set(stage.keys.worker("text@a"), "text")
+    stage.store.hset(stage.keys.worker("time@a"), "started_at", "soon")
+    assert [entry.id for entry in client.models()] == ids
+    assert [worker.name for worker in client.status().workers] == [NODE]
+    client.reembed("/photos", sink="/vectors", model="m")  # which asks who is alive
+    assert not client.jobs()[0].trouble
+
+
+@pytest.mark.parametrize("key", ["workers", "catalogue"])
+def test_what_is_no_list_of_workers_or_models_ends_in_a_sentence(stage, connect, key):
+    stage.store.set(getattr(stage.keys, key), "text")
+    with pytest.raises(ClipyardError):
+        connect(stage.settings).model_info("fake/small")
+
+
 def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, connect):
     stage.show_worker()
     handle = connect(stage.settings).submit_images([b"one", b"two", b"three"])

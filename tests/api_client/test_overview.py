@@ -42,6 +42,12 @@ def test_names_and_reasons_are_shown_as_they_are(shown):
     assert "no [/b]" in drawn
 
 
+@pytest.mark.parametrize("workers", [(), (worker("cpu0@a"),)])
+def test_what_is_none_of_ours_is_told_below(shown, workers):
+    fleet = Fleet(workers=workers, strange=("'clip:worker:x@a': what Redis holds",))
+    assert shown(fleet)[-1].strip() == "'clip:worker:x@a': what Redis holds"
+
+
 def test_a_worker_is_shown_what_waits_for_it_and_not_for_its_namesakes(shown):
     depths = {"embed": 1, "control": 1, "cpu0@node1.dq2": 2, "cpu0@node10.dq2": 40}
     fleet = Fleet(

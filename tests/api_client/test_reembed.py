@@ -13,7 +13,7 @@ from api_client.reembed import places, talks, watching
 from api_client.reembed.job import awaited, shadow, specification
 from api_client.talks import Line
 from api_client.testing import FakeClient
-from api_client.wire.errors import BadRequest, UnknownJob
+from api_client.wire.errors import BadRequest, ClipyardError, UnknownJob
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
 
 
@@ -299,6 +299,32 @@ def test_a_job_in_a_state_that_this_version_does_not_know_hides_no_other_one(sta
     assert [status.id for status in client.jobs()] == ["b"]
     with pytest.raises(BadRequest, match="of another version of Clipyard, by their state"):
         client.job("a").status()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda store, key: (store.delete(key), store.set(key, "text")), "books of job a is none"),
+        (lambda store, key: store.hset(key, "by:gpu0@a", "many"), r"by their workers\.gpu0@a"),
+        (lambda store, key: store.hset(key, "state", b"\xff"), "by their state"),
+        (lambda store, key: store.hset(key, "spec", b"\xff"), "names no version"),
+    ],
+)
+def test_a_job_whose_books_are_none_hides_no_other_one(stage, connect, spoil, told):
+    client = connect(stage.settings)
+    for name in "ab":
+        client.reembed("/photos", sink="/vectors", model="m", id=name)
+    spoil(stage.store, stage.keys.job("a"))
+    stage.store.zadd(stage.keys.jobs, {b"\xff": 1})
+    assert [status.id for status in client.jobs()] == ["b"]
+    with pytest.raises(BadRequest, match=told):
+        client.job("a").status()
+
+
+def test_what_is_no_list_of_jobs_is_one_sentence(stage, connect):
+    stage.store.set(stage.keys.jobs, "text")
+    with pytest.raises(ClipyardError, match="as the list of jobs is none"):
+        connect(stage.settings).jobs()
 
 
 @pytest.mark.parametrize("job", ["a b", "\udce9", "", None, 7, "x" * 100_000])

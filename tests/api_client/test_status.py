@@ -4,7 +4,7 @@ import re
 import pytest
 import redis.asyncio
 
-from api_client.status import Depth, Fleet, Worker, fleet_talk, read_fleet, why
+from api_client.status import Depth, Fleet, Worker, alarms, fleet_talk, read_fleet, why
 from api_client.wire import names
 from api_client.wire.broker import celery_app
 from api_client.wire.codec import pack_record
@@ -58,6 +58,48 @@ def test_a_model_whose_hash_has_expired_is_left_out(show, store, keys):
     show(worker(), model("clip/a"))
     store.delete(keys.model("gpu0@a", "clip/a"))
     assert read_fleet(store, keys).workers[0].held == ()
+
+
+def as_text(store, key):
+    store.delete(key)
+    store.set(key, "a stranger's")
+
+
+@pytest.mark.parametrize(
+    ("named", "spoil"),
+    [
+        ("worker:other@a", lambda store, keys: as_text(store, keys.worker("other@a"))),
+        ("worker:other@a", lambda store, keys: store.hset(keys.worker("other@a"), "name", "{")),
+        ("worker:other@a", lambda store, keys: store.hset(keys.worker("other@a"), "pid", "NaN")),
+        ("model:gpu0@a:clip/b", lambda store, keys: as_text(store, keys.model("gpu0@a", "clip/b"))),
+        (
+            "model:gpu0@a:clip/b",
+            lambda store, keys: store.hset(keys.model("gpu0@a", "clip/b"), "state", '"lost"'),
+        ),
+        ("events", lambda store, keys: store.xadd(keys.events, {"a": "b"}) * 2),
+        ("events", lambda store, keys: as_text(store, keys.events)),
+        ("current", lambda store, keys: store.lpush(keys.current, "a")),
+        ("embed", lambda store, keys: as_text(store, keys.queue(names.EMBED, 0))),
+    ],
+)
+def test_what_is_none_of_ours_costs_itself_alone_and_is_told_once(
+    show, store, keys, prefix, named, spoil
+):
+    show(worker(), model("clip/a"), model("clip/b"))
+    show(worker("other@a", pid=2))
+    spoil(store, keys)
+    fleet = read_fleet(store, keys)
+    [told] = fleet.strange
+    assert told.startswith(f"'{prefix}:{named}': what Redis holds as ")
+    mine = next(one for one in fleet.workers if one.name == "gpu0@a")
+    assert mine.held[0].id == "clip/a"
+    assert alarms(fleet, now=NOW, sweep_interval_s=60) == [told]
+
+
+def test_a_name_that_is_no_text_is_nobodys(show, store, keys):
+    show(worker())
+    store.sadd(keys.workers, b"\xff@a")
+    assert [one.name for one in read_fleet(store, keys).workers] == ["gpu0@a"]
 
 
 def test_an_empty_installation_is_an_empty_fleet(store, keys):

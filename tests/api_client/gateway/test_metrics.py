@@ -6,6 +6,7 @@ from api_client.gateway.metrics import _fleet, _jobs
 from api_client.gateway.settings import GatewaySettings
 from api_client.status import Depth, Fleet
 from api_client.wire import metrics
+from api_client.wire.errors import ClipyardError
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
 
 PLACE = Place(kind="list", where="/list")
@@ -31,6 +32,14 @@ def test_requests_are_counted_by_route_and_strangers_guesses_under_other(http):
 def test_workers_and_queues_are_looked_at_when_somebody_scrapes(http):
     seen = samples(http.get("/metrics").text)
     assert seen["clipyard_workers", ("state", "ready")] >= 1
+
+
+def test_workers_are_told_where_jobs_cannot_be(http, fake, monkeypatch):
+    async def jobs():
+        raise ClipyardError("what Redis holds as the list of jobs is none")
+
+    monkeypatch.setattr(fake, "jobs", jobs)
+    assert samples(http.get("/metrics").text)["clipyard_workers", ("state", "ready")] >= 1
 
 
 def test_every_metric_of_the_gateway_is_served(http):
