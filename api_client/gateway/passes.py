@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,6 +20,9 @@ class Unit(StrEnum):
 
     REQUESTS = "rpm"
     ITEMS = "ipm"  # texts and pictures that are to be embedded
+
+
+_LIMIT = re.compile(rf"({'|'.join(Unit)})=(\d{{1,18}})")
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,13 @@ class Pass:
             )
         limits = {}
         for word in rest:
-            unit, _, number = word.partition("=")
-            if unit not in list(Unit) or not number.isdecimal() or not int(number):
+            limit = _LIMIT.fullmatch(word)
+            if limit is None or not int(limit[2]):
                 raise BadSettings(
                     "CLIPYARD_GATEWAY_TOKENS: after a token stand its limits per minute, "
                     "as rpm=600 ipm=20000; between two tokens stands a comma or a new line"
                 )
-            limits[Unit(unit)] = int(number)
+            limits[Unit(limit[1])] = int(limit[2])
         return cls(token, limits)
 
     @property

@@ -120,7 +120,18 @@ def test_without_redis_a_limited_token_is_told_that_nobody_can_answer():
 
 
 @pytest.mark.parametrize(
-    "words", ["rpm", "rpm=", "rpm=0", "rpm=-1", "tpm=5", "rpm=1.5", "a b", HURRIED]
+    "words",
+    [
+        "rpm",
+        "rpm=",
+        "rpm=0",
+        "rpm=-1",
+        "tpm=5",
+        "rpm=1.5",
+        pytest.param(f"rpm={'9' * 5000}", id="long"),
+        "a b",
+        HURRIED,
+    ],
 )
 def test_a_limit_that_is_none_is_refused_without_quoting_the_token(words):
     settings = GatewaySettings.read(
