@@ -87,6 +87,8 @@ class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
         given = request.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, self._login):
             return self.get_handler_delegate(request, _Stranger)
+        if "%00" in request.path:  # no file has such a name, and Tornado answers 500 then
+            return self.get_handler_delegate(request, web.ErrorHandler, {"status_code": 404})
         return super().find_handler(request, **kwargs)
 
 

@@ -164,6 +164,12 @@ def test_a_job_may_have_any_name(looking_on, chromium, store, keys, valkey_url):
     chromium.see("document.querySelector('[data-job=constructor]')?.innerText.includes('clip/a')")
 
 
+@pytest.mark.parametrize("path", ["models/static/%00", "static/%00"])
+def test_a_file_that_no_folder_can_hold_is_not_found(looking_on, path):
+    answer = httpx.get(f"http://{looking_on}/{path}", auth=("clipyard", PASSWORD))
+    assert answer.status_code == 404
+
+
 def test_a_dashboard_that_may_only_look_refuses_every_button(looking_on):
     for action in ("load", "switch", "unload", "set", "sweep"):
         reply = httpx.post(
