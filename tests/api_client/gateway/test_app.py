@@ -161,6 +161,15 @@ def test_similarity_of_two_spaces_is_refused(settings):
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "space_mismatch")
 
 
+@pytest.mark.parametrize(
+    ("sent", "other"),
+    [("a", "embed_images_detailed"), ("http://a/b.jpg", "embed_texts_detailed")],
+)
+def test_inputs_of_one_kind_are_one_call(http, fake, monkeypatch, sent, other):
+    monkeypatch.setattr(fake, other, None)
+    assert http.post("/v1/embeddings", json={"input": [sent]}).is_success
+
+
 def test_openai_embeddings_of_texts_and_pictures_keep_their_order(http):
     inputs = ["one", data_uri(), "two", "https://example.com/cat.jpg"]
     answer = http.post("/v1/embeddings", json={"input": inputs, "model": "fake/large"}).json()
