@@ -108,7 +108,7 @@ def _worker(worker: Worker, *, now: float) -> dict[str, Any]:
         "current": worker.current,
         "pressure": worker.pressure,
         "slots": worker.slots,
-        "swept_s": now - worker.last_sweep_at if worker.last_sweep_at else None,
+        "swept_s": max(0.0, now - worker.last_sweep_at) if worker.last_sweep_at else None,
         "settings": worker.settings,
         "memories": [
             _memory(name, total, free, {m.id: getattr(m, held) for m in worker.held})

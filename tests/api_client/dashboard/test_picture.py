@@ -61,6 +61,11 @@ def test_a_job_that_is_over_stays_for_a_while():
     assert [one["id"] for one in picture(Fleet(), ended, forgotten)["jobs"]] == ["complete"]
 
 
+def test_a_worker_whose_clock_is_ahead_was_swept_just_now():
+    [shown] = picture(Fleet(workers=(worker(last_sweep_at=NOW + 3600),)))["workers"]
+    assert shown["swept_s"] == 0
+
+
 def test_memory_is_told_model_by_model():
     held = (model("clip/a", device_bytes=30, host_bytes=5), model("clip/b", state="host"))
     fleet = Fleet(workers=(worker(held=held, device_total=100, device_free=50),))
