@@ -12,6 +12,7 @@
     evicted: "warning", refused: "danger", out_of_memory: "danger" };
   const JOB = { running: "primary", complete: "success", paused: "warning", incomplete: "danger", failed: "danger" };
   const RATE_OVER_S = 60;
+  const SLOTS_DRAWN = 32; // who wants no limit allows a million
 
   function make(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
@@ -151,7 +152,7 @@
     const numbers = new Set(["Leases", "Memory", "Uses", "Idle"]);
     const seated = worker.models.filter((model) => model.tier === "device").length;
     const seats = make("span", { class: "models-slots", title: `${seated} of ${worker.slots} slots are taken` },
-      ...Array.from({ length: Math.max(worker.slots, seated) }, (_, n) => make("i", { class: n < seated ? "taken" : null })));
+      ...Array.from({ length: Math.min(Math.max(worker.slots, seated), SLOTS_DRAWN) }, (_, n) => make("i", { class: n < seated ? "taken" : null })));
     return make("section", { class: "detail-card models-worker", "data-worker": worker.name },
       make("h2", {}, worker.name, badge(worker.state, STATE[worker.state]),
         worker.pressure === "normal" ? null : badge(`memory pressure ${worker.pressure}`, PRESSURE[worker.pressure]),

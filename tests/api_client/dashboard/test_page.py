@@ -135,6 +135,16 @@ def test_a_fleet_without_workers_or_beat_is_told_plainly(looking_on, chromium, s
     assert not chromium.run("return document.querySelector('button[data-action], #commands')")
 
 
+def test_a_worker_with_slots_without_end_is_shown(looking_on, chromium, store, keys):
+    now = time.time()
+    told = {"device": "cpu", "pid": 1, "started_at": now, "beat_at": now, "state": "ready"}
+    status = WorkerStatus(name="cpu0@a", slots=10**9, **told)
+    store.sadd(keys.workers, "cpu0@a")
+    store.hset(keys.worker("cpu0@a"), mapping=pack_record(status))
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see("document.querySelector('.models-worker')?.innerText.includes('1000000000 slots')")
+
+
 def submit(job_id, store, keys, valkey_url):
     """A job that no worker plans."""
     spec = JobSpec(
