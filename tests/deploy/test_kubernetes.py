@@ -82,8 +82,11 @@ def test_what_a_port_is_named_for_listens_to_other_pods() -> None:
     assert [name for name in named - {"redis"} if "0.0.0.0" not in said[name]] == []
 
 
-def test_a_gateway_may_finish_what_it_has_begun() -> None:
-    assert PODS["gateway"]["terminationGracePeriodSeconds"] > DRAIN_S
+def test_a_gateway_may_finish_what_it_has_begun_and_what_a_service_still_sends_it() -> None:
+    [container] = PODS["gateway"]["containers"]
+    [sleep, seconds] = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    assert PODS["gateway"]["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S
 
 
 def test_an_upgrade_of_the_workers_needs_no_gpu_to_spare() -> None:
