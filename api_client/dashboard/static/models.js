@@ -3,6 +3,7 @@
 
 (() => {
   const POLL_MS = 1000;
+  const SILENT_MS = 15000; // longer than a look takes where Redis does not answer
   // Whole addresses: fetch refuses relative ones on a page opened as http://user:password@host.
   const at = (path) => new URL(path, location.origin);
   const $id = (id) => document.getElementById(id);
@@ -198,7 +199,7 @@
   async function look() {
     let live = true, told = "Live";
     try {
-      const reply = await fetch(at("/models/now"));
+      const reply = await fetch(at("/models/now"), { signal: AbortSignal.timeout(SILENT_MS) });
       const now = await reply.json();
       if (reply.ok) show(now);
       else [live, told] = [false, now.error];

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from flower.utils.broker import Broker
 
@@ -143,6 +144,26 @@ def test_a_worker_with_slots_without_end_is_shown(looking_on, chromium, store, k
     store.hset(keys.worker("cpu0@a"), mapping=pack_record(status))
     chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
     chromium.see("document.querySelector('.models-worker')?.innerText.includes('1000000000 slots')")
+
+
+def test_a_dashboard_that_says_nothing_any_more_is_not_live(looking_on, chromium, prefix):
+    told = "document.getElementById('live').textContent"
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see(f"{told} === 'Live'")
+    chromium.run("window.timeout = AbortSignal.timeout.bind(AbortSignal)")
+    chromium.run("AbortSignal.timeout = () => timeout(300)")
+    [dashboard] = [
+        child
+        for child in psutil.Process().children()
+        if child.environ().get("CLIPYARD_KEY_PREFIX") == prefix
+    ]
+    dashboard.suspend()
+    try:
+        chromium.see(f"{told} === 'The dashboard does not answer'")
+    finally:
+        dashboard.resume()
+    chromium.run("AbortSignal.timeout = timeout")
+    chromium.see(f"{told} === 'Live'")
 
 
 def submit(job_id, store, keys, valkey_url):
