@@ -11,7 +11,6 @@ import logging
 import signal
 import time
 from base64 import b64encode
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from ..client import Client
 from ..wire.broker import celery_app
 from ..wire.settings import cannot_listen
+from .buttons import Buttons
 from .pages import Models, ModelsAction, ModelsNow, QueueLengths
 from .settings import DashboardSettings
 
@@ -69,8 +69,7 @@ class Dashboard(Flower):  # type: ignore[misc]  # flower has no types
         self._login = b"Basic " + b64encode(settings.guarded().login.encode())
         self.add_transform(_Unframed)
         # Threads of their own: a button waits as long as a load, and meanwhile the page is redrawn.
-        buttons = ThreadPoolExecutor(BUTTONS, thread_name_prefix="button")
-        parts = {"client": client, "settings": settings, "buttons": buttons}
+        parts = {"client": client, "settings": settings, "buttons": Buttons(BUTTONS)}
         self.add_handlers(
             r".*$",
             [
