@@ -3,6 +3,7 @@
 
 (() => {
   const POLL_MS = 1000;
+  const LEFT_MS = 30000; // a field that nobody has touched for so long was left
   const SILENT_MS = 15000; // longer than a look takes where Redis does not answer
   // Whole addresses: fetch refuses relative ones on a page opened as http://user:password@host.
   const at = (path) => new URL(path, location.origin);
@@ -124,6 +125,10 @@
   }
 
   const knobs = {}; // what is being typed survives the redrawing
+  let touchedAt = 0; // while somebody types or chooses, workers are not redrawn
+  for (const sign of ["focusin", "input", "keydown", "pointerdown"]) {
+    $id("workers").addEventListener(sign, () => { touchedAt = Date.now(); });
+  }
   function knobForm(worker) {
     const typed = (knobs[worker.name] ??= { name: "slots", value: "" });
     const choice = make("select", { class: "form-select form-select-sm", name: "knob", "aria-label": "Setting" },
@@ -176,7 +181,8 @@
       make("p", { class: "metric-label" }, tile.label), make("p", { class: "metric-value" }, String(tile.value)),
       make("p", { class: "models-about" }, tile.about))));
     $id("alarms").replaceChildren(...now.alarms.map((text) => make("div", { class: "alert alert-danger" }, text)));
-    if (!$id("workers").contains(document.activeElement) || document.activeElement.tagName === "BUTTON") {
+    const at = document.activeElement;
+    if (!$id("workers").contains(at) || at.tagName === "BUTTON" || Date.now() - touchedAt > LEFT_MS) {
       $id("workers").replaceChildren(...now.workers.map((worker) => workerCard(worker, now.read_only)));
     }
     $id("jobs-card").hidden = !now.jobs.length;

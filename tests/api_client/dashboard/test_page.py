@@ -88,6 +88,14 @@ def test_a_setting_is_changed_and_a_model_loaded_by_the_page(page, caller, worke
     page.see("document.body.innerText.includes('3 slots')")
 
 
+def test_a_field_that_somebody_left_keeps_no_worker_from_being_redrawn(page):
+    page.run(
+        "window.card = document.querySelector('[data-worker]'); card.querySelector('input').focus()"
+    )
+    page.run("const { now } = Date; Date.now = () => now() + 60000")
+    page.see("!document.contains(card)")
+
+
 def test_a_bulk_job_is_watched_from_its_start_to_its_end(page, fleet, caller):
     job = a_job(fleet, caller)
     row = f"document.querySelector('[data-job=\"{job.id}\"]')?.innerText ?? ''"
