@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .show import console, grid
+from .show import coloured, console, grid
 from .status import Fleet, Worker, span, step_down
 from .vigil import NOBODY
 from .wire import names
@@ -42,7 +42,7 @@ def watch(look: Callable[[], Fleet]) -> None:
 
 def drawn(fleet: Fleet) -> RenderableType:
     """Workers, their models in LRU order, and the newest events, as far as there are any."""
-    strange = (Text(told, style="red") for told in fleet.strange)
+    strange = (coloured(told, "red") for told in fleet.strange)
     if not fleet.workers:
         return Group(Text(NOBODY, style="red"), *strange)
     tables = (_workers(fleet), _models(fleet), _events(fleet))
@@ -58,7 +58,7 @@ def _workers(fleet: Fleet) -> Table:
         table.add_row(
             worker.name,
             worker.device,
-            Text(f"{worker.state} {worker.trouble}".strip(), style=STYLES[worker.state]),
+            coloured(f"{worker.state} {worker.trouble}".strip(), STYLES[worker.state]),
             _memory(worker),
             Text(worker.pressure, style=PRESSURE_STYLES[worker.pressure]),
             str(sum(depth.interactive + depth.bulk for depth in waiting)),

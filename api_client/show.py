@@ -40,6 +40,11 @@ def line(text: str, *, stderr: bool = False) -> None:
     print(text.translate(ESCAPES), file=sys.stderr if stderr else sys.stdout)
 
 
+def coloured(text: str, style: str) -> Text:
+    """As `console` prints a string, in a colour."""
+    return Text(text.translate(ESCAPES), style=style)
+
+
 def grid(*headers: str, unbroken: str = "", **options: Any) -> Table:
     """An empty table, which folds what does not fit: an id that is cut could not be used.
 

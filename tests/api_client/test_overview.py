@@ -48,6 +48,13 @@ def test_what_is_none_of_ours_is_told_below(shown, workers):
     assert shown(fleet)[-1].strip() == "'clip:worker:x@a': what Redis holds"
 
 
+def test_what_troubles_a_worker_tells_the_terminal_nothing(shown):
+    fleet = Fleet(workers=(worker("cpu0@a", trouble="the server said \x1b[2J"),))
+    drawn = "\n".join(shown(fleet))
+    assert "\x1b" not in drawn
+    assert "the server said \\x1b[2J" in drawn
+
+
 def test_a_worker_is_shown_what_waits_for_it_and_not_for_its_namesakes(shown):
     depths = {"embed": 1, "control": 1, "cpu0@node1.dq2": 2, "cpu0@node10.dq2": 40}
     fleet = Fleet(
