@@ -89,6 +89,15 @@ def test_a_gateway_may_finish_what_it_has_begun_and_what_a_service_still_sends_i
     assert PODS["gateway"]["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S
 
 
+@pytest.mark.parametrize("name", sorted(PODS.keys() - {"redis", "beat"}))
+def test_a_probe_waits_as_long_as_compose_does(name: str) -> None:
+    [container] = PODS[name]["containers"]
+    waits = {of: probe["timeoutSeconds"] for of, probe in container.items() if of.endswith("Probe")}
+    assert set(map("{}s".format, waits.values())) == {
+        COMPOSE["services"][TWINS[name]]["healthcheck"]["timeout"]
+    }
+
+
 def test_an_upgrade_of_the_workers_needs_no_gpu_to_spare() -> None:
     [worker] = [
         m for m in MANIFESTS if m["kind"] == "Deployment" and "worker" in m["metadata"]["name"]
