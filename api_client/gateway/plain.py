@@ -1,5 +1,6 @@
 """encode/text, encode/image, similarity: one item in, one vector or number out."""
 
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import ImmutableMultiDict
+from starlette.formparsers import MultiPartParser
 
 from ..aio import AsyncClient
 from ..results import comparable
@@ -53,6 +55,8 @@ def router(client: AsyncClient) -> APIRouter:
     """POST /encode/text, /encode/image and /similarity."""
     routes = APIRouter(tags=["encode"], responses=RESPONSES, dependencies=[Depends(_asked_once)])
     uploads = APIRouter(route_class=_Upload, dependencies=[Depends(_sent_once)])
+    # Bodies are in memory already. The disk may be too small for the pictures of all who wait.
+    MultiPartParser.spool_max_size = sys.maxsize
 
     @routes.post("/encode/text")
     async def encode_text(

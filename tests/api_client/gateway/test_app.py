@@ -2,6 +2,7 @@ import base64
 import gc
 import io
 import re
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +160,11 @@ def test_similarity_of_two_spaces_is_refused(settings):
     with TestClient(build(Updated(), settings), base_url=HERE) as http:
         answer = http.post("/similarity?text=red", files={"file": png()})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "space_mismatch")
+
+
+def test_an_uploaded_picture_needs_no_disk(http, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    assert http.post("/encode/image", files={"file": bytes(2**21)}).is_success
 
 
 @pytest.mark.parametrize(
