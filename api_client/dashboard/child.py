@@ -3,6 +3,7 @@
 import sys
 
 from ..stack.up import Extra
+from ..wire.address import netloc
 from .settings import DashboardSettings, new_password
 
 __all__ = ["WORKER_ENV", "extra"]
@@ -13,7 +14,8 @@ WORKER_ENV = {"CLIPYARD_TASK_EVENTS": "true"}
 def extra() -> Extra:
     """As the settings say. A password that nobody configured is made, and shown once with it."""
     settings = DashboardSettings.read()
-    address, env = f"http://{settings.dashboard_host}:{settings.dashboard_port}/models", {}
+    at, env = netloc(settings.dashboard_host, settings.dashboard_port), {}
+    address = f"http://{at}/models"
     if settings.dashboard_password is None:
         password = new_password()
         env = {"CLIPYARD_DASHBOARD_PASSWORD": password}

@@ -25,6 +25,7 @@ from tornado import ioloop, template, web
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from ..client import Client
+from ..wire.address import netloc
 from ..wire.broker import celery_app
 from ..wire.settings import cannot_listen
 from .buttons import Buttons
@@ -106,9 +107,12 @@ def serve(settings: DashboardSettings) -> None:
         try:
             port = app.start_http_server()
         except OSError as error:
-            address = f"{settings.dashboard_host}:{settings.dashboard_port}"
+            address = netloc(settings.dashboard_host, settings.dashboard_port)
             raise cannot_listen("dashboard", address, error.strerror) from None
-        print(f"the dashboard is ready. http://{settings.dashboard_host}:{port}/models", flush=True)
+        print(
+            f"the dashboard is ready. http://{netloc(settings.dashboard_host, port)}/models",
+            flush=True,
+        )
         try:
             app.start()
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from ..aio import AsyncClient
 from ..wire import logs, spans
+from ..wire.address import netloc
 from ..wire.metrics import Meters, Side
 from ..wire.settings import cannot_listen
 from . import health, metrics, openai, plain, rag, refusals
@@ -72,7 +73,7 @@ def serve(settings: GatewaySettings) -> None:
     logs.set_up(settings)
     # Whoever waits for "Uvicorn running on" waits whatever the level is.
     logging.getLogger("uvicorn.error").setLevel(logging.INFO)
-    address = f"{settings.gateway_host}:{settings.gateway_port}"
+    address = netloc(settings.gateway_host, settings.gateway_port)
     spans.set_up(settings, service="clipyard-gateway", instance=address)
     # uvicorn raises it anew when it has drained: at its default no exit handler would send spans.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -3,6 +3,7 @@
 import sys
 
 from ..stack.up import Extra
+from ..wire.address import netloc
 from .settings import GatewaySettings
 
 __all__ = ["extra"]
@@ -18,7 +19,7 @@ def extra() -> Extra:
     return Extra(
         name="gateway",
         argv=(sys.executable, "-m", "api_client", "gateway"),
-        address=f"http://{settings.gateway_host}:{settings.gateway_port}",
+        address=f"http://{netloc(settings.gateway_host, settings.gateway_port)}",
         env=env,
         grace_s=_GRACE_S,
         ready=lambda said: "Uvicorn running on" in said,

@@ -12,7 +12,7 @@ from types import FrameType
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from ..wire.address import masked
+from ..wire.address import masked, netloc
 from ..wire.settings import files
 from .child import Child
 from .errors import NoCheckout
@@ -195,7 +195,7 @@ def _listening(stack: Stack, options: Options) -> Table:
     for n, (name, device) in enumerate(zip(names, options.devices, strict=True)):
         table.add_row(f"worker {name}", device)
         if port := _metrics_port(options, n):
-            table.add_row("  metrics", f"http://{options.metrics_host}:{port}/metrics")
+            table.add_row("  metrics", f"http://{netloc(options.metrics_host, port)}/metrics")
     for extra in options.extras:
         table.add_row(extra.name, extra.address)
     table.add_row("logs", str(stack.logs))

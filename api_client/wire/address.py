@@ -1,11 +1,12 @@
-"""The URL of Redis: whether it can be used, how Celery is told of it, as what it is shown."""
+"""The URL of Redis: whether it can be used, how Celery is told of it, as what it is shown; and how
+hosts and ports stand in any URL."""
 
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import redis
 
-__all__ = ["FILES", "for_celery", "masked", "parsed"]
+__all__ = ["FILES", "for_celery", "masked", "netloc", "parsed"]
 
 FILES = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})  # options that name one
 
@@ -36,14 +37,18 @@ def for_celery(url: str) -> str:
     """The same server and database, where redis-py knows more ways to write them than kombu."""
     given, asked = parsed(url), urlsplit(url)
     login = ":".join(quote(given.get(name) or "", safe="") for name in ("username", "password"))
-    host = given.get("host", "localhost")
-    place = f"[{host}]" if ":" in host else host
+    at = netloc(given.get("host", "localhost"), given.get("port", 6379))
     tls = [(name, value) for name, value in parse_qsl(asked.query) if name.startswith("ssl_")]
     return asked._replace(
-        netloc=f"{login}@{place}:{given.get('port', 6379)}".removeprefix(":@"),
+        netloc=f"{login}@{at}".removeprefix(":@"),
         path=f"/{given.get('db', 0)}",
         query=urlencode(tls),
     ).geturl()
+
+
+def netloc(host: str, port: int) -> str:
+    """A host and its port; an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def masked(url: str) -> str:

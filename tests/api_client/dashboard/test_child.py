@@ -14,6 +14,8 @@ def test_a_password_is_made_and_shown_once_unless_there_is_one(monkeypatch):
     monkeypatch.setenv("CLIPYARD_DASHBOARD_PASSWORD", "configured-by-somebody")
     assert child.extra().env == {}
     assert "configured" not in child.extra().address
+    monkeypatch.setenv("CLIPYARD_DASHBOARD_HOST", "::1")
+    assert child.extra().address == "http://[::1]:5555/models"
 
 
 @pytest.mark.parametrize("password", [None, "short"])

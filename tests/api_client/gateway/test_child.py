@@ -11,6 +11,8 @@ def test_the_gateway_of_a_stack_is_shown_where_the_settings_let_it_listen(monkey
     assert child.extra().address == "http://127.0.0.1:7000"
     monkeypatch.setenv("CLIPYARD_GATEWAY_PORT", "7001")
     assert child.extra().address == "http://127.0.0.1:7001"
+    monkeypatch.setenv("CLIPYARD_GATEWAY_HOST", "::1")
+    assert child.extra().address == "http://[::1]:7001"
 
 
 def test_its_logs_are_where_up_was_called(monkeypatch, tmp_path):
