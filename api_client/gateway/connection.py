@@ -33,6 +33,11 @@ class Connection(H11Protocol):
         self.conn.receive_data(data)
         self.handle_events()
 
+    def _should_upgrade(self) -> bool:
+        """To nothing. uvicorn's own would warn of everybody who offers HTTP/2, as Java does with
+        each request, and tell people to install what WebSockets need."""
+        return False
+
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)

@@ -49,6 +49,20 @@ def test_half_of_the_files_are_for_callers(listening, settings, monkeypatch):
             assert caller.recv(12) == b"HTTP/1.1 200"
 
 
+@pytest.mark.parametrize("offered", ["h2c", "websocket"])
+def test_who_offers_another_protocol_is_answered_in_this_one(listening, settings, capfd, offered):
+    with dialled(listening(build(FakeAsyncClient(), settings))) as caller:
+        head = (
+            "GET /healthz HTTP/1.1",
+            "Host: localhost",
+            "Connection: Upgrade",
+            f"Upgrade: {offered}",
+        )
+        caller.sendall("\r\n".join((*head, "", "")).encode())
+        assert caller.recv(12) == b"HTTP/1.1 200"
+    assert "upgrade" not in capfd.readouterr().err
+
+
 def test_a_body_that_breaks_off_after_its_answer_ends_the_connection_and_nothing_else(
     listening, settings, caplog
 ):
