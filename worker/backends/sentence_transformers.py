@@ -107,9 +107,14 @@ class SentenceTransformers(TorchModel):
             return PreparedText(text, length=len(text))
         whole = self._prompt + text
         with self._alone:
-            tokens = len(self._tokenizer(whole, truncation=False, verbose=False)["input_ids"])
+            tokens = self._tokens(whole)
         length = int(min(tokens, self._longest))
         return PreparedText(text, truncated=self._longest < tokens, length=length)
+
+    def _tokens(self, text: str) -> int:
+        if not callable(self._tokenizer):  # a list of words
+            return len(self._tokenizer.tokenize(text))
+        return len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         # A network that takes more than texts would open a text that reads like the name or the

@@ -214,6 +214,23 @@ def test_static_embeddings_have_no_context_that_could_cut_a_text(family, entry, 
     assert np.allclose(rows, theirs.encode(["a", "b"]))
 
 
+def test_a_list_of_words_counts_its_own(family, entry, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
+
+    words = WhitespaceTokenizer(["<pad>", "red", "circle", "dogs"], stop_words=set())
+    embeddings = modules.WordEmbeddings(words, torch.eye(4, 8), max_seq_length=2)
+    parts = [embeddings, modules.Pooling(8)]
+    SentenceTransformer(modules=parts).save(str(tmp_path / "words"))
+    model = family.load(replace(entry, checkpoint=tmp_path / "words"))
+    texts = ["red circle", "dogs red circle"]
+    prepared = [model.prepare_text(text) for text in texts]
+    assert [(text.length, text.truncated) for text in prepared] == [(2, False), (2, True)]
+    theirs = SentenceTransformer(str(tmp_path / "words"), device="cpu")
+    assert np.allclose(model.run(Kind.TEXT, prepared), theirs.encode(texts))
+
+
 @pytest.fixture
 def clip_folder(tmp_path):
     """A CLIP of transformers', whose texts and pictures the library embeds."""
