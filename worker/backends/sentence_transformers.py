@@ -74,6 +74,7 @@ class SentenceTransformers(TorchModel):
     def build(self) -> nn.Module:
         self.check()
         module: Any = self._local() or self._fetched()
+        _pad_at_the_end(module)
         self._make_whole(module)
         self.dimension = int(module.get_embedding_dimension() or 0)
         self._longest = float(module.max_seq_length or inf)
@@ -195,6 +196,15 @@ class SentenceTransformers(TorchModel):
             raise
         except Exception as error:  # whatever a wrong config makes of a constructor
             raise LoadFailed(f"{self._name} cannot be loaded: {first_line(error)}") from error
+
+
+def _pad_at_the_end(module: nn.Module) -> None:
+    """Padding in front of a text moves it, and where positions are counted from the start of the
+    row, its vector would depend on its neighbours. Behind it, nothing does; alone it has none."""
+    for part in module.modules():
+        tokenizer: Any = getattr(part, "tokenizer", None)
+        if hasattr(tokenizer, "padding_side"):
+            tokenizer.padding_side = "right"
 
 
 def _numbers(file: Path) -> int:

@@ -231,6 +231,17 @@ def test_a_list_of_words_counts_its_own(family, entry, tmp_path):
     assert np.allclose(model.run(Kind.TEXT, prepared), theirs.encode(texts))
 
 
+def test_a_text_does_not_depend_on_its_neighbours_where_a_tokenizer_pads_in_front(
+    family, entry, folder, tmp_path
+):
+    file = Path(shutil.copytree(folder, tmp_path / "copy")) / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    model = family.load(replace(entry, checkpoint=tmp_path / "copy"))
+    prepared = [model.prepare_text(text) for text in TEXTS]
+    alone = np.concatenate([model.run(Kind.TEXT, [text]) for text in prepared])
+    np.testing.assert_allclose(model.run(Kind.TEXT, prepared), alone, atol=1e-5)
+
+
 @pytest.fixture
 def clip_folder(tmp_path):
     """A CLIP of transformers', whose texts and pictures the library embeds."""
