@@ -1,7 +1,9 @@
 """The sentence-transformers family: text models of a local folder, or of the hub by name."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from math import inf, nan, prod
 from pathlib import Path
 from threading import Lock
@@ -29,7 +31,7 @@ from ..catalogue import Entry
 from . import content, hub, weights
 from .base import About, PreparedText
 from .samples import TEXTS
-from .torch_model import TorchModel
+from .torch_model import FAITHFUL, TorchModel
 
 __all__ = ["SentenceTransformers"]
 
@@ -82,6 +84,7 @@ class SentenceTransformers(TorchModel):
         self._takes_more = module.modalities != ["text"]
         self._tokenizer: Any = deepcopy(module.tokenizer)  # of its own: `run` uses the other
         self._alone = Lock()  # Hugging Face's tokenizers refuse a second thread
+        self._is_tried = False
         return module  # type: ignore[no-any-return]
 
     def rounded(self, module: nn.Module) -> nn.Module:
@@ -130,6 +133,29 @@ class SentenceTransformers(TorchModel):
             device=str(self.device),
         )
         return np.asarray(rows, np.float32)
+
+    def lift(self) -> None:
+        super().lift()
+        if self._is_tried:
+            return
+        try:
+            if self._looks_aside():
+                self.traits = replace(self.traits, max_batch=1)
+        except MemoryError:
+            self.lower()
+            raise
+        self._is_tried = True
+
+    def _looks_aside(self) -> bool:
+        """Whether a text's vector depends on those that it is embedded with, as where a network
+        looks at the padding: SigLIP, FNet, and what convolves."""
+        rows = [self.prepare_text(text) for text in TEXTS]
+        with suppress(RuntimeError):  # it will be told of every text
+            together = self.run(Kind.TEXT, rows)
+            alone = np.concatenate([self.run(Kind.TEXT, [row]) for row in rows])
+            norms = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
+            return bool(((together * alone).sum(axis=1) < FAITHFUL * norms).any())
+        return False
 
     @torch.inference_mode()
     def _make_whole(self, module: Any) -> None:

@@ -242,6 +242,23 @@ def test_a_text_does_not_depend_on_its_neighbours_where_a_tokenizer_pads_in_fron
     np.testing.assert_allclose(model.run(Kind.TEXT, prepared), alone, atol=1e-5)
 
 
+def test_a_network_that_looks_at_padding_gets_each_text_alone(family, entry, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
+
+    torch.manual_seed(7)
+    known = ["<pad>", "red", "circle", "two", "dogs", "asleep"]
+    words = WhitespaceTokenizer(known, stop_words=set())
+    embeddings = modules.WordEmbeddings(words, torch.randn(6, 8))
+    parts = [embeddings, modules.CNN(8, 4), modules.Pooling(12)]
+    SentenceTransformer(modules=parts).save(str(tmp_path / "cnn"))
+    looking, plain = family.load(replace(entry, checkpoint=tmp_path / "cnn")), family.load(entry)
+    for model in (looking, plain):
+        model.lift()
+    assert looking.traits.max_batch == 1 < plain.traits.max_batch
+
+
 @pytest.fixture
 def clip_folder(tmp_path):
     """A CLIP of transformers', whose texts and pictures the library embeds."""
