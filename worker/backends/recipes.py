@@ -14,6 +14,7 @@ import torch
 from open_clip import pretrained
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image
 from torch import Tensor, nn
 
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
@@ -24,6 +25,10 @@ from .meta import parameters_on_meta, without_memory
 
 # Texts in, rows of token ids out; keyword context_length.
 Tokenizer = Callable[..., Tensor]
+
+TOKENIZER_FIELDS = ("context_length", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
+SMALL = 8  # pixels of an edge, for a trial
+TOWERS = ("vision_cfg", "text_cfg")
 
 # By what Hugging Face's tokenizers call their files, of every kind of them.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*_tokens*", "*.model")
@@ -68,13 +73,18 @@ class Recipe:
         try:
             config = json.loads(file.read_text())
             model = config.get("model_cfg", config)
-            fields = {name: model[name] for name in ("embed_dim", "vision_cfg", "text_cfg")}
+            fields = {name: model[name] for name in ("embed_dim", *TOWERS)}
+            towers_are_tables = all(isinstance(model[name], dict) for name in TOWERS)
         except OSError as error:
             raise WeightsUnavailable(f"config {file}: {error.strerror}") from None
         except KeyError as error:
             raise BadCheckpoint(f"config {file} lacks {error}") from None
         except (ValueError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"config {file} is no open_clip config: {error}") from None
+        if not towers_are_tables:
+            raise BadCheckpoint(
+                f"config {file} is no open_clip config: {' and '.join(TOWERS)} have to be objects"
+            )
         return cls(str(file), {**model, **fields}, config.get("preprocess_cfg") or {}, {})
 
     @property
@@ -104,7 +114,8 @@ class Recipe:
         try:
             model = without_memory(self._construct) or self._with_memory()
         except Exception as error:  # whatever a wrong config makes of a constructor
-            raise LoadFailed(f"{self.architecture} cannot be built: {first_line(error)}") from error
+            why = first_line(error) or "open_clip refuses a value, and does not say which"
+            raise LoadFailed(f"{self.architecture} cannot be built: {why}") from error
         return model.requires_grad_(False).to(dtype).eval()
 
     def _with_memory(self) -> nn.Module:
@@ -137,8 +148,11 @@ class Recipe:
         try:
             fields = dict(merge_preprocess_dict(asdict(PreprocessCfg()), self.preprocess))
             fields["size"] = model.visual.image_size  # type: ignore[union-attr]
-            *_, normalise = image_transform_v2(PreprocessCfg(**fields), is_train=False).transforms
-            usable = torch.tensor([normalise.mean, normalise.std]).shape == (2, 3)
+            small = PreprocessCfg(**{**fields, "size": SMALL})
+            prepare = image_transform_v2(small, is_train=False)
+            *_, normalise = prepare.transforms
+            has_channels = torch.tensor([normalise.mean, normalise.std]).shape == (2, 3)
+            usable = has_channels and bool(prepare(Image.new("RGB", (3, 2))).isfinite().all())
         except (AssertionError, AttributeError, OverflowError, RuntimeError, TypeError, ValueError):
             usable = False
         if not usable:
@@ -152,9 +166,17 @@ class Recipe:
         """
         Raises:
             WeightsUnavailable: its files or the package that reads them are not here.
+            BadCheckpoint: none can be made as the config says.
         """
         try:
             return self._tokenizer(str(cache_dir))
+        except (AssertionError, AttributeError, LookupError, TypeError):
+            text = self.model["text_cfg"]
+            said = {name: text[name] for name in TOKENIZER_FIELDS if name in text}
+            raise BadCheckpoint(
+                f"{self.architecture}: open_clip cannot make a tokenizer as its text_cfg says: "
+                f"{json.dumps(said):.200}"
+            ) from None
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise WeightsUnavailable(
                 f"no tokenizer for {self.architecture}: {first_line(error)}"

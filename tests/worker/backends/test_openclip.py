@@ -648,7 +648,17 @@ def test_an_unknown_architecture_lists_the_nearest(backend: OpenClip) -> None:
         backend.check(Entry(id="ViT-B-33/x", architecture="ViT-B-33", tag="x"))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"embed_dim": 3}', '{"model_cfg": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"embed_dim": 3}',
+        '{"model_cfg": 3}',
+        '{"embed_dim": 3, "vision_cfg": {}, "text_cfg": null}',
+    ],
+)
 def test_a_config_that_is_none_is_refused(backend: OpenClip, tmp_path: Path, content: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(content)
@@ -667,6 +677,8 @@ def test_a_config_that_is_none_is_refused(backend: OpenClip, tmp_path: Path, con
         {"std": "a"},
         {"interpolation": "lanczos"},
         {"resize_mode": "pad"},
+        {"resize_mode": "longest", "fill_color": "x"},
+        {"std": [0.5, 0, 0.5]},
     ],
     ids=lambda preprocess: f"{preprocess!s:.30}",
 )
@@ -691,6 +703,34 @@ def test_a_preprocess_cfg_that_is_null_leaves_all_as_usual(
         entry = Entry(id="x", architecture=str(file), checkpoint=small.checkpoint)
         spaces.append(backend.load(entry).traits.fingerprint)
     assert spaces[0] == spaces[1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokenizer_kwargs": [1]},
+        {"tokenizer_kwargs": {"clean": "nonsense"}},
+        {"tokenizer_kwargs": {"nonsense": 1}},
+        {"hf_tokenizer_name": ["x"]},
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_tokenizer_is_refused(
+    small: Entry, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**SMALL, "text_cfg": {**SMALL["text_cfg"], **wrong}}))
+    backend = OpenClip(Placement(cache_dir=tmp_path / "cache", offline=True))
+    with pytest.raises(BadCheckpoint, match=r"cannot make a tokenizer as its text_cfg says: \{"):
+        backend.load(Entry(id="x", architecture=str(file), checkpoint=small.checkpoint))
+
+
+def test_a_refusal_without_words_gets_some(backend: OpenClip, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    text = {**SMALL["text_cfg"], "pool_type": "nonsense"}
+    file.write_text(json.dumps({**SMALL, "text_cfg": text}))
+    with pytest.raises(LoadFailed, match=r"cannot be built: open_clip refuses a value"):
+        backend.check(Entry(id="x", architecture=str(file)))
 
 
 def test_a_config_that_makes_no_model_is_refused(backend: OpenClip, tmp_path: Path) -> None:
