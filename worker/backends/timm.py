@@ -16,7 +16,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from numpy.typing import NDArray
 from PIL import Image
 from timm.models import model_entrypoint, vision_transformer
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
 from api_client.wire.errors import BadCheckpoint, LoadFailed, first_line
@@ -81,12 +81,7 @@ class Timm(TorchModel):
         # Copies: a mapped file that somebody writes over would change the model.
         state = {name: tensor.clone() for name, tensor in self._state(file, module).items()}
         module.load_state_dict(state, assign=True)
-        data: Any = timm.data
-        config = data.resolve_data_config(dict(self.entry.options), model=module)
-        transform = data.create_transform(**config, is_training=False)
-        *steps, _, normalise = transform.transforms
-        if not isinstance(normalise, Normalize):
-            raise LoadFailed(f"{self.entry.id}: timm normalises with {normalise}, unknown here")
+        config, (*steps, _, normalise) = self._preparation(module)
         self._to_pixels = steps_for(self.placement.decode, steps)
         self._normalised = Normalised(
             normalise.mean, normalise.std, device=self.device, dtype=self.dtype
@@ -129,16 +124,42 @@ class Timm(TorchModel):
         Args:
             module: on the meta device, where a pass computes shapes only.
         """
-        data: Any = timm.data
-        config = data.resolve_data_config(dict(self.entry.options), model=module)
-        shape: tuple[int, ...] = (1, 0)  # as if of a network that cannot pass there
+        config, _ = self._preparation(module)
+        answer: Any = torch.empty(1, 0)  # as if of a network that cannot pass there
         with suppress(Exception), torch.inference_mode():
-            shape = module.eval()(torch.empty(1, *config["input_size"], device="meta")).shape
-        if len(shape) != 2:
+            answer = module.eval()(torch.empty(1, *config["input_size"], device="meta"))
+        is_one = isinstance(answer, Tensor)
+        if not is_one or answer.dim() != 2:
+            what = "x".join(map(str, answer.shape[1:])) + " numbers" if is_one else "several maps"
             raise LoadFailed(
-                f"{self._name} answers a picture with {'x'.join(map(str, shape[1:]))} numbers, "
-                "not with one vector: take an architecture that pools"
+                f"{self._name} answers a picture with {what}, not with one vector: take an "
+                "architecture that pools"
             )
+
+    def _preparation(self, module: nn.Module) -> tuple[dict[str, Any], list[Any]]:
+        """timm's data config, and the steps of its transform.
+
+        Raises:
+            LoadFailed: the options make none, or one that is not for colours.
+        """
+        data: Any = timm.data
+        options = dict(self.entry.options)
+        try:
+            config = data.resolve_data_config(options, model=module)
+            transform = data.create_transform(**config, is_training=False)
+            *_, normalise = steps = transform.transforms
+            pixels = transform(Image.new("RGB", (8, 8)))
+            fits = pixels.shape == tuple(config["input_size"]) and bool(pixels.isfinite().all())
+            colours = len(normalise.mean), len(normalise.std), options.get("in_chans", 3)
+            usable = fits and colours == (3, 3, 3) and isinstance(normalise, Normalize)
+        except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise LoadFailed(
+                f"timm cannot prepare pictures in three colours for {self._name} with "
+                f"{json.dumps(options, default=str):.200}"
+            )
+        return config, steps
 
     def _construct(self) -> nn.Module:
         try:
@@ -161,7 +182,8 @@ class Timm(TorchModel):
         """A checkpoint's tensors as timm itself would adapt them, without the classifier."""
         state = weights.read(file)
         if adapt := _adaptation(self.entry.architecture):
-            with suppress(KeyError, RuntimeError):  # `differences` says what does not fit
+            # `differences` says what does not fit
+            with suppress(AttributeError, KeyError, RuntimeError):
                 state = adapt(state, module)
         expected = module.state_dict()
         heads = getattr(module, "pretrained_cfg", {}).get("classifier") or ()

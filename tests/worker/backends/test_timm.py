@@ -177,6 +177,31 @@ def test_what_timm_cannot_build_is_one_sentence(entry, wrong):
         family().check(Entry("x/y", **fields))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"in_chans": 1},
+        {"img_size": [98, 70]},
+        {"pretrained_cfg_overlay": {"interpolation": "nonsense"}},
+        {"pretrained_cfg_overlay": {"mean": [0.5, 0.5]}},
+        {"pretrained_cfg_overlay": {"std": [0.5, 0, 0.5]}},
+    ],
+    ids=str,
+)
+def test_pictures_that_timm_could_not_prepare_so_are_refused_before_loading(wrong):
+    options = {"embed_dim": 48, "depth": 1, "num_heads": 3, **wrong}
+    model = Timm(Entry("x/y", architecture="vit_tiny_patch16_224", options=options), Placement())
+    with pytest.raises(LoadFailed, match=r"cannot prepare pictures .* for vit_tiny.* with \{"):
+        model._refuse_maps(model._without_weights().to("meta"))
+
+
+def test_a_network_that_answers_with_its_stages_is_refused_before_it_is_loaded():
+    entry = Entry("x/y", architecture="test_vit", options={"features_only": True})
+    model = Timm(entry, Placement(offline=True))
+    with pytest.raises(LoadFailed, match=r"answers a picture with several maps.*that pools"):
+        model._refuse_maps(model._without_weights().to("meta"))
+
+
 def test_offline_without_weights_says_what_would_do(tmp_path):
     families = Families(Placement(offline=True, cache_dir=tmp_path))
     described = families.describe(f"timm/{NAME}")
