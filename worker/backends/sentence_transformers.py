@@ -1,7 +1,6 @@
 """The sentence-transformers family: text models of a local folder, or of the hub by name."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from math import inf, nan, prod
@@ -30,6 +29,7 @@ from api_client.wire.messages import Kind
 from ..catalogue import Entry
 from . import content, hub, weights
 from .base import About, PreparedText
+from .lost import is_beyond_repair
 from .samples import TEXTS
 from .torch_model import FAITHFUL, TorchModel
 
@@ -135,6 +135,10 @@ class SentenceTransformers(TorchModel):
         return np.asarray(rows, np.float32)
 
     def lift(self) -> None:
+        """
+        Raises:
+            LoadFailed: as `TorchModel.lift`; or it can embed no text.
+        """
         super().lift()
         if self._is_tried:
             return
@@ -149,13 +153,17 @@ class SentenceTransformers(TorchModel):
     def _looks_aside(self) -> bool:
         """Whether a text's vector depends on those that it is embedded with, as where a network
         looks at the padding: SigLIP, FNet, and what convolves."""
-        rows = [self.prepare_text(text) for text in TEXTS]
-        with suppress(RuntimeError):  # it will be told of every text
+        try:
+            rows = [self.prepare_text(text) for text in TEXTS]
             together = self.run(Kind.TEXT, rows)
             alone = np.concatenate([self.run(Kind.TEXT, [row]) for row in rows])
-            norms = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
-            return bool(((together * alone).sum(axis=1) < FAITHFUL * norms).any())
-        return False
+        except Exception as error:  # whatever a network makes of another's modules, or precision
+            if isinstance(error, MemoryError) or is_beyond_repair(error):
+                raise
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise LoadFailed(f"{self._name} cannot embed a text: {why}") from error
+        norms = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
+        return bool(((together * alone).sum(axis=1) < FAITHFUL * norms).any())
 
     @torch.inference_mode()
     def _make_whole(self, module: Any) -> None:
@@ -174,10 +182,13 @@ class SentenceTransformers(TorchModel):
         }
         if not lacking:
             return
+        incomplete = f"{self._name} is not complete: {weights.differences(lacking, {})}"
+        if not all(parameter.is_floating_point() for parameter in lacking.values()):
+            raise BadCheckpoint(incomplete)  # quantised ones, which vectors do depend on
         for parameter in lacking.values():
             parameter.fill_(nan)
         if not np.isfinite(module.encode(list(TEXTS), show_progress_bar=False)).all():
-            raise BadCheckpoint(f"{self._name} is not complete: {weights.differences(lacking, {})}")
+            raise BadCheckpoint(incomplete)
         for parameter in lacking.values():
             parameter.zero_()
 

@@ -178,6 +178,32 @@ def test_weights_that_vectors_need_are_never_drawn_at_random(family, entry, fold
         family.load(replace(entry, checkpoint=lacking))
 
 
+def test_whole_numbers_that_are_missing_are_never_made_up(entry, folder):
+    from sentence_transformers import SentenceTransformer
+
+    from worker.backends.sentence_transformers import SentenceTransformers
+
+    module = SentenceTransformer(str(folder), device="cpu")
+    whole = torch.zeros(32, 32, dtype=torch.int8)
+    module[0].model.pooler.dense.weight = torch.nn.Parameter(whole, requires_grad=False)
+    with pytest.raises(BadCheckpoint, match=r"not complete: .*pooler\.dense\.weight missing"):
+        SentenceTransformers(entry, Placement(offline=True))._make_whole(module)
+
+
+def test_modules_that_do_not_work_together_are_refused_once(entry, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    from worker.backends.sentence_transformers import SentenceTransformers
+
+    parts = [modules.BoW(["red", "circle"]), modules.Dense(2, 8)]
+    SentenceTransformer(modules=parts).save(str(tmp_path / "bag"))
+    family = SimpleBackend(SentenceTransformers, Placement(offline=True, precision="bfloat16"))
+    model = family.load(replace(entry, checkpoint=tmp_path / "bag"))
+    with pytest.raises(LoadFailed, match=r"bag cannot embed a text: RuntimeError: .* same dtype"):
+        model.lift()
+
+
 def test_what_rounding_would_spoil_stays_as_the_library_leaves_it(folder, entry, tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
