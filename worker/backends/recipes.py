@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
 
 from ..catalogue import Entry
-from . import content, hub, words
+from . import content, hub, vocabulary, words
 from .meta import parameters_on_meta, without_memory
 
 # Texts in, rows of token ids out; keyword context_length.
@@ -169,7 +169,7 @@ class Recipe:
             BadCheckpoint: none can be made as the config says.
         """
         try:
-            return self._tokenizer(str(cache_dir))
+            tokenizer = self._tokenizer(str(cache_dir))
         except (AssertionError, AttributeError, LookupError, TypeError):
             text = self.model["text_cfg"]
             said = {name: text[name] for name in TOKENIZER_FIELDS if name in text}
@@ -181,6 +181,11 @@ class Recipe:
             raise WeightsUnavailable(
                 f"no tokenizer for {self.architecture}: {first_line(error)}"
             ) from error
+        if isinstance(tokenizer, HFTokenizer) and vocabulary.is_empty(tokenizer.tokenizer):
+            raise WeightsUnavailable(
+                f"no tokenizer for {self.architecture}: its files lack words: {vocabulary.FILES}"
+            )
+        return tokenizer
 
     def tokenizer_content(self, cache_dir: Path) -> str:
         """SHA-256 of the tokenizer's files, wherever they are; empty where it is open_clip's own.

@@ -27,7 +27,7 @@ from api_client.wire.errors import (
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
-from . import content, hub, weights
+from . import content, hub, vocabulary, weights
 from .base import About, PreparedText
 from .lost import is_beyond_repair
 from .samples import TEXTS
@@ -76,7 +76,7 @@ class SentenceTransformers(TorchModel):
     def build(self) -> nn.Module:
         self.check()
         module: Any = self._local() or self._fetched()
-        _pad_at_the_end(module)
+        self._set_up_tokenizers(module)
         self._make_whole(module)
         self.dimension = int(module.get_embedding_dimension() or 0)
         self._longest = float(module.max_seq_length or inf)
@@ -114,6 +114,23 @@ class SentenceTransformers(TorchModel):
             tokens = self._tokens(whole)
         length = int(min(tokens, self._longest))
         return PreparedText(text, truncated=self._longest < tokens, length=length)
+
+    def _set_up_tokenizers(self, module: nn.Module) -> None:
+        """Padding in front of a text moves it, and where positions are counted from the start of
+        the row, its vector would depend on its neighbours. Behind it, nothing does; alone it has
+        none.
+
+        Raises:
+            WeightsUnavailable: one has no words.
+        """
+        for part in module.modules():
+            tokenizer: Any = getattr(part, "tokenizer", None)
+            if vocabulary.is_empty(tokenizer):
+                raise WeightsUnavailable(
+                    f"{self._name} lacks the words of its tokenizer: {vocabulary.FILES}"
+                )
+            if hasattr(tokenizer, "padding_side"):
+                tokenizer.padding_side = "right"
 
     def _tokens(self, text: str) -> int:
         if not callable(self._tokenizer):  # a list of words
@@ -233,15 +250,6 @@ class SentenceTransformers(TorchModel):
             raise
         except Exception as error:  # whatever a wrong config makes of a constructor
             raise LoadFailed(f"{self._name} cannot be loaded: {first_line(error)}") from error
-
-
-def _pad_at_the_end(module: nn.Module) -> None:
-    """Padding in front of a text moves it, and where positions are counted from the start of the
-    row, its vector would depend on its neighbours. Behind it, nothing does; alone it has none."""
-    for part in module.modules():
-        tokenizer: Any = getattr(part, "tokenizer", None)
-        if hasattr(tokenizer, "padding_side"):
-            tokenizer.padding_side = "right"
 
 
 def _numbers(file: Path) -> int:

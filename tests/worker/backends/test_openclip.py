@@ -324,6 +324,17 @@ def test_a_tokenizer_whose_files_are_elsewhere_is_one_sentence(
         backend.load(Entry(id="x", architecture=str(file), checkpoint=small.checkpoint))
 
 
+def test_a_tokenizer_whose_words_are_missing_is_one_sentence(small: Entry, tmp_path: Path) -> None:
+    config = deepcopy(SMALL)
+    config["text_cfg"]["hf_tokenizer_name"] = "some/bert"
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    file.with_name("tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    backend = OpenClip(Placement(cache_dir=tmp_path / "cache", offline=True))
+    with pytest.raises(WeightsUnavailable, match=r"no tokenizer for .* lack words: token"):
+        backend.load(Entry(id="x", architecture=str(file), checkpoint=small.checkpoint))
+
+
 # Building without memory
 
 

@@ -322,6 +322,15 @@ def test_a_text_is_never_opened_as_a_picture(family, entry, clip_folder, tmp_pat
     np.testing.assert_allclose(rows, theirs.encode([{"text": text} for text in texts]), atol=1e-6)
 
 
+def test_a_tokenizer_without_its_files_is_not_one_without_words(family, entry, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for pattern in ("token*", "vocab*", "special*"):
+        for file in copy.glob(pattern):
+            file.unlink()
+    with pytest.raises(WeightsUnavailable, match=r"copy lacks the words of its tokenizer: token"):
+        family.load(replace(entry, checkpoint=copy))
+
+
 def test_code_that_lies_in_a_folder_is_not_run(family, entry, folder, tmp_path):
     copy, ran = Path(shutil.copytree(folder, tmp_path / "copy")), tmp_path / "ran"
     (copy / "own.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
