@@ -78,11 +78,14 @@ class SentenceTransformers(TorchModel):
         module: Any = self._local() or self._fetched()
         self._set_up_tokenizers(module)
         self._make_whole(module)
-        self.dimension = int(module.get_embedding_dimension() or 0)
-        self._longest = float(module.max_seq_length or inf)
-        self._prompt = module.prompts.get(module.default_prompt_name) or ""  # before every text
-        self._takes_more = module.modalities != ["text"]
-        self._tokenizer: Any = deepcopy(module.tokenizer)  # of its own: `run` uses the other
+        try:
+            self.dimension = int(module.get_embedding_dimension() or 0)
+            self._longest = float(module.max_seq_length or inf)
+            self._prompt = module.prompts.get(module.default_prompt_name) or ""  # before every text
+            self._takes_more = module.modalities != ["text"]
+            self._tokenizer: Any = deepcopy(module.tokenizer)  # of its own: `run` uses the other
+        except (AttributeError, TypeError, ValueError) as error:
+            raise LoadFailed(f"{self._name} cannot be loaded: {_told(error)}") from error
         self._alone = Lock()  # Hugging Face's tokenizers refuse a second thread
         self._is_tried = False
         return module  # type: ignore[no-any-return]
@@ -179,6 +182,11 @@ class SentenceTransformers(TorchModel):
                 raise
             why = f"{type(error).__name__}: {first_line(error)}"
             raise LoadFailed(f"{self._name} cannot embed a text: {why}") from error
+        if together.shape[1] != self.dimension:
+            raise LoadFailed(
+                f"{self._name} says that its vectors have {self.dimension} numbers, and they have "
+                f"{together.shape[1]}"
+            )
         norms = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
         return bool(((together * alone).sum(axis=1) < FAITHFUL * norms).any())
 
@@ -249,7 +257,12 @@ class SentenceTransformers(TorchModel):
         except OSError:
             raise
         except Exception as error:  # whatever a wrong config makes of a constructor
-            raise LoadFailed(f"{self._name} cannot be loaded: {first_line(error)}") from error
+            raise LoadFailed(f"{self._name} cannot be loaded: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """The library likes to say on the second line what is wrong."""
+    return f"{' '.join(str(error).split()):.300}".rstrip(".")
 
 
 def _numbers(file: Path) -> int:
@@ -262,5 +275,5 @@ def _numbers(file: Path) -> int:
         with safe_open(file, framework="numpy") as tensors:
             names = tensors.keys()
             return sum(prod(tensors.get_slice(name).get_shape()) for name in names)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise BadCheckpoint(f"{file} is truncated or corrupt: {error}") from None

@@ -331,6 +331,25 @@ def test_a_tokenizer_without_its_files_is_not_one_without_words(family, entry, f
         family.load(replace(entry, checkpoint=copy))
 
 
+@pytest.mark.parametrize(
+    ("file", "wrong", "told"),
+    [
+        ("1_Pooling/config.json", {"embedding_dimension": 64}, "have 64 numbers, and they have 32"),
+        ("config_sentence_transformers.json", {"truncate_dim": "x"}, "cannot be loaded: '<' not"),
+        (
+            "config_sentence_transformers.json",
+            {"requirements": {"sentence_transformers": ">=99"}},
+            "cannot be loaded: .* requires: .*99",
+        ),
+    ],
+)
+def test_a_mistake_in_a_folder_is_one_sentence(family, entry, folder, tmp_path, file, wrong, told):
+    changed = Path(shutil.copytree(folder, tmp_path / "copy")) / file
+    changed.write_text(json.dumps(json.loads(changed.read_text()) | wrong))
+    with pytest.raises(LoadFailed, match=told):
+        family.load(replace(entry, checkpoint=tmp_path / "copy")).lift()
+
+
 def test_code_that_lies_in_a_folder_is_not_run(family, entry, folder, tmp_path):
     copy, ran = Path(shutil.copytree(folder, tmp_path / "copy")), tmp_path / "ran"
     (copy / "own.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
