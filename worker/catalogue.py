@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from api_client.wire.errors import BadSettings, UnknownModel
 from api_client.wire.messages import CatalogueEntry, Kind
@@ -16,6 +16,8 @@ from api_client.wire.messages import CatalogueEntry, Kind
 BUILT_IN = Path(__file__).with_name("catalogue.toml")
 SUGGESTIONS = 5
 DESCRIBED_KEPT = 1024  # a family may describe any id, a mistyped one too
+
+LARGEST_GB = 1e6  # neither infinity nor bytes in the place of gigabytes
 
 AtRest = Literal["int8"]
 
@@ -63,14 +65,14 @@ class Entry:
     name: str = ""
     description: str = ""
     recommended_use: str = ""
-    dimension: int = 0
+    dimension: Annotated[int, Field(ge=0)] = 0
     input_size: int | None = None
-    memory_gb: float = 0.0
+    memory_gb: Annotated[float, Field(ge=0, le=LARGEST_GB)] = 0.0
     performance_rating: str = ""
-    context_chars: int = 0
+    context_chars: Annotated[int, Field(ge=0)] = 0
     multilingual: bool = False
     at_rest: AtRest | None = None
-    kinds: tuple[Kind, ...] = (Kind.IMAGE, Kind.TEXT)
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = (Kind.IMAGE, Kind.TEXT)
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 

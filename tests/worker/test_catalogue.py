@@ -101,7 +101,20 @@ def test_an_id_counts_for_more_than_an_alias_and_a_later_alias_than_an_earlier()
 
 
 @pytest.mark.parametrize(
-    "text", ["[", '["a/b"]\nsise = 3', '["a/b"]\nkinds = ["sound"]', 'a = "not a table"', None]
+    "text",
+    [
+        "[",
+        '["a/b"]\nsise = 3',
+        '["a/b"]\nkinds = ["sound"]',
+        '["a/b"]\nkinds = []',
+        '["a/b"]\nmemory_gb = inf',
+        '["a/b"]\nmemory_gb = nan',
+        '["a/b"]\nmemory_gb = -1',
+        '["a/b"]\ndimension = -1',
+        '["a/b"]\ncontext_chars = -1',
+        'a = "not a table"',
+        None,
+    ],
 )
 def test_a_catalogue_file_that_cannot_be_used_is_one_line(tmp_path, text):
     file = tmp_path / "own.toml"
