@@ -66,7 +66,7 @@ def compare(papers: Papers, plan: Manifest, sink: Sink, *, go_on: Callable[[], N
         if marker:
             found.losses += marker.losses[: TOLD - len(found.losses)]
             found.codes.update(loss.code for loss in marker.losses)
-            found.cut += len(marker.cut_rows)
+            found.cut += marker.cut
             found.pace.append((marker.at, marker.items))
         if marker is None or missing:
             found.unfinished.append(number)

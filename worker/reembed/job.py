@@ -184,13 +184,15 @@ class Job:
             between=go_on,
             start=start,
         )
-        if (overtaken := self.papers.marker(number)) not in (None, before):
+        overtaken = self.papers.marker(number)
+        if overtaken and overtaken != before and overtaken.round != REOPENED:
             return overtaken  # our claim has run out, and another worker may have got what we lack
         embedded = time.monotonic()
         shard = Shard(chunk, [found.rows[item.id] for item in chunk.items])
         if refused := sink.write(shard):
             rows = {**found.rows, **refused}
             shard = Shard(chunk, [rows[item.id] for item in chunk.items])
+        cut_rows = _cut_rows(chunk, found.cut, held, before)
         marker = Marker(
             chunk=number,
             items=len(chunk.items),
@@ -204,7 +206,8 @@ class Job:
                 "forward_s": round(found.forward_s, 4),
                 "write_s": round(time.monotonic() - embedded, 4),
             },
-            cut_rows=_cut_rows(chunk, found.cut, held, before),
+            cut=len(cut_rows),
+            cut_rows=cut_rows,
             held=len(held),
         )
         self.papers.mark(marker)

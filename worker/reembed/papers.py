@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -128,8 +128,9 @@ class Marker:
     Attributes:
         round: of retries; 0 for the first try, REOPENED when the chunk is to be done again.
         at: unix seconds, by Redis's clock as the job's other times.
-        cut_rows: of texts that were longer than the model reads, their positions in the chunk.
-        held: items whose vector an earlier round had got.
+        cut: texts that were longer than the model reads, also of rounds before.
+        cut_rows: their positions in the chunk; earlier versions wrote none.
+        held: items whose vector an earlier round had got; not written.
     """
 
     chunk: int
@@ -139,12 +140,18 @@ class Marker:
     worker: str
     at: float
     stages: Mapping[str, float]
+    cut: int = 0
     cut_rows: Sequence[int] = ()
     held: int = 0
 
     @property
     def done(self) -> int:
         return self.items - len(self.losses)
+
+
+# Fields of a marker that have come later: who does not know one takes a marker with it for none.
+LATER = ("cut", "cut_rows")
+FIELDS = {field.name for field in fields(Marker)}
 
 
 class Papers:
@@ -182,10 +189,8 @@ class Papers:
 
     def mark(self, marker: Marker) -> None:
         told = asdict(marker)
-        for later in (
-            "cut_rows",
-            "held",
-        ):  # who knows no such field takes a marker with it for none
+        del told["held"]
+        for later in LATER:
             if not told[later]:
                 del told[later]
         file = self._marker(marker.chunk)
@@ -200,7 +205,8 @@ class Papers:
         try:
             found = json.loads(self._marker(chunk).read_bytes())
             losses = tuple(Loss(**loss) for loss in found.pop("losses"))
-            return Marker(losses=losses, **found)
+            known = {name: found[name] for name in found.keys() & FIELDS}
+            return Marker(losses=losses, **known)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -209,9 +215,13 @@ class Papers:
             return None  # cut short when the machine lost its power, or not ours
 
     def reopen(self, chunk: int) -> None:
-        """Make a chunk count as not finished; what was found out of its items stays."""
-        if marker := self.marker(chunk):
+        """Make a chunk count as not finished; which texts of it were cut stays known."""
+        marker = self.marker(chunk)
+        if marker and marker.cut_rows:
             self.mark(replace(marker, round=REOPENED))
+        else:  # earlier versions take a marker that is there for the chunk's end
+            with store_errors(self.folder):
+                self._marker(chunk).unlink(missing_ok=True)
 
     def report(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file for people."""

@@ -43,7 +43,7 @@ from worker.reembed import check, duty, embedding, manifest
 from worker.reembed import job as job_module
 from worker.reembed.items import Item
 from worker.reembed.migration import switched
-from worker.reembed.papers import Papers
+from worker.reembed.papers import REOPENED, Loss, Marker, Papers
 from worker.reembed.sinks import lance, qdrant, shards
 from worker.reembed.sources.folder import Folder
 
@@ -1089,6 +1089,29 @@ def test_texts_that_were_cut_are_counted_once_when_one_of_a_chunk_is_done_again(
     post.deliver_all()
     assert lancedb.connect(place.where).open_table("t").count_rows() == 3
     assert (desk.status().state, desk.status().cut) == (JobState.COMPLETE, 2)
+
+
+def test_markers_of_other_versions_are_read_by_the_fields_that_both_know(tmp_path):
+    papers = Papers(tmp_path)
+    loss = Loss(row=1, id="b", code="image_missing", message="gone")
+    papers.mark(Marker(0, 2, (loss,), 0, "gpu0@a", 1.0, {}, cut=1, cut_rows=(0,)))
+    [file] = tmp_path.rglob("*.json")
+    told = json.loads(file.read_text())
+    del told["cut_rows"]  # as the first that counted them wrote it
+    file.write_text(json.dumps(told | {"of_a_newer_one": 7}))
+    marker = papers.marker(0)
+    assert (marker.losses, marker.cut, marker.cut_rows) == ((loss,), 1, ())
+
+
+def test_a_chunk_that_is_to_be_done_again_has_no_marker_that_earlier_versions_take_for_its_end(
+    tmp_path,
+):
+    papers = Papers(tmp_path)
+    for number, rows in enumerate(((), (3,))):
+        papers.mark(Marker(number, 4, (), 0, "gpu0@a", 1.0, {}, cut=len(rows), cut_rows=rows))
+        papers.reopen(number)
+    assert papers.marker(0) is None
+    assert (papers.marker(1).round, papers.marker(1).cut_rows) == (REOPENED, [3])
 
 
 def test_who_tries_failed_items_again_is_told_to_have_done_no_others(

@@ -3,9 +3,8 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +87,7 @@ class ClipRetrieval:
         except (FileNotFoundError, pa.ArrowInvalid):
             return []
         names, digest = table["id"].to_pylist(), (table.schema.metadata or {}).get(OF)
-        vectors = self._vectors(number)
-        # Whoever was killed between the two names has left the vectors of these rows under another.
-        for file in chain([vectors], left_of(vectors)):
+        for file in _candidates(self._vectors(number)):
             with suppress(FileNotFoundError, ValueError, EOFError):
                 body = file.read_bytes()
                 found = np.load(io.BytesIO(body))
@@ -114,6 +111,12 @@ class ClipRetrieval:
 
     def _metadata(self, number: int) -> Path:
         return self.folder / "metadata" / f"metadata_{number:0{DIGITS}d}.parquet"
+
+
+def _candidates(vectors: Path) -> Iterator[Path]:
+    """Whoever was killed between the two names has left the vectors of these rows under another."""
+    yield vectors
+    yield from left_of(vectors)  # lists the whole folder
 
 
 def _digest(body: bytes | memoryview) -> bytes:
