@@ -117,11 +117,15 @@ def search(
     """Find the pictures that fit a text best."""
     from . import inputs, show
     from .results import comparable, similarity
+    from .wire.messages import AUTO
 
     paths = _pictures(images)
     with a_client() as client, show.progress("embedding", len(paths)) as advance:
-        items = client.embed_images_detailed(paths, model=model, progress=advance)
-        read = client.embed_texts_detailed(query, model=items[0].model if items else model)
+        asked = model or client.current_model()  # one for both
+        read = [] if asked == AUTO else client.embed_texts_detailed(query, model=asked)
+        items = client.embed_images_detailed(paths, model=asked, progress=advance)
+        if not read:  # by the model that was chosen for the pictures
+            read = client.embed_texts_detailed(query, model=items[0].model if items else asked)
     names = [inputs.printable(path) for path in paths]
     found = [(item, name) for item, name in zip(items, names, strict=True) if not item.error]
     wanted, *rows = comparable([*read, *(item for item, _ in found)])

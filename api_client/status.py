@@ -187,8 +187,9 @@ def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:
 
 
 def _is_known(event: Mapping[Any, Any]) -> bool:
-    """Whether its kind is one of this version's: workers are updated first."""
-    return event.get(b"kind", event.get("kind")) in _KINDS
+    """Whether its kind is one of this version's, if it has one: workers are updated first."""
+    kind = event.get(b"kind", event.get("kind"))
+    return kind is None or kind in _KINDS
 
 
 class _Ours:

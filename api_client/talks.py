@@ -20,6 +20,7 @@ from .wire.address import masked, parsed
 from .wire.broker import (
     VISIBILITY_TIMEOUT_S,
     celery_app,
+    is_unusable,
     login_refused,
     said,
     takes_no_writes,
@@ -125,9 +126,9 @@ class Line:
                 ) from None
             if isinstance(error, redis.AuthenticationError):
                 raise NoBroker(login_refused(self.settings.url(), error)) from None
-            if why.startswith("WRONGTYPE"):  # one key is a stranger's: no fault of the server
-                raise
             if isinstance(error, redis.ResponseError):
+                if not is_unusable(error):  # a stranger's key, or a mistake of ours
+                    raise
                 raise NoBroker(unusable(self.settings.url(), why)) from None
             raise NoBroker(
                 f"cannot reach Redis at {masked(self.settings.url())} ({error}); "

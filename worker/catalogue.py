@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -112,11 +112,12 @@ def sound(entry: Entry) -> Entry:
         ValueError: one cannot be made so.
     """
     try:
-        return _ENTRY.validate_python(vars(entry))
+        checked = _ENTRY.validate_python(vars(entry))
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
         where = ".".join(map(str, mistake["loc"]))
         raise ValueError(f"{where}: {mistake['msg']}") from None
+    return replace(entry, **{field.name: getattr(checked, field.name) for field in fields(Entry)})
 
 
 class Catalogue:

@@ -39,6 +39,13 @@ _NO_WRITES = (
 
 NO_SERVERS = {"cluster", "sentinel"}  # what may answer in the place of one
 ONE_SERVER = "name the one server that holds all data, or a primary with replicas"
+_OF_A_CLUSTER = (
+    redis.exceptions.AskError,
+    redis.exceptions.ClusterCrossSlotError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MovedError,
+)
+_NOT_THERE = ("DB index", "invalid DB index", "unknown command")
 _QUOTED = re.compile(r"""\((['"])(.*)\1,\)""", re.DOTALL)
 
 LARGE = 2**15  # bytes of a value that is not worth a copy
@@ -270,6 +277,11 @@ def unusable(url: str, why: str) -> str:
         f"Redis at {masked(url)} cannot be used ({why.rstrip('.')}); has it this database, and is "
         "it version 7 or newer and no cluster?"
     )
+
+
+def is_unusable(error: redis.ResponseError) -> bool:
+    """Whether the server lacks the database or a command, or is a cluster's."""
+    return isinstance(error, _OF_A_CLUSTER) or said(error).startswith(_NOT_THERE)
 
 
 def takes_no_writes(error: Exception) -> bool:

@@ -262,7 +262,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def from_wire(code: str, sentence: str, *, retryable: bool = False) -> ClipyardError:
+def from_wire(code: str, sentence: str, *, retryable: bool) -> ClipyardError:
     """The error that was raised on the other side; of a newer version's, the base with its code.
 
     Args:

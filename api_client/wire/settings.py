@@ -122,9 +122,12 @@ def _file_variable(field: str) -> str:
 
 
 def files() -> dict[str, str]:
-    """The variables that name files with settings, for a process that stands in another folder."""
+    """The variables that name files with settings, for a process that stands in another folder.
+
+    What cannot be found is left as it is, for whoever reads it to say so.
+    """
     return {
-        name: str(_expanded(Path(path)).absolute())
+        name: os.path.abspath(os.path.expanduser(path))
         for name, path in os.environ.items()
         if path and (name == CONFIG_VARIABLE or re.fullmatch("CLIPYARD_.+_FILE", name))
     }

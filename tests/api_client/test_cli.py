@@ -316,6 +316,16 @@ def test_a_search_asks_the_model_that_has_answered_for_the_pictures(clipyard, pi
     assert found[0][0] == 0
 
 
+def test_a_search_that_is_refused_has_embedded_no_picture(clipyard, pictures):
+    class Counting(FakeClient):
+        def embed_images_detailed(self, images, **options):
+            raise AssertionError
+
+    code, out, error = clipyard("search", " ", pictures, client=Counting())
+    assert (code, out) == (2, "")
+    assert error.startswith("error: texts[0]")
+
+
 def test_a_search_in_two_spaces_ranks_nothing(clipyard, pictures):
     class Updated(FakeClient):  # a worker of another version answered
         def embed_texts_detailed(self, texts, **options):

@@ -51,6 +51,7 @@ def test_so_it_is_in_the_names_of_files_with_settings(monkeypatch, tmp_path):
             there.setenv(name, "~nobody-of-that-name/x")
             with pytest.raises(BadSettings, match=rf"^{name}: cannot read .* no such user"):
                 Settings.read()
+            assert files()[name].endswith("~nobody-of-that-name/x")  # who reads it says so
 
 
 @pytest.mark.parametrize(

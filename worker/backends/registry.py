@@ -188,7 +188,7 @@ class Families:
             BackendFailed: the family raises what it should not; so do `load` and `describe`.
         """
         backend = self._able(entry)
-        return self._call(entry.backend, "check", lambda: int(backend.check(entry)))
+        return self._call(entry.backend, f"check of {entry.id}", lambda: int(backend.check(entry)))
 
     def load(self, entry: Entry) -> Model:
         """See `Backend.load`.
@@ -196,7 +196,8 @@ class Families:
         Raises:
             LoadFailed: its vectors have another length than the entry says, which callers are told.
         """
-        model = self._call(entry.backend, "load", partial(self._able(entry).load, entry))
+        load = partial(self._able(entry).load, entry)
+        model = self._call(entry.backend, f"load of {entry.id}", load)
         guard = self._guards.get(entry.backend)
         model = GuardedModel(model, guard) if guard else model
         with unloaded_if_mute(model):

@@ -3,6 +3,7 @@
 import gc
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -152,7 +153,8 @@ class SimpleModel:
 
     def unload(self) -> None:
         """Let go of whatever `load` left in attributes."""
-        _ = self.traits  # who still holds the model may ask for them
+        with suppress(Exception):  # they may be what it is let go for
+            _ = self.traits  # who still holds the model may ask for them
         for name in vars(self).keys() - {"entry", "placement", "grown_bytes", "traits"}:
             delattr(self, name)
 

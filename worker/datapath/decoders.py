@@ -138,7 +138,8 @@ class _Decoder:
         (length,) = _HEADER.unpack(self._read(_HEADER.size, _HEADER.size, ends_at))
         header = json.loads(self._read(length, _LONGEST_HEADER, ends_at))
         if "code" in header:
-            error = from_wire(header["code"], f"{name} {header['message']}")
+            told = f"{name} {header['message']}"
+            error = from_wire(header["code"], told, retryable=False)
             raise error if isinstance(error, ItemError) else ImageUnreadable(str(error))
         pixels = self._read(header["bytes"], self._limit_bytes, ends_at)
         return _image(header, pixels)

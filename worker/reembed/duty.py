@@ -40,7 +40,6 @@ from api_client.wire.errors import (
     UnknownJob,
 )
 from api_client.wire.jobs import JobSpec, JobState
-from api_client.wire.messages import Priority
 
 from .. import runtime
 from ..delivery.consumer import LONGEST_RUN_S
@@ -109,7 +108,7 @@ def send(
 ) -> None:
     """Hand parts of a job to the workers. What cannot be sent now is sent by the next tending."""
     sent_at = ledger.now()
-    step = names.BULK if spec.priority is Priority.BULK else names.INTERACTIVE
+    step = spec.priority.step
     for what in parts:
         fields = {"job": spec.id, "what": what, "sent_at": sent_at}
         try:
@@ -260,11 +259,13 @@ def _renewed(ledger: JobLedger, claim: Claim, state: JobState) -> Iterator[Calla
 def _opened(here: Runtime, spec: JobSpec, ledger: JobLedger) -> Job:
     key = _key(here, spec)
     with _opening:
-        if (job := _open.get(key)) is None:
-            while len(_open) >= OPEN:
-                del _open[next(iter(_open))]
-            job = _open[key] = Job(here, spec, ledger)
-    return job
+        if job := _open.get(key):
+            return job
+    job = Job(here, spec, ledger)  # looks at folders, which may hang
+    with _opening:
+        while len(_open) >= OPEN and key not in _open:
+            del _open[next(iter(_open))]
+        return _open.setdefault(key, job)
 
 
 def _key(here: Runtime, spec: JobSpec) -> tuple[str, str, float]:

@@ -264,7 +264,8 @@ class Slots:
         if not flight.done:
             self._bring(slot, flight, deadline, asked_by)
         elif flight.error is not None:
-            raise from_wire(flight.error.code, str(flight.error)) from flight.error
+            found = flight.error
+            raise from_wire(found.code, str(found), retryable=found.retryable) from found
         return slot, True
 
     def _find(self, entry: Entry, deadline: float, gone_at: float) -> tuple[Slot, Flight | None]:

@@ -162,5 +162,5 @@ def test_one_slot_serves_the_others_after_a_plug_in_that_hangs(families):
     with slots.lease(entry("good")) as model:
         assert model.traits.dimension == 2
     assert [slot.model_id for slot in slots.view()] == ["good/one"]
-    assert families.trouble() == "the model family loads hangs in load"
+    assert families.trouble() == "the model family loads hangs in load of loads/one"
     slots.close()

@@ -171,7 +171,7 @@ def test_whatever_else_a_plug_in_raises_is_one_sentence_with_its_name():
     families.register("odd", Confused)
     for ask, sentence in (
         (lambda: families.describe("odd/one"), r"odd: describe raised KeyError\('odd/one'\)"),
-        (lambda: families.check(entry), r"odd: check raised ZeroDivisionError\(\)"),
+        (lambda: families.check(entry), r"odd: check of odd/one raised ZeroDivisionError\(\)"),
         (lambda: families.load(entry), r"odd: load raised OSError\('no tape'\)"),
     ):
         with pytest.raises(BackendFailed, match=sentence):
@@ -197,7 +197,7 @@ def test_a_check_that_answers_no_number_is_one_sentence(monkeypatch):
     families = Families(Placement())
     families.register("odd", Lengths)
     monkeypatch.setattr(Lengths, "check", lambda model: None)
-    with pytest.raises(BackendFailed, match=r"odd: check raised TypeError\(.*NoneType"):
+    with pytest.raises(BackendFailed, match=r"odd: check of odd/one raised TypeError\(.*NoneType"):
         families.check(Entry("odd/one", backend="odd"))
 
 

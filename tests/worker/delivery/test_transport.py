@@ -454,7 +454,7 @@ def test_what_is_no_envelope_ends_no_worker_and_is_not_shown(
         for step in STEPS:
             queue = Keys(prefix.removesuffix(":")).queue(names.EMBED, step)
             store.lpush(queue, *NO_ENVELOPES)
-        assert store.publish(f"{prefix}/0.celery.pidbox", "[]") == 1
+        until(lambda: store.publish(f"{prefix}/0.celery.pidbox", "[]") == 1)  # it listens now
     send(app, "interactive", "text")
     send(app, "bulk", "picture")
     tally.wait_until(lambda: {"text", "picture"} == set(tally.done))

@@ -73,6 +73,7 @@ class PgVector:
         self._where = doors.reaching(place.where)
         self._table = sql.Identifier(self._name)
         self._space = space
+        self._ids = ""  # their type
         with self._asking() as ask:
             self._prepare(ask)
 
@@ -152,7 +153,7 @@ class PgVector:
         # A table that no job made may have numbers or UUIDs for ids, arrays for vectors, and rows
         # without one. As texts they would be looked for in all rows, past the index.
         with self._asking() as ask:
-            own = COMPARED.get(self._type_of_ids(ask), COMPARED["text"])
+            own = COMPARED.get(self._ids or self._type_of_ids(ask), COMPARED["text"])
             query = sql.SQL(
                 "SELECT id::text, embedding::vector FROM {} "
                 "WHERE {} = ANY(%s::text[]::{}[]) AND embedding IS NOT NULL"
@@ -161,12 +162,14 @@ class PgVector:
         return {item_id: row.to_numpy() for item_id, row in rows}
 
     def _type_of_ids(self, ask: Any) -> str:
+        """Asked for once; empty while there is no table."""
         found = ask.execute(
             "SELECT atttypid::regtype::text FROM pg_attribute "
             "WHERE attrelid = %s::regclass AND attname = 'id' AND NOT attisdropped",
             [f'"{self._name}"'],
         ).fetchone()
-        return found[0] if found else ""
+        self._ids = found[0] if found else ""
+        return self._ids
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         query = sql.SQL("SELECT * FROM {}").format(self._table)
