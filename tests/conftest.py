@@ -31,7 +31,7 @@ os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT="5000")
 Transport.brpop_timeout = 0.05
 
 
-STACKS = ("fleet", "running")  # fixtures that are expensive to start, and to keep
+STACKS = ("fleet", "running", "at_one_redis")  # fixtures that are expensive to start and to keep
 
 
 def group_of(item: pytest.Item) -> str:
