@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -121,14 +122,26 @@ def test_what_is_no_name_of_a_file_here_is_a_picture_all_the_same(clipyard, name
     assert [row["item"] for row in json.loads(out)] == [name, "b.png"]
 
 
-@pytest.mark.parametrize("ending", ["npy", "jsonl", "parquet"])
+def rows_of(file):
+    """References and vectors; of a bare matrix the vectors alone."""
+    if file.suffix == ".npy":
+        return None, np.load(file)
+    if file.suffix == ".parquet":
+        rows = parquet.read_table(file).to_pylist()
+    else:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [row["reference"] for row in rows], np.float32([row["vector"] for row in rows])
+
+
+@pytest.mark.parametrize("ending", vectorfile.ENDINGS)
 def test_vectors_are_written_where_they_are_wanted(clipyard, pictures, tmp_path, ending):
-    out = tmp_path / "results" / f"vectors.{ending}"
+    out, files = tmp_path / "results" / f"vectors{ending}", [pictures / "a.png", pictures / "b.png"]
     code, _, _ = clipyard("embed", pictures, "-o", out)
     assert code == 0
-    assert out.stat().st_size
-    if ending == "npy":
-        assert np.load(out).shape == (2, 16)
+    references, vectors = rows_of(out)
+    assert references in (None, [str(file) for file in files])
+    with FakeClient() as client:
+        assert np.array_equal(vectors, client.embed_images(files))
 
 
 def test_a_name_that_is_not_utf8_costs_nobody(clipyard, pictures, tmp_path, monkeypatch):
