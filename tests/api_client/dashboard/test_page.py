@@ -197,6 +197,17 @@ def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys
     assert chromium.run(f"return {told}.offsetWidth === {told}.closest('tbody').offsetWidth")
 
 
+def test_what_others_wrote_is_shown_as_text(looking_on, chromium, store, keys, valkey_url):
+    submit("nightly", store, keys, valkey_url)
+    reason = "<img src=x onerror='window.hit=1'>"
+    store.hset(keys.job("nightly"), mapping={"state": "paused", "reason": reason})
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see(
+        "document.querySelector('[data-job=nightly] + tr td')?.innerText === arguments[0]", reason
+    )
+    assert chromium.run("return window.hit === undefined")
+
+
 def test_a_job_may_have_any_name(looking_on, chromium, store, keys, valkey_url):
     submit("constructor", store, keys, valkey_url)
     chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
@@ -210,11 +221,13 @@ def test_a_file_that_no_folder_can_hold_is_not_found(looking_on, path):
 
 
 def test_a_dashboard_that_may_only_look_refuses_every_button(looking_on):
-    for action in ("load", "switch", "unload", "set", "sweep"):
-        reply = httpx.post(
-            f"http://{looking_on}/models/do/{action}", json={}, auth=("clipyard", PASSWORD)
-        )
-        assert reply.status_code == 403
+    flowers = ("worker/shutdown", "worker/pool/restart", "task/async-apply", "task/revoke")
+    for path in (
+        *(f"models/do/{action}" for action in ACTIONS),
+        *(f"api/{it}/x" for it in flowers),
+    ):
+        reply = httpx.post(f"http://{looking_on}/{path}", json={}, auth=("clipyard", PASSWORD))
+        assert reply.status_code == 403, path
 
 
 @pytest.fixture
