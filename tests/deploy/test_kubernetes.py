@@ -111,6 +111,11 @@ def test_no_worker_asks_the_metadata_of_the_cloud_also_one_of_another_name() -> 
     selected = policy["spec"]["podSelector"]["matchLabels"].items()
     assert selected <= worker["spec"]["template"]["metadata"]["labels"].items()
     assert not selected & worker["spec"]["selector"]["matchLabels"].items()  # which a copy changes
+    [anywhere, names] = policy["spec"]["egress"]
+    metadata = ["169.254.0.0/16", "168.63.129.16/32", "100.100.100.200/32"]
+    assert anywhere == {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": metadata}}]}
+    assert names.keys() == {"ports"}  # to whomever, but for names alone
+    assert {(one["port"], one["protocol"]) for one in names["ports"]} == {(53, "UDP"), (53, "TCP")}
 
 
 @pytest.mark.parametrize(("found", "lives"), [(0, True), (1, False), (2, False), (3, True)])
