@@ -1,5 +1,7 @@
 """The wheel is the client: in a bare environment, beside a consumer's own `tasks` and `worker`."""
 
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -33,14 +35,15 @@ def bare(wheel, tmp_path_factory):
     return folder
 
 
-def run(argv, cwd):
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+def run(argv, cwd, **env):
+    env = os.environ | env
+    done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def python(bare, program):
-    return run([str(bare / ".venv" / "bin" / "python"), "-c", program], cwd=bare)
+def python(bare, program, **env):
+    return run([str(bare / ".venv" / "bin" / "python"), "-c", program], cwd=bare, **env)
 
 
 def test_the_wheel_holds_the_client_and_nothing_else(wheel):
@@ -55,9 +58,41 @@ def test_importing_it_loads_no_torch_and_nothing_heavy(bare):
     assert not loaded & {"torch", "open_clip", "celery", "numpy", "PIL"}
 
 
-def test_using_the_client_never_needs_torch(bare):
-    program = "import sys; from api_client import Client; print('torch' in sys.modules)"
-    assert python(bare, program).strip() == "False"
+ASKS_THE_FAKE = """
+from PIL import Image
+from api_client.testing import FakeClient
+picture = Image.new("RGB", (4, 4))
+with FakeClient() as client:
+    assert client.embed_texts(["a", "b"]).shape == (2, 16)
+    assert client.embed_images([picture]).shape == (1, 16)
+    assert len([*client.stream_images([picture] * 3)]) == 3
+    assert client.reembed("/pictures", sink="/vectors", model="fake/small").wait(1).done == 0
+print("done")
+"""
+PRINTS = """
+import sys
+from api_client import cli
+from api_client.testing import FakeClient
+cli.a_client, sys.argv = FakeClient, ["clipyard", "text", "a cat", "--json"]
+cli.main()
+"""
+ASKS_REDIS = """
+from api_client import Client
+from api_client.wire.errors import NoWorker
+with Client() as client:
+    try:
+        client.embed_texts(["a"])
+    except NoWorker:
+        print("nobody")
+"""
+
+
+def test_the_clients_work_with_what_the_wheel_asks_for(bare, valkey_url, prefix):
+    assert python(bare, ASKS_THE_FAKE) == "done\n"
+    env = {"CLIPYARD_REDIS_URL": valkey_url, "CLIPYARD_KEY_PREFIX": prefix}
+    assert python(bare, ASKS_REDIS, **env) == "nobody\n"
+    [row] = json.loads(python(bare, PRINTS))
+    assert len(row["vector"]) == 16
 
 
 def test_a_consumers_own_modules_stay_theirs(bare):
