@@ -1,9 +1,11 @@
 """The chaos harness: what it plans, what it would notice, and a short run of it."""
 
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from api_client.testing import FakeClient
 from api_client.wire import names
 from api_client.wire.messages import ModelStatus
 from tests.chaos import elsewhere, invariants, plan, run
-from tests.chaos.callers import calls
-from tests.chaos.jobs import coverage
+from tests.chaos.callers import Account, Call, Callers, Way, calls
+from tests.chaos.faults import Chaos
+from tests.chaos.jobs import Coverage, Jobs, coverage
 from tests.chaos.plan import Kind
 from tests.chaos.proxy import Proxy
 from tests.flow.processes import Valkey, until
@@ -120,6 +123,46 @@ def test_a_key_that_stays_for_ever_is_noticed() -> None:
         "clipyard:_kombu.binding.reply.celery.pidbox (5000 members)",
         "clipyard:answer:2 (1 members)",
     ]
+
+
+def test_an_error_that_is_not_ours_ends_no_caller_and_its_items_are_lost(tmp_path: Path) -> None:
+    class Broken(FakeClient):
+        def embed_texts_detailed(self, *_: Any, **__: Any) -> Any:
+            raise TypeError("not ours")
+
+    world: Any = SimpleNamespace(client=Broken, pictures=tmp_path)
+    twice = iter([Call(number, 0.0, "fake/small", Way.TEXTS, items=3) for number in range(2)])
+    callers = Callers(world, None, twice, threads=1)  # type: ignore[arg-type]  # nothing is right
+    callers.start()
+    assert callers.join(30) == 0
+    assert (callers.account.asked, callers.account.lost) == (6, 6)
+    assert "TypeError" in callers.account.told[1]
+    assert run.unaccounted(callers.account, Coverage(), of=6) == []
+
+
+def test_a_job_that_cannot_even_be_written_down_is_lost(tmp_path: Path) -> None:
+    world: Any = SimpleNamespace(client=FakeClient, pictures=tmp_path, models=tmp_path / "none")
+    jobs = Jobs(world, None, items=5, each=5, over_s=0.0, model="fake/small")  # type: ignore[arg-type]
+    jobs.start()
+    assert jobs.join(30)
+    assert (jobs.coverage.items, jobs.coverage.lost) == (5, 5)
+
+
+def test_items_that_nobody_asked_for_or_that_have_no_end_are_noticed() -> None:
+    account, covered = Account(asked=9, answered=5, refused=1, lost=1, stuck=1), Coverage(items=3)
+    assert run.unaccounted(account, covered, of=13) == [
+        "calls asked for 9 items, of which 8 ended",
+        "12 items were asked for, of 13",
+    ]
+
+
+def test_a_fault_that_met_nobody_is_not_counted() -> None:
+    world: Any = SimpleNamespace(pid=lambda _: None)
+    kinds = (Kind.KILLED, Kind.PAUSED)
+    planned = [plan.Fault(n, 0.0, kind, "cpu0", 0.0, 0.0) for n, kind in enumerate(kinds)]
+    chaos = Chaos(world, planned, clock=lambda: 0.0)
+    chaos.run(threading.Event())
+    assert (len(chaos.over), chaos.done, chaos.failed) == (2, [], [])
 
 
 def test_items_without_a_row_and_rows_too_many_are_noticed() -> None:

@@ -140,6 +140,11 @@ class Callers:
                     account.codes[error.code] += 1
                 if not self._is_worth_another_try(call, error, begun):
                     break
+            except Exception as error:  # else it ended this thread, and nobody heard of it
+                with self._counting:
+                    account.lost += call.items
+                    account.told.append(f"lost: {call}: {error!r}")
+                break
             time.sleep(PAUSE_S)
         with self._counting:
             account.seconds.append((begun, self._clock() - begun))
@@ -227,17 +232,18 @@ class Callers:
 
     def _judge(self, call: Call, items: Sequence[Item]) -> None:
         contents = self.contents(call)
-        wrong = []
+        wrong, refused = [], 0
         for content, item in zip(contents, items, strict=False):
             if item.error is not None:
-                if call.way is not Way.URLS or not isinstance(item.error, ImageUnreachable):
+                if call.way is Way.URLS and isinstance(item.error, ImageUnreachable):
+                    refused += 1
+                else:
                     wrong.append(f"{item.error.code}: {item.error}")
             elif not self._truth.is_right(call.model, item.fingerprint, content, item.vector):
                 wrong.append(f"not the vector of {content!r} in the space {item.fingerprint}")
-        refused = sum(item.error is not None for item in items)
         with self._counting:
             account = self.account
-            account.answered += len(items) - refused
+            account.answered += min(len(items), call.items) - refused - len(wrong)
             account.refused += refused
             account.lost += max(0, call.items - len(items)) + len(wrong)
             account.doubled += max(0, len(items) - call.items)

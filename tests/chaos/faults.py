@@ -19,6 +19,7 @@ class Chaos:
 
     Attributes:
         over: when each fault was mended, on the clock that was given; in the order of time.
+        done: those that met somebody: who is dead just then cannot be killed.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Chaos:
         self._clock = clock
         self._alone: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self.over: list[tuple[float, Fault]] = []
+        self.done: list[Fault] = []
         self.failed: list[str] = []
 
     def run(self, stop: threading.Event) -> None:
@@ -47,29 +49,39 @@ class Chaos:
         try:
             with self._alone[fault.resource], _WAYS[fault.kind](self._world, fault):
                 stop.wait(fault.lasts_s)
+            self.done.append(fault)
+        except _Nobody:
+            pass
         except Exception as error:
             self.failed.append(f"{fault}: {error!r}")
         self.over.append((self._clock(), fault))
 
 
+class _Nobody(Exception):
+    """The process that a fault is meant for is dead at the moment."""
+
+
 @contextmanager
 def _signalled(world: World, fault: Fault, *, number: signal.Signals) -> Iterator[None]:
-    if pid := world.pid(fault.target):
-        _send(pid, number)
+    _send(_pid(world, fault.target), number)
     yield
 
 
 @contextmanager
 def _paused(world: World, fault: Fault) -> Iterator[None]:
-    pid = world.pid(fault.target or plan.REDIS)
-    if pid is None:  # it is dead at the moment
-        yield
-        return
+    pid = _pid(world, fault.target or plan.REDIS)
     _send(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         _send(pid, signal.SIGCONT)
+
+
+def _pid(world: World, target: str) -> int:
+    pid = world.pid(target)
+    if pid is None:
+        raise _Nobody
+    return pid
 
 
 def _send(pid: int, number: signal.Signals) -> None:

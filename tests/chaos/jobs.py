@@ -82,7 +82,11 @@ class Jobs:
             for number, size in enumerate(self._sizes):
                 due = begun + self._over_s * number / len(self._sizes)
                 self.give_up.wait(max(0.0, due - time.monotonic()))
-                self._do(client, f"job-{number}", size, of_texts=number % 2 == 0)
+                try:
+                    self._do(client, f"job-{number}", size, of_texts=number % 2 == 0)
+                except Exception as error:  # else it ended this thread, and nobody heard of it
+                    self.coverage.lost += size
+                    self.coverage.told.append(f"lost: job-{number}: {error!r}")
 
     def _do(self, client: Client, name: str, size: int, *, of_texts: bool) -> None:
         found = self.coverage

@@ -13,10 +13,10 @@ import numpy as np
 from api_client.wire.errors import Quarantined
 
 from . import inputs, plan, remains
-from .callers import Callers, calls
+from .callers import Account, Callers, calls
 from .faults import Chaos
 from .invariants import recoveries_s
-from .jobs import Jobs
+from .jobs import Coverage, Jobs
 from .report import Report
 from .truth import Truth
 from .watch import Watch
@@ -123,7 +123,7 @@ class _Run:
             back_s = until(lambda: not remains.away(world), BACK_S)
             away, silent = remains.away(world), remains.not_answering(world)
             waiting = self._callers.join(SETTLE_S)
-            self._jobs.join(SETTLE_S)
+            jobs_are_over = self._jobs.join(SETTLE_S)
             until(lambda: watch.was_answered_since(mended), BACK_S)
             watched_until = time.monotonic()
             tell(f"all is answered after {watched_until - begun:.0f} s")
@@ -140,17 +140,18 @@ class _Run:
             *self._chaos.failed,
             *account.told,
             *covered.told,
+            *unaccounted(account, covered, of=self._options.items),
             *remains.violations(world),
         ]
         over = [at for at, _ in self._chaos.over]
         recoveries = recoveries_s(over, watch.probes, end=watched_until)
         seconds = [took for _, took in account.seconds]
         return Report(
-            faults=dict(Counter(str(fault.kind) for fault in self._faults)),
+            faults=dict(Counter(str(fault.kind) for fault in self._chaos.done)),
             items=account.asked + covered.items,
             lost=account.lost + covered.lost,
             doubled=account.doubled + covered.doubled,
-            stuck=account.stuck + covered.stuck + waiting + len(away),
+            stuck=account.stuck + covered.stuck + waiting + (not jobs_are_over) + len(away),
             slowest_recovery_s=round(max(recoveries, default=0.0), 2),
             seed=self._options.seed,
             violations=violations[:TOLD],
@@ -175,6 +176,17 @@ class _Run:
             },
             not_covered=[str(kind) for kind in plan.Kind if kind not in world.kinds],
         )
+
+
+def unaccounted(account: Account, covered: Coverage, *, of: int) -> list[str]:
+    """Items that nobody asked for, or of whose end nobody knows."""
+    ended = account.answered + account.refused + account.lost + account.stuck
+    asked, told = account.asked + covered.items, []
+    if ended != account.asked:
+        told.append(f"calls asked for {account.asked} items, of which {ended} ended")
+    if asked != of:
+        told.append(f"{asked} items were asked for, of {of}")
+    return told
 
 
 def until(condition: Callable[[], bool], within_s: float) -> float:

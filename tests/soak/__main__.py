@@ -23,7 +23,7 @@ from tests import reliability
 from tests.chaos import inputs
 from tests.chaos.callers import Callers, calls
 from tests.chaos.jobs import Jobs
-from tests.chaos.run import MODELS, READY_S, SETTLE_S
+from tests.chaos.run import MODELS, READY_S, SETTLE_S, unaccounted
 from tests.chaos.truth import Truth
 from tests.chaos.watch import Watch
 from tests.chaos.world import FILE_MODEL, World
@@ -109,14 +109,16 @@ def _soak(
     growing = [name for name, one in found.items() if one.grows(bounds[name])]
     told = {name: _told(one, bounds[name]) for name, one in found.items()}
     lost = account.lost + account.stuck + covered.lost + covered.stuck + waiting + (not over)
-    wrong = [*account.told, *covered.told, *watch.told][:20]
+    open_ones = unaccounted(account, covered, of=items + jobs * JOB_ITEMS)
+    wrong = [*account.told, *covered.told, *watch.told, *open_ones][:20]
+    doubled = account.doubled + covered.doubled
     result = {
         "minutes": over_s / 60,
         "pace": pace,
         "seed": seed,
         "items": account.asked + covered.items,
         "lost": lost,
-        "doubled": account.doubled + covered.doubled,
+        "doubled": doubled,
         "wrong": wrong,
         "growing": growing,
         "slopes": {
@@ -128,7 +130,7 @@ def _soak(
             name: [[round(s), float(f"{value:.5g}")] for s, value in points]
             for name, points in sampler.series.items()
         },
-        "ok": bool(found) and not (growing or lost or wrong),
+        "ok": bool(found) and not (growing or lost or doubled or wrong),
     }
     return result, picture.draw(sampler.series, told, warm_s=warm_s)
 
