@@ -22,6 +22,7 @@ def test_a_leak_in_noise_is_found_with_its_rate() -> None:
 
 def test_a_step_at_the_start_of_the_day_or_a_wild_point_is_no_growth() -> None:
     values = np.full(len(SECONDS), 20.0)
+    values[:10] = 5
     values[50] = 5000
     assert slope(SECONDS, values).per_hour == 0
     assert not slope(SECONDS, values).grows(0.0)

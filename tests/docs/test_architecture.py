@@ -8,6 +8,7 @@ from api_client.wire import names
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PREFIX = "clipyard."
+ROOMS = ("api_client", "worker", "tasks", "beat_schedule", "tests", "benchmarks", "tools")
 
 
 def test_every_task_is_documented_and_no_other():
@@ -24,5 +25,6 @@ def test_the_tree_names_every_room_and_none_that_is_gone():
     folders = {f"{it.name}/" for it in inside if (it / "__init__.py").exists()}
     told = set(re.findall(r"[\w-]+(?:\.py|/)(?=\s)", PAGE.split("```")[1]))
     assert modules | folders <= told
-    known = {it.name for top in ("api_client", "worker", "tasks") for it in (ROOT / top).rglob("*")}
-    assert {it for it in told if it.endswith(".py")} <= known
+    files = [it for room in ROOMS for it in (ROOT / room).rglob("*") if it.suffix != ".pyc"]
+    known = {it.name for it in files} | {f"{it.parent.name}/" for it in files if it.is_file()}
+    assert told <= known
