@@ -26,7 +26,8 @@ from api_client.wire.broker import redis_client
 from api_client.wire.codec import unpack_record
 from api_client.wire.errors import Quarantined
 from api_client.wire.messages import Load, WorkerStatus
-from api_client.wire.names import LOAD, Keys, direct_queue
+from api_client.wire.names import EMBED, EMBED_BATCH, LOAD, Keys, direct_queue
+from api_client.wire.quarantine import Crash, Evidence
 from tests.flow.processes import until
 from worker.delivery.watchdog import EXIT_CODE
 
@@ -153,7 +154,17 @@ def test_a_request_that_kills_twice_is_set_aside_and_its_batch_mates_are_answere
 
 
 def test_what_was_set_aside_can_be_looked_at_sent_again_and_forgotten(healing, clipyard):
-    [evidence] = healing.evidence()
+    for held in healing.evidence():
+        clipyard("drop", held.id)
+    evidence = Evidence(
+        id="guilty",
+        task=EMBED_BATCH,
+        at=2.0,
+        crashes=(Crash(worker=NODE, at=1.0),),
+        queue=EMBED,
+        payload={"texts": ["die"]},
+    )
+    healing.store.hset(healing.keys.quarantine, "guilty", evidence.model_dump_json())
     assert json.loads(clipyard("list", "--json"))[0]["id"] == evidence.id
     assert NODE in clipyard("show", evidence.id)
     innocent = evidence.model_copy(update={"id": "innocent", "payload": {"texts": ["well"]}})
