@@ -14,6 +14,7 @@ import pytest
 from api_client.stack.child import Child, Running
 from api_client.stack.errors import CrashLoop, NotReady, StackError
 from api_client.stack.supervisor import Patience, Supervisor
+from tests.flow.processes import until
 
 WAITS = "import signal; print('here', flush=True); signal.pause()"
 DIES = "import sys; sys.exit('no such model')"
@@ -154,20 +155,17 @@ def test_a_child_that_ignores_the_stop_signal_is_killed_after_its_grace(tmp_path
 
 
 def test_a_second_interrupt_ends_every_grace(tmp_path, told):
-    deaf = python("deaf", IGNORES, grace_s=3600)
+    supervisor = Supervisor([python("deaf", IGNORES, grace_s=3600)], logs=tmp_path, tell=told)
 
     def interrupt_twice() -> None:
         told.until("deaf is ready")
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.3)  # the first has to be taken before the second counts as one
+        until(supervisor._stop.is_set)  # the first is taken before the second counts as one
         os.kill(os.getpid(), signal.SIGINT)
 
     impatient = threading.Thread(target=interrupt_twice)
     impatient.start()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Supervisor([deaf], logs=tmp_path, tell=told) as supervisor,
-    ):
+    with pytest.raises(KeyboardInterrupt), supervisor:
         supervisor.wait()
     impatient.join()
 

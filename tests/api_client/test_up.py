@@ -100,10 +100,13 @@ def run_elsewhere(home: Path, checkout: Path) -> Iterator[subprocess.Popen]:
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        for line in process.stdout:
-            if "cpu0 is ready" in line:
-                break
-        yield process
+        try:
+            for line in process.stdout:
+                if "cpu0 is ready" in line:
+                    break
+            yield process
+        finally:
+            process.kill()  # else the block waited for it for ever
 
 
 def test_every_gpu_that_is_listed_gets_a_worker():

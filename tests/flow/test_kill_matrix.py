@@ -205,10 +205,10 @@ def test_a_message_comes_back_once_its_worker_was_killed(matrix: Matrix) -> None
 def test_a_task_longer_than_the_visibility_timeout_runs_once(
     matrix: Matrix, draining: bool
 ) -> None:
-    worker = matrix.worker("a", visibility_timeout_s=2)
+    worker = matrix.worker("a", visibility_timeout_s=4)
     matrix.send("held")
     matrix.until_started("held")
-    matrix.worker("b", visibility_timeout_s=2)
+    matrix.worker("b", visibility_timeout_s=4)
     if draining:
         worker.signal(signal.SIGTERM)
         worker.until_logged("no more tasks are started")
