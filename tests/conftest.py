@@ -22,6 +22,11 @@ from worker.backends.uncompiled import uncompiled
 
 pytest_plugins = ["tests.stack", "tests.fleet"]
 
+# What a developer has set is not what is tried.
+SETTINGS = ("CLIPYARD_", "CLIP_", "RAG_CLIP_", "MODEL_USAGE_TRACKER_", "LAZY_LOADING_", "OTEL_")
+for name in [name for name in os.environ if name.startswith(SETTINGS)]:
+    if name not in ("CLIPYARD_EXAMPLES", "CLIPYARD_SCREENSHOTS"):
+        del os.environ[name]
 # For the processes that tests start: see there.
 os.environ["PYTHONPATH"] = str(Path(__file__).with_name("light"))
 # As worker/app.py has it. Tests run side by side, and cores that share an operation would wait for
