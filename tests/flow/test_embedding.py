@@ -2,14 +2,16 @@
 
 import io
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import skimage
 from PIL import Image
 
-from api_client import ClipyardError, ItemsFailed
+from api_client import ItemsFailed
 from api_client.wire import correlation
+from api_client.wire.broker import celery_app
 from api_client.wire.codec import unpack_answer
 from api_client.wire.errors import (
     BackendFailed,
@@ -21,6 +23,9 @@ from api_client.wire.errors import (
     NonFiniteVector,
     UnknownModel,
 )
+from api_client.wire.messages import Refused
+from api_client.wire.names import EMBED, EMBED_BATCH
+from tests.flow.processes import until
 
 PHOTOS = sorted(Path(skimage.__file__).parent.joinpath("data").glob("*.[jp][pn]g"))[:12]
 
@@ -180,12 +185,14 @@ def test_a_wrong_argument_never_leaves_the_caller(client):
 
 
 def test_a_request_that_is_no_request_of_ours_is_answered_all_the_same(client):
-    call_error = None
-    try:
-        client.embed_texts(["a"], model="x" * 201)
-    except ClipyardError as error:
-        call_error = error
-    assert isinstance(call_error, BadRequest)
+    line, id = client._desk.line, str(uuid4())
+    with celery_app(line.settings) as app:
+        odd = {"texts": ["a"], "unknown": 1}
+        app.send_task(EMBED_BATCH, kwargs=odd, queue=EMBED, task_id=id, ignore_result=True)
+    until(lambda: client._redis.exists(line.keys.answer(id)))
+    answer, _ = unpack_answer(client._redis.lindex(line.keys.answer(id), 0))
+    assert isinstance(answer, Refused)
+    assert answer.failure.code == BadRequest.code
 
 
 def test_an_answer_tells_whose_it_is_and_how_long_it_waited(client):
