@@ -6,6 +6,7 @@ import pytest
 
 from api_client.aio import AsyncClient, AsyncHandle
 from api_client.client import Client, Handle
+from api_client.reembed.job import AsyncJob, Job
 from api_client.testing import FakeAsyncClient, FakeClient
 
 
@@ -22,6 +23,7 @@ def calls(kind):
     [
         (AsyncClient, Client),
         (AsyncHandle, Handle),
+        (AsyncJob, Job),
         (FakeClient, Client),
         (FakeAsyncClient, AsyncClient),
     ],
@@ -30,6 +32,6 @@ def test_twins_have_the_same_calls_with_the_same_arguments(mine, twin):
     assert calls(mine) == calls(twin)
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient, Handle, AsyncHandle])
+@pytest.mark.parametrize("kind", [Client, AsyncClient, Handle, AsyncHandle, Job, AsyncJob])
 def test_every_call_says_what_it_does(kind):
     assert all(f.__doc__ for name, f in getmembers(kind, isfunction) if not name.startswith("_"))
