@@ -91,7 +91,7 @@ def run(
             if keep is not None:
                 (keep / f"{seed}-{number}").write_bytes(content)
             faulthandler.dump_traceback_later(HANG_S, exit=True)
-            begun = time.process_time()  # whoever else works here takes none of it
+            begun = time.process_time()  # others take none of it; AVIF's process has HANG_S
             report.outcomes[_outcome(reader, model, content, number, report)] += 1
             if (took := time.process_time() - begun) > report.slowest_s:
                 report.slowest_s, report.slowest = round(took, 3), number
