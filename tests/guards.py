@@ -150,6 +150,9 @@ _GUARDS = {
     ("worker/reembed/manifest.py", "worker/reembed/test_manifest.py"): [
         ("if _digest(body) != digest", "if False", "-k changed_after"),
     ],
+    ("tasks/embed.py", "tasks/test_embed.py"): [
+        ("if request.fingerprint not in (None, fingerprint):", "if False:", "-k another_space"),
+    ],
     ("worker/delivery/suspects.py", "worker/delivery/test_suspects.py"): [
         (">= TWICE", ">= 99", "-k condemned"),
         (" or redis.call('HGET', KEYS[1], 'answered')", "", "-k before_its_deadline"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from celery.exceptions import Reject
 
-from api_client.wire.errors import BadRequest
+from api_client.wire.errors import BadRequest, SpaceMismatch
 from api_client.wire.messages import AUTO, EmbedBatch, Kind
 from tasks import embed
 from worker import runtime
@@ -36,6 +36,15 @@ def test_a_model_that_does_not_embed_the_kind_is_refused_before_it_is_leased():
     call = Call("id", EmbedBatch(model="only/image", texts=("a",)), 0.0)
     with pytest.raises(BadRequest, match="only/image does not embed texts"):
         embed.embed_batch.run.__wrapped__(call)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_model_that_answers_in_another_space_than_asked_for_embeds_nothing():
+    model = SimpleNamespace(traits=Traits(dimension=2, kinds=(Kind.TEXT,), fingerprint="ours"))
+    runtime.here().slots.lease = lambda *_, **__: nullcontext(model)
+    request = EmbedBatch(model="only/text", texts=("a",), fingerprint="another")
+    with pytest.raises(SpaceMismatch, match="in the space ours here, another was asked for"):
+        embed.embed_batch.run.__wrapped__(Call("id", request, 0.0))
 
 
 @pytest.mark.usefixtures("_here")
