@@ -12,10 +12,11 @@ from threading import Barrier
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 import redis
 from celery.exceptions import Reject
-from pyarrow import dataset
+from pyarrow import dataset, parquet
 
 from api_client.wire import names
 from api_client.wire.broker import redis_client
@@ -786,6 +787,27 @@ def test_a_vector_that_went_missing_from_the_sink_is_found_and_made_again(
     post.deliver_all()
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert first.exists()
+
+
+@pytest.mark.parametrize("spoilt", [2.0, np.nan])
+def test_a_vector_that_is_not_of_length_one_any_more_is_found_and_made_again(
+    desk, post, pictures, sink, spoilt
+):
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    whole = rows(sink)
+    [first, *_] = sorted(Path(sink.where).glob("part-*.parquet"))
+    table = parquet.read_table(first)
+    vectors = table["vector"].to_pylist()
+    vectors[3] = [spoilt * value for value in vectors[3]]
+    column = pa.array(vectors, table.schema.field("vector").type)
+    at = table.schema.get_field_index("vector")
+    parquet.write_table(table.set_column(at, table.schema.field(at), column), first)
+    assert rows(sink) != whole
+    assert desk.do(VERIFY)
+    post.deliver_all()
+    assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+    assert rows(sink) == whole
 
 
 def test_a_check_that_finds_one_vector_missing_keeps_the_others_whose_pictures_have_gone(
