@@ -37,9 +37,9 @@ class Desk:
         self._batcher = Batcher(batch_size=8, decode_threads=2)
         self.model = self.a_model()
 
-    def a_model(self, **options: object) -> Model:
-        family = Fake(Placement(device="cpu", precision="float32"))
-        model = family.load(Entry("fake/vision", backend="fake", options=options))
+    def a_model(self, precision: str = "float32") -> Model:
+        family = Fake(Placement(device="cpu", precision=precision))
+        model = family.load(Entry("fake/vision", backend="fake"))
         model.lift()
         run = model.run
 
@@ -102,11 +102,23 @@ def test_changed_bytes_are_another_picture_whatever_their_name(desk: Desk) -> No
     assert not np.array_equal(before, after)
 
 
-def test_another_vector_space_knows_nothing_of_it(desk: Desk) -> None:
+def test_another_precision_knows_nothing_of_it(desk: Desk) -> None:
     a = desk.picture("a.png", 10)
     desk.embed(a)
-    desk.embed(a, model=desk.a_model(dimension=4))
+    desk.embed(a, model=desk.a_model("bfloat16"))
     assert desk.ran == 2
+
+
+def test_a_kept_vector_of_another_size_is_none_of_this_model(
+    desk: Desk, store: redis.Redis, keys: Keys
+) -> None:
+    (first,) = desk.embed(a := desk.picture("a.png", 10)).vectors
+    assert isinstance(first, np.ndarray)
+    (member,) = store.hkeys(keys.cached("vectors"))
+    for kept in (first.tobytes()[:-4], b"", first.tobytes() + bytes(4)):
+        store.hset(keys.cached("vectors"), member, kept)
+        assert np.array_equal(np.stack(desk.embed(a).vectors), [first])
+    assert desk.ran == 4
 
 
 def test_what_is_only_found_is_kept_for_longer_too(
