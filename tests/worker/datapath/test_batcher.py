@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import pairwise
-from threading import Barrier, Event, Lock, Semaphore, Thread, current_thread
+from threading import Barrier, Event, Semaphore, Thread, current_thread
 from typing import Any
 
 import numpy as np
@@ -314,16 +314,21 @@ def test_a_call_that_goes_while_it_is_collated_is_answered_after_it() -> None:
 
 
 def test_an_interactive_text_does_not_wait_for_busy_decoders(desk: Desk) -> None:
-    release = Event()
+    release, at_work = Event(), Semaphore(0)
 
     def slow(number: int) -> NDArray[np.uint8]:
+        at_work.release()
         assert release.wait(PATIENCE_S)
         return prepare(number)
 
     bulk = desk.ask(*range(BATCH), prepare=slow, priority=Priority.BULK)
-    desk.embed(5, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
-    release.set()
-    bulk.result(PATIENCE_S)
+    assert all(at_work.acquire(timeout=PATIENCE_S) for _ in range(2))  # both decoders
+    text = desk.ask(5, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    try:
+        assert_rows(text.result(PATIENCE_S / 2), [5])
+    finally:
+        release.set()
+    assert_rows(bulk.result(PATIENCE_S), range(BATCH))
 
 
 def test_the_texts_of_one_interactive_call_share_one_forward_pass(desk: Desk) -> None:
@@ -345,17 +350,23 @@ def test_a_model_that_allows_it_runs_in_several_threads_at_once() -> None:
 
 
 def test_a_model_that_does_not_runs_in_one_whatever_the_runners() -> None:
-    alone = Lock()
+    begun, go_on = Semaphore(0), Event()
 
-    def check(numbers: list[int]) -> None:
-        assert alone.acquire(blocking=False)
-        alone.release()
+    def hold(numbers: list[int]) -> None:
+        begun.release()
+        assert go_on.wait(PATIENCE_S)
 
     with a_desk(runners=3) as desk:
-        desk.model.misbehave = check
-        calls = [desk.ask(*range(BATCH + 1), priority=Priority.BULK) for _ in range(4)]
+        desk.model.misbehave = hold
+        calls = [desk.ask(*range(BATCH), priority=Priority.BULK) for _ in range(3)]
+        try:
+            assert begun.acquire(timeout=PATIENCE_S)
+            desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
+            assert not begun.acquire(timeout=0.1)
+        finally:
+            go_on.set()
         for call in calls:
-            assert_rows(call.result(PATIENCE_S), range(BATCH + 1))
+            assert_rows(call.result(PATIENCE_S), range(BATCH))
 
 
 def test_what_runs_alone_always_runs_in_the_same_thread() -> None:
@@ -433,10 +444,26 @@ def test_truncated_texts_are_named(desk: Desk) -> None:
     assert rows.truncated == (0, 2)
 
 
-def test_timings_span_from_the_first_item_to_the_last(desk: Desk) -> None:
-    rows = desk.embed(*range(3))
-    assert rows.decode_s > 0
-    assert rows.forward_s > 0
+def test_timings_span_from_the_first_item_to_the_last() -> None:
+    now = 0.0
+
+    def takes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def slow(number: int) -> NDArray[np.uint8]:
+        takes(2.0)
+        return prepare(number)
+
+    with a_desk(clock=lambda: now, decode_threads=1) as desk:
+        held = desk.occupy_device()
+        call = desk.ask(*range(2 * BATCH), prepare=slow, priority=Priority.BULK)
+        desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH and now == 4.0 * BATCH)
+        desk.model.misbehave = lambda _: takes(5.0)
+        desk.release.set()
+        held.result(PATIENCE_S)
+        rows = call.result(PATIENCE_S)
+    assert (rows.decode_s, rows.forward_s) == (4.0 * BATCH, 10.0)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_remembered(desk: Desk) -> None:
