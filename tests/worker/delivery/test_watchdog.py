@@ -94,7 +94,8 @@ def test_it_ends_all_the_same_when_redis_does_not_answer(monkeypatch):
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_worker_that_closes_is_not_watched_any_more():
+def test_a_worker_that_closes_is_not_watched_any_more(monkeypatch):
+    monkeypatch.setattr(Watch, "look", lambda self, active_s: active_s)
     process = Process()
     process.dog.close()
     process.dog.start(process.give_back)
