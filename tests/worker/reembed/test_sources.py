@@ -35,6 +35,13 @@ from worker.settings import WorkerSettings
 STORES = ("memory", "kept", "flat", "picky", "away", "ftp")
 
 
+@pytest.fixture(autouse=True)
+def _no_objects():
+    """What fsspec keeps in memory is one store for all tests of a process."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
 @pytest.fixture
 def doors(tmp_path):
     return Doors(
@@ -497,7 +504,6 @@ def test_what_was_added_to_a_store_since_the_last_job_is_found(source):
 
 def test_anything_that_fsspec_opens_is_a_source(source):
     store = fsspec.filesystem("memory")
-    store.store.clear()
     for name in ("a/1.jpg", "a/b/2.jpg", "a/notes.txt"):
         store.pipe(f"/photos/{name}", name.encode())
     remote = source("fsspec", "memory://photos")
