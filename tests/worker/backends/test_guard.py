@@ -49,6 +49,7 @@ def test_once_the_call_has_come_back_the_family_serves_again(gate):
         guard.call("load", wait)
     gate.set()
     hanging[0].join()
+    guard._patience_s = ENOUGH_S
     assert guard.trouble == ""
     assert guard.call("run", lambda: 1) == 1
 
@@ -79,10 +80,12 @@ def test_a_model_is_unloaded_whatever_else_hangs_in_its_family(gate):
         def unload(self):
             gone.set()
 
-    guard = Guard("slow", PATIENCE_S)
+    guard = Guard("slow", ENOUGH_S)
     model = GuardedModel(Noted(entry("slow"), Placement()), guard)
+    guard._patience_s = PATIENCE_S
     with pytest.raises(BackendFailed):
         guard.call("run", gate.wait)
+    guard._patience_s = ENOUGH_S
     model.unload()
     assert gone.is_set()
 

@@ -191,9 +191,9 @@ def test_ollama_away_is_one_sentence(family):
 
 
 def test_a_slow_answer_is_no_answer(server, family):
-    model = family.load(entry(server, timeout_s=0.1))
+    model = family.load(entry(server, timeout_s=1.0))
     server.gate.clear()
-    with pytest.raises(NoAnswer, match=r"did not answer within 0\.1 s"):
+    with pytest.raises(NoAnswer, match=r"did not answer within 1 s"):
         texts(model, "a")
     server.gate.set()
     model.unload()

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Semaphore
 
 import lancedb
 import numpy as np
@@ -43,6 +43,7 @@ from worker.delivery.pool import Reason
 from worker.reembed import check, duty, embedding, manifest
 from worker.reembed import job as job_module
 from worker.reembed.items import Item
+from worker.reembed.ledger import JobLedger
 from worker.reembed.migration import switched
 from worker.reembed.papers import REOPENED, Loss, Marker, Papers
 from worker.reembed.sinks import lance, qdrant, shards
@@ -334,23 +335,34 @@ def brief(store, keys, tmp_path):
         yield parts
 
 
-def test_a_step_may_take_longer_than_the_lease(brief, store, keys, post, pictures, sink):
-    desk, embed = Desk(store, keys, post), brief.batcher.embed
-    desk.submit(pictures, sink, chunk_size=20)
-    post.deliver()
-    [chunk] = post.sent
+def test_a_step_may_take_longer_than_the_lease(
+    store, keys, tmp_path, post, pictures, sink, monkeypatch
+):
+    desk, renew, renewed = Desk(store, keys, post), JobLedger.renew, Semaphore(0)
 
-    def slow(*args, **options):
-        for _ in range(6):
-            time.sleep(0.1)
-            desk.tend()
-        assert post.sent == []
-        post.sent.append(chunk)  # a twin of it, in the same process
-        assert post.deliver() == "elsewhere"
-        return embed(*args, **options)
+    def counted(ledger, claim):
+        is_ours = renew(ledger, claim)
+        renewed.release()
+        return is_ours
 
-    brief.batcher.embed = slow
-    assert post.deliver() == "done"
+    monkeypatch.setattr(JobLedger, "renew", counted)
+    with at_work(store, keys, tmp_path, job_lease_s=1.0) as here:
+        embed = here.batcher.embed
+        desk.submit(pictures, sink, chunk_size=20)
+        post.deliver()
+        [chunk] = post.sent
+
+        def slow(*args, **options):
+            for _ in range(duty.RENEWALS + 2):
+                assert renewed.acquire(timeout=20)
+                desk.tend()
+            assert post.sent == []
+            post.sent.append(chunk)  # a twin of it, in the same process
+            assert post.deliver() == "elsewhere"
+            return embed(*args, **options)
+
+        here.batcher.embed = slow
+        assert post.deliver() == "done"
     assert desk.status().done == 20
 
 
