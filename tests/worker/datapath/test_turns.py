@@ -1,6 +1,7 @@
 """Who goes next is decided without threads, so these tests only move a number."""
 
 from collections.abc import Iterable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -727,10 +728,18 @@ def test_whatever_happens_in_which_order_each_row_is_in_one_place_and_comes_to_i
 
         @rule()
         def begin_to_run(self) -> None:
+            self.begin_to_prepare()
+            self.prepared(BATCH, 99)
             if batch := self.bench.begin(self.now):
                 self.running.append(batch)
                 assert len({row.call.group for row in batch}) == 1
                 self.begin_to_collate()
+
+        @rule(which=nth, most=st.integers(1, BATCH))
+        def others_join(self, which: int, most: int) -> None:
+            if self.running:
+                batch = self.running[which % len(self.running)]
+                batch.rows += self.bench.turns.next_like(batch.call, most=most)
 
         @rule(which=nth, how=st.sampled_from(["well", "well", "does not fit", "fails"]))
         def ended(self, which: int, how: str) -> None:
@@ -777,13 +786,15 @@ def test_whatever_happens_in_which_order_each_row_is_in_one_place_and_comes_to_i
             assert sorted(of([*waiting, *self.preparing, *rows])) == sorted(unsettled)
 
         def teardown(self) -> None:
-            for _ in range(sum(call.left for call in self.calls) * 2):
+            ends = cycle(["well", "well", "fails", "well", "well", "does not fit"])
+            for _ in range(sum(call.left for call in self.calls) * 4):
                 self.begin_to_prepare()
                 self.prepared(2 * BATCH, 99)
                 self.begin_to_run()
                 self.begin_to_collate()
                 self.collated()
-                self.ended(0, "well")
+                self.ended(0, next(ends))
+                self.each_is_in_one_place()
             assert not any(call.left for call in self.calls)
             assert not self.bench.turns._groups
 
