@@ -67,10 +67,15 @@ def submitted(store, keys, wanted):
     submission(keys, wanted, SETTINGS)(store)
 
 
+def items_of(chunk):
+    return 10 if int(chunk) < 9 else 5
+
+
 def marker(chunk, *, lost=0):
     losses = tuple(Loss(row=i, id=f"{chunk}/{i}", code="x", message="") for i in range(lost))
-    items = 10 if chunk < 9 else 5
-    return Marker(chunk, items, losses, round=0, worker="w@h", at=0.0, stages={"read_s": 0.5})
+    return Marker(
+        chunk, items_of(chunk), losses, round=0, worker="w@h", at=0.0, stages={"read_s": 0.5}
+    )
 
 
 def claim_of(what, token="me"):
@@ -581,14 +586,14 @@ def test_a_state_that_this_version_does_not_know_keeps_no_other_job_from_being_t
 
 
 def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds(store, keys):
-    """Workers take, finish, lose and are killed; people pause; the clock runs."""
+    """Workers take, finish, fail, lose and are killed; people pause; the clock runs."""
 
     class Walk(RuleBasedStateMachine):
         def __init__(self):
             super().__init__()
             self.book = Book(store, keys)
             self.sent = self.book.planned()
-            self.held, self.done = [], set()
+            self.held, self.done = [], {}  # by chunk, how many of its items are lost
 
         @rule()
         def deliver(self):
@@ -605,11 +610,23 @@ def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds
         def deliver_twice(self):
             self.sent += self.sent[:1]
 
-        @rule()
-        def finish(self):
+        @rule(lost=st.integers(0, 3))
+        def finish(self, lost):
             if self.held:
-                self.done.add(what := self.held.pop(0))
-                self.sent += self.book.finish(what)
+                self.done.setdefault(what := self.held.pop(0), lost)
+                self.sent += self.book.finish(what, lost=lost)
+
+        @rule()
+        def meet_trouble(self):
+            if self.held:
+                self.book.ledger.trouble(claim_of(self.held.pop(0)), "it is away")
+                if self.book.status().state is JobState.PAUSED:
+                    self.book.do(RESUME)
+
+        @rule()
+        def give_back(self):
+            if self.held:
+                self.book.ledger.give_back(claim_of(self.held.pop()))
 
         @rule()
         def be_killed(self):
@@ -631,15 +648,16 @@ def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds
 
         @invariant()
         def counts(self):
-            size = sum(10 if int(chunk) < 9 else 5 for chunk in self.done)
-            assert self.book.status().done == size
+            size, lost = sum(map(items_of, self.done)), sum(self.done.values())
+            status = self.book.status()
+            assert (status.done, status.failed) == (size - lost, lost)
             assert store.zcard(keys.job_flight("job")) <= 3
 
         def teardown(self):
             for _ in range(20):
-                while self.sent:
+                while self.sent or self.held:
                     self.deliver()
-                    self.finish()
+                    self.finish(0)
                 self.book.now += 300
                 self.tend()
                 if self.sent == [CHECK]:
@@ -648,5 +666,5 @@ def test_whatever_happens_in_which_order_the_count_is_right_and_the_window_holds
             assert len(self.done) == 10
 
     run_state_machine_as_test(
-        Walk, settings=settings(max_examples=8, stateful_step_count=25, deadline=None)
+        Walk, settings=settings(max_examples=25, stateful_step_count=40, deadline=None)
     )
