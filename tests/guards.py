@@ -18,6 +18,7 @@ _GUARDS = {
     ("worker/datapath/images.py", "worker/datapath/test_images.py"): [
         ("if root is None:", "if False:", "-k no_way_leads_out"),
         (" | os.O_NOFOLLOW", "", "-k swapped"),
+        ("settings.decode_processes > 0", "False", "-k every_picture"),
         ("not stat.S_ISREG(status.st_mode)", "False", "-k devices"),
         (" | os.O_NONBLOCK", "", "-k pipes --timeout 5"),
         ("if len(data) > self._max_bytes", "if False", "-k of_bytes"),
@@ -44,8 +45,11 @@ _GUARDS = {
     ],
     ("worker/datapath/decoders.py", "worker/datapath/test_decoders.py"): [
         ("resource.RLIMIT_AS: memory,", "", "-k little_memory"),
+        ("resource.RLIMIT_FSIZE: 0,", "", "-k write_nothing"),
+        ("resource.RLIMIT_NPROC: 0,", "", "-k start_nobody"),
+        ('header["bytes"], self._limit_bytes', 'header["bytes"], 2**50', "-k announces"),
         ("not decoder.has_ended", "True", "-k while_idle"),
-        ("env={", "env={**os.environ, ", "-k no_secret"),
+        ("env={", "env={**os.environ, ", "-k knows_no_secret"),
     ],
     ("worker/datapath/web.py", "worker/datapath/test_web.py"): [
         ("not all(map(self._allowed, addresses))", "False", "-k metadata"),

@@ -1,6 +1,7 @@
 """What needs a real process. The limits themselves are tested where they stand, in test_images."""
 
 import io
+import json
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from weakref import ref
 
 import numpy as np
@@ -18,7 +20,7 @@ from skimage import data
 
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable, NoAnswer
 from worker.datapath import decoding
-from worker.datapath.decoders import _ASKED, Decoders, _serve
+from worker.datapath.decoders import _ASKED, _HEADER, Decoders, _serve
 from worker.datapath.decoding import Limits
 
 PHOTO = Image.fromarray(data.chelsea())
@@ -219,7 +221,22 @@ def test_a_picture_whose_answer_found_no_room_is_let_go_of_as_well(
     assert len(made) == 2
 
 
-def test_a_decoder_holds_no_secret_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_made_for_more_than_a_picture_can_be_whatever_a_decoder_announces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair()
+    process = SimpleNamespace(poll=lambda: None, kill=lambda: None, wait=lambda: None)
+    monkeypatch.setattr("worker.datapath.decoders._started", lambda limits: (ours, process))
+    header = json.dumps({"mode": "RGB", "size": (1, 1), "bytes": 2**50}).encode()
+    with theirs:
+        theirs.sendall(b"!" + _HEADER.pack(len(header)) + header)
+        with pytest.raises(ImageUnreadable, match="a broke its decoder"):
+            Decoders(1, limits=LIMITS, timeout_s=20).decode(b"a picture", name="a", near=None)
+
+
+def test_a_decoder_may_hold_little_memory_write_nothing_start_nobody_and_knows_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://:canary@localhost")
     decoders = Decoders(1, limits=LIMITS, timeout_s=20)
     decoders.decode(encoded(PHOTO, "PNG"), name="a", near=None)
@@ -227,6 +244,8 @@ def test_a_decoder_holds_no_secret_and_little_memory(monkeypatch: pytest.MonkeyP
     assert b"canary" not in (process / "environ").read_bytes()
     soft, hard = resource.prlimit(pid(decoders), resource.RLIMIT_AS)
     assert 0 < soft == hard < 2**30
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
+        assert resource.prlimit(pid(decoders), limit) == (0, 0)
     links = [os.readlink(link) for link in (process / "fd").iterdir()]
     assert sum(link.startswith("socket:") for link in links) == 1
     decoders.close()

@@ -274,6 +274,15 @@ def test_an_avif_is_decoded_in_a_process_for_it_may_hold_more_than_it_says(
     assert blob(reader, encoded(PHOTO, "AVIF")).size == PHOTO.size
 
 
+def test_where_the_setting_says_so_every_picture_is_decoded_in_a_process(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ImageReader(WorkerSettings.read(decode_processes=1))
+    monkeypatch.setattr(reader, "_decoders", decoders)
+    monkeypatch.delattr(decoding, "decode")
+    assert blob(reader, encoded(PHOTO, "PNG")).size == PHOTO.size
+
+
 def test_an_avif_is_decoded_by_one_thread() -> None:
     """Above all where a process may start no other, as a decoder of ours that is not root's."""
     decoding.set_up()
