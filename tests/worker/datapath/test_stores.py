@@ -1,5 +1,6 @@
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from api_client.wire.errors import (
     BadSettings,
@@ -60,6 +61,17 @@ def test_a_store_is_bounded_and_says_what_is_missing(stores: Stores) -> None:
         Stores([PREFIX], max_bytes=49).read(f"{PREFIX}a.png")
     with pytest.raises(ImageUnreachable):
         Stores(["nosuchprotocol://bucket/"], max_bytes=1).read("nosuchprotocol://bucket/a")
+
+
+def test_an_object_that_the_store_does_not_give_to_this_worker_is_forbidden(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    with pytest.raises(ImageForbidden, match="the worker may not read"):
+        stores.read(f"{PREFIX}a.png")
 
 
 def test_a_driver_that_is_not_installed_is_named() -> None:

@@ -160,10 +160,19 @@ def test_a_name_that_changes_after_the_look_changes_nothing(server: Server) -> N
 
 
 def test_an_address_that_is_down_gives_way_to_the_next(server: Server) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.3", 0))
-        names = Names(good_test=[[ip_address("127.0.0.3"), OUTSIDE]])
+    names = Names(good_test=[[ip_address("127.0.0.3"), OUTSIDE]])
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.3", server.port))  # who does not listen refuses, whoever else comes
         assert web(server, names).fetch(f"http://good.test:{server.port}/") == PICTURE
+
+
+def test_no_proxy_of_the_environment_is_asked(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://{INSIDE}:{server.port}")
+    assert web(server).fetch(f"http://good.test:{server.port}/") == PICTURE
+    assert [address for address, *_ in server.seen] == [str(OUTSIDE)]
 
 
 @pytest.mark.parametrize(
