@@ -2,19 +2,23 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from threading import Event
 
 import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
 from api_client.status import read_fleet
 from api_client.wire import metrics
 from api_client.wire.errors import BackendFailed
-from api_client.wire.messages import Kind, Priority
+from api_client.wire.messages import Kind, PathRef, Priority
 from worker import runtime
 from worker.catalogue import BUILT_IN, Catalogue
 from worker.residency.reservation import Reservations
+from worker.residency.slots import Limits
 from worker.settings import WorkerSettings
 from worker.state import State
 
@@ -77,28 +81,62 @@ PLUG_INS = (
     "loose:Loose",
     "broken:broken",
 )
+ODD = {
+    "slots": 5,
+    "device_memory_gb": 1.5,
+    "host_memory_gb": 2.5,
+    "slot_wait_s": 7.0,
+    "min_residency_s": 11.0,
+    "headroom": 0.3,
+    "content_cache_mb": 1,
+}
 
 
-@pytest.fixture
-def here(valkey_url, prefix, tmp_path, monkeypatch):
-    (tmp_path / "plug_ins_of_a_test.py").write_text(PLUG_IN)
-    monkeypatch.syspath_prepend(tmp_path)
+@contextmanager
+def built(url, prefix, folder, **given):
+    """A worker whose plug-ins are in a module of their own, with a gate that one hangs at."""
+    module = f"plug_ins_of_{folder.name}"
+    (folder / f"{module}.py").write_text(PLUG_IN)
+    (folder / "catalogue.toml").write_text('["fake/vision"]\nbackend = "fake"\n')
     settings = WorkerSettings.read(
-        redis_url=valkey_url,
+        redis_url=url,
         key_prefix=prefix,
         device="cpu",
         offline=True,
-        cache_dir=tmp_path,
+        cache_dir=folder,
+        catalogue=folder / "catalogue.toml",
+        image_roots=[folder],
         foresight=False,
         default_model="ViT-H-14/laion2b",
         pinned=["bge-m3", "nobody/knows", "confused/two"],
-        backends=[one.replace(":", "=plug_ins_of_a_test:") for one in PLUG_INS],
+        backends=[one.replace(":", f"={module}:") for one in PLUG_INS],
+        **given,
     )
-    here = runtime.build(settings, node="gpu0@here")
-    here.warm_up()
-    yield here
-    sys.modules.pop("plug_ins_of_a_test").gate.set()
-    here.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        with closing(runtime.build(settings, node="gpu0@here")) as here:
+            here.warm_up()
+            try:
+                yield here
+            finally:
+                sys.modules.pop(module).gate.set()
+
+
+@pytest.fixture(scope="module")
+def here(valkey_url, tmp_path_factory):
+    """One for all that leave it as it is, of odd settings."""
+    folder = tmp_path_factory.mktemp("runtime")
+    with built(valkey_url, "runtime", folder, **ODD) as here:
+        yield here
+
+
+@pytest.fixture
+def fresh(valkey_url, prefix, tmp_path):
+    before = psutil.Process().net_connections()
+    with built(valkey_url, prefix, tmp_path) as fresh:
+        yield fresh
+    left = psutil.Process().net_connections()
+    assert not {one.laddr for one in left} - {one.laddr for one in before}
 
 
 def embed(here, model_id):
@@ -114,21 +152,21 @@ def embed(here, model_id):
     return outcome
 
 
-def test_plug_ins_start_in_their_order_and_a_bad_one_costs_nobody_else(here):
-    loaded = sorted(here.slots.view(), key=lambda slot: slot.loaded_at)
+def test_plug_ins_start_in_their_order_and_a_bad_one_costs_nobody_else(fresh):
+    loaded = sorted(fresh.slots.view(), key=lambda slot: slot.loaded_at)
     assert [slot.model_id for slot in loaded] == ["early/one", "late/one"]
-    stuck = embed(here, "stuck/one")
+    stuck = embed(fresh, "stuck/one")
     assert isinstance(stuck, BackendFailed)
     assert "the model family stuck hangs" in str(stuck)
     with pytest.raises(BackendFailed, match=r"broken cannot be made.*on strike"):
-        here.families["broken"]
-    np.testing.assert_allclose(embed(here, "late/one"), np.array([1, 4]) / np.sqrt(17), rtol=1e-6)
+        fresh.families["broken"]
+    np.testing.assert_allclose(embed(fresh, "late/one"), np.array([1, 4]) / np.sqrt(17), rtol=1e-6)
 
-    found = here.health.look()
+    found = fresh.health.look()
     assert (found.state, "stuck/one failed" in found.trouble) == ("ready", True)
     assert "broken cannot be made" in found.trouble
-    here.tracker.beat()
-    (worker,) = read_fleet(here.redis, here.keys).workers
+    fresh.tracker.beat()
+    (worker,) = read_fleet(fresh.redis, fresh.keys).workers
     assert (worker.state, worker.trouble) == (found.state, found.trouble)
 
 
@@ -144,11 +182,45 @@ def test_what_a_family_describes_as_no_entry_is_refused(here):
         here.catalogue["loose/two"]
 
 
-def test_that_its_last_pass_failed_is_no_trouble_once_a_model_has_left(here):
-    embed(here, "stuck/one")
-    assert "stuck/one failed" in here.health.look().trouble
-    assert here.slots.unload("stuck/one", reason="a test", wait_s=1.0)
-    assert "stuck/one failed" not in here.health.look().trouble
+def test_that_its_last_pass_failed_is_no_trouble_once_a_model_has_left(fresh):
+    embed(fresh, "stuck/one")
+    assert "stuck/one failed" in fresh.health.look().trouble
+    assert fresh.slots.unload("stuck/one", reason="a test", wait_s=1.0)
+    assert "stuck/one failed" not in fresh.health.look().trouble
+
+
+def test_each_part_is_told_what_the_settings_say_of_it(here):
+    assert here.slots.limits == Limits(
+        slots=5,
+        device_bytes=1_500_000_000,
+        host_bytes=2_500_000_000,
+        wait_s=7.0,
+        residency_s=11.0,
+        pinned=frozenset({"ollama/bge-m3", "nobody/knows", "confused/two"}),
+    )
+    assert here.ledger._headroom == 0.3
+    with here.ledger.reserve(100):
+        assert here.redis.hlen(here.keys.reserved("here/cpu")) == 1
+
+
+def test_what_a_pass_takes_beside_the_weights_is_noted(here, monkeypatch):
+    monkeypatch.setattr(here.memory, "peak", lambda: nullcontext(lambda: 123))
+    embed(here, "late/one")
+    assert here.ledger["late/one"].peak_batch_bytes == 123
+
+
+def test_the_content_cache_is_there_where_a_setting_gives_it_room_and_the_meter_counts(here):
+    [folder] = here.settings.image_roots
+    Image.new("L", (8, 8)).save(folder / "a.png")
+    with here.slots.lease(here.catalogue["fake/vision"]) as model:
+        for _ in range(2):
+            pictures = here.pictures(model, "fake/vision")
+            pictures.prepare(0, PathRef(path=str(folder / "a.png")), {})
+            pictures.keep([np.ones(model.traits.dimension, np.float32)])
+    for found in ("hit", "miss"):
+        labels = {"model": "fake/vision", "found": found}
+        counted = here.meter.registry.get_sample_value("clipyard_cache_lookups_total", labels)
+        assert counted == 1
 
 
 def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
@@ -157,8 +229,8 @@ def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
 
 
 def test_a_pinned_model_that_nobody_knows_is_told(caplog, here):
-    told = [one.getMessage() for one in caplog.get_records("setup")]
-    assert any(one.startswith("CLIPYARD_PINNED: no model 'nobody/knows'") for one in told)
+    assert runtime._by_ids(here.settings, here.catalogue).pinned == here.settings.pinned
+    assert "CLIPYARD_PINNED: no model 'nobody/knows'" in caplog.text
 
 
 def test_where_sweeps_are_off_nobody_is_told_of_an_interval(here):

@@ -3,17 +3,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import redis
 from PIL import Image
-from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from api_client.wire.errors import ImageUnreadable
 from api_client.wire.messages import ImageRef, Kind, PathRef, Priority
 from api_client.wire.names import Keys
-from worker import runtime
 from worker.backends.base import Collated, Model, Placement
 from worker.backends.fake import Fake
 from worker.catalogue import Entry
@@ -218,50 +214,6 @@ def test_a_budget_that_was_lowered_is_kept_a_piece_at_a_time(
         left.append(store.zcard(used))
     assert left[1] > 3000
     assert left[-1] == 2
-
-
-@pytest.fixture
-def here(valkey_url: str, prefix: str, tmp_path: Path) -> Iterator[runtime.Runtime]:
-    (tmp_path / "catalogue.toml").write_text('["fake/vision"]\nbackend = "fake"\n')
-    settings = WorkerSettings.read(
-        redis_url=valkey_url,
-        key_prefix=prefix,
-        default_model="fake/vision",
-        catalogue=tmp_path / "catalogue.toml",
-        image_roots=(tmp_path,),
-        content_cache_mb=1,
-        device="cpu",
-    )
-    before = psutil.Process().net_connections()
-    here = runtime.build(settings, node="cpu0@here")
-    try:
-        yield here
-    finally:
-        here.close()
-    left = psutil.Process().net_connections()
-    assert not {one.laddr for one in left} - {one.laddr for one in before}
-
-
-def test_the_setting_turns_it_on_and_the_meter_counts(
-    here: runtime.Runtime, tmp_path: Path
-) -> None:
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    with here.slots.lease(here.catalogue["fake/vision"]) as model:
-        for _ in range(2):
-            pictures = here.pictures(model, "fake/vision")
-            pictures.prepare(0, PathRef(path=str(tmp_path / "a.png")), {})
-            pictures.keep([np.ones(model.traits.dimension, np.float32)])
-    assert lookups(here) == {"hit": 1, "miss": 1}
-
-
-def lookups(here: runtime.Runtime) -> dict[str, float]:
-    text = generate_latest(here.meter.registry).decode()
-    return {
-        sample.labels["found"]: sample.value
-        for family in parsed(text)
-        for sample in family.samples
-        if sample.name == "clipyard_cache_lookups_total"
-    }
 
 
 @contextmanager
