@@ -2,6 +2,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from celery.exceptions import Reject
 
@@ -9,8 +10,9 @@ from api_client.wire.errors import BadRequest, SpaceMismatch
 from api_client.wire.messages import AUTO, EmbedBatch, Kind
 from tasks import embed
 from worker import runtime
-from worker.backends.base import Footprint, Tier, Traits
+from worker.backends.base import Footprint, Placement, Tier, Traits
 from worker.catalogue import Catalogue, Entry
+from worker.datapath.batcher import Rows
 from worker.delivery.answers import Call
 from worker.residency.ledger import Ledger
 from worker.residency.memory import Bytes, Memory
@@ -45,6 +47,31 @@ def test_a_model_that_answers_in_another_space_than_asked_for_embeds_nothing():
     request = EmbedBatch(model="only/text", texts=("a",), fingerprint="another")
     with pytest.raises(SpaceMismatch, match="in the space ours here, another was asked for"):
         embed.embed_batch.run.__wrapped__(Call("id", request, 0.0))
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(("keeps", "keep_alive_s"), [(True, 60.0), (False, 0.0)])
+def test_a_model_that_has_answered_counts_as_used_and_stays_only_where_models_are_kept(
+    keeps, keep_alive_s
+):
+    here, leased, used = runtime.here(), [], []
+    model = SimpleNamespace(
+        traits=Traits(dimension=2, kinds=(Kind.TEXT,), fingerprint="f"), prepare_text=str
+    )
+
+    def lease(entry, **options):
+        leased.append(options["keep_alive_s"])
+        return nullcontext(model)
+
+    here.slots.lease, here.tracker.used = lease, used.append
+    here.settings.keep_models = keeps
+    here.batcher = SimpleNamespace(embed=lambda *_, **__: Rows([np.ones(2, np.float32)]))
+    here.node, here.placement = "w@here", Placement()
+    request = EmbedBatch(model="only/text", texts=("a",), keep_alive_s=60.0)
+    answer, _ = embed.embed_batch.run.__wrapped__(Call("id", request, 0.0))
+    assert answer.model == "only/text"
+    assert used == [here.catalogue["only/text"]]
+    assert leased == [keep_alive_s]
 
 
 @pytest.mark.usefixtures("_here")

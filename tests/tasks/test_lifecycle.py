@@ -8,6 +8,8 @@ from celery.contrib.testing.worker import start_worker
 from api_client.status import read_fleet
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app
+from api_client.wire.codec import unpack_record
+from api_client.wire.messages import Event, Knobs
 from tests.tasks import fleet
 from worker import runtime
 from worker.delivery import answers
@@ -215,6 +217,46 @@ def test_unload_of_everything_leaves_what_is_in_use_and_names_it(ask, here, usin
     answer = ask(names.UNLOAD, scope="everything", deadline=time.time() + 1.5)
     assert answer.message == "unloaded text/c; still in use: clip/a"
     assert set(held(here)) == {"clip/a"}
+
+
+def test_unload_of_what_is_due_leaves_what_is_under_pressure_alone_and_the_other_way_round(
+    ask, here
+):
+    ask(names.LOAD, model="a")
+    here.tracker.change(Knobs(vision_vram_timeout_s=0.0))
+    assert ask(names.UNLOAD, scope="pressure").message == "nothing had to go"
+    assert "clip/a: idle in VRAM" in ask(names.UNLOAD, scope="timeout").message
+    ask(names.LOAD, model="a")
+    here.tracker.change(Knobs(vision_vram_timeout_s=600.0, pressure_timeout_s=0.0))
+    here.fake.device.take(850)
+    assert ask(names.UNLOAD, scope="timeout").message == "nothing had to go"
+    assert "pressure" in ask(names.UNLOAD, scope="pressure").message
+    here.fake.device.give(850)
+
+
+def test_with_each_move_it_is_told_who_asked_for_it(ask, here):
+    here.redis.delete(here.keys.events)
+    here.tracker.change(Knobs(text_vram_timeout_s=0.0))
+    ask(names.LOAD, model="a", asked_by="one")
+    ask(names.SWITCH, model="b", asked_by="two")
+    ask(names.UNLOAD, scope="vision", asked_by="three")
+    ask(names.LOAD, model="c", asked_by="four")
+    ask(names.UNLOAD, scope="timeout", asked_by="five")
+    ask(names.UNLOAD, model="c", asked_by="six")
+    entries = here.redis.xrange(here.keys.events)
+    events = [unpack_record(Event, fields) for _, fields in entries]
+    assert [(event.asked_by, event.kind, event.model) for event in events] == [
+        ("one", "loaded", "clip/a"),
+        ("one", "lifted", "clip/a"),
+        ("two", "loaded", "clip/b"),
+        ("two", "lifted", "clip/b"),
+        ("two", "unloaded", "clip/a"),
+        ("three", "unloaded", "clip/b"),
+        ("four", "loaded", "text/c"),
+        ("four", "lifted", "text/c"),
+        ("five", "lowered", "text/c"),
+        ("six", "unloaded", "text/c"),
+    ]
 
 
 def test_a_scope_and_a_model_contradict_each_other(ask):

@@ -7,10 +7,11 @@ import pytest
 from celery.worker import state
 
 from api_client.status import read_fleet
+from api_client.wire import names
 from api_client.wire.broker import redis_client
 from api_client.wire.codec import unpack_record
 from api_client.wire.messages import Event, Knobs
-from tasks.sweep import sweep
+from tasks.sweep import sweep, sweep_fleet
 from tests.tasks import fleet
 from worker import runtime
 from worker.delivery.watchdog import EXIT_CODE
@@ -62,6 +63,30 @@ def held(here):
 def load(here, *models):
     for model in models:
         here.slots.load(here.catalogue[model])
+
+
+def test_whoever_the_clock_asks_first_tells_every_worker_and_keeps_house(here):
+    sent, store, keys = [], here.redis, here.keys
+    app = SimpleNamespace(send_task=lambda name, **options: sent.append((name, options)))
+    table, _ = keys.bindings(names.DIRECT_EXCHANGE)
+    store.sadd(table, names.binding("gpu9@gone", names.direct_queue("gpu9@gone")))
+    orphans = keys.queue(names.direct_queue("gpu9@gone"), names.INTERACTIVE)
+    store.lpush(orphans, "message")
+    store.sadd(keys.reply_queues, names.binding("", "client.reply.celery.pidbox"))
+    unfetched = keys.reply_queue(names.binding("", "client.reply.celery.pidbox"))
+    store.lpush(unfetched, "pong")
+
+    assert sweep_fleet.run.__func__(SimpleNamespace(app=app)) == 1
+    [(name, options)] = sent
+    assert (name, options["queue"]) == (names.SWEEP, names.direct_queue(here.node))
+    assert options["expires"] == here.settings.sweep_interval_s
+    reachable = names.binding(here.node, names.direct_queue(here.node))
+    assert store.sismember(table, reachable)
+    assert store.ttl(orphans) > 0
+    assert store.ttl(unfetched) > 0
+
+    assert sweep_fleet.run.__func__(SimpleNamespace(app=app)) == 0  # another beat's
+    assert len(sent) == 1
 
 
 def test_an_idle_model_goes_down_and_then_out(here, idle):
