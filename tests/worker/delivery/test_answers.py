@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import redis
+from celery.canvas import Signature
 from celery.contrib.testing.worker import start_worker
+from celery.exceptions import SoftTimeLimitExceeded
 
 from api_client.wire import codec, correlation, names
 from api_client.wire.broker import celery_app, redis_client
@@ -251,6 +253,22 @@ def test_a_model_that_stays_busy_is_refused_after_the_last_try(ask):
     assert isinstance(answer, Refused)
     assert (answer.failure.code, answer.failure.retryable) == ("model_busy", True)
     assert desk.asked == BUSY_TRIES
+
+
+def test_a_try_that_cannot_be_sent_sends_the_request_back_to_its_queue(ask, monkeypatch):
+    def away(*_, **__):
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(Signature, "apply_async", away)
+    answer, _ = ask("test.load", ModelBusy("all leased"), GOOD, model="m")
+    assert answer == GOOD
+    assert desk.asked == 2
+
+
+def test_a_request_over_its_time_limit_is_answered_as_cancelled(ask):
+    answer, _ = ask("test.load", SoftTimeLimitExceeded("over 9 s"), model="m")
+    assert answer.failure.code == "cancelled"
+    assert "over 9 s" in answer.failure.message
 
 
 @pytest.mark.parametrize("retries", ["many", None, [1], {"a": 1}])
