@@ -84,6 +84,13 @@ def test_it_stays_broken_while_the_probe_fails_and_says_so_once():
     assert [found.state for found in device.said] == ["broken", "ready"]
 
 
+def test_who_has_closed_says_nothing_more():
+    device = Device(works=False)
+    device.health.close()
+    device.health.look()
+    assert device.said == []
+
+
 def test_a_busy_device_is_not_probed():
     device = Device(works=True)
     device.pulse = replace(device.pulse, active_s=1.0)

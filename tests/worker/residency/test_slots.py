@@ -1254,6 +1254,17 @@ def test_after_close_there_are_no_leases_and_no_models():
     assert not warm(bench, "a", Tier.HOST)
 
 
+def test_close_waits_for_those_in_use_as_long_as_for_a_place():
+    bench = Bench(wait_s=PATIENT_S)
+    with threads() as pool:
+        with bench.lease("a") as model:
+            closing = pool.submit(bench.slots.close)
+            until(bench.slots, lambda: bench.slots._slots.get("a").gates or closing.done())
+            assert model.tier is Tier.DEVICE
+        closing.result(SOON_S)
+    assert bench.tiers == {}
+
+
 def test_close_leaves_what_is_leased_past_the_bound():
     bench = Bench()
     with bench.lease("a") as model:
