@@ -361,7 +361,9 @@ def test_a_model_that_does_not_runs_in_one_whatever_the_runners() -> None:
         calls = [desk.ask(*range(BATCH), priority=Priority.BULK) for _ in range(3)]
         try:
             assert begun.acquire(timeout=PATIENCE_S)
-            desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
+            desk.wait_for(
+                lambda: desk.batcher.pulse().queued == 2 * BATCH or len(desk.model.runs) > 1
+            )
             assert not begun.acquire(timeout=0.1)
         finally:
             go_on.set()
