@@ -218,7 +218,7 @@ def test_a_family_that_cannot_even_be_asked_is_one_line(command, monkeypatch):
     monkeypatch.setenv("CLIPYARD_BACKENDS", '["mine=demanding:Mine"]')
     code, said = command("mine")
     assert code == 2
-    told = "no model of mine can be loaded here: the model family mine: check raised TypeError('Dem"
+    told = "no model of mine can be loaded here: the model family mine: check of mine/one raised "
     assert said.err.startswith(told)
     assert re.search(r"\.py:\d+\)\n$", said.err)
 

@@ -172,7 +172,7 @@ def test_whatever_else_a_plug_in_raises_is_one_sentence_with_its_name():
     for ask, sentence in (
         (lambda: families.describe("odd/one"), r"odd: describe raised KeyError\('odd/one'\)"),
         (lambda: families.check(entry), r"odd: check of odd/one raised ZeroDivisionError\(\)"),
-        (lambda: families.load(entry), r"odd: load raised OSError\('no tape'\)"),
+        (lambda: families.load(entry), r"odd: load of odd/one raised OSError\('no tape'\)"),
     ):
         with pytest.raises(BackendFailed, match=sentence):
             ask()
