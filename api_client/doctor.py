@@ -27,6 +27,7 @@ from .stack.settings import StackSettings
 from .stack.up import find_checkout
 from .stack.valkey import OLDEST_MAJOR
 from .status import Fleet, read_fleet, sweep_is_missing
+from .steps import is_of_another_type
 from .wire.address import masked
 from .wire.broker import (
     NO_SERVERS,
@@ -290,10 +291,15 @@ def _models(fleet: Fleet) -> Found:
 
 
 def two_beats(client: Any, settings: Settings) -> Found:
+    key = Keys(settings.key_prefix).refused
     try:
-        refused = int(client.get(Keys(settings.key_prefix).refused) or 0)
-    except ValueError:
-        raise none_of_ours("the count of refused sweeps", "it is no number") from None
+        refused = int(client.get(key) or 0)
+    except (ValueError, redis.ResponseError) as error:
+        if isinstance(error, redis.ResponseError) and not is_of_another_type(error):
+            raise
+        told = none_of_ours("the count of refused sweeps", "it is no number")
+        yield Finding(Check.REDIS, Health.SICK, f"{key!r}: {told}", NOT_OURS)
+        return
     if refused >= GATES_REFUSED:
         found = f"{refused} sweeps were asked for twice"
         mend = "stop one of the beats: they do no harm, but one is enough"

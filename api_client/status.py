@@ -235,7 +235,7 @@ def _depth(found: Iterator[Any]) -> Depth:
 def _sent_at(frames: list[bytes] | None) -> float | None:
     try:
         return float(json.loads((frames or [])[0])["headers"][names.SENT_AT])
-    except (IndexError, ValueError, KeyError, TypeError, RecursionError):
+    except (IndexError, OverflowError, ValueError, KeyError, TypeError, RecursionError):
         return None  # nobody's, the clock's, or a stranger's
 
 

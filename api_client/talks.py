@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from operator import methodcaller
 from typing import Any
 from uuid import uuid4
 
 import redis
 
-from .steps import Part, Talk, together
+from .steps import Part, Talk, each, together
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
@@ -26,7 +27,7 @@ from .wire.broker import (
     takes_no_writes,
     unusable,
 )
-from .wire.codec import Vectors, none_of_ours, pack_answer, unpack_answer
+from .wire.codec import Vectors, none_of_ours, pack_answer, text, unpack_answer
 from .wire.envelope import Envelopes
 from .wire.errors import Cancelled, ClipyardError, NoAnswer, NoBroker, first_line
 from .wire.messages import Embedded, Failure, Managed, Message, Priority, Refused, Request
@@ -321,7 +322,7 @@ class Line:
     def live_workers(self) -> Talk[list[str]]:
         """Node names of the workers whose status hash has not expired, sorted."""
         crew = yield from alive(self.keys)
-        return sorted(name.decode() for name, _ in crew)
+        return sorted(text(name) for name, _ in crew)
 
     def unknown_workers(self, workers: Iterable[str]) -> Talk[list[str]]:
         """Those that no worker is, and none that is away.
@@ -331,10 +332,11 @@ class Line:
         sweep finds that it is gone without a farewell, or for a day after one.
         """
         bindings, _ = self.keys.bindings(names.DIRECT_EXCHANGE)
-        seen, bound = yield together(
+        found = yield from each(
             methodcaller("smembers", self.keys.workers), methodcaller("smembers", bindings)
         )
-        known = {member.decode() for member in (*seen, *bound)}
+        ours = (members for members in found if not isinstance(members, redis.ResponseError))
+        known = {text(member) for member in chain.from_iterable(ours)}
         return [
             one for one in workers if not known & {one, names.binding(one, names.direct_queue(one))}
         ]

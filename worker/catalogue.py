@@ -66,7 +66,7 @@ class Entry:
     description: str = ""
     recommended_use: str = ""
     dimension: Annotated[int, Field(ge=0)] = 0
-    input_size: int | None = None
+    input_size: Annotated[int, Field(ge=1)] | None = None
     memory_gb: Annotated[float, Field(ge=0, le=LARGEST_GB)] = 0.0
     performance_rating: str = ""
     context_chars: Annotated[int, Field(ge=0)] = 0

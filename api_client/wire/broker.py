@@ -39,13 +39,6 @@ _NO_WRITES = (
 
 NO_SERVERS = {"cluster", "sentinel"}  # what may answer in the place of one
 ONE_SERVER = "name the one server that holds all data, or a primary with replicas"
-_OF_A_CLUSTER = (
-    redis.exceptions.AskError,
-    redis.exceptions.ClusterCrossSlotError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.MovedError,
-)
-_NOT_THERE = ("DB index", "invalid DB index", "unknown command")
 _QUOTED = re.compile(r"""\((['"])(.*)\1,\)""", re.DOTALL)
 
 LARGE = 2**15  # bytes of a value that is not worth a copy
@@ -280,8 +273,10 @@ def unusable(url: str, why: str) -> str:
 
 
 def is_unusable(error: redis.ResponseError) -> bool:
-    """Whether the server lacks the database or a command, or is a cluster's."""
-    return isinstance(error, _OF_A_CLUSTER) or said(error).startswith(_NOT_THERE)
+    """Whether it is the server's doing, and no stranger's key nor a script of ours gone wrong."""
+    why = said(error)
+    is_ours = "user_script:" in why and not why.startswith("Unknown Redis command")
+    return not is_ours and not why.startswith("WRONGTYPE")
 
 
 def takes_no_writes(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
 
 from . import names
 from .errors import ClipyardError, from_wire
@@ -116,7 +116,7 @@ class EmbedBatch(Request):
     priority: Priority = Priority.INTERACTIVE
     fingerprint: str | None = None
     dtype: Literal["float32", "float16"] = "float32"
-    keep_alive_s: float | None = None
+    keep_alive_s: FiniteFloat | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -188,7 +188,7 @@ class Load(Request):
     """Asks one worker to bring a model onto its device."""
 
     model: ModelId
-    keep_alive_s: float | None = None
+    keep_alive_s: FiniteFloat | None = None
 
 
 class Reload(Request):

@@ -127,7 +127,7 @@ def files() -> dict[str, str]:
     What cannot be found is left as it is, for whoever reads it to say so.
     """
     return {
-        name: os.path.abspath(os.path.expanduser(path))
+        name: os.path.join(os.getcwd(), os.path.expanduser(path))
         for name, path in os.environ.items()
         if path and (name == CONFIG_VARIABLE or re.fullmatch("CLIPYARD_.+_FILE", name))
     }

@@ -1006,6 +1006,15 @@ def test_a_wrong_password_or_none_is_no_broker(valkey_url, connect, impatient, l
     assert "secret" not in str(refused.value)
 
 
+def test_a_strangers_list_of_workers_hides_none_that_is_named(
+    store, keys, connect, valkey_url, prefix
+):
+    store.set(keys.workers, "a stranger's")
+    client = connect(Settings.read(redis_url=valkey_url, key_prefix=prefix))
+    with pytest.raises(NoWorker):
+        client.unload("m", workers=["gpu0@a"])
+
+
 def test_a_redis_that_answers_and_cannot_be_used_is_no_broker(valkey_url, connect):
     told = r"/99 cannot be used \(.*DB index is out of range\); has it this database, and is it ver"
     with pytest.raises(NoBroker, match=told) as refused:

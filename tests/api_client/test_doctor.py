@@ -225,8 +225,9 @@ def test_what_redis_holds_as_a_worker_and_is_none_needs_no_stack(look, valkey_ur
     assert "CLIPYARD_KEY_PREFIX" in strange.mend
 
 
-def test_a_count_that_is_none_is_a_finding(look, valkey_url, store, keys):
-    store.set(keys.refused, "text")
+@pytest.mark.parametrize("spoil", ["set", "lpush"])
+def test_a_count_that_is_none_is_a_finding(look, valkey_url, store, keys, spoil):
+    getattr(store, spoil)(keys.refused, "text")
     *_, strange = look(valkey_url)[Check.REDIS]
     assert "count of refused sweeps is none" in strange.found
 

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 
 import pytest
@@ -63,6 +64,13 @@ def test_a_model_whose_hash_has_expired_is_left_out(show, store, keys):
 def as_text(store, key):
     store.delete(key)
     store.set(key, "a stranger's")
+
+
+def test_a_message_that_was_sent_at_no_time_there_is_hides_nobody(show, store, keys):
+    show(worker())
+    sent = {"headers": {names.SENT_AT: 10**400}}
+    store.rpush(keys.queue(names.EMBED, 0), json.dumps(sent))
+    assert read_fleet(store, keys).depths[names.EMBED] == Depth(interactive=1)
 
 
 @pytest.mark.parametrize(

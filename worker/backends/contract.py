@@ -23,11 +23,10 @@ from ..datapath.batcher import Batcher
 from ..datapath.outcomes import Outcome
 from ..residency.memory import Memory
 from .base import Backend, Collated, Model, Placement, Prepared
-from .samples import prepared, samples
+from .samples import SAME, lowest_cosine, prepared, samples
 
 __all__ = ["CHECKS", "Subject"]
 
-SAME = {"float32": 0.9999, "bfloat16": 0.995, "float16": 0.999}  # cosine, whatever the batch
 SLACK_BYTES = 64 * 2**20  # a process grows and shrinks by itself by so much
 UNTOLD_SHARE = 1.5  # a load may take so many times what the model says
 OVERTOLD_SHARE = 4.0  # it may say so many times what it takes: a server counts its buffers too
@@ -276,7 +275,9 @@ def _content(row: Prepared) -> object:
 
 
 def _rows(model: Model, kind: Kind, batch: Collated) -> NDArray[np.float32]:
-    rows = model.run(kind, batch)
+    most = model.traits.max_batch
+    parts = (batch[at : at + most] for at in range(0, len(batch), most))
+    rows = np.concatenate([model.run(kind, part) for part in parts])
     want = (len(batch), model.traits.dimension)
     _must(np.shape(rows) == want, f"it answered {np.shape(rows)} where {want} was due")
     return rows
@@ -288,10 +289,7 @@ def _vector(outcome: Outcome) -> NDArray[np.float32]:
 
 
 def _must_match(model: Model, rows: Any, others: Any, what: str) -> None:
-    a, b = np.asarray(rows, np.float64), np.asarray(others, np.float64)
-    with np.errstate(invalid="ignore"):  # of a zero vector, which is told as nan
-        cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    lowest = float(cosines.min())
+    lowest = lowest_cosine(rows, others)
     wanted = SAME.get(model.traits.precision, SAME["float32"])
     _must(lowest >= wanted, f"{what}: cosine {lowest:.5f}, at least {wanted} is due")
 

@@ -104,6 +104,8 @@ class GuardedModel:
 
     def lift(self) -> None:
         self._guard.call("lift", self._model.lift)
+        # The first one may find out how many rows it can take at once.
+        self.traits = self._guard.call("traits", lambda: self._model.traits)
 
     def lower(self) -> None:
         self._guard.call("lower", self._model.lower)

@@ -360,7 +360,7 @@ def _declared(backend: Backend, name: str) -> Backend:
             f"models is {models!r:.100}; make it a tuple of Entry, as (Entry(...),)"
         )
     for entry in models:
-        _sound(entry, name)
+        _completed(entry, name, backend)
     return backend
 
 
@@ -371,7 +371,7 @@ def _about(backend: Backend | None) -> About:
 
 def _completed(entry: Entry, name: str, backend: Backend) -> Entry:
     kinds = backend.kinds if isinstance(backend, SimpleBackend) else entry.kinds
-    return replace(_sound(entry, name), backend=name, kinds=kinds)
+    return _sound(replace(entry, backend=name, kinds=kinds), name)
 
 
 def _sound(entry: Entry, name: str) -> Entry:

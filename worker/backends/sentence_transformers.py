@@ -1,5 +1,6 @@
 """The sentence-transformers family: text models of a local folder, or of the hub by name."""
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -30,10 +31,12 @@ from ..catalogue import Entry
 from . import content, hub, vocabulary, weights
 from .base import About, PreparedText
 from .lost import is_beyond_repair
-from .samples import TEXTS
-from .torch_model import FAITHFUL, TorchModel
+from .samples import SAME, TEXTS, lowest_cosine
+from .torch_model import TorchModel
 
 __all__ = ["SentenceTransformers"]
+
+log = logging.getLogger(__name__)
 
 PREFIX = "sentence_transformers/"
 NAME_FOLDER = "name a folder that holds them as `checkpoint` in an entry"
@@ -187,8 +190,11 @@ class SentenceTransformers(TorchModel):
                 f"{self._name} says that its vectors have {self.dimension} numbers, and they have "
                 f"{together.shape[1]}"
             )
-        norms = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
-        return bool(((together * alone).sum(axis=1) < FAITHFUL * norms).any())
+        lowest = lowest_cosine(together, alone)
+        looks_aside = not lowest >= SAME[self.placement.precision]
+        if looks_aside:
+            log.info("%s runs a text at a time: %.5f with others", self._name, lowest)
+        return looks_aside
 
     @torch.inference_mode()
     def _make_whole(self, module: Any) -> None:
@@ -269,11 +275,13 @@ def _numbers(file: Path) -> int:
     """How many there are in its tensors, whatever their type.
 
     Raises:
-        BadCheckpoint: it is truncated or corrupt.
+        BadCheckpoint: it is truncated or corrupt. WeightsUnavailable: it cannot be read.
     """
     try:
         with safe_open(file, framework="numpy") as tensors:
             names = tensors.keys()
             return sum(prod(tensors.get_slice(name).get_shape()) for name in names)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise WeightsUnavailable(f"{file}: {error}") from None
+    except SafetensorError as error:
         raise BadCheckpoint(f"{file} is truncated or corrupt: {error}") from None

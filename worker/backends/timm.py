@@ -152,7 +152,15 @@ class Timm(TorchModel):
             fits = pixels.shape == tuple(config["input_size"]) and bool(pixels.isfinite().all())
             colours = len(normalise.mean), len(normalise.std), options.get("in_chans", 3)
             usable = fits and colours == (3, 3, 3) and isinstance(normalise, Normalize)
-        except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        except (
+            AssertionError,
+            AttributeError,
+            KeyError,
+            OverflowError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
             usable = False
         if not usable:
             raise LoadFailed(

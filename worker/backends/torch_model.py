@@ -18,7 +18,7 @@ from .cores import CORES
 from .patches import as_products
 from .placement import best_precision
 from .residence import Residence, memory_errors, residence
-from .samples import prepared, samples
+from .samples import lowest_cosine, prepared, samples
 from .simple import SimpleModel
 
 __all__ = ["Normalised", "TorchModel"]
@@ -121,8 +121,7 @@ class TorchModel(SimpleModel):
             self._residence.pack()
             self._unpacked = rows_before
         for (kind, before), (_, after) in zip(self._unpacked, self._sampled(), strict=True):
-            norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
-            lowest = float(((before * after).sum(1) / norms).min())
+            lowest = lowest_cosine(before, after)
             if not lowest >= FAITHFUL:
                 raise LoadFailed(
                     f"{self.entry.id} cannot rest as {self.entry.at_rest}: some {kind}s come out "

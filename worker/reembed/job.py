@@ -193,6 +193,7 @@ class Job:
             rows = {**found.rows, **refused}
             shard = Shard(chunk, [rows[item.id] for item in chunk.items])
         cut_rows = _cut_rows(chunk, found.cut, held, before)
+        uncounted = before.cut if before and held and not before.cut_rows else 0
         marker = Marker(
             chunk=number,
             items=len(chunk.items),
@@ -206,7 +207,7 @@ class Job:
                 "forward_s": round(found.forward_s, 4),
                 "write_s": round(time.monotonic() - embedded, 4),
             },
-            cut=len(cut_rows),
+            cut=len(cut_rows) + uncounted,
             cut_rows=cut_rows,
             held=len(held),
         )

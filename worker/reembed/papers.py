@@ -215,11 +215,11 @@ class Papers:
             return None  # cut short when the machine lost its power, or not ours
 
     def reopen(self, chunk: int) -> None:
-        """Make a chunk count as not finished; which texts of it were cut stays known."""
+        """Make a chunk count as not finished; what was lost or cut of it stays known."""
         marker = self.marker(chunk)
-        if marker and marker.cut_rows:
+        if marker and (marker.losses or marker.cut_rows):
             self.mark(replace(marker, round=REOPENED))
-        else:  # earlier versions take a marker that is there for the chunk's end
+        else:  # earlier versions take a marker without losses for the chunk's end
             with store_errors(self.folder):
                 self._marker(chunk).unlink(missing_ok=True)
 

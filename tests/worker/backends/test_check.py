@@ -135,6 +135,13 @@ def test_a_class_of_one_method_passes():
     assert [finding for finding in examine(subject(Good)) if finding.trouble] == []
 
 
+def test_one_whose_rows_depend_on_their_neighbours_and_that_takes_one_at_a_time_passes():
+    class Lonely(Neighbourly):
+        max_batch = 1
+
+    examined(Lonely, "batch_independence")
+
+
 def test_every_check_is_made_whatever_the_ones_before_found():
     found = {finding.check for finding in examine(subject(Narrow)) if finding.trouble}
     assert {"order", "batch_independence", "determinism", "normalisation"} <= found

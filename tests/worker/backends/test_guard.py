@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_a_model_is_unloaded_whatever_else_hangs_in_its_family(gate):
     guard._patience_s = ENOUGH_S
     model.unload()
     assert gone.is_set()
+
+
+def test_what_a_model_finds_out_as_it_is_lifted_counts():
+    class Wary(Lengths):
+        def lift(self):
+            self.traits = replace(self.traits, max_batch=1)
+
+    model = GuardedModel(Wary(entry("wary"), Placement()), Guard("wary", ENOUGH_S))
+    model.lift()
+    assert model.traits.max_batch == 1
 
 
 def test_a_model_that_is_not_told_apart_is_unloaded():

@@ -1125,6 +1125,34 @@ def test_texts_that_were_cut_are_counted_once_when_one_of_a_chunk_is_done_again(
     assert (desk.status().state, desk.status().cut) == (JobState.COMPLETE, 2)
 
 
+def test_a_retry_adds_to_the_cut_texts_of_markers_that_do_not_say_which(desk, post, sink, tmp_path):
+    texts = ["a dog", " ", "a dog " * 100, "a cat " * 100]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
+    post.deliver_all()
+    [file] = tmp_path.rglob("chunks/*/*.json")
+    told = json.loads(file.read_text())
+    del told["cut_rows"]
+    file.write_text(json.dumps(told))
+    assert desk.do(RETRY_FAILED)
+    post.deliver_all()
+    assert desk.status().cut == 2
+
+
+def test_a_chunk_that_a_check_wants_again_keeps_its_losses(desk, post, pictures, tmp_path):
+    place = Place(kind="lancedb", where=str(tmp_path / "lance"), options={"table": "t"})
+    desk.submit(pictures, place, id="before")  # its vector of what cannot be read any more stays
+    post.deliver_all()
+    (tmp_path / "pictures" / "003.png").write_bytes(b"")
+    desk.submit(pictures, place)
+    post.deliver_all()
+    lancedb.connect(place.where).open_table("t").delete("id = '004.png'")
+    assert desk.do(VERIFY)
+    post.deliver_all()
+    status = desk.status()
+    assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
+
+
 def test_markers_of_other_versions_are_read_by_the_fields_that_both_know(tmp_path):
     papers = Papers(tmp_path)
     loss = Loss(row=1, id="b", code="image_missing", message="gone")
@@ -1141,11 +1169,14 @@ def test_a_chunk_that_is_to_be_done_again_has_no_marker_that_earlier_versions_ta
     tmp_path,
 ):
     papers = Papers(tmp_path)
-    for number, rows in enumerate(((), (3,))):
-        papers.mark(Marker(number, 4, (), 0, "gpu0@a", 1.0, {}, cut=len(rows), cut_rows=rows))
+    loss = Loss(row=1, id="b", code="image_missing", message="gone")
+    for number, (losses, rows) in enumerate((((), ()), ((), (3,)), ((loss,), ()))):
+        marker = Marker(number, 4, losses, 0, "gpu0@a", 1.0, {}, cut=len(rows), cut_rows=rows)
+        papers.mark(marker)
         papers.reopen(number)
     assert papers.marker(0) is None
     assert (papers.marker(1).round, papers.marker(1).cut_rows) == (REOPENED, [3])
+    assert (papers.marker(2).round, papers.marker(2).losses) == (REOPENED, (loss,))
 
 
 def test_who_tries_failed_items_again_is_told_to_have_done_no_others(

@@ -162,7 +162,7 @@ class PgVector:
         return {item_id: row.to_numpy() for item_id, row in rows}
 
     def _type_of_ids(self, ask: Any) -> str:
-        """Asked for once; empty while there is no table."""
+        """Asked for once; empty where no column has that name."""
         found = ask.execute(
             "SELECT atttypid::regtype::text FROM pg_attribute "
             "WHERE attrelid = %s::regclass AND attname = 'id' AND NOT attisdropped",
