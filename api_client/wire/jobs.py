@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from . import codec
 from .errors import BadRequest, NotSigned, UnknownJob
 from .messages import MAX_ITEMS, Message, ModelId, Priority, Request
 from .names import JOB_PLAN
@@ -114,8 +115,8 @@ def unsealed(job: str, text: bytes, signature: bytes | None, settings: Settings)
         NotSigned: a key is set, and this was not sealed with it.
         BadRequest: see `JobSpec.read`.
     """
-    words = _words(text)
-    payload = {**_seal(words), FIELD: _words(signature or b"")}
+    words = codec.text(text)
+    payload = {**_seal(words), FIELD: codec.text(signature or b"")}
     try:
         opened(payload, task=JOB_PLAN, request=job, settings=settings)
     except NotSigned:
@@ -125,10 +126,6 @@ def unsealed(job: str, text: bytes, signature: bytes | None, settings: Settings)
             "CLIPYARD_OLD_SIGNING_KEY"
         ) from None
     return JobSpec.read(words)
-
-
-def _words(found: bytes) -> str:
-    return found.decode(errors="replace")  # what is no text fits no signature and is no job
 
 
 def _seal(text: str) -> dict[str, Any]:
@@ -210,7 +207,7 @@ class JobStatus(Message):
             UnknownJob: there is no such hash.
             BadRequest: it, or the specification in it, is of another version.
         """
-        found = {_words(name): _words(value) for name, value in fields.items()}
+        found = {codec.text(name): codec.text(value) for name, value in fields.items()}
         if "spec" not in found:
             raise UnknownJob(f"there is no job {job!r}; see `clipyard reembed list`")
         spec = JobSpec.read(found.pop("spec"))
