@@ -25,6 +25,7 @@ from api_client.wire.errors import ClipyardError
 from api_client.wire.settings import cannot_start
 
 from . import runtime
+from .assembly import build
 from .delivery import pool, routine, transport
 from .settings import WorkerSettings
 from .showcase import Showcase
@@ -106,7 +107,7 @@ def _start(sender: str, **_: Any) -> None:
     try:
         check_server(settings)
         spans.set_up(settings, service="clipyard-worker", instance=sender)
-        runtime.use(runtime.build(settings, node=sender))
+        runtime.use(build(settings, node=sender))
         transport.Channel.stands_back = runtime.here().stands_back
     except ClipyardError as error:
         cannot_start(error)

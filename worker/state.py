@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -11,9 +10,7 @@ from api_client.wire import metrics
 
 from .backends.base import Tier
 from .residency.memory import Bytes, Pressure
-
-if TYPE_CHECKING:
-    from .runtime import Runtime
+from .runtime import Runtime
 
 __all__ = ["State"]
 
@@ -23,7 +20,7 @@ LEVELS = tuple(Pressure)
 class State(Collector):
     """Reads the parts; keeps nothing."""
 
-    def __init__(self, here: "Runtime") -> None:
+    def __init__(self, here: Runtime) -> None:
         self._here = here
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

@@ -15,7 +15,7 @@ from api_client.status import read_fleet
 from api_client.wire import metrics
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind, PathRef, Priority
-from worker import runtime
+from worker import assembly, runtime
 from worker.catalogue import BUILT_IN, Catalogue
 from worker.residency.reservation import Reservations
 from worker.residency.slots import Limits
@@ -114,7 +114,7 @@ def built(url, prefix, folder, **given):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        with closing(runtime.build(settings, node="gpu0@here")) as here:
+        with closing(assembly.build(settings, node="gpu0@here")) as here:
             here.warm_up()
             try:
                 yield here
@@ -229,7 +229,7 @@ def test_models_that_the_settings_name_by_alias_are_known_by_their_ids(here):
 
 
 def test_a_pinned_model_that_nobody_knows_is_told(caplog, here):
-    assert runtime._by_ids(here.settings, here.catalogue).pinned == here.settings.pinned
+    assert assembly._by_ids(here.settings, here.catalogue).pinned == here.settings.pinned
     assert "CLIPYARD_PINNED: no model 'nobody/knows'" in caplog.text
 
 
@@ -269,9 +269,9 @@ def test_a_file_system_that_hangs_holds_up_one_look_around_and_not_those_that_fo
 
 
 def test_a_redis_that_is_silent_holds_no_load_up(valkey_of_my_own, keys, monkeypatch):
-    monkeypatch.setattr(runtime, "HASTE_S", 0.1)
+    monkeypatch.setattr(assembly, "HASTE_S", 0.1)
     settings = WorkerSettings.read(redis_url=valkey_of_my_own.url)
-    with runtime._hasty_client(settings) as store, ThreadPoolExecutor() as threads:
+    with assembly._hasty_client(settings) as store, ThreadPoolExecutor() as threads:
         reservations = Reservations(store, keys, device="GPU-1")
 
         def load():
@@ -284,10 +284,10 @@ def test_a_redis_that_is_silent_holds_no_load_up(valkey_of_my_own, keys, monkeyp
 
 def test_a_default_model_may_have_the_name_of_hugging_face(here):
     named = here.settings.model_copy(update={"default_model": "openai/clip-vit-base-patch32"})
-    assert runtime._by_ids(named, Catalogue.read(BUILT_IN)).default_model == "ViT-B-32/openai"
+    assert assembly._by_ids(named, Catalogue.read(BUILT_IN)).default_model == "ViT-B-32/openai"
 
 
 def test_a_default_model_of_a_family_that_cannot_be_made_keeps_nobody_from_the_others(here, caplog):
     named = here.settings.model_copy(update={"default_model": "broken/one"})
-    assert runtime._by_ids(named, here.catalogue).default_model == "broken/one"
+    assert assembly._by_ids(named, here.catalogue).default_model == "broken/one"
     assert "CLIPYARD_DEFAULT_MODEL: the model family broken cannot be made" in caplog.text
