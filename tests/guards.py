@@ -233,7 +233,7 @@ _GUARDS = {
     ("api_client/wire/jobscripts.py", "worker/reembed/test_ledger.py"): [
         ("redis.call('EXPIRE', key, {OVER_KEPT_S})", "", "-k books_of_a_cancelled_job"),
     ],
-    ("worker/reembed/ledger.py", "worker/reembed/test_ledger.py"): [
+    ("worker/reembed/ledgerscripts.py", "worker/reembed/test_ledger.py"): [
         ("if redis.call('TTL', H) ~= -1 then return {} end", "", "-k books_of_a_cancelled_job"),
     ],
     ("worker/housekeeping.py", "worker/test_housekeeping.py"): [

@@ -17,11 +17,12 @@ from . import manifest, report
 from .check import compare, sound
 from .doors import Doors
 from .embedding import embed, kind_of, refuse_another
+from .files import BESIDE, tidy
 from .items import Chunk, Item, Shard, Space, Vector, storable
 from .ledger import JobLedger
 from .migration import refuse_taken, refuse_unready
 from .neighbours import neighbours
-from .papers import BESIDE, REOPENED, Loss, Marker, Papers, tidy
+from .papers import REOPENED, Loss, Marker, Papers
 from .sinks import FOLDERS, Settling, Sink, open_sink
 from .sources import Source, open_source
 
@@ -63,15 +64,15 @@ class Job:
         pinned = self.ledger.pinned()
         return Space(
             model=self.spec.model,
-            fingerprint=pinned["fingerprint"],
-            dimension=int(pinned["dimension"]),
+            fingerprint=pinned.fingerprint,
+            dimension=pinned.dimension,
             job=self.spec.id,
         )
 
     @cached_property
     def index(self) -> str:
         """The digest of the manifest's index, as it was when the job was planned."""
-        return self.ledger.pinned()["index"]
+        return self.ledger.pinned().index
 
     @property
     def sink(self) -> Sink:
@@ -129,7 +130,7 @@ class Job:
         found = compare(self.papers, plan, self.sink, go_on=go_on)
         if self.ledger.pinned() != pinned:
             return []  # overtaken, and chunks were done again meanwhile: the next check tells
-        if found.unfinished and int(pinned["repairs"] or 0) < REPAIRS:
+        if found.unfinished and pinned.repairs < REPAIRS:
             for number in found.unfinished:
                 self.papers.reopen(number)
             log.warning("job %s: %d chunks are done again", self.spec.id, len(found.unfinished))
@@ -158,13 +159,8 @@ class Job:
             ClipyardError: it did not work.
         """
         pinned = self.ledger.pinned()
-        this_round, repairs = int(pinned["round"] or 0), int(pinned["repairs"] or 0)
         before = self.papers.marker(number)
-        if (
-            before
-            and before.round != REOPENED
-            and (not before.losses or before.round == this_round)
-        ):
+        if before and before.stands(pinned.round):
             return before
         begun = time.monotonic()
         # What is away is found out before anything is embedded; and the manifest first, for a sink
@@ -172,7 +168,7 @@ class Job:
         chunk = manifest.chunk(self.papers.manifest, number, index=self.index)
         sink = self.sink
         read = time.monotonic()
-        held = self._held(chunk, before) if before or repairs else {}
+        held = self._held(chunk, before) if before or pinned.repairs else {}
         found = embed(
             self._here,
             self.spec,
@@ -198,7 +194,7 @@ class Job:
             chunk=number,
             items=len(chunk.items),
             losses=_losses(shard),
-            round=this_round,
+            round=pinned.round,
             worker=self._here.node,
             at=self.ledger.now(),
             stages={

@@ -23,6 +23,7 @@ from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 from api_client.wire.signing import FIELD
 
+from . import ledgerscripts as scripts
 from .manifest import Manifest
 from .papers import Marker
 from .sources.refs import FolderEmpty
@@ -31,193 +32,6 @@ PLAN, CHECK = "plan", "check"
 AT_WORK = frozenset(state.encode() for state in JobState if not state.is_at_rest)
 PAUSE_MIN_S, PAUSE_MAX_S = 2.0, 60.0  # before something that failed is tried again
 SENT_S = 60.0
-
-# Shared by the scripts: KEYS are the job's hash, done, failed, flight, held.
-_HEAD = """
-local H, DONE, FAILED, FLIGHT, HELD = unpack(KEYS)
-local function field(name) return redis.call('HGET', H, name) end
-local function number(name) return tonumber(field(name) or '0') end
-local function to(state, reason)
-  redis.call('HSET', H, 'state', state, 'reason', reason)
-end
--- A message may be on its way three times as long as the last one was seen to be; but one that
--- waited for more than an hour (3600 s) waited for a worker, which is there now.
-local function patience(given)
-  return math.max(tonumber(given), math.min(number('waited_s'), 3600) * 3)
-end
-local function fill(now, sent_s)
-  local started = {}
-  if field('state') ~= 'running' then return started end
-  local due = now + patience(sent_s)
-  local at, chunks, window = number('cursor'), number('chunks'), number('window')
-  while at < chunks and redis.call('ZCARD', FLIGHT) < window do
-    local is_done = redis.call('GETBIT', DONE, at) == 1
-    if is_done and at % 8 == 0 then  -- over bytes, not bits: a million would hold Redis for seconds
-      at = redis.call('BITPOS', DONE, 0, at / 8)
-    else
-      if not is_done and not redis.call('ZSCORE', FLIGHT, at) then
-        redis.call('ZADD', FLIGHT, due, at)
-        started[#started + 1] = tostring(at)
-      end
-      at = at + 1
-    end
-  end
-  redis.call('HSET', H, 'cursor', at)
-  if at >= chunks and redis.call('ZCARD', FLIGHT) == 0 then
-    to('checking', '')
-    redis.call('ZADD', FLIGHT, due, 'check')
-    started[1] = 'check'
-  end
-  return started
-end
-"""
-
-_CLAIM = """
-local what, state, now, lease_s, claim, waited = unpack(ARGV)
-if field('state') ~= state then return 'stopped' end
-if tonumber(what) and redis.call('GETBIT', DONE, what) == 1 then
-  redis.call('ZREM', FLIGHT, what)
-  redis.call('HDEL', HELD, what)
-  return 'done'
-end
-local due = redis.call('ZSCORE', FLIGHT, what)
-local held = redis.call('HGET', HELD, what)
--- Our own, where the answer was lost and redis-py asked again, is no other one.
-if held and held ~= claim and due and tonumber(due) > tonumber(now) then return 'elsewhere' end
-redis.call('ZADD', FLIGHT, now + lease_s, what)
-redis.call('HSET', HELD, what, claim)
-redis.call('HSET', H, 'waited_s', waited)
-return 'mine'
-"""
-
-_RENEW = """
-local what, claim, due = unpack(ARGV)
-if redis.call('HGET', HELD, what) ~= claim then return 0 end
-redis.call('ZADD', FLIGHT, 'XX', due, what)
-return 1
-"""
-
-_GIVE_BACK = """
-local what, claim, due = unpack(ARGV)
-if redis.call('HGET', HELD, what) ~= claim then return 0 end
-redis.call('HDEL', HELD, what)
-redis.call('ZADD', FLIGHT, 'XX', due, what)
-return 1
-"""
-
-_WALKED = """
-if field('state') == 'planning' then redis.call('HSET', H, 'items', ARGV[1]) end
-"""
-
-_PLANNED = """
-local now, sent_s = tonumber(ARGV[1]), tonumber(ARGV[2])
-if field('state') ~= 'planning' then return {} end
-redis.call('ZREM', FLIGHT, 'plan')
-redis.call('HDEL', HELD, 'plan')
-redis.call('HSET', H, 'state', 'running', 'started_at', now, unpack(ARGV, 3))
-redis.call('HDEL', H, 'trouble', 'trouble_since')
-return fill(now, sent_s)
-"""
-
-_OUTAGE = """
-if not field('state') then return 1 end  -- it is forgotten, and its id free to be submitted again
-local name, reached = 'outage:' .. ARGV[1], number('reached')
--- Who resumed a job was told that a folder is empty: what is so until something comes through is.
-if ARGV[2] == 'empty' and field('resumed') == tostring(reached) then return 0 end
--- The others that are held may have been through before it began: one more must come through.
-if redis.call('HSETNX', H, name, reached + redis.call('HLEN', HELD) - 1) == 1 then return 1 end
-return reached > number(name) and 0 or 1
-"""
-
-_FINISHED = """
-local now, sent_s, chunk, done, failed, worker, held = unpack(ARGV, 1, 7)
-if redis.call('TTL', H) ~= -1 then return {} end  -- it is over, or forgotten
-redis.call('ZREM', FLIGHT, chunk)
-redis.call('HDEL', HELD, chunk)
-redis.call('HDEL', H, 'outage:' .. chunk)
-if tonumber(done) > 0 then redis.call('HINCRBY', H, 'reached', 1) end
-if redis.call('SETBIT', DONE, chunk, 1) == 0 then
-  redis.call('HINCRBY', H, 'done', done)
-  redis.call('HINCRBY', H, 'failed', failed)
-  redis.call('HINCRBY', H, 'by:' .. worker, done + failed - held)
-  if tonumber(failed) > 0 then redis.call('SETBIT', FAILED, chunk, 1) end
-  for at = 8, #ARGV, 2 do redis.call('HINCRBYFLOAT', H, ARGV[at], ARGV[at + 1]) end
-end
-redis.call('HDEL', H, 'trouble', 'trouble_since')
-return fill(tonumber(now), sent_s)
-"""
-
-_TROUBLE = """
-local what, claim, now, sentence, pause_min_s, pause_max_s = unpack(ARGV)
-if redis.call('HGET', HELD, what) ~= claim then return 0 end
-redis.call('HSETNX', H, 'trouble_since', now)
-redis.call('HSET', H, 'trouble', sentence)
-redis.call('HDEL', HELD, what)
-local lasting = now - number('trouble_since')
-local state = field('state')
-local at_work = state == 'planning' or state == 'running' or state == 'checking'
-if at_work and lasting >= number('patience_s') then
-  redis.call('HSET', H, 'paused_from', state)
-  to('paused', sentence)
-end
-local pause = math.min(tonumber(pause_max_s), math.max(tonumber(pause_min_s), lasting))
-redis.call('ZADD', FLIGHT, 'XX', now + pause, what)
-return 1
-"""
-
-_FALLEN = """
-local now, sent_s = tonumber(ARGV[1]), ARGV[2]
-local state = field('state')
-if state ~= 'planning' and state ~= 'running' and state ~= 'checking' then return {} end
-local fallen = redis.call('ZRANGEBYSCORE', FLIGHT, '-inf', now)
-for _, what in ipairs(fallen) do
-  redis.call('HDEL', HELD, what)
-  redis.call('ZADD', FLIGHT, now + patience(sent_s), what)
-end
-for _, what in ipairs(fill(now, sent_s)) do fallen[#fallen + 1] = what end
-return fallen
-"""
-
-_REOPEN = """
-local now, sent_s, done, failed = unpack(ARGV, 1, 4)
-if field('state') ~= 'checking' then return {} end
-for at = 5, #ARGV do
-  redis.call('SETBIT', DONE, ARGV[at], 0)
-  redis.call('SETBIT', FAILED, ARGV[at], 0)
-end
-redis.call('HSET', H, 'done', done, 'failed', failed, 'cursor', ARGV[5])
-redis.call('HINCRBY', H, 'repairs', 1)
-redis.call('ZREM', FLIGHT, 'check')
-redis.call('HDEL', HELD, 'check')
-to('running', '')
-return fill(tonumber(now), sent_s)
-"""
-
-_END = """
-local at, state, reason, now, kept_s = unpack(ARGV)
-local is = field('state')
-if is ~= at and not (is == 'paused' and field('paused_from') == at) then return 0 end
-redis.call('DEL', FLIGHT, HELD)
-redis.call('HSET', H, 'ended_at', now, unpack(ARGV, 6))
-redis.call('HDEL', H, 'trouble', 'trouble_since')
-to(state, reason)
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, kept_s) end
-return 1
-"""
-
-
-_UNFIT = """
-if redis.call('TTL', H) ~= -1 then return 0 end  -- it is over: nothing of it would ever expire
-return redis.call('SADD', KEYS[6], ARGV[1])
-"""
-
-
-# KEYS: the list of jobs, then hashes; ARGV: their ids. One may be submitted again meanwhile.
-_STRIKE_OFF = """
-for at, job in ipairs(ARGV) do
-  if redis.call('EXISTS', KEYS[at + 1]) == 0 then redis.call('ZREM', KEYS[1], job) end
-end
-"""
 
 
 class Claimed(StrEnum):
@@ -236,6 +50,23 @@ class Claim:
     what: str
     token: str
     lease_s: float
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What stays as it is while a round of a job's chunks runs.
+
+    Attributes:
+        index: the digest of the manifest's index.
+        round: of retries that people asked for.
+        repairs: times that a check had chunks done again.
+    """
+
+    index: str
+    fingerprint: str
+    dimension: int
+    round: int
+    repairs: int
 
 
 class JobLedger:
@@ -284,11 +115,12 @@ class JobLedger:
         fields: Any = self._store.hgetall(self._hash)
         return JobStatus.of(self.job, fields, seen_at=self.now())
 
-    def pinned(self) -> dict[str, str]:
-        """What planning found out: index, fingerprint, dimension, papers; and `round`."""
-        names = ("index", "fingerprint", "dimension", "papers", "round", "repairs")
-        values: Any = self._store.hmget(self._hash, names)
-        return {n: v.decode() if v else "" for n, v in zip(names, values, strict=True)}
+    def pinned(self) -> Pinned:
+        """What planning found out, and how often the job was tried again since."""
+        names = ("index", "fingerprint", "dimension", "round", "repairs")
+        found: Any = self._store.hmget(self._hash, names)
+        index, fingerprint, *numbers = (value.decode() if value else "" for value in found)
+        return Pinned(index, fingerprint, *(int(number or 0) for number in numbers))
 
     def claim(self, claim: Claim, *, state: JobState, sent_at: float) -> Claimed:
         """Take something on; the answer says whether it is ours to do.
@@ -299,20 +131,22 @@ class JobLedger:
         """
         now = self.now()
         waited_s = max(0.0, now - sent_at)
-        said = self._run(_CLAIM, claim.what, state, now, claim.lease_s, claim.token, waited_s)
+        said = self._run(
+            scripts.CLAIM, claim.what, state, now, claim.lease_s, claim.token, waited_s
+        )
         return Claimed(said.decode())
 
     def renew(self, claim: Claim) -> bool:
         """Go on working on it, if it still is ours: nothing is of a job that is over."""
-        return bool(self._run(_RENEW, claim.what, claim.token, self.now() + claim.lease_s))
+        return bool(self._run(scripts.RENEW, claim.what, claim.token, self.now() + claim.lease_s))
 
     def give_back(self, claim: Claim) -> None:
         """Leave it to whoever comes next."""
-        self._run(_GIVE_BACK, claim.what, claim.token, self.now())
+        self._run(scripts.GIVE_BACK, claim.what, claim.token, self.now())
 
     def walked(self, items: int) -> None:
         """So many were found up to now: a large store is listed for hours."""
-        self._run(_WALKED, items)
+        self._run(scripts.WALKED, items)
 
     def planned(
         self, manifest: Manifest, *, fingerprint: str, dimension: int, papers: str
@@ -326,7 +160,7 @@ class JobLedger:
             "dimension": dimension,
             "papers": papers,
         }
-        return _texts(self._run(_PLANNED, self.now(), self._sent_s, *_pairs(fields)))
+        return _texts(self._run(scripts.PLANNED, self.now(), self._sent_s, *_pairs(fields)))
 
     def is_outage(self, chunk: int, why: ClipyardError) -> bool:
         """Whether nothing of a slice can be reached because nothing can be: it is tried again.
@@ -335,13 +169,15 @@ class JobLedger:
         met with that for the first time. Nor if its folder is empty, and nothing came through since
         the job was resumed: one that was emptied would pause it window by window.
         """
-        return bool(self._run(_OUTAGE, chunk, "empty" if isinstance(why, FolderEmpty) else ""))
+        return bool(
+            self._run(scripts.OUTAGE, chunk, "empty" if isinstance(why, FolderEmpty) else "")
+        )
 
     def finished(self, marker: Marker) -> list[str]:
         """Count a chunk, once however often it is said; gives what to start next."""
         counts = (marker.chunk, marker.done, len(marker.losses), marker.worker, marker.held)
         stages = _pairs(marker.stages)
-        return _texts(self._run(_FINISHED, self.now(), self._sent_s, *counts, *stages))
+        return _texts(self._run(scripts.FINISHED, self.now(), self._sent_s, *counts, *stages))
 
     def trouble(self, claim: Claim, sentence: str) -> None:
         """It did not work, and may later: try again after a pause that grows.
@@ -349,11 +185,11 @@ class JobLedger:
         When nothing has succeeded for the job's `patience_s`, it pauses with this reason.
         """
         pauses = (PAUSE_MIN_S, PAUSE_MAX_S)
-        self._run(_TROUBLE, claim.what, claim.token, self.now(), sentence, *pauses)
+        self._run(scripts.TROUBLE, claim.what, claim.token, self.now(), sentence, *pauses)
 
     def fallen(self) -> list[str]:
         """What to start again, and what to start to fill the window."""
-        return _texts(self._run(_FALLEN, self.now(), self._sent_s))
+        return _texts(self._run(scripts.FALLEN, self.now(), self._sent_s))
 
     def pause(self, reason: str) -> bool:
         """Start nothing more until somebody resumes it."""
@@ -362,7 +198,7 @@ class JobLedger:
     def reopen(self, chunks: Sequence[int], *, done: int, failed: int) -> list[str]:
         """Do these chunks again; the counts are those of all the others. Gives what to start."""
         now = self.now()
-        return _texts(self._run(_REOPEN, now, self._sent_s, done, failed, *chunks))
+        return _texts(self._run(scripts.REOPEN, now, self._sent_s, done, failed, *chunks))
 
     def end(self, state: JobState, reason: str, *, at: JobState, **counts: int) -> bool:
         """The job is over, unless it was cancelled before or has gone on without us.
@@ -372,11 +208,11 @@ class JobLedger:
             counts: `done`, `failed` and `cut`, as the check found them.
         """
         now = self.now()
-        return bool(self._run(_END, at, state, reason, now, OVER_KEPT_S, *_pairs(counts)))
+        return bool(self._run(scripts.END, at, state, reason, now, OVER_KEPT_S, *_pairs(counts)))
 
     def unfit(self, worker: str) -> None:
         """This worker answers in another vector space."""
-        self._run(_UNFIT, worker)
+        self._run(scripts.UNFIT, worker)
 
     def unfit_workers(self) -> frozenset[str]:
         found: Any = self._store.smembers(self._unfit)
@@ -384,7 +220,7 @@ class JobLedger:
 
     def _run(self, script: str, *arguments: str | float) -> Any:
         # EVAL each time: a Redis that was restarted does not know a script by its digest.
-        return self._store.eval(_HEAD + script, len(self._keys), *self._keys, *arguments)
+        return self._store.eval(scripts.HEAD + script, len(self._keys), *self._keys, *arguments)
 
 
 def jobs_at_work(store: redis.Redis, keys: Keys) -> list[str]:
@@ -398,7 +234,7 @@ def jobs_at_work(store: redis.Redis, keys: Keys) -> list[str]:
         states = dict(zip(ids, pipe.execute(), strict=True))
     if gone := [job for job, state in states.items() if not state]:
         places = [keys.jobs, *map(keys.job, gone)]
-        store.eval(_STRIKE_OFF, len(places), *places, *gone)
+        store.eval(scripts.STRIKE_OFF, len(places), *places, *gone)
     return [job for job, state in states.items() if state in AT_WORK]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from api_client.wire.errors import JobRefused
 
 from .doors import Doors
-from .papers import store_errors, temporary_for
+from .files import store_errors, temporary_for
 
 
 def named(folder: Path, alias: str, doors: Doors, *, ending: str = "") -> Path:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from api_client.wire.errors import JobRefused, StoreDown
 
+from .files import lasting, store_errors, temporary_for
 from .items import Chunk, Item, parse
-from .papers import lasting, store_errors, temporary_for
 
 PART_CHUNKS = 64
 IDS_AT_ONCE = 2**20  # looked at together in the search for duplicates, 8 bytes each

@@ -414,7 +414,7 @@ def test_only_chunks_with_failures_are_retried(book):
     assert book.do(RETRY_FAILED)
     assert (book.status().done, book.status().failed) == (80, 0)
     assert book.ledger.fallen() == ["4", "9"]
-    assert book.ledger.pinned()["round"] == "1"
+    assert book.ledger.pinned().round == 1
     book.finish("4")
     assert book.finish("9") == [CHECK]
     assert book.status().done == 95
@@ -508,7 +508,7 @@ def test_what_is_done_again_after_a_check_is_checked_again_and_counts_as_it_ends
         todo += book.finish(chunk := todo.pop(0), lost=chunk == "2")
     book.claim(CHECK, state=JobState.CHECKING, token="first")
     assert book.ledger.reopen([2], done=85, failed=0) == ["2"]
-    assert book.ledger.pinned()["repairs"] == "1"
+    assert book.ledger.pinned().repairs == 1
     assert book.finish("2") == [CHECK]
     assert book.claim(CHECK, state=JobState.CHECKING, token="second") is Claimed.MINE
     book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)

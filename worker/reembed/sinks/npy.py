@@ -15,9 +15,9 @@ from api_client.wire.errors import JobRefused
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
+from ..files import left_of, replacing, store_errors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
-from ..papers import left_of, replacing, store_errors
 from ..plugins import options_of
 from ..tables import reading_parquet
 from .shards import NUMBERED, PARTS, claimed

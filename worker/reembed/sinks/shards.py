@@ -15,9 +15,9 @@ from api_client.wire.errors import ClipyardError, JobRefused
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
+from ..files import lay, replacing, store_errors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
-from ..papers import lay, replacing, store_errors
 from ..plugins import options_of
 from ..tables import reading_parquet
 from . import refuse_another_space
