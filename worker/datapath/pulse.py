@@ -20,7 +20,8 @@ class Pulse:
     Attributes:
         queued: items that wait to be prepared or to run.
         active_s: age of the oldest forward pass that is running; 0 when none is.
-        last_forward_ok: whether the last forward pass worked; None before the first.
+        last_forward_ok: whether the last forward pass worked; None before the first, and once all
+            models that failed have gone.
         active: id of the model in that pass.
         failing: ids of the models whose own last pass gave no vector.
         calls: unanswered ones by model id. ages_s: of the oldest of them for which somebody waits;
@@ -48,7 +49,7 @@ class Passes:
     """The forward passes of one batcher, which calls this under its lock.
 
     Attributes:
-        last_ok: whether the last one worked; None before the first.
+        last_ok: as `Pulse.last_forward_ok`.
     """
 
     def __init__(self) -> None:
@@ -73,8 +74,11 @@ class Passes:
             self._failing.discard(this.model_id)
 
     def forget(self, model_id: str) -> None:
-        """It has gone: whether it would work now nobody knows."""
+        """It has gone: whether it would work now nobody knows, nor, if it was the last that failed,
+        whether the device works."""
         self._failing.discard(model_id)
+        if not self._failing:
+            self.last_ok = self.last_ok or None
 
     def pulse(self, calls: Collection[Call], *, queued: int, now: float) -> Pulse:
         ages_s: dict[str, float] = {}

@@ -1035,6 +1035,24 @@ def test_the_pulse_tells_how_the_device_is_doing() -> None:
         assert (pulse.queued, pulse.active_s) == (0, 0.0)
 
 
+def test_once_all_models_that_failed_have_left_nobody_knows_of_the_device(desk: Desk) -> None:
+    def fail(numbers: list[int]) -> None:
+        raise RuntimeError
+
+    desk.model.misbehave = fail
+    desk.embed(1)
+    desk.batcher.forget("another/model")
+    pulse = desk.batcher.pulse()
+    assert (pulse.last_forward_ok, pulse.failing) == (False, ("some/model",))
+    desk.batcher.forget("some/model")
+    pulse = desk.batcher.pulse()
+    assert (pulse.last_forward_ok, pulse.failing) == (None, ())
+    desk.model.misbehave = lambda numbers: None
+    desk.embed(1)
+    desk.batcher.forget("some/model")
+    assert desk.batcher.pulse().last_forward_ok
+
+
 calls = st.lists(
     st.tuples(
         st.lists(st.integers(0, 999), max_size=3 * BATCH),
