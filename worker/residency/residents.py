@@ -130,6 +130,7 @@ class Residents:
         self.limits = limits
         self._unified = unified
         self._slots: OrderedDict[str, Slot] = OrderedDict()
+        self._going = ""  # id of the surplus
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots.values())
@@ -183,7 +184,7 @@ class Residents:
 
     def is_gated(self, slot: Slot) -> bool:
         """Whether it has to go before it may be leased again."""
-        return slot.gates > 0 or (self.is_over() and slot in self.movable(State.DEVICE)[:1])
+        return slot.gates > 0 or slot is self._surplus()
 
     def next_out(self) -> Slot | None:
         """What the next newcomer would push off the device."""
@@ -241,6 +242,14 @@ class Residents:
             )
             for slot in self
         )
+
+    def _surplus(self) -> Slot | None:
+        """Who goes next while more is on the device than the limits allow: the same one until it
+        has gone, for each lease that ends leaves another one least recently used."""
+        order = self.movable(State.DEVICE) if self.is_over() else []
+        chosen = next((slot for slot in order if slot.id == self._going), next(iter(order), None))
+        self._going = chosen.id if chosen else ""
+        return chosen
 
     def _touch(self, slot: Slot, now: float) -> None:
         slot.used_at = now

@@ -1000,6 +1000,21 @@ def test_a_lower_limit_takes_what_is_idle_at_once_and_the_rest_after_its_lease()
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.HOST, "c": Tier.DEVICE}
 
 
+def test_of_what_is_over_a_lower_limit_the_same_one_gets_no_new_leases_until_it_has_gone():
+    bench = Bench(slots=2)
+    with bench.lease("b"):
+        with bench.lease("a"):
+            with bench.lease("a"), bench.lease("b"):
+                bench.slots.limits = replace(bench.slots.limits, slots=1)
+                with pytest.raises(ModelBusy, match="has to leave"):
+                    bench.use("a")
+            with pytest.raises(ModelBusy, match="has to leave"):
+                bench.use("a")  # though b is the older one now
+            bench.use("b")
+        assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+        bench.use("b")
+
+
 def test_a_lower_limit_of_host_memory_takes_the_oldest():
     bench = Bench(slots=1)
     bench.use("a", "b", "c")
