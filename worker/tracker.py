@@ -92,6 +92,7 @@ class Tracker:
         self._knobs = Knobs()
         self._own: str | None = None  # the model that this worker alone was switched to
         self._fleet: str | None = None  # the fleet's current model, as far as it was heard of
+        self._will_is_old = False  # what was heard of that has not been left to the successor yet
         self._state: WorkerState = "starting"
         self._trouble = self._namesake = ""
         self._swept_at = 0.0
@@ -305,6 +306,7 @@ class Tracker:
         except Exception as error:  # the fleet must not lose sight of a worker over one bad beat
             self._keep(hours, error)
             return
+        self._will_is_old = False
         with self._lock:
             for event in events:
                 if self._events and self._events[0] is event:
@@ -324,8 +326,10 @@ class Tracker:
     def _put_status(self, pipe: "redis.client.Pipeline") -> None:
         if told := text(self._store.get(self._keys.current) or b""):
             if told != (self._fleet or self._environment.default_model):
-                self._leave(pipe, {"fleet": told})
+                self._will_is_old = True
             self._fleet = told
+        if self._will_is_old:
+            self._leave(pipe, {"fleet": self._fleet or ""})
         view = self._slots.view()
         if not any(slot.tier is Tier.DEVICE for slot in view):
             self.has_company = any(map(self._is_company, self._others()))
