@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from threading import TIMEOUT_MAX, Condition
+from threading import TIMEOUT_MAX, Condition, Lock
 from typing import TypeVar
 
 from api_client.wire.errors import ModelBusy
@@ -51,6 +51,7 @@ class Room:
         self._ledger = ledger
         self._clock = clock
         self._aside, self._parked = aside, parked
+        self._lowering = Lock()  # one after the other: each sees what the one before has taken
 
     def take_seat(self, slot: Slot, size: int, *, deadline: float, asked_by: str) -> None:
         """Wait for a place on the device and take it; others leave for it.
@@ -95,8 +96,9 @@ class Room:
         """A claimed slot to host memory; for good if there is no room, or it came from there."""
         held, size, started = None, slot.held.device_bytes, self._clock()
         try:
-            if slot.state is not State.DROPPING and self._make_host_room(slot, asked_by):
-                held = self._carrier.lower(slot)
+            with self._lowering:
+                if slot.state is not State.DROPPING and self._make_host_room(slot, asked_by):
+                    held = self._carrier.lower(slot)
         except Exception as error:  # claimed as it is, nobody else could ever move it
             log.warning("%s could not be lowered", slot.id, exc_info=True)
             reason = f"{reason}; could not be lowered: {error}"

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import takewhile
 from threading import Condition, RLock
 
 from api_client.wire import spans
@@ -328,12 +327,13 @@ class Slots:
             self._land(slot, flight, error)
 
     def _loads_at_once(self, slot: Slot) -> int:
-        """As many as there are seats; one after the other where host memory is short for both: each
-        alone would see what the others have not taken yet as free."""
-        ahead = takewhile(lambda other: other is not slot, self._loads)
-        coming = sum(other.held.host_bytes for other in ahead if other.state is State.LOADING)
+        """As many as there are seats; none while others come into host memory, from either side,
+        and it is short for both: each alone would see what they have not taken yet as free."""
+        later = self._loads[self._loads.index(slot) :]
+        others = self._slots.in_state(State.LOADING, State.LEAVING)
+        coming = sum(other.held.host_bytes for other in others if other not in later)
         if coming and self._ledger.host_shortfall(coming + slot.held.host_bytes):
-            return 1
+            return 0
         return self.limits.slots
 
     def _land(self, slot: Slot, flight: Flight, error: ClipyardError | None) -> None:
@@ -443,8 +443,10 @@ class Slots:
         try:
             with self._changed:
                 line.append(slot)
+                self._changed.notify_all()  # who is ahead need not wait for what it takes
                 while line.index(slot) >= at_once():
-                    self._room.wait(deadline, f"{slot.id} waits behind {line[0].id}")
+                    first = "others in host memory" if line[0] is slot else line[0].id
+                    self._room.wait(deadline, f"{slot.id} waits behind {first}")
             yield
         finally:
             with self._changed:

@@ -14,6 +14,7 @@ from worker.backends.fake import Fake, FakeModel, Pool
 from worker.catalogue import Entry
 from worker.residency.ledger import Ledger
 from worker.residency.memory import Bytes
+from worker.residency.residents import State
 from worker.residency.slots import Limits, Slots
 from worker.residency.sweeps import Move
 
@@ -705,6 +706,42 @@ def test_what_does_not_fit_into_host_memory_together_is_loaded_one_after_the_oth
         b.result(SOON_S)
     assert meanwhile == ["a"]
     assert bench.told(EventKind.OUT_OF_MEMORY) == []
+
+
+@pytest.mark.parametrize("step", ["load", "lower"])
+def test_a_load_waits_for_what_comes_into_host_memory_where_that_is_short_for_both(step):
+    bench, gate = Bench(host_total=250, wait_s=PATIENT_S), Gate(step)
+    a = entry("a", size=150, before=gate)
+    with threads() as pool:
+        if step == "load":
+            coming = pool.submit(bench.slots.warm, a, to=Tier.HOST, reason="likely")
+        else:
+            bench.slots.load(a)
+            coming = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.use, "b", size=150)
+        until(bench.slots, lambda: bench.slots._changed._waiters or len(bench.loads) == 2)
+        meanwhile = list(bench.loads)
+        gate.open.set()
+        assert coming.result(SOON_S)
+        b.result(SOON_S)
+    assert meanwhile == ["a"]
+    assert bench.told(EventKind.EVICTED) == [(EventKind.EVICTED, "a")]
+
+
+def test_what_does_not_fit_into_host_memory_together_is_lowered_one_after_the_other():
+    bench, gate = Bench(host_total=250), Gate("lower")
+    with threads() as pool:
+        bench.use("a", size=150, before=gate)
+        bench.use("b", size=150)
+        a = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        b = pool.submit(bench.slots.apply, [Move("b", Tier.HOST, "idle")])
+        until(bench.slots, lambda: bench.slots._slots.get("b").state is State.LEAVING)
+        gate.open.set()
+        a.result(SOON_S)
+        b.result(SOON_S)
+    assert bench.tiers == {"b": Tier.HOST}
 
 
 @pytest.mark.parametrize("bring", ["use", "warm"])
