@@ -202,11 +202,10 @@ class Room:
         """Promises host memory to a slot, letting go of older ones; False where that is no use."""
         copy = slot.held.host_bytes  # some leave one behind when they are lifted
         size = max(0, self._ledger[slot.id].host_bytes - copy)
-        with self._changed:
+        with self._changed:  # looked at and promised in one step, or a load would come in between
             coming = self._slots.loading_bytes()
-        # What of it has come already counts twice; more than is to be added cannot be lacking.
-        short = min(size, self._ledger.host_shortfall(size + coming))
-        with self._changed:
+            # What of it has come already counts twice; more than is to be added cannot be lacking.
+            short = min(size, self._ledger.host_shortfall(size + coming))
             older = self._slots.older_in_host(slot, size, short=short)
             if older is None:
                 return False

@@ -729,6 +729,20 @@ def test_a_load_waits_for_what_comes_into_host_memory_where_that_is_short_for_bo
     assert bench.told(EventKind.EVICTED) == [(EventKind.EVICTED, "a")]
 
 
+def test_no_load_begins_between_the_look_at_host_memory_and_the_promise_of_it(monkeypatch):
+    bench, held = Bench(), []
+    bench.use("a")
+    look = bench.ledger.host_shortfall
+
+    def looked(size):
+        held.append(bench.slots._changed._is_owned())
+        return look(size)
+
+    monkeypatch.setattr(bench.ledger, "host_shortfall", looked)
+    bench.slots.apply([Move("a", Tier.HOST, "idle")])
+    assert held == [True]
+
+
 def test_what_does_not_fit_into_host_memory_together_is_lowered_one_after_the_other():
     bench, gate = Bench(host_total=250), Gate("lower")
     with threads() as pool:
