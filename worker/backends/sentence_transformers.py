@@ -1,6 +1,7 @@
 """The sentence-transformers family: text models of a local folder, or of the hub by name."""
 
 import logging
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -39,6 +40,9 @@ __all__ = ["SentenceTransformers"]
 log = logging.getLogger(__name__)
 
 PREFIX = "sentence_transformers/"
+# As the hub names models. The library takes any other name, too, for the path of a folder, and
+# whoever asks is not to open those.
+ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 NAME_FOLDER = "name a folder that holds them as `checkpoint` in an entry"
 OLDEST = 6  # before, it runs code in a folder, and its transformers marks no weights as read
 SETTINGS = {".json", ".txt", ".model"}  # networks, poolings, tokenizers, vocabularies
@@ -62,7 +66,7 @@ class SentenceTransformers(TorchModel):
     def describe(cls, model_id: str) -> Entry | None:
         """An entry for `sentence_transformers/<name on the hub>`; the load sees if it is there."""
         name = model_id.removeprefix(PREFIX)
-        if name == model_id or not name:
+        if name == model_id or not ON_THE_HUB.fullmatch(name):
             return None
         return Entry(
             model_id, backend="sentence_transformers", architecture=name, kinds=(Kind.TEXT,)

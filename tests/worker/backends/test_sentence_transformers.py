@@ -381,3 +381,10 @@ def test_a_name_of_the_hub_is_unavailable_offline(tmp_path):
     assert described is not None
     with pytest.raises(WeightsUnavailable, match="offline is set; name a folder"):
         families.load(described)
+
+
+def test_a_name_that_no_hub_has_leads_into_no_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    families = Families(Placement(offline=True))
+    for name in (folder, "../tiny", ".", "./", "a/../../tiny", ""):
+        assert families.describe(f"sentence_transformers/{name}") is None
