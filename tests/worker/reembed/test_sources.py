@@ -98,11 +98,20 @@ def test_pictures_that_no_worker_opens_are_items_that_will_fail_and_not_left_out
         ("**/[!2].jpg", ["1.jpg", "a/b/3.jpg"]),
         ("*/?.jpg", ["a/2.jpg"]),
         ("a/**/*.jpg", ["2.jpg", "b/3.jpg"]),
+        ("**/**/a/**/*?.*p*g", ["a/2.jpg", "a/b/3.jpg"]),
+        ("a[!b]2.jpg", []),
     ],
 )
 def test_a_glob_means_what_a_shell_means(source, tmp_path, glob, expected):
     tree(tmp_path, "1.jpg", "a/2.jpg", "a/b/3.jpg")
     assert ids(source("folder", tmp_path / glob)) == expected
+
+
+@pytest.mark.timeout(9)
+@pytest.mark.parametrize("glob", ["*?" * 30, "*a" * 30, "**/" * 30, "**/*a*/" * 9])
+def test_a_glob_takes_no_time_whatever_there_is(source, tmp_path, glob):
+    tree(tmp_path, "a" * 200 + ".jpg", "a/" * 30 + "a.jpg")
+    assert ids(source("folder", tmp_path / f"{glob}.png")) == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset"])
