@@ -117,6 +117,7 @@ class _Decoder:
         Raises:
             NoAnswer: it cannot be started, or not in time.
         """
+        self._limit_pixels = limits.pixels
         self._limit_bytes = limits.pixels * _BYTES_PER_PIXEL
         try:
             self._line, self._process = _started(limits)
@@ -141,6 +142,9 @@ class _Decoder:
             told = f"{name} {header['message']}"
             error = from_wire(header["code"], told, retryable=False)
             raise error if isinstance(error, ItemError) else ImageUnreadable(str(error))
+        width, height = map(int, header["size"])
+        if width * height > self._limit_pixels:  # Pillow makes room by it
+            raise ValueError(width, height)
         pixels = self._read(header["bytes"], self._limit_bytes, ends_at)
         return _image(header, pixels)
 

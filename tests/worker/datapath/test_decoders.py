@@ -221,13 +221,18 @@ def test_a_picture_whose_answer_found_no_room_is_let_go_of_as_well(
     assert len(made) == 2
 
 
+@pytest.mark.parametrize(
+    "announced", [{"size": (1, 1), "bytes": 2**50}, {"size": (7000, 7000), "bytes": 0}]
+)
 def test_no_room_is_made_for_more_than_a_picture_can_be_whatever_a_decoder_announces(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, announced: dict[str, object]
 ) -> None:
     ours, theirs = socket.socketpair()
     process = SimpleNamespace(poll=lambda: None, kill=lambda: None, wait=lambda: None)
     monkeypatch.setattr("worker.datapath.decoders._started", lambda limits: (ours, process))
-    header = json.dumps({"mode": "RGB", "size": (1, 1), "bytes": 2**50}).encode()
+    monkeypatch.delattr(Image, "frombytes")
+    told = {"mode": "RGB", "palette": None, "extent": (1, 1), **announced}
+    header = json.dumps(told).encode()
     with theirs:
         theirs.sendall(b"!" + _HEADER.pack(len(header)) + header)
         with pytest.raises(ImageUnreadable, match="a broke its decoder"):
