@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from api_client.wire.errors import ImageTooLarge, ImageUnreadable, ItemError
 
@@ -28,6 +29,15 @@ _AVIF = (b"ftypavif", b"ftypavis")
 # Pillow reads the variants of PPM that are written in plain text one comment at a time, in time
 # that grows with the square of their number: minutes for 3 MB.
 _PLAIN_PPM = (b"P1", b"P2", b"P3")
+
+# It unpacks runs of a BMP in Python, down to single pixels: of the limit's 250 million in a minute,
+# whatever few bytes say so, and nothing else of this process runs as it should meanwhile.
+_BMP, _IN_RUNS = b"BM", (1, 2)
+
+# It joins the pieces of a JPEG's EXIF one by one, in time that grows with the square of their
+# number as well: 15 s for 4 MB. Most files have one.
+EXIF_PIECES = 256
+_JPEG, _EXIF = b"\xff\xd8", b"Exif\0\0"
 
 # The JPEG decoder may shrink down to this many times the model's input, so that the resize after
 # it still decides how the picture looks: see docs/why.md, "What fast decoding may change".
@@ -60,9 +70,11 @@ def set_up() -> None:
 def needs_process(data: bytes) -> bool:
     """Whether only the limits of a process bound what decoding takes: see docs/why.md.
 
-    True of AVIF, and of what else comes in such files, as HEIC, which is refused there.
+    True of AVIF, and of what else comes in such files, as HEIC, which is refused there; and of the
+    few BMP that are packed.
     """
-    return data[4:8] == _ISO_MEDIA
+    is_packed = data.startswith(_BMP) and int.from_bytes(data[30:34], "little") in _IN_RUNS
+    return data[4:8] == _ISO_MEDIA or is_packed
 
 
 def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image.Image:
@@ -79,6 +91,8 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
     try:
         if data.startswith(_PLAIN_PPM):
             raise ImageUnreadable(f"{name} is a PPM in plain text; write it in binary")
+        if data.startswith(_JPEG) and data.count(_EXIF) > EXIF_PIECES:
+            raise ImageTooLarge(f"{name} has its EXIF in more than {EXIF_PIECES} pieces")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _refuse_large(image, data, name, limits)
         _refuse_thin(image, name, near or 0)
@@ -108,6 +122,12 @@ def _refuse_large(image: Image.Image, data: bytes, name: str, limits: Limits) ->
         raise ImageTooLarge(
             f"{name} is {image.width}x{image.height}, more than {limits.pixels} pixels"
         )
+    if isinstance(image, TiffImageFile):  # libtiff unpacks a tile whole, however little is picture
+        wide, high = (image.tag_v2.get(edge, 0) for edge in (TILEWIDTH, TILELENGTH))
+        if wide * high > limits.pixels:
+            raise ImageTooLarge(
+                f"{name} is in tiles of {wide}x{high}, more than {limits.pixels} pixels"
+            )
     if isinstance(image, JpegImageFile) and jpeg.passes(data) * pixels > PASSES * limits.pixels:
         raise ImageTooLarge(f"{name} is coded in too many passes for its size")
 

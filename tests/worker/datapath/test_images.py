@@ -3,8 +3,10 @@ import hashlib
 import io
 import os
 import resource
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +301,32 @@ def test_where_pillow_was_built_without_avif_the_sentence_says_so(
         decoding.decode(content, name="it", near=224, limits=LIMITS)
 
 
+def test_a_bmp_in_runs_is_decoded_in_a_process_for_pillow_does_it_pixel_by_pixel(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge, colours = 300, bytes(4 * 256)
+    runs = b"\x01\x07\0\0" * edge + b"\0\1"  # a pixel, and the rest of the row
+    about = struct.pack("<IiiHHIIiiII", 40, edge, edge, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    start = 14 + len(about) + len(colours)
+    head = b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start)
+    monkeypatch.delattr(decoding, "decode")
+    opened = blob(reader, head + about + colours + runs)
+    assert (opened.size, int(np.asarray(opened).sum())) == ((edge, edge), 7 * edge)
+
+
+def test_a_tiff_that_says_less_than_its_tile_holds_is_refused(reader: ImageReader) -> None:
+    tile = 7000
+    packed = zlib.compress(bytes(tile * tile))
+    tags = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1)]
+    tags += [(322, 4, tile), (323, 4, tile), (324, 4, 8), (325, 4, len(packed))]
+    rows = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    directory = struct.pack("<H", len(tags)) + rows + bytes(4)
+    bomb = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory
+    assert len(bomb) < 100_000
+    with pytest.raises(ImageTooLarge, match="in tiles of 7000x7000"):
+        blob(reader, bomb)
+
+
 def test_a_strip_that_a_model_would_enlarge_to_gigabytes_is_refused(reader: ImageReader) -> None:
     for size in [(1, 1500), (65_000, 99)]:
         strip = encoded(Image.new("L", size), "PNG")
@@ -313,6 +341,13 @@ def test_a_jpeg_of_thousands_of_passes_is_refused(reader: ImageReader) -> None:
     assert blob(reader, whole).height < 1500
     with pytest.raises(ImageTooLarge, match="passes"):
         blob(reader, whole[:-2] + last_pass * 300 + whole[-2:])
+
+
+def test_a_jpeg_whose_exif_is_in_thousands_of_pieces_is_refused(reader: ImageReader) -> None:
+    whole, piece = encoded(PHOTO, "JPEG"), b"\xff\xe1\0\x09Exif\0\0a"
+    assert blob(reader, whole[:2] + piece * 256 + whole[2:]).size == PHOTO.size
+    with pytest.raises(ImageTooLarge, match="EXIF in more than 256 pieces"):
+        blob(reader, whole[:2] + piece * 257 + whole[2:])
 
 
 LURE = b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08\x03" + bytes(9) + b"\xff\xda\x00\x0c\x03" + bytes(9)
