@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,11 @@ class _Events(Events):  # type: ignore[misc]  # flower has no types
                     log.warning("tasks are not seen until Redis is back: %s", error)
                 is_away = True
                 time.sleep(AGAIN_S)
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Whatever a worker says is its number of tasks Flower's page would take for markup."""
+        if isinstance(event.get("active", 0), int):
+            super().on_event(event)
 
 
 @web.stream_request_body  # they are answered before it comes: else 100 MB of each are kept

@@ -23,6 +23,7 @@ from api_client.wire.jobs import JobSpec, Place
 from api_client.wire.messages import WorkerStatus
 from api_client.wire.settings import Settings
 from tests.fleet import PASSWORD
+from tests.flow.processes import until
 
 IMAGES = Path(__file__).parents[3] / "docs" / "images"
 DEVICE_ROW = (
@@ -206,6 +207,22 @@ def test_what_others_wrote_is_shown_as_text(looking_on, chromium, store, keys, v
         "document.querySelector('[data-job=nightly] + tr td')?.innerText === arguments[0]", reason
     )
     assert chromium.run("return window.hit === undefined")
+
+
+def test_nor_is_what_a_worker_counts_markup(looking_on, chromium, valkey_url, prefix):
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/")
+    with (
+        celery_app(Settings.read(redis_url=valkey_url, key_prefix=prefix)) as app,
+        app.events.default_dispatcher(hostname="cpu0@a") as dispatcher,
+    ):
+
+        def is_shown():
+            dispatcher.send("worker-heartbeat", active="<img src=x onerror='window.hit=1'>")
+            dispatcher.send("worker-online")
+            return chromium.run("return document.body.innerText.includes('cpu0@a')")
+
+        until(is_shown)
+    assert not chromium.run("return document.querySelector('#workers-table img')")
 
 
 def test_a_job_may_have_any_name(looking_on, chromium, store, keys, valkey_url):
