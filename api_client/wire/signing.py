@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import NotSigned
 from .settings import Settings
@@ -61,5 +61,11 @@ def accepted(settings: Settings) -> list[str]:
 
 
 def _mac(key: str, task: str, request: str, payload: Mapping[str, Any]) -> str:
-    canonical = json.dumps([task, request, payload], sort_keys=True, separators=(",", ":"))
+    whole = [task, request, payload]
+    canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"), default=_refuse)
     return hmac.new(key.encode(), canonical.encode(), hashlib.sha256).hexdigest()
+
+
+def _refuse(value: Any) -> NoReturn:
+    """Kombu makes dates, decimals and the like of what a stranger's message marks as such."""
+    raise NotSigned(f"the request holds a {type(value).__name__}, and none that is signed does")

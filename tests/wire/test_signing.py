@@ -1,4 +1,5 @@
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -39,6 +40,7 @@ def test_without_a_key_nothing_is_signed_and_nothing_asked_for() -> None:
         {"signature": "é"},
         {"signature": "\ud800"},
         {"signature": ["x"]},
+        {"deadline": datetime.now(UTC)},
     ],
 )
 def test_a_changed_request_is_refused(change: dict[str, object]) -> None:
