@@ -19,7 +19,7 @@ def switched(job: "Job", to: Literal["new", "old"]) -> tuple[bool, str]:
 
     Raises:
         BadRequest: the job is no migration, or not complete.
-        JobRefused: its sink knows no names.
+        JobRefused: its sink knows no names, or the collection is not there any more.
     """
     migration, status = job.spec.migration, job.ledger.status()
     if migration is None:
@@ -27,7 +27,8 @@ def switched(job: "Job", to: Literal["new", "old"]) -> tuple[bool, str]:
     if to == "new" and status.state is not JobState.COMPLETE:
         raise BadRequest(f"job {job.spec.id} is {status.state}: switch when it is complete")
     place = job.spec.sink if to == "new" else migration.old
-    sink = _switchable(job.sink if to == "new" else open_sink(place, None, job.doors), place)
+    held = open_sink(place, None, job.doors)  # for a job's sink that is gone would be made anew
+    sink = _switchable(job.sink if to == "new" else held, place)
     before = sink.target(migration.alias)
     sink.switch(migration.alias)
     now = sink.target(migration.alias)

@@ -1243,6 +1243,27 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
     assert np.isfinite([row["vector"] for row in rows(new)]).all()
 
 
+@pytest.mark.parametrize(("kind", "folder"), [("parquet", "new"), ("lancedb", "new.lance")])
+def test_no_name_is_led_to_a_collection_that_has_gone_since_it_was_complete(
+    desk, post, pictures, tmp_path, kind, folder
+):
+    def place(name):
+        if kind == "parquet":
+            return Place(kind=kind, where=str(tmp_path / name))
+        return Place(kind=kind, where=str(tmp_path), options={"table": name})
+
+    desk.submit(pictures, place("old"), id="first")
+    migration = {"alias": "live", "old": place("old").model_dump()}
+    desk.submit(pictures, place("new"), migration=migration)
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+    (tmp_path / folder).rename(tmp_path / "elsewhere")
+    duty._open.clear()  # another process is asked
+    with pytest.raises(JobRefused, match=r"is no folder that a job wrote|there is no table new"):
+        switched(duty.opened(runtime.here(), "job"), "new")
+    assert not list(tmp_path.glob("live*"))
+
+
 def test_a_migration_whose_old_collection_has_none_of_its_items_reports_no_neighbours(
     desk, post, pictures, tmp_path
 ):
