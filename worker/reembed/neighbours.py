@@ -1,5 +1,6 @@
 """How much the neighbours of the same items moved between two vector spaces."""
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from api_client.wire.errors import ItemError
+from api_client.wire.errors import ItemError, JobRefused
 from api_client.wire.messages import BlobRef
 
 from ..datapath.images import ImageReader
@@ -21,6 +22,8 @@ from .sources import Source
 
 if TYPE_CHECKING:
     from .job import Job
+
+log = logging.getLogger(__name__)
 
 NEIGHBOURS = 10
 POOL = 4096  # items whose neighbours are looked for among each other
@@ -49,14 +52,19 @@ class Moved:
 def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved | None:
     """Compare the job's sink with the collection that it is to replace; draws `moved.png`.
 
-    None if they have no two items in common: one has no neighbours.
+    None if they have no two items in common, as one has no neighbours; or if the old one has gone,
+    as it may once the name has left it, and a check is made again.
     """
     assert job.spec.migration is not None
     items = _pool(job, plan)
     ids = [item.id for item in items]
     new = job.sink.read(ids)
     go_on()
-    old = open_sink(job.spec.migration.old, None, job.doors).read(ids)
+    try:
+        old = open_sink(job.spec.migration.old, None, job.doors).read(ids)
+    except JobRefused as gone:
+        log.warning("job %s is compared with nothing: %s", job.spec.id, gone)
+        return None
     go_on()
     both = [item for item in items if item.id in new and item.id in old]
     if len(both) < 2:

@@ -1278,6 +1278,23 @@ def test_a_migration_whose_old_collection_has_none_of_its_items_reports_no_neigh
     assert "neighbours" not in (tmp_path / "new" / "_job-job" / "report.html").read_text()
 
 
+def test_a_migration_can_be_tried_and_checked_again_when_its_old_collection_has_gone(
+    desk, post, pictures, sink, tmp_path
+):
+    old = Place(kind="parquet", where=str(tmp_path / "old"))
+    desk.submit(pictures, old, id="first")
+    post.deliver_all()
+    Path(pictures.where, "999.png").write_bytes(b"no picture")
+    desk.submit(pictures, sink, migration={"alias": "live", "old": old.model_dump()})
+    post.deliver_all()
+    Path(old.where).rename(tmp_path / "elsewhere")
+    for script in (RETRY_FAILED, VERIFY):
+        desk.do(script)
+        assert set(post.deliver_all()) == {"done"}
+        assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
+    assert report(sink)["moved"] is None
+
+
 @pytest.mark.parametrize(
     ("old", "reason"), [("nowhere", "is no folder that a job wrote"), ("old", "move it aside")]
 )
