@@ -105,6 +105,16 @@ def shadow(
         raise BadRequest(f"{before.kind} cannot be switched to {after.kind}: name one kind twice")
     if before == after:
         raise BadRequest("the old and the new collection are the same: name another for the new")
+    (around, name), (elsewhere, _) = places.parted(before), places.parted(after)
+    if around != elsewhere:
+        raise BadRequest(
+            f"a name in {around} cannot lead to what is in {elsewhere}: let the new collection be "
+            "where the old one is"
+        )
+    if name == alias:
+        raise BadRequest(
+            f"{alias!r} is the name that is to be switched: give the old collection by its own"
+        )
     return places.held_by(before), after, Migration(alias=alias, old=before)
 
 

@@ -24,6 +24,7 @@ from ..wire.jobs import Place
 
 # The option that a `#name` at the end of an address means, by the kind of sink.
 NAMED = {"qdrant": "collection", "lancedb": "table", "pgvector": "table"}
+FOLDERS = frozenset({"parquet", "npy"})
 STORES = frozenset({*NAMED, "parquet"})  # sinks that can be a source
 SOURCES = {".csv": "list", ".tsv": "list", ".txt": "list", ".parquet": "list", ".jsonl": "texts"}
 SECRETS = {"password", "sslpassword"}  # parameters of PostgreSQL's addresses
@@ -69,6 +70,15 @@ def held_by(store: Place, options: Mapping[str, str] | None = None) -> Place:
     """A sink as a source: what it holds is embedded anew."""
     given = {"store": store.kind, **store.options, **(options or {})}
     return Place(kind="collection", where=store.where, options=given)
+
+
+def parted(sink: Place) -> tuple[str, str]:
+    """The store in which a name can lead to a sink, and what the sink is called there, so far as
+    its address says."""
+    where = sink.where.rstrip("/")
+    if option := NAMED.get(sink.kind):
+        return where, sink.options.get(option, "")
+    return os.path.split(where) if sink.kind in FOLDERS else ("", "")
 
 
 def _with(place: Place, options: Mapping[str, str] | None) -> Place:

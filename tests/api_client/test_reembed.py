@@ -130,6 +130,31 @@ def test_a_migration_stays_within_one_kind_of_store_and_needs_two_collections():
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("/a/old", "/b/new", "a name in /a cannot lead to what is in /b"),
+        ("npy:/old", "npy:/old/new", "cannot lead"),
+        ("lancedb:/a#old", "lancedb:/b#new", "cannot lead"),
+        ("http://q:6333#old", "http://r:6333#new", "cannot lead"),
+        ("postgresql://u@h/a#old", "postgresql://u@h/b#new", "cannot lead"),
+        ("/a/live", "/a/new", "'live' is the name that is to be switched"),
+        ("qdrant:/q#live", "qdrant:/q#new", "'live' is the name"),
+    ],
+)
+def test_a_name_that_would_lead_nobody_there_or_back_is_refused(old, new, said):
+    with pytest.raises(BadRequest, match=said):
+        shadow("live", old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("/a/old", "/a/new"), ("lancedb:/live#old", "lancedb:/live#new"), ("my:/live", "my:/b")],
+)
+def test_a_name_that_leads_there_and_back_is_not_refused(old, new):
+    assert shadow("live", old, new)[2].alias == "live"
+
+
+@pytest.mark.parametrize(
     ("old", "new", "held"),
     [
         ("/old", "/new", {"store": "parquet"}),
