@@ -115,7 +115,12 @@ def shadow(
         raise BadRequest(
             f"{alias!r} is the name that is to be switched: give the old collection by its own"
         )
-    return places.held_by(before), after, Migration(alias=alias, old=before)
+    try:
+        migration = Migration(alias=alias, old=before)
+    except ValidationError as error:
+        mistake = error.errors()[0]["msg"]
+        raise BadRequest(f"{alias!r:.100} cannot be a name that is switched: {mistake}") from None
+    return places.held_by(before), after, migration
 
 
 class Job:

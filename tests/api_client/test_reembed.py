@@ -146,6 +146,12 @@ def test_a_name_that_would_lead_nobody_there_or_back_is_refused(old, new, said):
         shadow("live", old, new)
 
 
+@pytest.mark.parametrize("alias", ["", "x" * 5000, "half \ud800", None])
+def test_what_can_be_no_name_is_refused_with_a_sentence(alias):
+    with pytest.raises(BadRequest, match="cannot be a name that is switched: "):
+        shadow(alias, "/old", "/new")
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("/a/old", "/a/new"), ("lancedb:/live#old", "lancedb:/live#new"), ("my:/live", "my:/b")],
