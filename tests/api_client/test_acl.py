@@ -14,7 +14,7 @@ from api_client.wire.address import parsed
 from api_client.wire.errors import BadRequest
 from worker.datapath import content_cache
 from worker.delivery import quarantine, suspects
-from worker.reembed import ledger
+from worker.reembed import ledgerscripts
 
 
 def test_a_password_that_was_never_written_is_made(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_url_with_a_login_or_of_another_kind_is_refused(url: str) -> None:
         (Role.CLIENT, jobscripts, "jobs"),
         (Role.CLIENT, vigil, "unacked"),
         (Role.CLIENT, budgets, "budget:*"),
-        (Role.WORKER, ledger, "jobs"),
+        (Role.WORKER, ledgerscripts, "jobs"),
         (Role.WORKER, suspects, "started:*"),
         (Role.WORKER, quarantine, "quarantine"),
         (Role.WORKER, content_cache, "cached:*"),

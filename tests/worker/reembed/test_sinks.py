@@ -21,7 +21,6 @@ from qdrant_client import models
 
 from api_client.wire.errors import ImageMissing, JobRefused, SpaceMismatch, StoreDown
 from api_client.wire.jobs import Place
-from worker.reembed import papers
 from worker.reembed.doors import Doors
 from worker.reembed.items import Chunk, Item, Shard, Space
 from worker.reembed.sinks import lance, open_sink, postgres, qdrant
@@ -642,7 +641,7 @@ def test_a_full_disk_is_worth_another_try_and_leaves_nothing_behind(make, tmp_pa
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(papers.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StoreDown, match="No space left"):
         sink.write(shard(0))
     assert [f.name for f in (tmp_path / "photos").iterdir()] == ["_space.json"]
