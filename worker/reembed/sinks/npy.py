@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -87,12 +88,16 @@ class ClipRetrieval:
         except (FileNotFoundError, pa.ArrowInvalid):
             return []
         names, digest = table["id"].to_pylist(), (table.schema.metadata or {}).get(OF)
-        for file in _candidates(self._vectors(number)):
+        own = self._vectors(number)
+        for file in _candidates(own):
             with suppress(FileNotFoundError, ValueError, EOFError):
                 body = file.read_bytes()
                 found = np.load(io.BytesIO(body))
                 is_theirs = digest in (None, _digest(body))  # earlier files name none
                 if is_theirs and found.shape == (len(names), self._space.dimension):
+                    if file != own:  # a job that counts them tidies up at its end
+                        with suppress(OSError):
+                            os.replace(file, own)
                     return list(zip(names, found.astype(np.float32), strict=True))
         return []
 
