@@ -5,6 +5,13 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
+PLAIN = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
+
 
 @contextmanager
 def reading_parquet() -> Iterator[None]:
@@ -24,5 +31,8 @@ def reading_parquet() -> Iterator[None]:
 
 
 def is_of_bytes(kind: pa.DataType) -> bool:
-    is_plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return is_plain or any(is_of_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    if pa.types.is_dictionary(kind):
+        return is_of_bytes(kind.value_type)
+    return any(is_one(kind) for is_one in PLAIN) or any(
+        is_of_bytes(kind.field(i).type) for i in range(kind.num_fields)
+    )

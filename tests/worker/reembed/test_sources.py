@@ -434,6 +434,20 @@ def test_pictures_beside_their_addresses_are_no_metadata_of_theirs(source, tmp_p
     assert item.meta == {"n": 1, "tags": ["a", "b"]}
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([b"hash"], pa.binary(4)),
+        pa.array([b"hash"]).dictionary_encode(),
+        pa.array([[b"hash"]], pa.list_(pa.binary(4))),
+    ],
+)
+def test_columns_of_bytes_of_any_kind_are_no_metadata(source, tmp_path, column):
+    parquet.write_table(pa.table({"path": ["a.jpg"], "of": column}), tmp_path / "t.parquet")
+    [item] = source("list", tmp_path / "t.parquet").walk()
+    assert not item.meta
+
+
 def test_a_text_may_be_the_number_0(source, tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": 0}\n{"text": null}\n')
     assert [item.text for item in source("texts", tmp_path / "t.jsonl").walk()] == ["0", ""]
