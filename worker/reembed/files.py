@@ -10,12 +10,13 @@ from uuid import uuid4
 from api_client.wire.errors import StoreDown
 
 TEMPORARY = ".tmp-"
+OWN = 12  # hexadecimal digits of a writer's own, at the end
 BESIDE = "_job-"  # before a job's id: its papers, where they lie in its sink
 
 
 def temporary_for(path: Path) -> Path:
     """A name of this writer's own beside it; what is left under it is for `tidy`."""
-    return path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:12]}")
+    return path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:OWN]}")
 
 
 def left_of(path: Path) -> list[Path]:
@@ -90,7 +91,7 @@ def tidy(folder: Path) -> None:
     lie within are left alone, as a planner is at it for hours.
     """
     with store_errors(folder):
-        for left in folder.rglob(f"{TEMPORARY}*"):
+        for left in folder.rglob(f"{TEMPORARY}*.{'[0-9a-f]' * OWN}"):  # no file of people's own
             of_another = any(step.startswith(BESIDE) for step in left.relative_to(folder).parts)
             if not of_another and not left.is_dir():
                 left.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ from worker.delivery import pool
 from worker.delivery.pool import Reason
 from worker.reembed import check, duty, embedding, manifest
 from worker.reembed import job as job_module
+from worker.reembed.files import temporary_for
 from worker.reembed.items import Item
 from worker.reembed.ledger import JobLedger
 from worker.reembed.migration import switched
@@ -867,14 +868,16 @@ def test_a_check_that_was_overtaken_by_one_that_had_chunks_done_again_ends_nothi
 def test_what_a_killed_writer_left_is_gone_when_the_job_is_over(desk, post, pictures, sink):
     desk.submit(pictures, sink)
     post.deliver()
-    left = [Path(sink.where, folder, ".tmp-part-1.a1b2") for folder in ("", "_job-job/chunks")]
-    for file in left:
+    left = [temporary_for(Path(sink.where, at, "part-1")) for at in ("", "_job-job/chunks")]
+    of_others = [Path(sink.where, at, ".tmp-notes") for at in ("", "_job-job/chunks")]
+    for file in left + of_others:
         file.parent.mkdir(exist_ok=True)
         file.touch()
-    Path(sink.where, ".tmp-of-somebody-else").mkdir()
+    temporary_for(Path(sink.where, "of-somebody-else")).mkdir()
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
     assert not any(file.exists() for file in left)
+    assert all(file.exists() for file in of_others)
 
 
 def test_a_job_that_ends_leaves_alone_what_another_one_plans_beside_it(desk, post, pictures, sink):
