@@ -5,6 +5,7 @@ celery -A beat_schedule beat
 It keeps nothing on disk: what it sends depends on no earlier sending. Two of it do no harm.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from api_client.wire import names
 from api_client.wire.broker import celery_app, check_server
 from api_client.wire.errors import ClipyardError
 from api_client.wire.settings import Settings, cannot_start
+
+log = logging.getLogger(__name__)
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -37,6 +40,9 @@ def _every(seconds: float, task: str) -> dict[str, Any]:
 class Scheduler(beat.Scheduler):  # type: ignore[misc]  # celery has no types
     """Goes by a clock that nobody sets. Celery's waits an hour when the time of day is set back by
     an hour, and nothing is swept or tended meanwhile.
+
+    Takes a producer of the app's for each message. Celery's keeps one for good, and once that has
+    given a message up, over a Redis that was away for half a minute, it never sends another one.
     """
 
     def __init__(
@@ -51,8 +57,16 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]  # celery has no types
         for name, entry in self.schedule.items():
             if self._ticks() >= self._due.get(name, 0.0):
                 self._due[name] = self._ticks() + entry.schedule.seconds
-                self.apply_entry(entry, producer=self.producer)
+                self.apply_entry(entry)
         return max(0.0, min(self._due.values()) - self._ticks())
+
+    def apply_entry(self, entry: Any, **_: Any) -> None:
+        """Sends it, or says in a line why not: Redis is away, full, or refuses this login."""
+        log.info("sending %s (%s)", entry.task, entry.name)
+        try:
+            self.apply_async(entry, advance=False)
+        except beat.SchedulingError as error:
+            log.error("%s", error)
 
 
 try:

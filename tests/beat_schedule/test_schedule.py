@@ -1,10 +1,13 @@
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 from celery import Celery
 
 from api_client.wire import names
+from api_client.wire.broker import celery_app
+from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
 
 CHECKOUT = Path(__file__).parents[2]
@@ -52,9 +55,7 @@ def test_a_clock_that_is_set_back_holds_nothing_up(monkeypatch):
     assert beat_schedule.app.conf.beat_scheduler == "beat_schedule:Scheduler"
 
     class Beat(beat_schedule.Scheduler):
-        producer = None
-
-        def apply_entry(self, entry, producer=None):
+        def apply_entry(self, entry):
             sent.append((entry.name, now[0]))
 
     sent, now = [], [100.0]
@@ -69,3 +70,30 @@ def test_a_clock_that_is_set_back_holds_nothing_up(monkeypatch):
         now[0] += beat.tick()
     assert [at for name, at in sent if name == "often"] == [100, 102, 104]
     assert [at for name, at in sent if name == "seldom"] == [100, 103]
+
+
+def test_a_redis_that_was_away_for_longer_than_it_tries_is_sent_to_again(
+    monkeypatch, valkey_of_my_own, caplog
+):
+    clock = schedule(monkeypatch)
+    import beat_schedule
+
+    once_more = {"max_retries": 1, "interval_start": 0.01, "interval_max": 0.01}
+    app = celery_app(
+        Settings.read(redis_url=valkey_of_my_own.url),
+        beat_schedule=clock,
+        task_publish_retry_policy=once_more,
+    )
+    with app:
+        beat = beat_schedule.Scheduler(app, clock=count(step=1000).__next__)
+        beat.tick()
+        valkey_of_my_own.stop()
+        beat.tick()
+        told = caplog.text
+        valkey_of_my_own.start()
+        beat.tick()
+    assert told.count("Couldn't apply scheduled task") == len(clock)
+    assert "Traceback" not in told
+    queue = Keys("clipyard").queue(names.CONTROL, names.INTERACTIVE)
+    with valkey_of_my_own.client() as client:
+        assert client.llen(queue) == 2 * len(clock)
