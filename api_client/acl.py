@@ -138,8 +138,8 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
     ),
 }
 # Channels: remote control to the workers, what workers say of themselves, and results, for which
-# Celery's own senders listen whether anybody wants them or not. Whoever listens to a pattern must
-# be allowed the very same pattern, and Kombu's carry the number of the database.
+# beats and workers of before 2026-11-30 listen. Whoever listens to a pattern must be allowed the
+# very same pattern, and Kombu's carry the number of the database.
 _CONTROL, _EVENT, _RESULT = "/{db}.celery.pidbox", "/{db}.celeryev/*", "celery-task-meta-*"
 _LISTENS = "+subscribe +psubscribe +unsubscribe +punsubscribe"
 _CHANNELS: Mapping[Role, Right] = {

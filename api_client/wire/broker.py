@@ -75,16 +75,17 @@ class _AMQP(AMQP):  # type: ignore[misc]  # celery has no types
 
 
 class _App(Celery):  # type: ignore[misc]  # celery has no types
-    """Sends straight to a queue, which Redis need not be told of first.
+    """Sends straight to a queue, which Redis need not be told of first, and listens for no result.
 
     kombu 5.7.0 declares it once per connection. If the connection is lost just then, it declares
-    through the next one and sends through the lost one, which ends in an AttributeError.
+    through the next one and sends through the lost one, which ends in an AttributeError. And Celery
+    subscribes to the result of each message before it sends it, unless told that nobody wants it.
     """
 
     amqp_cls = _AMQP
 
     def send_task(self, *args: Any, **options: Any) -> Any:
-        return super().send_task(*args, **{"declare": [], **options})
+        return super().send_task(*args, **{"declare": [], "ignore_result": True, **options})
 
 
 def celery_app(settings: Settings, **conf: object) -> Celery:

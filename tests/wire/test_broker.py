@@ -43,6 +43,15 @@ def test_a_message_is_sent_without_declaring_its_queue_first(
     assert store.keys(f"{prefix}:*") == [keys.queue(names.EMBED, names.INTERACTIVE).encode()]
 
 
+def test_who_sends_listens_for_no_result(valkey_of_my_own) -> None:
+    app = celery_app(Settings.read(redis_url=valkey_of_my_own.url))
+    sent = app.send_task("any", queue=names.EMBED)
+    with valkey_of_my_own.client() as client:
+        assert sent.id
+        assert client.client_list(_type="pubsub") == []
+    app.close()
+
+
 def test_a_process_with_a_celery_of_its_own_keeps_it_as_the_current_one() -> None:
     def theirs() -> str:
         Celery("theirs")
