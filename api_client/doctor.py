@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from kombu.exceptions import OperationalError
 
 from .dashboard.settings import DashboardSettings
 from .gateway.settings import GatewaySettings
@@ -309,7 +310,12 @@ def two_beats(client: Any, settings: Settings) -> Found:
 def events(settings: Settings) -> Found:
     """Whether the workers tell Flower of their tasks; asked of them by remote control."""
     with celery_app(settings) as app:  # `inspect` would warn of two workers of one name
-        replies = app.control.broadcast("stats", reply=True, timeout=INSPECT_S) or []
+        try:
+            replies = app.control.broadcast("stats", reply=True, timeout=INSPECT_S) or []
+        except OperationalError as error:  # Kombu wraps what Redis said
+            cause = error.__cause__
+            is_said = isinstance(cause, redis.RedisError)
+            raise (cause if is_said else redis.ConnectionError(str(error))) from None
     answers = (answer for reply in replies for answer in reply.items())
     silent = sorted({name for name, told in answers if not told.get("task_events")})
     wanted = DashboardSettings.read().dashboard_password is not None

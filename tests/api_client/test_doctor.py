@@ -129,6 +129,21 @@ def test_a_wrong_password_is_named(look, valkey_of_my_own):
     assert (refused.health, "password" in refused.mend) == (Health.SICK, True)
 
 
+def test_a_login_that_may_look_and_ask_no_worker_is_told_which_one_may(
+    look, valkey_of_my_own, keys
+):
+    url = f"redis://looker:pw@127.0.0.1:{valkey_of_my_own.port}/0"
+    now = time.time()
+    told = WorkerStatus(name="a", device="cpu", pid=1, state="ready", started_at=now, beat_at=now)
+    with redis.Redis.from_url(valkey_of_my_own.url) as client:
+        client.execute_command("ACL", "SETUSER", "looker", "on", ">pw", "~*", "+@all")
+        client.sadd(keys.workers, "a")
+        client.hset(keys.worker("a"), mapping=pack_record(told))
+    found = look(url)
+    assert found[Check.WORKER][0].health is Health.OK
+    assert "the login of the role admin" in found[Check.REDIS][-1].mend
+
+
 def test_a_name_that_is_no_setting_is_told_with_the_one_that_was_meant(monkeypatch, tmp_path):
     (tmp_path / "c.json").write_text('{"clipyard_batchsize": 4, "other_program": 1}')
     monkeypatch.setenv("CLIPYARD_CONFIG", str(tmp_path / "c.json"))
