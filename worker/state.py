@@ -64,7 +64,8 @@ class State(Collector):
             leases.add_metric((slot.model_id,), slot.leases)
         yield from (held, leases)
         now = time.monotonic()
-        idle_s = [now - slot.used_at for slot in view if slot.tier is Tier.DEVICE]
+        movable = [slot for slot in view if slot.tier is Tier.DEVICE and not slot.pinned]
+        idle_s = [now - slot.used_at for slot in movable]
         yield _family(metrics.LRU_AGE_S, (), max(idle_s, default=0.0))
 
     def _batcher(self) -> Iterator[GaugeMetricFamily]:

@@ -161,8 +161,8 @@ LEASES = _worker("leases", _G, "Requests that use a model at this moment.", "mod
 LRU_AGE_S = _worker(
     "lru_age_seconds",
     _G,
-    "How long the least recently used model on the device has been idle. Small while "
-    "models are evicted means thrash: there are more models in use than slots.",
+    "How long the least recently used model on the device has been idle, pinned ones apart. Small "
+    "while others push models off it means thrash: there are more models in use than slots.",
 )
 MEMORY_TOTAL = _worker("memory_total_bytes", _G, "Memory, by tier: device or host.", "tier")
 MEMORY_FREE = _worker("memory_free_bytes", _G, "Free memory, by tier: device or host.", "tier")

@@ -240,6 +240,13 @@ def test_where_sweeps_are_off_nobody_is_told_of_an_interval(here):
     assert told[0] - told[1] == {metrics.SWEEP_INTERVAL_S.name}
 
 
+def test_a_pinned_model_that_is_idle_hides_no_thrash_of_the_others(fresh):
+    fresh.slots.limits = replace(fresh.slots.limits, pinned=frozenset({"early/one"}))
+    fresh.slots._slots.get("early/one").used_at -= 3600
+    (age,) = (one for one in State(fresh).collect() if one.name == metrics.LRU_AGE_S.name)
+    assert 0 < age.samples[0].value < 3600
+
+
 def test_a_worker_whose_device_is_lost_is_scraped_until_it_ends(here, monkeypatch):
     def lost():
         raise RuntimeError("CUDA error: device-side assert triggered")

@@ -215,6 +215,26 @@ def test_the_beat_is_missed_by_the_interval_that_is_set_and_not_where_sweeps_are
 
 
 @promtool
+@pytest.mark.parametrize(
+    ("event", "cause", "idle_s", "fires"),
+    [
+        ("evicted", "room", 5, True),
+        ("lowered", "room", 5, True),  # of a GPU, as long as host memory has room for all
+        ("lowered", "room", 600, False),
+        ("lowered", "sweep", 5, False),
+    ],
+)
+def test_models_that_push_each_other_off_the_device_are_thrash(
+    tmp_path, event, cause, idle_s, fires
+):
+    series = {
+        f'moves_total{{cause="{cause}",event="{event}",instance="a"}}': "0+6x20",
+        'lru_age_seconds{instance="a"}': f"{idle_s}x20",
+    }
+    _hold(tmp_path, _firing("ClipyardThrash", series, fires=fires))
+
+
+@promtool
 def test_calls_that_are_refused_as_a_whole_raise_the_alert_of_failing_items(tmp_path):
     ok = 'items_total{code="ok"}', 'requests_total{code="ok",task="clipyard.embed_batch"}'
     refused, gone = (
@@ -223,21 +243,25 @@ def test_calls_that_are_refused_as_a_whole_raise_the_alert_of_failing_items(tmp_
     )
     for told, fires in (({refused: 1}, True), ({gone: 9}, False), ({}, False)):
         series = {**dict.fromkeys(ok, 9), **told}
-        test = {
-            "interval": "1m",
-            "input_series": [
-                {"series": f"clipyard_{name}", "values": f"0+{each}x20"}
-                for name, each in series.items()
-            ],
-            "promql_expr_test": [
-                {
-                    "expr": 'count(ALERTS{alertname="ClipyardFailingItems",alertstate="firing"})',
-                    "eval_time": "15m",
-                    "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
-                }
-            ],
-        }
-        _hold(tmp_path, test)
+        each_minute = {name: f"0+{each}x20" for name, each in series.items()}
+        _hold(tmp_path, _firing("ClipyardFailingItems", each_minute, fires=fires))
+
+
+def _firing(alert, series, *, fires):
+    """Whether one does after a quarter of an hour of these values, one a minute."""
+    return {
+        "interval": "1m",
+        "input_series": [
+            {"series": f"clipyard_{name}", "values": values} for name, values in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
+                "eval_time": "15m",
+                "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+            }
+        ],
+    }
 
 
 def _hold(folder, test):
