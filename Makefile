@@ -22,7 +22,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# B310: the URLs that are opened are the operator's own, see docs/security.md.
+# B310: the URL that is opened is the operator's own, see docs/security.md.
 audit: $(READY)
 	$(BIN)/bandit -q -r api_client worker tasks beat_schedule --severity-level medium --skip B310
 	$(BIN)/uv tool run pip-audit==2.10.1 -r constraints.txt --no-deps --disable-pip

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -32,6 +33,7 @@ def page():
             pass
 
     with HTTPServer(("127.0.0.1", 0), Page) as server:
+        server.timeout = 5  # of a page that nobody asks for
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -83,6 +85,13 @@ def test_a_redis_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 
 def test_a_page_is_well_without_redis(page):
+    assert pulse.sickness(worker=None, url=page) == ""
+
+
+def test_a_page_beside_it_is_asked_through_no_proxy(monkeypatch, page):
+    monkeypatch.setenv("http_proxy", f"http://{NOWHERE}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    urllib.request.install_opener(None)  # an earlier one would not read that
     assert pulse.sickness(worker=None, url=page) == ""
 
 
