@@ -124,6 +124,7 @@ _RIGHTS: Mapping[Role, tuple[Right, ...]] = {
             "cached:*",
         ),
         Right("+set +incrby +pexpire", "gate:*"),
+        Right("+set", "probe"),  # its health check's
     ),
     Role.BEAT: _PUBLISH,
     Role.DASHBOARD: (  # its buttons ask the workers, as a client does

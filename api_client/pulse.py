@@ -3,6 +3,7 @@
 import http.client
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -23,7 +24,7 @@ def sickness(*, worker: str | None, url: str | None) -> str:
     """What is wrong, in a sentence; empty if nothing is. For a page alone, Redis is not asked.
 
     Raises:
-        NoBroker: Redis does not answer, so nothing is known of the worker.
+        NoBroker: Redis does not answer, or takes no writes, so nothing is known of the worker.
     """
     found = "" if url and not worker else _in_redis(worker)
     return found or (_page(url) if url else "")
@@ -40,9 +41,17 @@ def _in_redis(worker: str | None) -> str:
             keys = Keys(settings.key_prefix)
             fields = store.hgetall(keys.worker(worker))
             found = _trouble(fields) if fields else f"not there; {_others(store, keys)}"
+            if not fields:
+                _try_to_write(store, keys)
     except redis.RedisError as error:
         raise NoBroker(f"Redis cannot be asked: {error}") from None
     return found and f"{worker} is {found}"
+
+
+def _try_to_write(store: Any, keys: Keys) -> None:
+    """Where Redis takes no writes (a full disk, no memory left), nobody alive is there either."""
+    with suppress(redis.exceptions.NoPermissionError):  # a login that may only look
+        store.set(keys.probe, 1, px=1)
 
 
 def _others(store: Any, keys: Keys) -> str:

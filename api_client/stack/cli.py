@@ -149,7 +149,7 @@ def health(
     url: Annotated[str | None, typer.Option(help="Does this page answer?")] = None,
     as_json: Json = False,
 ) -> None:
-    """Exit with 0 if Redis, a worker or a page is well. With 3 if Redis cannot be asked."""
+    """Exit with 0 if Redis, a worker or a page is well. With 3 if Redis cannot tell."""
     from .. import pulse
 
     sickness = pulse.sickness(worker=worker, url=url)

@@ -69,6 +69,14 @@ def test_of_a_worker_that_is_not_there_those_that_are_are_told(
     assert pulse.sickness(worker="cpu0", url=None) == "cpu0 is not there; there are cpu0@a, cpu1@a"
 
 
+def test_a_redis_that_takes_no_writes_knows_nothing_of_a_worker(monkeypatch, valkey_of_my_own):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", valkey_of_my_own.url)
+    with valkey_of_my_own.client() as client:
+        client.config_set("maxmemory", 1)
+    with pytest.raises(NoBroker, match="Redis cannot be asked: command not allowed"):
+        pulse.sickness(worker="cpu0@a", url=None)
+
+
 @pytest.mark.parametrize("worker", [None, "ready@a"])
 def test_a_redis_that_cannot_be_asked_says_nothing_of_a_worker(worker):
     with pytest.raises(NoBroker, match="Redis cannot be asked"):

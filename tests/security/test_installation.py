@@ -19,6 +19,7 @@ from celery import Celery
 from PIL import Image
 from redis.exceptions import NoPermissionError
 
+from api_client import pulse
 from api_client.acl import Role
 from api_client.wire import names
 from api_client.wire.broker import celery_app
@@ -152,6 +153,15 @@ def test_keda_sees_with_the_login_of_the_dashboard_what_waits(installation: Inst
     queues = [keys.queue(names.EMBED, step) for step in steps]
     with installation.connect(Role.DASHBOARD) as keda:
         assert [keda.eval(length, 1, queue) for queue in queues] == [[b"none", 0]] * len(queues)
+    assert not denials(installation)
+
+
+def test_a_workers_health_check_may_try_whether_redis_takes_writes(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", installation.url(Role.WORKER))
+    monkeypatch.setenv("CLIPYARD_KEY_PREFIX", installation.prefix)
+    assert "there are cpu0@here" in pulse.sickness(worker="gpu9@gone", url=None)
     assert not denials(installation)
 
 
