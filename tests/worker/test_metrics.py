@@ -64,7 +64,8 @@ def test_items_are_counted_by_model_and_by_what_became_of_them(meter, value):
     assert value(metrics.ITEMS, code="ok", model="m") == 2
     assert value(metrics.ITEMS, code="image_missing", model="m") == 1
     assert value(metrics.REQUESTS, code="ok", task="clipyard.embed_batch") == 1
-    assert value(metrics.LEASES_TAKEN, found="hit", model="m") == 1
+    for found, count in (("hit", 1), ("miss", 0)):
+        assert value(metrics.LEASES_TAKEN, found=found, model="m") == count
     for stage, seconds in [("queue", 0.5), ("forward", 0.2), ("encode", 0.01)]:
         assert value("clipyard_stage_seconds_sum", model="m", stage=stage) == seconds
 
