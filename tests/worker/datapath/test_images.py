@@ -314,6 +314,15 @@ def test_a_bmp_in_runs_is_decoded_in_a_process_for_pillow_does_it_pixel_by_pixel
     assert (opened.size, int(np.asarray(opened).sum())) == ((edge, edge), 7 * edge)
 
 
+@pytest.mark.parametrize(("mode", "big"), [("L", False), ("L", True), ("I;16B", False)])
+def test_a_tiff_is_decoded_in_a_process_for_pillow_takes_its_strips_for_numbers(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch, mode: str, big: bool
+) -> None:
+    content = encoded(Image.new(mode, (30, 20), 7), "TIFF", big_tiff=big)
+    monkeypatch.delattr(decoding, "decode")
+    assert blob(reader, content).getpixel((0, 0)) == 7
+
+
 def test_a_tiff_that_says_less_than_its_tile_holds_is_refused(reader: ImageReader) -> None:
     tile = 7000
     packed = zlib.compress(bytes(tile * tile))
