@@ -53,13 +53,14 @@ class Collection:
 
 
 def quickstart(
-    *, images: Path | None, model: str, queries: Sequence[str], out: Path
+    *, images: Path | None, model: str, queries: Sequence[str], out: Path, as_json: bool
 ) -> dict[str, Any]:
     """Run the job in a stack of its own; leaves only what it wrote under `out`.
 
     Args:
         images: a folder of pictures; None draws coloured shapes with known captions.
         queries: texts to look for; a handful of our own if empty.
+        as_json: shows no table of what was found: standard output is for JSON alone.
 
     Returns:
         What `summary.json` holds. `top1` is the share of pictures whose nearest caption is
@@ -80,11 +81,17 @@ def quickstart(
         with temporary_stack(options, tell=console.print) as stack:
             stack.supervisor.wait_ready(within_s=READY_S)
             with Client(Settings.read(redis_url=stack.url), asked_by="quickstart") as client:
-                return _job(client, collection, model, asked, out)
+                return _job(client, collection, model, asked, out, as_json=as_json)
 
 
 def _job(
-    client: Client, collection: Collection, model: str, queries: tuple[str, ...], out: Path
+    client: Client,
+    collection: Collection,
+    model: str,
+    queries: tuple[str, ...],
+    out: Path,
+    *,
+    as_json: bool = False,
 ) -> dict[str, Any]:
     console.print(f"loading {model} ...")
     client.load(model, timeout=LOAD_S)
@@ -103,7 +110,8 @@ def _job(
     sheet.draw(queries, [[(collection.files[i], c) for i, c in row] for row in best]).save(
         out / "contact-sheet.png"
     )
-    _print(queries, best, collection)
+    if not as_json:
+        _print(queries, best, collection)
     show.failures(files, items)
     summary = {
         "images": len(items),

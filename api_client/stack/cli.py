@@ -103,6 +103,7 @@ def quickstart(
         model=model,
         queries=[q.strip() for q in (queries or "").split(";") if q.strip()],
         out=out,
+        as_json=as_json,
     )
     if as_json:
         print(json.dumps(summary))

@@ -1,11 +1,17 @@
 """What the quick start does to the folder it is given; the whole of it runs in tests/docs."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image, ImageChops
 
+from api_client import cli
 from api_client.quickstart import run, sheet
 from api_client.testing import FakeClient
 from api_client.wire.errors import ImageUnreadable, NoAnswer
@@ -103,6 +109,23 @@ def test_a_picture_that_failed_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().err.splitlines()
     assert f"{files[0]}: image_unreadable: cut short" in said
     assert f"see {tmp_path}/contact-sheet.png" in said[-1]
+
+
+def test_what_a_script_reads_is_json_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def no_stack(*_: object, **__: object) -> Iterator[Any]:
+        yield SimpleNamespace(url="redis://fake", supervisor=Mock())
+
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
+    monkeypatch.setattr(run, "temporary_stack", no_stack)
+    monkeypatch.setattr(run, "Client", lambda *_, **__: FakeClient())
+    words = f"quickstart --images {tmp_path} --out {tmp_path / 'out'} --model fake/small --json"
+    monkeypatch.setattr("sys.argv", ["clipyard", *words.split()])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert json.loads(capsys.readouterr().out)["images"] == 1
 
 
 def test_that_no_picture_is_nearest_its_caption_is_told(
