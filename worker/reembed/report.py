@@ -3,7 +3,7 @@
 import html
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -105,19 +105,35 @@ def page(told: dict[str, Any]) -> str:
                 f"{moved['overlap_at_10']:.1%} of the ten nearest, over {moved['sample']} items",
             )
         )
-    table = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in rows
-    )
     sheet = '<h2>What moved most</h2><img src="moved.png">' if told["moved"] else ""
     return PAGE.format(
         job=html.escape(told["job"]),
         state=html.escape(told["state"]),
         proof=html.escape(proof),
-        table=table,
+        table=table(rows),
+        failed=failed(told),
         plot=plot(told["rate"]),
         sheet=sheet,
     )
+
+
+def table(rows: Iterable[tuple[str, object]]) -> str:
+    """A row for each pair of a name and what is to be told of it."""
+    cells = (
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in rows
+    )
+    return f"<table>{''.join(cells)}</table>"
+
+
+def failed(told: dict[str, Any]) -> str:
+    """What failed, and why, as far as the findings tell; empty if nothing did."""
+    items, count = told["failed_items"], told["failures"]
+    if not items:
+        return ""
+    of = "" if len(items) == count else f": the first {len(items)} of {count}"
+    rows = ((item["code"], f"{item['id']}: {item['message']}") for item in items)
+    return f"<h2>What failed{of}</h2>\n{table(rows)}"
 
 
 def plot(points: Sequence[tuple[float, float]]) -> str:
@@ -143,11 +159,13 @@ PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; }}
 th {{ text-align: left; padding-right: 1.5rem; vertical-align: top; white-space: nowrap; }}
+td {{ overflow-wrap: anywhere; }}
 svg {{ width: 100%; font-size: 12px; }} img {{ max-width: 100%; }}
 </style>
 <h1>Job {job}: {state}</h1>
 <p>{proof}</p>
-<table>{table}</table>
+{table}
+{failed}
 <h2>Items per second</h2>
 {plot}
 {sheet}

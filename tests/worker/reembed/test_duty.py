@@ -1,5 +1,6 @@
 """Jobs from their submission to their report, in one process, with bad luck of every kind."""
 
+import html
 import io
 import json
 import os
@@ -179,6 +180,9 @@ def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
     assert report(sink)["failure_codes"] == {"image_unreadable": 1}
     [failed] = report(sink)["failed_items"]
     assert (failed["id"], failed["code"]) == ("003.png", "image_unreadable")
+    page = Path(sink.where, "_job-job/report.html").read_text()
+    told = html.escape(f"003.png: {failed['message']}")
+    assert f"What failed</h2>\n<table><tr><th>image_unreadable</th><td>{told}</td></tr>" in page
 
     (tmp_path / "pictures" / "003.png").write_bytes(whole)
     assert desk.do(RETRY_FAILED)
