@@ -17,7 +17,7 @@ from ..inputs import pictures_in, printable
 from ..results import Item, similarity
 from ..stack.devices import visible_devices
 from ..stack.settings import StackSettings
-from ..stack.up import Options, temporary_stack
+from ..stack.up import Options, find_checkout, temporary_stack
 from ..wire import endings
 from ..wire.codec import Vectors
 from ..wire.errors import BadRequest
@@ -65,7 +65,11 @@ def quickstart(
     Returns:
         What `summary.json` holds. `top1` is the share of pictures whose nearest caption is
         theirs; None where captions are not known.
+
+    Raises:
+        StackError: no stack can be started here.
     """
+    find_checkout()  # before anything is drawn
     vectorfile.check(out / VECTORS)
     folder = images.expanduser() if images else out / "pictures"
     collection = _own(folder) if images else _drawn(folder)
