@@ -168,7 +168,7 @@ def switch_back(job: JobArgument, as_json: Json = False) -> None:
 def _submitted(client: "Client", job: str, *, watch: bool, as_json: bool) -> None:
     import json
 
-    print(json.dumps({"id": job}) if as_json else job)
+    print(json.dumps({"id": job}) if as_json else job, flush=True)  # a log has it while it watches
     if watch:
         _end_as(_watched(client, job))
 

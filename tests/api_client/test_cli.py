@@ -25,6 +25,7 @@ from api_client import __main__ as process
 from api_client import cli, pulse, show, vectorfile
 from api_client.__main__ import INTERRUPTED, TERMINATED
 from api_client.gateway import child
+from api_client.reembed import watching
 from api_client.stack import up as stack
 from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire import names
@@ -417,6 +418,23 @@ def test_what_came_of_a_job_is_one_json_object(clipyard, command, field, value):
     code, out, _ = clipyard("reembed", command, job, "--json", client=client)
     assert (code, json.loads(out)[field]) == (0, value)
     assert clipyard("reembed", command, job, client=client)[0] == 0
+
+
+def test_the_id_of_a_job_is_told_before_it_is_watched(monkeypatch):
+    told, by_then = TextIOWrapper(BytesIO()), []  # a file, as of nohup
+
+    def watch(job):
+        by_then.append(told.buffer.getvalue())
+        return job.status()
+
+    monkeypatch.setattr(cli.reembed, "a_client", FakeClient)
+    monkeypatch.setattr(watching, "watch", watch)
+    monkeypatch.setattr(sys, "stdout", told)
+    argv = ["clipyard", "reembed", "submit", "/p", "-o", "/v", "--set", "id=j", "--watch"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert by_then == [b"j\n"]
 
 
 def test_what_people_wrote_is_shown_as_they_wrote_it(clipyard, tmp_path):
