@@ -201,6 +201,8 @@ def _settings(given: list[str] | None) -> dict[str, str]:
     settings = _pairs(given)
     if unknown := settings.keys() - names:
         raise BadRequest(f"--set knows no {min(unknown)!r}; it sets {', '.join(sorted(names))}")
+    if empty := [name for name, value in settings.items() if not value]:  # as `cli._checked`
+        raise BadRequest(f"what follows '{empty[0]}=' is empty; give it a value, or leave it out")
     return settings
 
 
