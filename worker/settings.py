@@ -17,7 +17,7 @@ from . import processors
 # archive that no address could name.
 NOT_STORES = {"file", "local", "http", "https", "zip", "tar", "libarchive"}
 
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # What is larger is a mistake, and no machine could count with it.
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Limit = Annotated[float, Field(gt=0, le=1e6)]
