@@ -37,7 +37,7 @@ from celery.concurrency.base import ExceptionInfo, apply_target
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-from api_client.wire import names
+from api_client.wire import correlation, names
 
 __all__ = [
     "BULK_TASKS",
@@ -173,6 +173,8 @@ class _Run:
         self.pool = pool
         request = state.requests.get(task_id)
         self.is_bulk = is_bulk(request.delivery_info if request else {})
+        given = request.request_dict.get(names.CORRELATION) if request else None
+        self._about = correlation.accepted(given)  # Celery's line on what came of it has it, too
         self._work = work
         self._task_id = task_id
         self._limit_s = limit_s
@@ -183,7 +185,8 @@ class _Run:
         self._deadline = time.monotonic() + self._limit_s
         token = _current.set(self)
         try:
-            self._work()
+            with correlation.about(self._about):
+                self._work()
         except BaseException:
             log.exception("the outcome of task %s could not be recorded", self._task_id)
             raise

@@ -12,7 +12,7 @@ import pytest
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.worker import state
 
-from api_client.wire import names
+from api_client.wire import correlation, names
 from worker.delivery import pool as module
 from worker.delivery.pool import (
     Reason,
@@ -91,6 +91,16 @@ def test_outside_a_task_nothing_is_cancelled() -> None:
 def test_a_task_that_nobody_stops_goes_on(tasks: Tasks) -> None:
     tasks.submit(cancelled)
     assert tasks.outcome() is None
+
+
+@pytest.mark.parametrize(("given", "told"), [("order-7", "order-7"), ("a\nb", ""), (None, "")])
+def test_what_celery_logs_of_a_task_is_found_under_its_callers_id(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch, given: str | None, told: str
+) -> None:
+    request = SimpleNamespace(delivery_info={}, request_dict={names.CORRELATION: given})
+    monkeypatch.setitem(state.requests, "logged", request)
+    tasks.submit(correlation.current, correlation_id="logged")
+    assert tasks.outcome() == told
 
 
 def test_a_revoked_task_learns_that_it_was_revoked(tasks: Tasks, revoked: str) -> None:
@@ -215,7 +225,7 @@ def test_outside_a_task_nobody_leaves_a_place_to_others() -> None:
 def test_who_is_parked_leaves_a_place_to_bulk_only_if_it_is_bulk(
     tasks: Tasks, monkeypatch: pytest.MonkeyPatch, priority: int, of_bulk: int
 ) -> None:
-    request = SimpleNamespace(delivery_info={"priority": priority})
+    request = SimpleNamespace(delivery_info={"priority": priority}, request_dict={})
     monkeypatch.setitem(state.requests, "parked", request)
 
     def park() -> tuple[int, int]:
@@ -242,7 +252,7 @@ def test_no_more_places_are_left_than_one_worker_may_take_messages_for(
             go_on.wait(10)
 
     for name in ("one", "two"):
-        request = SimpleNamespace(delivery_info={"priority": names.BULK})
+        request = SimpleNamespace(delivery_info={"priority": names.BULK}, request_dict={})
         monkeypatch.setitem(state.requests, name, request)
         tasks.submit(park, correlation_id=name)
     both = [waiting.acquire(timeout=10) for _ in range(2)]
@@ -257,7 +267,7 @@ def test_no_more_places_are_left_than_one_worker_may_take_messages_for(
 def test_who_fails_while_it_waits_leaves_no_place_afterwards(
     tasks: Tasks, monkeypatch: pytest.MonkeyPatch, wait: Callable[[], Any]
 ) -> None:
-    request = SimpleNamespace(delivery_info={"priority": names.BULK})
+    request = SimpleNamespace(delivery_info={"priority": names.BULK}, request_dict={})
     monkeypatch.setitem(state.requests, "fails", request)
 
     def fail() -> tuple[int, int]:
@@ -282,7 +292,7 @@ def test_a_bulk_task_that_was_parked_goes_back_where_other_bulk_has_its_place(
 ) -> None:
     monkeypatch.setattr(module, "BULK_TASKS", 1)
     for name, step in (("parked", priority), ("beside", beside)):
-        request = SimpleNamespace(delivery_info={"priority": step})
+        request = SimpleNamespace(delivery_info={"priority": step}, request_dict={})
         monkeypatch.setitem(state.requests, name, request)
     begun, has_given_way = Event(), Event()
 
@@ -314,7 +324,7 @@ def test_a_bulk_task_that_was_parked_keeps_its_place_while_the_others_are_parked
 ) -> None:
     monkeypatch.setattr(module, "BULK_TASKS", 1)
     for name in ("first", "second"):
-        request = SimpleNamespace(delivery_info={"priority": names.BULK})
+        request = SimpleNamespace(delivery_info={"priority": names.BULK}, request_dict={})
         monkeypatch.setitem(state.requests, name, request)
     second_waits, first_has_gone_on = Event(), Event()
 
@@ -341,7 +351,7 @@ def test_a_bulk_task_that_was_parked_keeps_its_place_while_the_others_are_parked
 def test_a_bulk_task_that_has_ended_leaves_its_place_to_others(
     tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = SimpleNamespace(delivery_info={"priority": names.BULK})
+    request = SimpleNamespace(delivery_info={"priority": names.BULK}, request_dict={})
     monkeypatch.setitem(state.requests, "bulk", request)
     tasks.submit(tasks.pool.bulk_at_work, correlation_id="bulk")
     tasks.submit(tasks.pool.bulk_at_work)  # in the same thread, so after its end
