@@ -48,8 +48,10 @@ def python(bare, program, **env):
 
 def test_the_wheel_holds_the_client_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        roots = {name.partition("/")[0] for name in archive.namelist()}
+        names = archive.namelist()
+    roots = {name.partition("/")[0] for name in names}
     assert {root for root in roots if not root.endswith(".dist-info")} == {"api_client"}
+    assert "api_client/py.typed" in names  # else who checks types sees none of ours
 
 
 def test_importing_it_loads_no_torch_and_nothing_heavy(bare):
