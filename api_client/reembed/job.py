@@ -44,7 +44,7 @@ class JobOptions(TypedDict, total=False):
     fingerprint: str
     chunk_size: int
     window: int
-    priority: Priority
+    priority: Priority | Literal["interactive", "bulk"]
     on_failure: Literal["record", "pause"]
     patience_s: float
     papers: str | Path
