@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO, IOBase
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -241,9 +242,19 @@ def _from_array(array: NDArray[Any], position: int) -> Any:
 
 
 def _lossless(image: Any) -> bytes:
-    # Quick rather than small: the bytes live for one request.
     if image.mode in _IN_NO_FILE:
         image = image.convert(_IN_NO_FILE[image.mode])
+    # Quick rather than small: the bytes live for one request. As the file was that it comes from,
+    # a TIFF would be compressed with losses, or not at all where that was for another mode.
+    save = partial(
+        image.save,
+        format="PNG" if image.mode in _IN_PNG else "TIFF",
+        compress_level=1,
+        compression="raw",
+    )
     out = BytesIO()
-    image.save(out, format="PNG" if image.mode in _IN_PNG else "TIFF", compress_level=1)
+    try:
+        save(out)
+    except ValueError:  # what is noted of transparency was for another mode
+        save(out := BytesIO(), transparency=None)
     return out.getvalue()

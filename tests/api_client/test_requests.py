@@ -95,6 +95,30 @@ def test_a_pillow_image_of_any_mode_shows_the_same_to_the_worker(mode):
         assert read.convert("RGB").tobytes() == shown.convert("RGB").tobytes()
 
 
+NOISE = Image.effect_noise((64, 64), 90).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("of", "how", "then"),
+    [
+        ("RGB", {"format": "TIFF", "compression": "jpeg"}, "YCbCr"),
+        ("CMYK", {"format": "TIFF", "compression": "jpeg"}, "CMYK"),
+        ("RGB", {"format": "TIFF", "compression": "jpeg"}, "F"),
+        ("1", {"format": "TIFF", "compression": "group4"}, "CMYK"),
+        ("RGB", {"format": "PNG", "transparency": (1, 2, 3)}, "1"),
+    ],
+)
+def test_how_the_file_of_a_pillow_image_was_written_changes_nothing(of, how, then):
+    NOISE.convert(of).save(file := io.BytesIO(), **how)
+    with Image.open(file) as read:
+        image = read.convert(then)
+    made = pictures([image])
+    assert not made.failures
+    with Image.open(io.BytesIO(made.blobs[0]), formats=["PNG", "TIFF"]) as sent:
+        assert sent.mode == then
+        assert sent.tobytes() == image.tobytes()
+
+
 def test_a_pillow_image_or_an_array_that_is_empty_or_truncated_fails_alone():
     whole = io.BytesIO()
     Image.effect_noise((99, 99), 50).save(whole, "JPEG")
