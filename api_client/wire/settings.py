@@ -181,17 +181,23 @@ class SettingsBase(BaseSettings):
         files = _SecretFiles(settings_cls), _JsonFile(settings_cls)
         return init_settings, env_settings, *files
 
-    @classmethod
-    def read(cls, **given: Any) -> Self:
+    def __init__(self, **given: Any) -> None:
         """The settings, or BadSettings.
 
         Args:
             given: values that win over the environment and the file, by field name.
+
+        Raises:
+            TypeError: there is no such setting. Pydantic would leave it out.
         """
+        known = type(self).model_fields
+        if unknown := given.keys() - known.keys():
+            wrong = ", ".join(sorted(unknown))
+            raise TypeError(f"no setting {wrong}; there are {', '.join(known)}")
         try:
-            return cls(**{PREFIX + field: value for field, value in given.items()})
+            super().__init__(**{PREFIX + field: value for field, value in given.items()})
         except ValidationError as error:
-            raise BadSettings("\n".join(map(cls._line, error.errors()))) from None
+            raise BadSettings("\n".join(map(self._line, error.errors()))) from None
         except (SettingsError, RecursionError) as error:
             field = re.search('field "(.+?)"', str(error))  # Pydantic's words, without the reason
             name = f"{PREFIX}{field[1] if field else '*'}".upper()
@@ -199,6 +205,11 @@ class SettingsBase(BaseSettings):
                 f"{name}: it is no JSON; give several values as a list, as in "
                 """CLIPYARD_IMAGE_ROOTS='["/data", "/mnt"]'"""
             ) from None
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """As the class itself is called; says that it looks at the environment."""
+        return cls(**given)
 
     @classmethod
     def _line(cls, mistake: Any) -> str:

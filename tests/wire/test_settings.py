@@ -113,6 +113,16 @@ def test_nobody_waits_for_ever(setting, never):
     assert getattr(Settings.read(**{setting: "604800"}), setting) == 604800
 
 
+@pytest.mark.parametrize("make", [Settings, Settings.read])
+def test_what_is_given_counts_whichever_way_and_no_mistyped_name_is_left_out(monkeypatch, make):
+    monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://of-the-environment")
+    assert make(redis_url="redis://given").url() == "redis://given"
+    with pytest.raises(TypeError, match=r"^no setting key_prefx, redis_ur; there are "):
+        make(redis_ur="redis://:s3cret@given", key_prefx="mine")
+    with pytest.raises(BadSettings, match=r"^CLIPYARD_CHUNK_SIZE: "):
+        make(chunk_size=0)
+
+
 def test_a_list_that_is_no_json_is_told_by_the_name_of_its_variable(monkeypatch):
     monkeypatch.setenv("CLIPYARD_SINK_ROOTS", "/vectors")
     with pytest.raises(BadSettings, match=r"^CLIPYARD_SINK_ROOTS: it is no JSON; .* list"):
