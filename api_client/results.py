@@ -11,9 +11,9 @@ from .wire.errors import ClipyardError, ItemError, SpaceMismatch
 from .wire.messages import Embedded, ModelStatus
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # NumPy's == has no single answer, and no hash
 class Item:
-    """One picture or text.
+    """One picture or text; equal to itself only: compare `vector` with NumPy.
 
     Attributes:
         vector: float32 (dimension,), L2-normalised; None if it failed.

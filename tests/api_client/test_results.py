@@ -27,6 +27,13 @@ def test_neighbours_of_a_failed_item_keep_their_rows():
     assert [item.truncated for item in items] == [False, False, True]
 
 
+def test_items_can_be_looked_for_among_others():
+    items, others = items_of(ANSWER, ROWS), items_of(ANSWER, ROWS)
+    assert items[2] in items
+    assert items[2] not in others
+    assert len({*items, *others}) == 6
+
+
 def test_a_matrix_is_refused_while_an_item_failed_but_the_items_are_kept():
     items = items_of(ANSWER, ROWS)
     with pytest.raises(ItemsFailed, match="1 of 3 items failed, the first at 1: no file /x") as e:
