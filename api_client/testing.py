@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from .wire.messages import (
     Embedded,
     Failure,
     ImageRef,
+    Kind,
     Knobs,
     Load,
     Managed,
@@ -135,8 +137,10 @@ class FakeWorker:
             match request:
                 case EmbedBatch():
                     return pack_answer(*self._embed(request, blobs))
-                case Load() | Reload():
+                case Load():
                     return pack_answer(self._load(request.model))
+                case Reload():
+                    return pack_answer(self._reload(request.model))
                 case Switch():
                     return pack_answer(self._switch(request.model))
                 case Unload():
@@ -149,8 +153,9 @@ class FakeWorker:
             return pack_answer(Refused(failure=Failure.of(error)))
 
     def _embed(self, request: EmbedBatch, blobs: Mapping[int, bytes]) -> tuple[Embedded, Vectors]:
-        is_open = request.model in (None, AUTO)
-        entry = self._entry(self._current if is_open else str(request.model))
+        entry = self._asked(request)
+        if request.kind not in entry.kinds:
+            raise BadRequest(f"{entry.id} does not embed {request.kind}s")
         items = [_content(ref, blobs) for ref in request.images] or list(request.texts)
         failures = {
             i: Failure.of(error) for i, item in enumerate(items) if (error := self._failure(item))
@@ -163,12 +168,19 @@ class FakeWorker:
             fingerprint=f"fake:{entry.id}",
             items=len(items),
             failures=failures,
-            chosen=f"{entry.id} is the current model" if request.model == AUTO else "",
+            chosen=f"{entry.id} embeds {request.kind}s" if request.model == AUTO else "",
             device="memory",
             precision="float32",
             worker=NODE,
         )
         return answer, np.asarray(rows, np.float32).reshape(-1, entry.dimension)
+
+    def _asked(self, request: EmbedBatch) -> CatalogueEntry:
+        current = self._entry(self._current)
+        if request.model == AUTO:
+            candidates = (current, *self._models.values())
+            return next((one for one in candidates if request.kind in one.kinds), current)
+        return self._entry(request.model) if request.model else current
 
     def _failure(self, item: str | bytes) -> ClipyardError | None:
         if isinstance(item, str):
@@ -181,27 +193,35 @@ class FakeWorker:
         self._touch(entry)
         return _managed(entry.id, changed=changed)
 
+    def _reload(self, model: str) -> Managed:
+        self._load(model)
+        return _managed(self._entry(model).id, changed=True)
+
     def _switch(self, model: str) -> Managed:
-        entry = self._entry(model)
-        changed = entry.id != self._current
-        if changed:
-            self._loaded.pop(self._current, None)
+        entry, before = self._entry(model), self._current
+        changed = entry.id != before or entry.id not in self._loaded
+        if entry.id != before and before not in (self._knobs.pinned or ()):
+            self._loaded.pop(before, None)
         self._current = entry.id
         self._touch(entry)
         return _managed(entry.id, changed=changed)
 
     def _unload(self, request: Unload) -> Managed:
-        if request.scope == "one":
-            going = [self._entry(request.model or self._current).id]
-        elif request.scope == "everything":
-            going = list(self._loaded)
-        elif request.scope == "family":
-            going = [id for id in self._loaded if self._models[id].family == request.family]
-        else:
-            going = [model.id for model in self._loaded.values() if model.type == request.scope]
-        gone = [self._loaded.pop(model) for model in going if model in self._loaded]
+        families = sorted({entry.family for entry in self._models.values()})
+        if request.family not in (None, *families):
+            raise BadRequest(f"no model family {request.family!r}; there are {', '.join(families)}")
+        one = self._entry(request.model or self._current).id if request.scope == "one" else None
+        going = [model for model in self._loaded if one == model or self._is_of(model, request)]
+        for model in going:
+            self._loaded.pop(model)
         self._show()
-        return _managed(going[0] if going else None, changed=bool(gone))
+        return _managed(one, changed=bool(going))
+
+    def _is_of(self, model: str, request: Unload) -> bool:
+        entry = self._entry(model)
+        if request.scope == "family":
+            return entry.family == request.family
+        return request.scope in ("everything", _type(entry))
 
     def _set(self, knobs: Knobs) -> Managed:
         before, given = self._knobs, knobs.model_dump(exclude_none=True)
@@ -221,7 +241,7 @@ class FakeWorker:
         self._loaded[entry.id] = ModelStatus(
             id=entry.id,
             state="device",
-            type="vision" if entry.input_size else "text",
+            type=_type(entry),
             dimension=entry.dimension,
             device_bytes=int(entry.memory_gb * 1e9),
             last_used=time.time(),
@@ -253,6 +273,10 @@ class FakeWorker:
 
 def _managed(model: str | None, *, changed: bool) -> Managed:
     return Managed(worker=NODE, model=model, changed=changed, message="done, in memory")
+
+
+def _type(entry: CatalogueEntry) -> Literal["vision", "text"]:
+    return "vision" if Kind.IMAGE in entry.kinds else "text"
 
 
 def _content(ref: ImageRef, blobs: Mapping[int, bytes]) -> str | bytes:

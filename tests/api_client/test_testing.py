@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from api_client.results import ItemsFailed
-from api_client.testing import SEATS, FakeAsyncClient, FakeClient
+from api_client.testing import MODELS, SEATS, FakeAsyncClient, FakeClient
 from api_client.wire.errors import (
     BadRequest,
     ImageMissing,
@@ -17,6 +17,7 @@ from api_client.wire.errors import (
     UnknownModel,
 )
 from api_client.wire.jobs import JobState
+from api_client.wire.messages import Kind
 
 
 def test_equal_items_get_equal_vectors_and_others_others():
@@ -39,6 +40,15 @@ def test_arguments_are_checked_as_the_client_does():
         FakeClient().embed_texts([""])
     with pytest.raises(UnknownModel, match="fake/small"):
         FakeClient().load("a/b")
+
+
+def test_a_model_embeds_only_what_it_is_for_and_auto_finds_one_that_does():
+    words = MODELS[0].model_copy(update={"id": "fake/words", "kinds": (Kind.TEXT,)})
+    client = FakeClient(models=[words, *MODELS])
+    with pytest.raises(BadRequest, match="fake/words does not embed images"):
+        client.embed_images([b"picture"])
+    [item] = client.embed_images_detailed([b"picture"], model="auto")
+    assert (item.model, item.chosen) == ("fake/small", "fake/small embeds images")
 
 
 def test_models_come_and_go():
