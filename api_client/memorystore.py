@@ -77,7 +77,7 @@ class MemoryStore:
     def rpush(self, key: str, value: bytes) -> None:
         self._values.setdefault(key, []).append(value)
 
-    def expire(self, *_: Any) -> None:
+    def expire(self, *_: Any, **__: Any) -> None:
         """Nothing ever expires."""
 
     def blmove(self, key: str, *_: Any) -> Any:

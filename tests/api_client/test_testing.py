@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from api_client.results import ItemsFailed
+from api_client.talks import LARGE_BYTES
 from api_client.testing import MODELS, SEATS, FakeAsyncClient, FakeClient
 from api_client.wire.errors import (
     BadRequest,
@@ -81,6 +82,11 @@ def test_what_is_submitted_can_be_fetched_and_nothing_else():
     assert len(client.handle(handle.id).wait()) == 3
     with pytest.raises(NoAnswer):
         client.handle("00000000-0000-0000-0000-000000000000.1").wait()
+
+
+def test_an_answer_may_be_large():
+    client = FakeClient(models=[MODELS[0].model_copy(update={"dimension": 2 * LARGE_BYTES})])
+    assert client.embed_texts(["a"]).nbytes > LARGE_BYTES
 
 
 def test_a_slow_source_is_not_waited_for_before_its_first_items_come():
