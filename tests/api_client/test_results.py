@@ -27,6 +27,12 @@ def test_neighbours_of_a_failed_item_keep_their_rows():
     assert [item.truncated for item in items] == [False, False, True]
 
 
+def test_who_keeps_an_item_keeps_no_others_with_it():
+    first, _, third = items_of(ANSWER, ROWS)
+    assert first.vector.base is None
+    assert third.vector.base is None
+
+
 def test_items_can_be_looked_for_among_others():
     items, others = items_of(ANSWER, ROWS), items_of(ANSWER, ROWS)
     assert items[2] in items
