@@ -86,7 +86,7 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
                     blobs[position] = of_data_uri(item)
                 case str() if "://" in item:
                     ref = _named(UrlRef, url=item.strip())
-                case str() | Path() if str(item) and _is_utf8(file := Path(item).absolute()):
+                case str() | Path() if str(item) and _is_utf8(file := _from_here(item)):
                     ref = _named(PathRef, path=str(file))
                 case _:
                     blobs[position] = _file_bytes(item, first + position)
@@ -182,6 +182,16 @@ def texts(items: str | Iterable[str]) -> list[str]:
 def printable(file: Path | str) -> str:
     """A name as it can be shown and written down: what is not UTF-8 in it is escaped."""
     return str(file).encode(errors="backslashreplace").decode()
+
+
+def _from_here(item: str | Path) -> Path:
+    try:
+        return Path(item).absolute()
+    except FileNotFoundError:
+        raise ImageMissing(
+            f"{printable(item)} is a relative path, and the folder of this process is gone; "
+            "pass an absolute one"
+        ) from None
 
 
 def _is_utf8(file: Path) -> bool:

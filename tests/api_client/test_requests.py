@@ -86,6 +86,15 @@ def test_a_name_that_cannot_be_sent_fails_alone_in_a_sentence_that_can_be_printe
     assert all(isinstance(failure.error(), ItemError) for failure in made.failures.values())
 
 
+def test_a_relative_path_fails_alone_where_the_folder_is_gone(tmp_path, monkeypatch):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    made = pictures([b"good", "a.jpg", "/b.jpg"])
+    assert [made.failures[n].code for n in made.failures] == ["image_missing"]
+    assert "a.jpg is a relative path" in made.failures[1].message
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_pillow_image_of_any_mode_shows_the_same_to_the_worker(mode):
     image = Image.radial_gradient("L").convert("RGB").convert(mode)
