@@ -47,8 +47,9 @@ class Client:
     Everything comes from CLIPYARD_* in the environment, or from the running `clipyard up`, unless
     given here. Options of the embedding calls: see `EmbedOptions`. A call fails with BadRequest
     before anything is sent, with NoBroker, NoWorker or NoAnswer if nobody answers, and with
-    whatever the worker raised; it works again as soon as Redis and a worker are back. Of more than
-    900 calls at once the rest wait their turn, unsent.
+    whatever the worker raised; it works again as soon as Redis and a worker are back. Pictures are
+    looked at message by message: what was sent before one that cannot be a picture is withdrawn.
+    Of more than 900 calls at once the rest wait their turn, unsent.
 
     Args:
         settings: where Redis is and how long to wait.

@@ -1,6 +1,6 @@
 """What a caller may pass as pictures and texts, checked and made into messages.
 
-Everything impossible is refused here, before anything is sent. A picture that cannot be had here
+Everything impossible is refused here, before it is sent. A picture that cannot be had here
 costs one item, as one that the worker cannot open.
 """
 
