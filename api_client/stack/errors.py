@@ -6,12 +6,13 @@
     ├── ServerFailed           the server is there and does not start
     ├── NoCheckout             the worker's code is not here
     ├── NotReady               a child runs and does not become ready
-    └── CrashLoop              a child cannot start, or dies again and again; all was stopped
+    ├── CannotStart            a child cannot do as it is told; all was stopped
+    └── CrashLoop              a child dies again and again; all was stopped
 
 They never cross the wire, so they live beside what raises them.
 """
 
-from ..wire.errors import ClipyardError
+from ..wire.errors import BadSettings, ClipyardError
 
 
 class StackError(ClipyardError):
@@ -50,7 +51,13 @@ class NotReady(StackError):
     code = "not_ready"
 
 
+class CannotStart(StackError, BadSettings):
+    """A child cannot do as it is told; all was stopped. Ends with its log's end."""
+
+    code = "cannot_start"
+
+
 class CrashLoop(StackError):
-    """A child cannot start, or dies again and again; all was stopped. Ends with its log's end."""
+    """A child dies again and again; all was stopped. Ends with its log's end."""
 
     code = "crash_loop"

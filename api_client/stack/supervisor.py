@@ -13,7 +13,7 @@ from typing import Self
 
 from ..wire.settings import USAGE
 from .child import Child, Running
-from .errors import CrashLoop, NotReady, StackError
+from .errors import CannotStart, CrashLoop, NotReady, StackError
 
 _TICK_S = 0.05
 _SLICE_S = 0.25
@@ -171,10 +171,11 @@ class Supervisor:
         in_vain = bool(stillborn) and died.exit_code() == USAGE
         if in_vain or self._patience.delay_s(len(post.stillbirths)) is None:
             within = f"{len(post.stillbirths)} times within {self._patience.within_s:g} s"
-            raise CrashLoop(
+            sentence = (
                 f"{post.child.name} {how}{'' if in_vain else f', {within}'}: everything is "
                 f"stopped. {post.log} ends with:\n{died.tail()}"
             )
+            raise CannotStart(sentence) if in_vain else CrashLoop(sentence)
         delay_s = self._patience.delay_s(len(post.deaths)) or self._patience.longest_delay_s
         post.due_at = now + delay_s
         self._tell(f"{post.child.name} {how}; it starts again in {delay_s:g} s")

@@ -14,6 +14,7 @@ import pytest
 from api_client.stack.child import Child, Running
 from api_client.stack.errors import CrashLoop, NotReady, StackError
 from api_client.stack.supervisor import Patience, Supervisor
+from api_client.wire.errors import BadSettings
 from tests.flow.processes import until
 
 WAITS = "import signal; print('here', flush=True); signal.pause()"
@@ -80,7 +81,7 @@ def test_a_crash_loop_ends_everything_and_shows_the_end_of_the_log(tmp_path, tol
 def test_a_child_that_cannot_start_as_it_is_set_up_is_not_tried_again(tmp_path, told):
     unusable = python("unusable", "import sys; print('no such device'); sys.exit(2)")
     with (
-        pytest.raises(CrashLoop, match=r"(?s)unusable exited with code 2: .*no such device"),
+        pytest.raises(BadSettings, match=r"(?s)unusable exited with code 2: .*no such device"),
         Supervisor([unusable], logs=tmp_path, tell=told, patience=BRISK) as supervisor,
     ):
         supervisor.wait()
