@@ -224,19 +224,22 @@ class AsyncClient:
 
     async def _held(self, talk: Talk[_T]) -> _T:
         following: Callable[[], Step] = partial(next, talk)
-        while True:
-            try:
-                step = following()
-            except StopIteration as end:
-                result: _T = end.value
-                return result
-            try:
-                with self._desk.line.reaching():
-                    said = await self._take(step)
-            except BaseException as error:
-                following = partial(talk.throw, error)
-            else:
-                following = partial(talk.send, said)
+        try:
+            while True:
+                try:
+                    step = following()
+                except StopIteration as end:
+                    result: _T = end.value
+                    return result
+                try:
+                    with self._desk.line.reaching():
+                        said = await self._take(step)
+                except BaseException as error:
+                    following = partial(talk.throw, error)
+                else:
+                    following = partial(talk.send, said)
+        finally:  # as in `Client`
+            del following
 
     def _require_loop(self) -> None:
         here = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Any
 
 import redis
@@ -23,7 +24,14 @@ class Tries(Retry):
 
         def once() -> Any:
             with _alone(self):
-                return do()
+                try:
+                    return do()
+                except redis.ConnectionError as error:
+                    # Where it cannot connect, redis-py leaves why in a variable there: a circle,
+                    # which would keep all that our callers have at hand, pictures too.
+                    if isinstance(error.__context__, OSError):
+                        clear_frames(error.__context__.__traceback__)
+                    raise
 
         try:
             return super().call_with_retry(once, fail, *args, **options)

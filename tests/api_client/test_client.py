@@ -1,3 +1,5 @@
+import asyncio
+import gc
 import importlib.util
 import itertools
 import json
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
@@ -994,6 +997,40 @@ def test_redis_away_is_said_and_forgotten_when_it_is_back(valkey_of_my_own, conn
     assert client.models() == []
     with pytest.raises(NoWorker):
         client.embed_texts(["a"], model="a/b")
+
+
+@pytest.fixture
+def uncollected():
+    """What stands in a circle stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def embed_in_vain(client):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(NoBroker):
+        client.embed_images([picture], model="a/b")
+    return weakref.ref(picture)
+
+
+async def embed_in_vain_there(client):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(NoBroker):
+        await client.embed_images([picture], model="a/b")
+    return weakref.ref(picture)
+
+
+def test_a_call_that_cannot_reach_redis_keeps_none_of_its_pictures(impatient, uncollected):
+    nowhere = Settings.read(redis_url="redis://127.0.0.1:1/0")
+
+    async def awaited():
+        async with AsyncClient(nowhere) as client:
+            return (await embed_in_vain_there(client))()
+
+    with Client(nowhere) as client:
+        assert embed_in_vain(client)() is None
+    assert asyncio.run(awaited()) is None
 
 
 @pytest.mark.parametrize(
