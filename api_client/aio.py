@@ -46,7 +46,8 @@ class AsyncClient:
         """The rest of a client, whoever answers it."""
         self._redis, self._seats = store, asyncio.Semaphore(at_once)
         self._desk = Desk(line, asked_by=asked_by)
-        self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
+        self._streams: set[Embedding] = set()  # those that were begun
+        self._resting: set[Embedding] = set()  # those that nobody takes the next item of just now
         self._ending = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None  # whose its connections are
 
@@ -180,6 +181,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         self._require_loop()
+        for stream in tuple(self._streams):
+            stream.stop()
         # One that is broken off ends when it is collected, which may be after this.
         for stream in tuple(self._resting):
             await self._end(stream)
@@ -196,6 +199,7 @@ class AsyncClient:
     __reduce__ = Client.__reduce__
 
     async def _stream(self, embedding: Embedding) -> AsyncIterator[Item]:
+        self._streams.add(embedding)
         try:
             while items := await self._hold(embedding.more()):
                 self._resting.add(embedding)
@@ -207,8 +211,11 @@ class AsyncClient:
 
     async def _end(self, stream: Embedding) -> None:
         async with self._ending:  # `close` waits for one that ends meanwhile
-            await self._hold(stream.end())
-        self._resting.discard(stream)
+            try:
+                await self._hold(stream.end())
+            finally:
+                self._streams.discard(stream)
+                self._resting.discard(stream)
 
     async def _submit(self, embedding: Embedding) -> "AsyncHandle":
         return AsyncHandle(self._desk, self._hold, await self._hold(embedding.submit()))

@@ -68,7 +68,8 @@ class Client:
         """The rest of a client, whoever answers it."""
         self._redis, self._seats = store, Seats(at_once)
         self._desk = Desk(line, asked_by=asked_by)
-        self._resting: set[Embedding] = set()  # streams that nobody takes the next item of just now
+        self._streams: set[Embedding] = set()  # those that were begun
+        self._resting: set[Embedding] = set()  # those that nobody takes the next item of just now
 
     def embed_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> Vectors:
         """One row per picture, in the order given: float32 (n, dimension), L2-normalised.
@@ -261,6 +262,8 @@ class Client:
 
     def close(self) -> None:
         """Give the connections back. A stream that is read on afterwards ends in Cancelled."""
+        for stream in tuple(self._streams):
+            stream.stop()
         # One that is broken off ends when it is collected, which may be after this.
         for stream in tuple(self._resting):
             self._end(stream)
@@ -283,6 +286,7 @@ class Client:
         return self._again, ()
 
     def _stream(self, embedding: Embedding) -> Iterator[Item]:
+        self._streams.add(embedding)
         try:
             while items := self._hold(embedding.more()):
                 self._resting.add(embedding)
@@ -292,8 +296,9 @@ class Client:
             self._end(embedding)
 
     def _end(self, stream: Embedding) -> None:
-        self._hold(stream.end())
+        self._streams.discard(stream)
         self._resting.discard(stream)
+        self._hold(stream.end())
 
     def _submit(self, embedding: Embedding) -> "Handle":
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))

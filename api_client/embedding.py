@@ -97,6 +97,10 @@ class Embedding:
         finally:
             yield from self.end()
 
+    def stop(self) -> None:
+        """Whoever waits for its next items, in another thread or task, ends it at the next turn."""
+        self._is_over = True
+
     def end(self) -> Talk[None]:
         """Withdraw what nobody waits for any more."""
         self._is_over = True

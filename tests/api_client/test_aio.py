@@ -176,6 +176,32 @@ def test_streams_that_are_read_on_while_their_client_is_closed_end_with_it(stage
         assert asyncio.run(story()) == [Cancelled] * 4
 
 
+def test_a_stream_that_waits_while_its_client_is_closed_ends_with_it(stage):
+    """In a thread and in an event loop."""
+    stage.show_worker()
+    paths, queue = [f"{i}.jpg" for i in range(20)], stage.keys.queue(names.EMBED, names.BULK)
+
+    async def story():
+        client = AsyncClient(stage.settings)
+        reading = asyncio.create_task(anext(client.stream_images(paths)))
+        while not stage.store.llen(queue):
+            await asyncio.sleep(0.01)
+        await client.close()
+        with stage.worker(), pytest.raises(Cancelled, match="closed"):
+            await reading
+        assert not client._streams
+
+    asyncio.run(story())
+    with Client(stage.settings) as client, ThreadPoolExecutor() as threads:
+        reading = threads.submit(next, client.stream_images(paths))
+        while not stage.store.llen(queue):
+            time.sleep(0.01)
+        client.close()
+        with stage.worker(), pytest.raises(Cancelled, match="closed"):
+            reading.result()
+    assert not client._streams
+
+
 def test_a_client_that_another_event_loop_has_used_says_what_would_work(stage):
     async def story():
         async with AsyncClient(stage.settings) as client:
