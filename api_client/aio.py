@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -14,7 +15,7 @@ from .reembed.job import AsyncJob, JobOptions
 from .requests import EmbedOptions
 from .results import Item, Loaded, MemoryUse, similarity
 from .status import Fleet
-from .steps import Blocking, Pause, Step, Talk
+from .steps import Blocking, Parting, Pause, Step, Talk
 from .talks import Line
 from .wire.broker import async_redis_client
 from .wire.codec import Vectors
@@ -264,10 +265,20 @@ class AsyncClient:
             return await asyncio.sleep(step.seconds)
         me = asyncio.current_task()
         before = me.cancelling() if me else 0
-        said = await step(self._redis)
+        going = step(self._redis)
+        said = await (_whole(going) if isinstance(step, Parting) else going)
         if me and me.cancelling() > before:  # redis.asyncio swallows it while it connects
             raise asyncio.CancelledError
         return said
+
+
+async def _whole(going: Awaitable[Any]) -> Any:
+    """What comes of it at its end: a scope of anyio cancels its tasks at each await until then."""
+    task = asyncio.ensure_future(going)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait((task,))
+    return task.result()
 
 
 class AsyncHandle:

@@ -69,6 +69,16 @@ class Blocking:
 
 
 @dataclass(frozen=True)
+class Parting:
+    """A step that is taken to its end, though whoever takes it is cancelled meanwhile."""
+
+    take: Step
+
+    def __call__(self, client: Any) -> Any:
+        return self.take(client)
+
+
+@dataclass(frozen=True)
 class Pause:
     """A step that lets time pass; no thread waits for it in an event loop."""
 

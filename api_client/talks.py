@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import redis
 
-from .steps import Part, Talk, each, together
+from .steps import Part, Parting, Talk, each, together
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
@@ -291,7 +291,7 @@ class Line:
         the same; nobody reads its answer.
         """
         refused = pack_answer(Refused(failure=Failure.of(Cancelled("withdrawn by its caller"))))
-        yield partial(
+        refuse = partial(
             _refuse,
             keys=self.keys,
             ids=ids,
@@ -299,6 +299,7 @@ class Line:
             ttl_s=self.settings.answer_ttl_s,
             notice=self.notice(ids),
         )
+        yield Parting(refuse)
 
     def notice(self, ids: Sequence[str]) -> Part:
         """What tells the workers that are there to let these go."""
