@@ -17,13 +17,12 @@ from ..wire.metrics import Meters, Side
 from ..wire.settings import cannot_listen
 from . import health, metrics, openai, plain, rag, refusals
 from .budgets import Budgets
-from .connection import Connection
+from .connection import DRAIN_S, Connection
 from .correlating import Correlating
 from .guard import DOCS_FILES, Guard
 from .settings import GatewaySettings
 
 KEEP_ALIVE_S = 5
-DRAIN_S = 30
 BACKLOG = 128  # asyncio accepts up to three times as many before it is heard that they are too many
 
 

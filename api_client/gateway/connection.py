@@ -8,10 +8,11 @@ from asyncio import Transport
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Connection"]
+__all__ = ["DRAIN_S", "Connection"]
 
 HEAD_S = 30.0
 UNREAD_MS = 30_000
+DRAIN_S = 30
 
 
 class Connection(H11Protocol):
@@ -32,6 +33,16 @@ class Connection(H11Protocol):
         """uvicorn's own stops the clock at a request's first byte, this one at its whole head."""
         self.conn.receive_data(data)
         self.handle_events()
+
+    def shutdown(self) -> None:
+        """When those at work are told that a stop can wait no longer, who does not take an answer
+        can be told nothing: uvicorn would wait for him without an end."""
+        super().shutdown()
+        self.loop.call_later(DRAIN_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.flow.write_paused:
+            self.transport.abort()
 
     def _should_upgrade(self) -> bool:
         """To nothing. uvicorn's own would warn of everybody who offers HTTP/2, as Java does with

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from api_client.acl import acl_file, passwords_in, write_urls
-from api_client.gateway.app import DRAIN_S
+from api_client.gateway.connection import DRAIN_S
 from api_client.stack.valkey import server_binary
 from tests.flow.processes import free_port, until
 

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from api_client.gateway.app import DRAIN_S
+from api_client.gateway.connection import DRAIN_S
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())

@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from api_client.gateway import child
-from api_client.gateway.app import DRAIN_S
+from api_client.gateway.connection import DRAIN_S
 from api_client.stack.child import Running
 from tests.flow.processes import until
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from api_client.gateway import connection
 from api_client.gateway.app import build
 from api_client.testing import FakeAsyncClient
+from tests.flow.processes import until
 
 
 def dialled(url):
@@ -36,6 +37,27 @@ def test_who_takes_nothing_of_an_answer_is_not_kept(listening, monkeypatch):
     monkeypatch.setattr(connection, "Connection", Watched)
     with dialled(listening(Response(bytes(2**24)))) as caller:
         caller.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert gone.wait(20)
+
+
+def test_who_takes_nothing_of_an_answer_holds_up_no_stop(listening, monkeypatch):
+    met, gone = [], threading.Event()
+
+    class Watched(connection.Connection):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            met.append(self)
+
+        def connection_lost(self, exc):
+            super().connection_lost(exc)
+            gone.set()
+
+    monkeypatch.setattr(connection, "DRAIN_S", 0.1)
+    monkeypatch.setattr(connection, "Connection", Watched)
+    with dialled(listening(Response(bytes(2**24)))) as caller:
+        caller.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+        until(lambda: met and met[0].flow.write_paused)
+        met[0].loop.call_soon_threadsafe(met[0].shutdown)
         assert gone.wait(20)
 
 
