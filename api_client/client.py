@@ -296,9 +296,11 @@ class Client:
             self._end(embedding)
 
     def _end(self, stream: Embedding) -> None:
-        self._streams.discard(stream)
-        self._resting.discard(stream)
-        self._hold(stream.end())
+        try:
+            self._hold(stream.end())
+        finally:
+            self._streams.discard(stream)
+            self._resting.discard(stream)
 
     def _submit(self, embedding: Embedding) -> "Handle":
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))

@@ -34,6 +34,8 @@ MOST_BYTES = 512 * 1024**2  # of one value: over more Redis cuts the whole conne
 
 # Pillow's modes: those that PNG holds, where TIFF holds the rest, and what neither does.
 _IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+_LOSSLESS = {"tiff_lzw", "tiff_adobe_deflate", "packbits"}
+_PACKED = {"CMYK", "LAB", "I", "F", "PA"}  # that come out of a compressed TIFF as they went in
 _IN_NO_FILE = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}
 
 
@@ -254,13 +256,14 @@ def _from_array(array: NDArray[Any], position: int) -> Any:
 def _lossless(image: Any) -> bytes:
     if image.mode in _IN_NO_FILE:
         image = image.convert(_IN_NO_FILE[image.mode])
-    # Quick rather than small: the bytes live for one request. As the file was that it comes from,
+    # Quick rather than small: the bytes live for one request. Not as whatever file it comes from:
     # a TIFF would be compressed with losses, or not at all where that was for another mode.
+    was = image.info.get("compression")
     save = partial(
         image.save,
         format="PNG" if image.mode in _IN_PNG else "TIFF",
         compress_level=1,
-        compression="raw",
+        compression=was if was in _LOSSLESS and image.mode in _PACKED else "raw",
     )
     out = BytesIO()
     try:

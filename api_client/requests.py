@@ -23,6 +23,9 @@ _T = TypeVar("_T")
 MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
 
 
+AskedPriority = Priority | Literal["interactive", "bulk"]
+
+
 class EmbedOptions(TypedDict, total=False):
     """What every embedding call takes beside its items.
 
@@ -39,7 +42,7 @@ class EmbedOptions(TypedDict, total=False):
 
     model: str | None
     batch_size: int
-    priority: Priority | Literal["interactive", "bulk"]
+    priority: AskedPriority
     progress: Callable[[int], Any]
     timeout: float | None
     keep_alive_s: float | None

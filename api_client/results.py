@@ -73,7 +73,7 @@ class ItemsFailed(ItemError):
 
 def items_of(answer: Embedded, rows: Vectors) -> list[Item]:
     """One Item per item that was asked for."""
-    row = map(np.copy, rows)  # who keeps one keeps no others with it
+    row = (one.copy() for one in rows)  # who keeps one keeps no others with it
     cut = set(answer.truncated)
     return [
         Item(

@@ -167,7 +167,7 @@ class _Events(Events):  # type: ignore[misc]  # flower has no types
                 time.sleep(AGAIN_S)
 
     def on_event(self, event: Mapping[str, Any]) -> None:
-        """Whatever a worker says is its number of tasks Flower's page would take for markup."""
+        """Flower's page shows a worker's count of active tasks as markup: it has to be a number."""
         if isinstance(event.get("active", 0), int):
             super().on_event(event)
 

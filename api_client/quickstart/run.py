@@ -95,7 +95,7 @@ def _job(
     queries: tuple[str, ...],
     out: Path,
     *,
-    as_json: bool = False,
+    as_json: bool,
 ) -> dict[str, Any]:
     console.print(f"loading {model} ...")
     client.load(model, timeout=LOAD_S)

@@ -201,8 +201,6 @@ def _settings(given: list[str] | None) -> dict[str, str]:
     settings = _pairs(given)
     if unknown := settings.keys() - names:
         raise BadRequest(f"--set knows no {min(unknown)!r}; it sets {', '.join(sorted(names))}")
-    if empty := [name for name, value in settings.items() if not value]:  # as `cli._checked`
-        raise BadRequest(f"what follows '{empty[0]}=' is empty; give it a value, or leave it out")
     return settings
 
 
@@ -212,6 +210,8 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
     pairs = [text.partition("=") for text in given or ()]
     if wrong := [name for name, sign, _ in pairs if not sign]:
         raise BadRequest(f"{wrong[0]!r} is not name=value")
+    if empty := [name for name, _, value in pairs if not value]:  # as `cli._checked`
+        raise BadRequest(f"what follows '{empty[0]}=' is empty; give it a value, or leave it out")
     return {name: value for name, _, value in pairs}
 
 

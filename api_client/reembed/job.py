@@ -10,12 +10,12 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..requests import patience_s, unknown_options
+from ..requests import AskedPriority, patience_s, unknown_options
 from ..steps import Pause, Talk
 from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer, UnknownJob
 from ..wire.jobs import JobId, JobSpec, JobStatus, Migration, Place
-from ..wire.messages import Managed, Priority
+from ..wire.messages import Managed
 from . import places, talks
 
 LOOK_S = 0.5  # between two looks at a job
@@ -44,7 +44,7 @@ class JobOptions(TypedDict, total=False):
     fingerprint: str
     chunk_size: int
     window: int
-    priority: Priority | Literal["interactive", "bulk"]
+    priority: AskedPriority
     on_failure: Literal["record", "pause"]
     patience_s: float
     papers: str | Path
@@ -105,21 +105,21 @@ def shadow(
         raise BadRequest(f"{before.kind} cannot be switched to {after.kind}: name one kind twice")
     if before == after:
         raise BadRequest("the old and the new collection are the same: name another for the new")
-    (around, name), (elsewhere, _) = places.parted(before), places.parted(after)
-    if around != elsewhere:
-        raise BadRequest(
-            f"a name in {around} cannot lead to what is in {elsewhere}: let the new collection be "
-            "where the old one is"
-        )
-    if name == alias:
-        raise BadRequest(
-            f"{alias!r} is the name that is to be switched: give the old collection by its own"
-        )
     try:
         migration = Migration(alias=alias, old=before)
     except ValidationError as error:
         mistake = error.errors()[0]["msg"]
         raise BadRequest(f"{alias!r:.100} cannot be a name that is switched: {mistake}") from None
+    (around, name), (elsewhere, _) = places.parted(before), places.parted(after)
+    if around != elsewhere:
+        raise BadRequest(
+            f"a name in {around} cannot lead to what is in {elsewhere}: let the new collection be "
+            "where the old one is, and write that alike"
+        )
+    if name == alias:
+        raise BadRequest(
+            f"{alias!r} is the name that is to be switched: give the old collection by its own"
+        )
     return places.held_by(before), after, migration
 
 

@@ -20,11 +20,10 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from pydantic import ValidationError
 
 from ..wire.errors import BadRequest
-from ..wire.jobs import Place
+from ..wire.jobs import FOLDERS, Place
 
 # The option that a `#name` at the end of an address means, by the kind of sink.
 NAMED = {"qdrant": "collection", "lancedb": "table", "pgvector": "table"}
-FOLDERS = frozenset({"parquet", "npy"})
 STORES = frozenset({*NAMED, "parquet"})  # sinks that can be a source
 SOURCES = {".csv": "list", ".tsv": "list", ".txt": "list", ".parquet": "list", ".jsonl": "texts"}
 SECRETS = {"password", "sslpassword"}  # parameters of PostgreSQL's addresses
@@ -78,7 +77,7 @@ def parted(sink: Place) -> tuple[str, str]:
     where = sink.where.rstrip("/")
     if option := NAMED.get(sink.kind):
         return where, sink.options.get(option, "")
-    return os.path.split(where) if sink.kind in FOLDERS else ("", "")
+    return os.path.split(os.path.normpath(where)) if sink.kind in FOLDERS else ("", "")
 
 
 def _with(place: Place, options: Mapping[str, str] | None) -> Place:

@@ -147,7 +147,7 @@ def acl(
 @app.command()
 def health(
     worker: Annotated[str | None, typer.Option(help="A node name: is it ready?")] = None,
-    url: Annotated[str | None, typer.Option(help="Does this page answer?")] = None,
+    url: Annotated[str | None, typer.Option(help="Does this page answer (no proxy)?")] = None,
     as_json: Json = False,
 ) -> None:
     """Exit with 0 if Redis, a worker or a page is well. With 3 if Redis cannot tell."""

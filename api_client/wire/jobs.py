@@ -22,6 +22,9 @@ Option = Annotated[str, StringConstraints(min_length=0)]  # which takes no half 
 Address = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
+FOLDERS = frozenset({"parquet", "npy"})  # sinks that are folders; papers lie within
+
+
 class Place(Message):
     """Where a job reads from or writes to.
 

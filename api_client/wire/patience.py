@@ -1,5 +1,6 @@
 """Keeps redis-py to one number of tries, see "How messages survive" in docs/why.md."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import clear_frames
@@ -23,15 +24,16 @@ class Tries(Retry):
         meant = self.get_retries()
 
         def once() -> Any:
+            met = sys.exception()  # by whoever calls
             with _alone(self):
                 try:
                     return do()
                 except redis.ConnectionError as error:
-                    # Where it cannot connect, redis-py leaves why in a variable there: a circle,
-                    # which would keep all that our callers have at hand, pictures too.
-                    if isinstance(error.__context__, OSError):
-                        clear_frames(error.__context__.__traceback__)
+                    if error.__context__ is not met:
+                        _break_circle(error.__context__)
                     raise
+                finally:
+                    del met
 
         try:
             return super().call_with_retry(once, fail, *args, **options)
@@ -58,6 +60,13 @@ class AsyncTries(OfAsyncio):
             return await super().call_with_retry(once, fail, *args, **options)
         finally:
             self.update_retries(meant)
+
+
+def _break_circle(why: BaseException | None) -> None:
+    """Where it cannot connect, redis-py leaves why in a variable there, which would keep all that
+    our callers have at hand, pictures too."""
+    if isinstance(why, OSError):
+        clear_frames(why.__traceback__)
 
 
 @contextmanager

@@ -185,12 +185,14 @@ class SettingsBase(BaseSettings):
         """The settings, or BadSettings.
 
         Args:
-            given: values that win over the environment and the file, by field name.
+            given: values that win over the environment and the file, by field name, which may be
+                that of the environment.
 
         Raises:
             TypeError: there is no such setting. Pydantic would leave it out.
         """
         known = type(self).model_fields
+        given = {name.removeprefix(PREFIX): value for name, value in given.items()}
         if unknown := given.keys() - known.keys():
             wrong = ", ".join(sorted(unknown))
             raise TypeError(f"no setting {wrong}; there are {', '.join(known)}")
@@ -208,7 +210,7 @@ class SettingsBase(BaseSettings):
 
     @classmethod
     def read(cls, **given: Any) -> Self:
-        """As the class itself is called; says that it looks at the environment."""
+        """As the class itself, for which type checkers want a SecretStr where a URL is meant."""
         return cls(**given)
 
     @classmethod

@@ -535,6 +535,7 @@ def test_a_terminal_that_nothing_can_be_drawn_on_is_no_place_to_watch(
         (["reembed", "submit", "/photos", "--sink", ""], "what follows '--sink'"),
         (["acl", "--secrets", ""], "what follows '--secrets'"),
         (["reembed", "submit", "/photos", "-o", "/v", "--set", "id="], "what follows 'id='"),
+        (["reembed", "submit", "/photos", "-o", "/v", "--to", "table="], "what follows 'table='"),
     ],
 )
 def test_what_is_empty_is_a_mistake(clipyard, argv, told):

@@ -83,7 +83,9 @@ class Downloading(FakeClient):
 def test_a_model_has_the_time_that_its_download_takes(tmp_path: Path) -> None:
     Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
     collection = run.Collection((tmp_path / "a.png",))
-    summary = run._job(Downloading(), collection, "fake/small", ("a red square",), tmp_path)
+    summary = run._job(
+        Downloading(), collection, "fake/small", ("a red square",), tmp_path, as_json=False
+    )
     assert summary["images"] == 1
 
 
@@ -95,7 +97,14 @@ def test_each_picture_that_was_found_has_a_line(
     )
     for file in files:
         Image.new("RGB", (30, 30), "red").save(file)
-    run._job(FakeClient(), run.Collection(files), "fake/small", ("a red square",), tmp_path)
+    run._job(
+        FakeClient(),
+        run.Collection(files),
+        "fake/small",
+        ("a red square",),
+        tmp_path,
+        as_json=False,
+    )
     shown = capsys.readouterr().out.splitlines()
     assert all(any(file.name in line for line in shown) for file in files)
 
@@ -105,7 +114,9 @@ def test_a_picture_that_failed_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     for file in files:
         Image.new("RGB", (30, 30), "red").save(file)
     client = FakeClient(failing={str(files[0]): ImageUnreadable("cut short")})
-    run._job(client, run.Collection(files), "fake/small", ("a red square",), tmp_path)
+    run._job(
+        client, run.Collection(files), "fake/small", ("a red square",), tmp_path, as_json=False
+    )
     said = capsys.readouterr().err.splitlines()
     assert f"{files[0]}: image_unreadable: cut short" in said
     assert f"see {tmp_path}/contact-sheet.png" in said[-1]
@@ -133,5 +144,5 @@ def test_that_no_picture_is_nearest_its_caption_is_told(
 ) -> None:
     Image.new("RGB", (30, 30), "red").save(tmp_path / "a.png")
     collection = run.Collection((tmp_path / "a.png",), ("what none of ours says",))
-    run._job(FakeClient(), collection, "fake/small", ("a red square",), tmp_path)
+    run._job(FakeClient(), collection, "fake/small", ("a red square",), tmp_path, as_json=False)
     assert "0.0% nearest their own caption" in capsys.readouterr().err

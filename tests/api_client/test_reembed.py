@@ -139,6 +139,7 @@ def test_a_migration_stays_within_one_kind_of_store_and_needs_two_collections():
         ("postgresql://u@h/a#old", "postgresql://u@h/b#new", "cannot lead"),
         ("/a/live", "/a/new", "'live' is the name that is to be switched"),
         ("qdrant:/q#live", "qdrant:/q#new", "'live' is the name"),
+        (Place(kind="parquet", where="/b/../a/live"), "/a/new", "'live' is the name"),
     ],
 )
 def test_a_name_that_would_lead_nobody_there_or_back_is_refused(old, new, said):
@@ -154,7 +155,11 @@ def test_what_can_be_no_name_is_refused_with_a_sentence(alias):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("/a/old", "/a/new"), ("lancedb:/live#old", "lancedb:/live#new"), ("my:/live", "my:/b")],
+    [
+        ("/a/old", Place(kind="parquet", where="/b/../a/new")),
+        ("lancedb:/live#old", "lancedb:/live#new"),
+        ("my:/live", "my:/b"),
+    ],
 )
 def test_a_name_that_leads_there_and_back_is_not_refused(old, new):
     assert shadow("live", old, new)[2].alias == "live"

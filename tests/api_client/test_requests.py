@@ -128,6 +128,13 @@ def test_how_the_file_of_a_pillow_image_was_written_changes_nothing(of, how, the
         assert sent.tobytes() == image.tobytes()
 
 
+def test_a_pillow_image_that_was_small_in_its_file_is_so_on_its_way():
+    Image.new("CMYK", (500, 500)).save(file := io.BytesIO(), "TIFF", compression="tiff_lzw")
+    with Image.open(file) as image:
+        [sent] = pictures([image]).blobs.values()
+    assert len(sent) < 50_000 < len(image.tobytes())
+
+
 def test_a_pillow_image_or_an_array_that_is_empty_or_truncated_fails_alone():
     whole = io.BytesIO()
     Image.effect_noise((99, 99), 50).save(whole, "JPEG")

@@ -1,13 +1,10 @@
 """What those are told who check their types."""
 
 from pathlib import Path
-from typing import get_type_hints
 
 from mypy import api as mypy
 
 import api_client
-from api_client.reembed.job import JobOptions
-from api_client.requests import EmbedOptions
 
 
 def test_of_the_package_there_are_its_names_and_no_others(tmp_path):
@@ -17,7 +14,3 @@ def test_of_the_package_there_are_its_names_and_no_others(tmp_path):
     told, _, _ = mypy.run([*alone, ours, str(program)])
     assert 'Module "api_client" has no attribute "Cleint"' in told
     assert "Found 1 error" in told
-
-
-def test_a_job_takes_the_same_priorities_as_a_call():
-    assert get_type_hints(JobOptions)["priority"] == get_type_hints(EmbedOptions)["priority"]

@@ -117,6 +117,7 @@ def test_nobody_waits_for_ever(setting, never):
 def test_what_is_given_counts_whichever_way_and_no_mistyped_name_is_left_out(monkeypatch, make):
     monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://of-the-environment")
     assert make(redis_url="redis://given").url() == "redis://given"
+    assert make(clipyard_redis_url="redis://given").url() == "redis://given"
     with pytest.raises(TypeError, match=r"^no setting key_prefx, redis_ur; there are "):
         make(redis_ur="redis://:s3cret@given", key_prefx="mine")
     with pytest.raises(BadSettings, match=r"^CLIPYARD_CHUNK_SIZE: "):

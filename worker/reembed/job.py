@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from api_client.wire.errors import ClipyardError, JobRefused
-from api_client.wire.jobs import JobSpec, JobState
+from api_client.wire.jobs import FOLDERS, JobSpec, JobState
 
 from ..datapath.images import ImageReader
 from ..delivery.suspects import Start
@@ -23,7 +23,7 @@ from .ledger import JobLedger
 from .migration import refuse_taken, refuse_unready
 from .neighbours import neighbours
 from .papers import REOPENED, Loss, Marker, Papers
-from .sinks import FOLDERS, Settling, Sink, open_sink
+from .sinks import Settling, Sink, open_sink
 from .sources import Source, open_source
 
 log = logging.getLogger(__name__)

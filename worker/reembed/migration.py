@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Literal
 
 from api_client.wire.errors import BadRequest, JobRefused
-from api_client.wire.jobs import JobState, Place
+from api_client.wire.jobs import FOLDERS, JobState, Place
 
-from .sinks import FOLDERS, Sink, Switchable, open_sink
+from .sinks import Sink, Switchable, open_sink
 
 if TYPE_CHECKING:
     from .job import Job

@@ -29,7 +29,6 @@ BUILT_IN = {
     "lancedb": "worker.reembed.sinks.lance:LanceDB",
     "pgvector": "worker.reembed.sinks.postgres:PgVector",
 }
-FOLDERS = frozenset({"parquet", "npy"})  # sinks that are folders; papers lie within
 
 
 class Sink(Protocol):
