@@ -29,8 +29,18 @@ _GUARDS = {
         ("near * near * long > RESIZED_PIXELS * short", "False", "-k strip"),
         ("data.startswith(_PLAIN_PPM)", "False", "-k numbers"),
         ("data[4:8] == _ISO_MEDIA", "False", "-k avif_is"),
+        ("or (data.startswith(_TIFF) and _says_much(data))", "", "-k takes_them"),
+        ("numbers > TIFF_NUMBERS or", "", "-k takes_them"),
+        (" or sum(many for _, many in told) > len(tiff)", "", "-k more_than_it_can"),
+        ("or is_packed", "", "-k in_runs"),
+        (" or data.startswith(_PPM)", "", "-k ppm_is"),
+        ("jpeg.exif_pieces(data) > EXIF_PIECES", "False", "-k exif_is"),
+        ("wide * high > limits.pixels", "False", "-k tile_holds"),
         ("DEFAULT_MAX_THREADS = 1", "DEFAULT_MAX_THREADS = 0", "-k one_thread"),
         (", formats=FORMATS", "", "-k unreadable"),
+    ],
+    ("worker/backends/sentence_transformers.py", "worker/backends/test_sentence_transformers.py"): [
+        ("or not ON_THE_HUB.fullmatch(name)", "", "-k no_hub"),
     ],
     ("worker/datapath/jpeg.py", "worker/datapath/test_images.py"): [
         ("data.count(bytes((0xFF, _SCAN)))", "1", "-k passes"),
@@ -48,6 +58,7 @@ _GUARDS = {
         ("resource.RLIMIT_FSIZE: 0,", "", "-k write_nothing"),
         ("resource.RLIMIT_NPROC: 0,", "", "-k start_nobody"),
         ('header["bytes"], self._limit_bytes', 'header["bytes"], 2**50', "-k announces"),
+        ("width * height > self._limit_pixels", "False", "-k announces"),
         ("not decoder.has_ended", "True", "-k while_idle"),
         ("env={", "env={**os.environ, ", "-k knows_no_secret"),
     ],
@@ -271,7 +282,7 @@ _GUARDS = {
         ("yield lambda r: r.lpush(queue, again)", "pass", "-k by_whoever_waits"),
     ],
     ("api_client/wire/broker.py", "wire/test_broker.py"): [
-        ('{"declare": [], **options}', "options", "-k declaring"),
+        ('{"declare": [], "ignore_result": True, **options}', "options", "-k declaring"),
         ("said(error).startswith(NO_WRITES)", "False", "-k without_room"),
     ],
     ("beat_schedule/__init__.py", "beat_schedule"): [

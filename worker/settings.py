@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from api_client.wire.errors import BadSettings
 from api_client.wire.logs import LogSettings
+from api_client.wire.messages import Seconds
 from api_client.wire.settings import PASSWORDS, LocalPath, default_home
 
 from . import processors
@@ -17,7 +18,6 @@ from . import processors
 # archive that no address could name.
 NOT_STORES = {"file", "local", "http", "https", "zip", "tar", "libarchive"}
 
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # What is larger is a mistake, and no machine could count with it.
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Limit = Annotated[float, Field(gt=0, le=1e6)]
@@ -47,8 +47,8 @@ class WorkerSettings(LogSettings):
     device_memory_gb: Limit | None = None  # for weights; None: measured
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of what is free, beside other models
     host_memory_gb: Annotated[float, Field(ge=0, le=1e6)] | None = None  # at rest; None: any
-    slot_wait_s: Seconds = 30.0  # for a place, before a request is told that the model is busy
-    min_residency_s: Seconds = 0.0  # against thrash: how long a model that was lifted may stay
+    slot_wait_s: Annotated[float, Field(ge=0)] = 30.0  # for a place; then the model is busy
+    min_residency_s: Annotated[float, Field(ge=0)] = 0.0  # against thrash: a lifted model may stay
     recycle_residue_gb: Annotated[float, Field(gt=0)] | None = None  # see docs; None: never end
     wedged_after_s: Annotated[float, Field(gt=0)] = 180.0  # a forward pass; then the worker ends
     keep_models: bool = True  # False: a model goes as soon as nobody uses it
@@ -69,7 +69,9 @@ class WorkerSettings(LogSettings):
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=processors.decode_threads
     )
-    decode_processes: Annotated[int, Field(ge=0, le=256)] = 0  # of strangers' pictures; 0: AVIF
+    decode_processes: Annotated[int, Field(ge=0, le=256)] = (
+        0  # of strangers' pictures; 0: AVIF etc.
+    )
     decode_timeout_s: Limit = 30.0  # for one picture in such a process
     content_cache_mb: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # of Redis, for known pictures
     image_roots: tuple[LocalPath, ...] = ()  # pictures may be opened below these, and nowhere else

@@ -302,6 +302,8 @@ class Tracker:
                     pipe.xadd(self._keys.events, fields, maxlen=EVENTS_KEPT, approximate=True)
                 usage.record(pipe, self._keys, hours)
                 put(pipe)
+                if self._will_is_old:
+                    self._leave(pipe, {"fleet": self._fleet or ""})
                 pipe.execute()
         except Exception as error:  # the fleet must not lose sight of a worker over one bad beat
             self._keep(hours, error)
@@ -328,8 +330,6 @@ class Tracker:
             if told != (self._fleet or self._environment.default_model):
                 self._will_is_old = True
             self._fleet = told
-        if self._will_is_old:
-            self._leave(pipe, {"fleet": self._fleet or ""})
         view = self._slots.view()
         if not any(slot.tier is Tier.DEVICE for slot in view):
             self.has_company = any(map(self._is_company, self._others()))

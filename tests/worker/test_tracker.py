@@ -383,15 +383,20 @@ def test_what_was_heard_of_the_fleet_is_left_to_the_successor(make, settings, st
     assert read_fleet(store, keys).current == "text/b"
 
 
+@pytest.mark.parametrize("then", ["beat", "farewell"])
 def test_what_was_heard_of_the_fleet_in_a_beat_that_failed_is_left_with_the_next(
-    make, settings, store, keys
+    make, settings, store, keys, then
 ):
     make("gpu1@here").make_current("text/b", reach="fleet")
     first = make("gpu0@here")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(first.room, "host", lambda: 1 / 0)
         first.beat()
-    first.beat()
+    if then == "beat":
+        first.beat()
+    else:
+        first._stop.set()
+        first._run()
     store.delete(keys.current)
     again = make("gpu0@here", settings=settings.model_copy(update={"resume": True}))
     again.resume()

@@ -40,7 +40,7 @@ __all__ = ["SentenceTransformers"]
 log = logging.getLogger(__name__)
 
 PREFIX = "sentence_transformers/"
-# As the hub names models. The library takes any other name, too, for the path of a folder, and
+# As the hub names models. The library takes any name for the path of a folder, if there is one, and
 # whoever asks is not to open those.
 ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 NAME_FOLDER = "name a folder that holds them as `checkpoint` in an entry"
@@ -66,7 +66,7 @@ class SentenceTransformers(TorchModel):
     def describe(cls, model_id: str) -> Entry | None:
         """An entry for `sentence_transformers/<name on the hub>`; the load sees if it is there."""
         name = model_id.removeprefix(PREFIX)
-        if name == model_id or not ON_THE_HUB.fullmatch(name):
+        if name == model_id or not ON_THE_HUB.fullmatch(name) or Path(name).exists():
             return None
         return Entry(
             model_id, backend="sentence_transformers", architecture=name, kinds=(Kind.TEXT,)

@@ -8,6 +8,7 @@ transparent pictures keep their mode until the model's preprocessing converts th
 
 import io
 import math
+import struct
 import warnings
 from dataclasses import dataclass
 
@@ -35,13 +36,19 @@ _PLAIN_PPM = (b"P1", b"P2", b"P3")
 _BMP, _IN_RUNS = b"BM", (1, 2)
 
 # It takes what a TIFF says of its strips for Python's numbers and tuples before anybody sees its
-# size: 250 MB and 9 s for a million of them, in 4 MB.
-_TIFF = tuple(PREFIXES)
+# size: 250 MB and 9 s for a million of them, in 4 MB. Most have a few hundred.
+_TIFF, _ORDERS = tuple(PREFIXES), {b"II*\0": "<", b"MM\0*": ">"}
+_OF_BYTES = {1, 2, 7}  # kinds of a tag that stay bytes
+TIFF_NUMBERS = 4096
+
+# It reads a PPM in Python where a sample is neither of 255 nor of 65535: 0.75 s for a megabyte.
+_PPM = (b"P5", b"P6")
 
 # It joins the pieces of a JPEG's EXIF one by one, in time that grows with the square of their
-# number as well: 15 s for 4 MB. Most files have one.
-EXIF_PIECES = 256
-_JPEG, _EXIF = b"\xff\xd8", b"Exif\0\0"
+# number as well: 15 s for 4 MB; and makes Python's numbers of what they hold, 0.4 s for a megabyte.
+# Most files have one, and none is larger than 64 kB.
+EXIF_PIECES = 16
+_JPEG = b"\xff\xd8"
 
 # The JPEG decoder may shrink down to this many times the model's input, so that the resize after
 # it still decides how the picture looks: see docs/why.md, "What fast decoding may change".
@@ -74,11 +81,28 @@ def set_up() -> None:
 def needs_process(data: bytes) -> bool:
     """Whether only the limits of a process bound what decoding takes: see docs/why.md.
 
-    True of AVIF, and of what else comes in such files, as HEIC, which is refused there; of TIFF;
-    and of the few BMP that are packed.
+    True of AVIF, and of what else comes in such files, as HEIC, which is refused there; of PPM; of
+    the few BMP that are packed, and of TIFF that say much before their pixels.
     """
     is_packed = data.startswith(_BMP) and int.from_bytes(data[30:34], "little") in _IN_RUNS
-    return data[4:8] == _ISO_MEDIA or data.startswith(_TIFF) or is_packed
+    is_kept_apart = data[4:8] == _ISO_MEDIA or data.startswith(_PPM)
+    return is_kept_apart or is_packed or (data.startswith(_TIFF) and _says_much(data))
+
+
+def _says_much(tiff: bytes) -> bool:
+    """Whether its first directory may hold more numbers than a picture's does, or is none that we
+    read: each entry is a tag, its kind, how many of these, and where."""
+    if (order := _ORDERS.get(tiff[:4])) is None:
+        return True
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, start)
+        rows = struct.iter_unpack(f"{order}2xHI4x", tiff[start + 2 : start + 2 + 12 * entries])
+        told: list[tuple[int, int]] = list(rows)
+    except struct.error:
+        return True
+    numbers = sum(many for kind, many in told if kind not in _OF_BYTES)
+    return numbers > TIFF_NUMBERS or sum(many for _, many in told) > len(tiff)
 
 
 def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image.Image:
@@ -95,7 +119,7 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
     try:
         if data.startswith(_PLAIN_PPM):
             raise ImageUnreadable(f"{name} is a PPM in plain text; write it in binary")
-        if data.startswith(_JPEG) and data.count(_EXIF) > EXIF_PIECES:
+        if data.startswith(_JPEG) and jpeg.exif_pieces(data) > EXIF_PIECES:
             raise ImageTooLarge(f"{name} has its EXIF in more than {EXIF_PIECES} pieces")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _refuse_large(image, data, name, limits)

@@ -15,7 +15,9 @@ _TABLES, _COMPONENTS = 2, 3  # as in eighth.c
 _FACTORS = {1, 2}  # blocks of a component in an MCU, along an edge: more is rare
 
 _BASELINE, _EXTENDED = 0xC0, 0xC1  # frames in one pass and in Huffman code, as nearly all are
-_CODES, _SCAN, _RESTART = 0xC4, 0xDA, 0xDD
+_PROGRESSIVE = 0xC2
+_CODES, _SCAN, _RESTART, _APP1 = 0xC4, 0xDA, 0xDD, 0xE1
+_EXIF = b"Exif\0\0"
 _TABLES_AND_TEXTS = frozenset({_CODES, 0xDB, _RESTART, *range(0xE0, 0xF0), 0xFE})
 
 
@@ -34,6 +36,18 @@ def passes(data: bytes) -> int:
         elif marker not in _TABLES_AND_TEXTS:
             break
     return data.count(bytes((0xFF, _SCAN)))
+
+
+def exif_pieces(data: bytes) -> int:
+    """The most pieces of EXIF that whoever reads the header may find, counted as in `passes`."""
+    found = 0
+    for marker, body in _segments(data):
+        if marker == _SCAN:
+            return found
+        found += marker == _APP1 and body.startswith(_EXIF)
+        if marker not in {_BASELINE, _EXTENDED, _PROGRESSIVE, *_TABLES_AND_TEXTS}:
+            break
+    return data.count(_EXIF)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:

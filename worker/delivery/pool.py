@@ -184,15 +184,15 @@ class _Run:
     def __call__(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
         token = _current.set(self)
-        try:
-            with correlation.about(self._about):
+        with correlation.about(self._about):
+            try:
                 self._work()
-        except BaseException:
-            log.exception("the outcome of task %s could not be recorded", self._task_id)
-            raise
-        finally:
-            _current.reset(token)
-            self.pool.ended(self)
+            except BaseException:
+                log.exception("the outcome of task %s could not be recorded", self._task_id)
+                raise
+            finally:
+                _current.reset(token)
+                self.pool.ended(self)
 
     def terminate(self, signal: int | None = None) -> None:
         """Called by Celery for `revoke(terminate=True)` and at the end of a soft shutdown."""

@@ -9,19 +9,30 @@ from uuid import uuid4
 
 from api_client.wire.errors import StoreDown
 
-TEMPORARY = ".tmp-"
-OWN = 12  # hexadecimal digits of a writer's own, at the end
+TEMPORARY, DIGITS = ".tmp-", 12  # of a writer's own, hexadecimal, at the end
 BESIDE = "_job-"  # before a job's id: its papers, where they lie in its sink
 
 
 def temporary_for(path: Path) -> Path:
     """A name of this writer's own beside it; what is left under it is for `tidy`."""
-    return path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:OWN]}")
+    return path.with_name(f"{TEMPORARY}{path.name}.{uuid4().hex[:DIGITS]}")
 
 
 def left_of(path: Path) -> list[Path]:
     """What writers who were killed have left that was to be this file, whole or not."""
-    return sorted(path.parent.glob(f"{TEMPORARY}{path.name}.*"))
+    return sorted(path.parent.glob(_left(path.name)))
+
+
+def left_in(folder: Path) -> dict[Path, Path]:
+    """The same of all files in a folder: what is left, and what it was to be."""
+    return {
+        left: left.with_name(left.stem.removeprefix(TEMPORARY)) for left in folder.glob(_left("?*"))
+    }
+
+
+def _left(name: str) -> str:
+    """A glob of temporary names, and of no file of people's own."""
+    return f"{TEMPORARY}{name}.{'[0-9a-f]' * DIGITS}"
 
 
 @contextmanager
@@ -91,7 +102,7 @@ def tidy(folder: Path) -> None:
     lie within are left alone, as a planner is at it for hours.
     """
     with store_errors(folder):
-        for left in folder.rglob(f"{TEMPORARY}*.{'[0-9a-f]' * OWN}"):  # no file of people's own
+        for left in folder.rglob(_left("?*")):
             of_another = any(step.startswith(BESIDE) for step in left.relative_to(folder).parts)
             if not of_another and not left.is_dir():
                 left.unlink(missing_ok=True)

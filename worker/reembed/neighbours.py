@@ -54,6 +54,9 @@ def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved |
 
     None if they have no two items in common, as one has no neighbours; or if the old one has gone,
     as it may once the name has left it, and a check is made again.
+
+    Raises:
+        JobRefused: the old one cannot be read, and never was.
     """
     assert job.spec.migration is not None
     items = _pool(job, plan)
@@ -63,6 +66,8 @@ def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved |
     try:
         old = open_sink(job.spec.migration.old, None, job.doors).read(ids)
     except JobRefused as gone:
+        if not job.papers.has_report:
+            raise
         log.warning("job %s is compared with nothing: %s", job.spec.id, gone)
         return None
     go_on()

@@ -132,6 +132,11 @@ class Papers:
             with store_errors(self.folder):
                 self._marker(chunk).unlink(missing_ok=True)
 
+    @property
+    def has_report(self) -> bool:
+        """Whether the job was over before, however it ended."""
+        return (self.folder / "report.json").exists()
+
     def report(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file for people."""
         with replacing(self.folder / name) as out:

@@ -4,7 +4,7 @@ No locks, no effects: `Slots` asks these questions and changes this state under 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Condition
@@ -183,7 +183,7 @@ class Residents:
         return len(staying) > self.limits.slots or not self._within(staying, 0)
 
     def is_gated(self, slot: Slot) -> bool:
-        """Whether it has to go before it may be leased again."""
+        """Whether it has to go before it may be leased again; remembers of several which one."""
         return slot.gates > 0 or slot is self._surplus()
 
     def next_out(self) -> Slot | None:
@@ -221,6 +221,11 @@ class Residents:
     def loading_bytes(self) -> int:
         """What those on their way into host memory will take of it, or have taken already."""
         return sum(slot.held.host_bytes for slot in self.in_state(State.LOADING))
+
+    def coming_bytes(self, but: Collection[Slot]) -> int:
+        """As `loading_bytes`, of all but these, and with those that come down from the device."""
+        others = self.in_state(State.LOADING, State.LEAVING)
+        return sum(slot.held.host_bytes for slot in others if slot not in but)
 
     def view(self) -> tuple[SlotView, ...]:
         next_out = self.next_out()

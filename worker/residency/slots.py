@@ -57,7 +57,7 @@ class Slots:
         check: refuses cheaply what cannot be loaded; estimates the bytes of its weights.
         load: brings a model into host memory.
         unified: there is no accelerator: device and host are one tier.
-        on_event: told of every move and refusal, outside any lock; must not raise.
+        on_event: told of every move and refusal, not under the lock of the slots; must not raise.
         aside, parked: around the wait of a lease for its model, while another is ready to work
             with; the latter where somebody else brings it.
     """
@@ -328,10 +328,10 @@ class Slots:
 
     def _loads_at_once(self, slot: Slot) -> int:
         """As many as there are seats; none while others come into host memory, from either side,
-        and it is short for both: each alone would see what they have not taken yet as free."""
+        and it is short for both: each alone would see what they have not taken yet as free. Also
+        where that is a model which nobody asked for yet."""
         later = self._loads[self._loads.index(slot) :]
-        others = self._slots.in_state(State.LOADING, State.LEAVING)
-        coming = sum(other.held.host_bytes for other in others if other not in later)
+        coming = self._slots.coming_bytes(later)
         if coming and self._ledger.host_shortfall(coming + slot.held.host_bytes):
             return 0
         return self.limits.slots
@@ -364,6 +364,7 @@ class Slots:
             slot.model, slot.held, slot.state = model, held, State.HOST
             slot.loaded_at = self._clock()
             slot.load_s = slot.loaded_at - started
+            self._changed.notify_all()  # what it takes is no longer promised, but taken
         size = held.host_bytes
         self._carrier.tell(EventKind.LOADED, slot.id, reason, asked_by, size=size, since=started)
 
@@ -381,9 +382,11 @@ class Slots:
             held = lift()
         except MemoryError:
             raise
-        except Exception:
+        except Exception as error:
             self._carrier.unload(slot)
             slot.model = None  # who knows where it was
+            why = f"it could not be lifted: {error}"
+            self._carrier.tell(EventKind.UNLOADED, slot.id, why, asked_by)
             raise
         with self._changed:
             slot.state, slot.held = State.DEVICE, held
@@ -394,13 +397,15 @@ class Slots:
     def _warm(self, slot: Slot, to: Tier, reason: str, asked_by: str) -> bool:
         guess = self._check(slot.entry)
         with self._changed:
+            takes = self._ledger[slot.id].weights(guess).host_bytes
+            short = self._ledger.host_shortfall(takes + self._slots.coming_bytes([slot]))
+            slot.held = Footprint(host_bytes=takes)
             rests = self._slots.older_in_host(slot, guess, short=0) == []
             # Lifted, it may leave a copy behind, for which those at rest would have to go.
             lifts = self._slots.fits(guess) and (rests or not self._slots.movable(State.HOST))
             has_room = rests if to is Tier.HOST else lifts
-        if not has_room:
+        if short or not has_room:
             return False
-        slot.held = Footprint(host_bytes=self._ledger[slot.id].weights(guess).host_bytes)
         load = partial(self._carrier.load, slot.entry, size=slot.held.host_bytes)
         self._load(slot, load, reason, asked_by)
         if to is Tier.DEVICE:

@@ -388,3 +388,6 @@ def test_a_name_that_no_hub_has_leads_into_no_folder(folder, monkeypatch):
     families = Families(Placement(offline=True))
     for name in (folder, "../tiny", ".", "./", "a/../../tiny", ""):
         assert families.describe(f"sentence_transformers/{name}") is None
+    monkeypatch.chdir(folder.parent.parent)
+    below = folder.relative_to(folder.parent.parent)
+    assert families.describe(f"sentence_transformers/{below}") is None

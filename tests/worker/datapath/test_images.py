@@ -25,7 +25,7 @@ from api_client.wire.errors import (
     ImageUnreadable,
 )
 from api_client.wire.messages import BlobRef, PathRef, UrlRef
-from worker.datapath import decoding
+from worker.datapath import decoding, jpeg
 from worker.datapath.decoders import Decoders
 from worker.datapath.decoding import Limits
 from worker.datapath.images import ImageReader
@@ -314,13 +314,41 @@ def test_a_bmp_in_runs_is_decoded_in_a_process_for_pillow_does_it_pixel_by_pixel
     assert (opened.size, int(np.asarray(opened).sum())) == ((edge, edge), 7 * edge)
 
 
-@pytest.mark.parametrize(("mode", "big"), [("L", False), ("L", True), ("I;16B", False)])
-def test_a_tiff_is_decoded_in_a_process_for_pillow_takes_its_strips_for_numbers(
-    reader: ImageReader, monkeypatch: pytest.MonkeyPatch, mode: str, big: bool
+STRIPS = {"compression": "tiff_lzw", "strip_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [("L", STRIPS), ("I;16B", STRIPS), ("L", {"big_tiff": True})],
+)
+def test_a_tiff_of_thousands_of_strips_is_decoded_in_a_process_for_pillow_takes_them_for_numbers(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch, mode: str, how: dict[str, Any]
 ) -> None:
-    content = encoded(Image.new(mode, (30, 20), 7), "TIFF", big_tiff=big)
+    content = encoded(Image.new(mode, (9, 5000), 7), "TIFF", **how)
     monkeypatch.delattr(decoding, "decode")
-    assert blob(reader, content).getpixel((0, 0)) == 7
+    assert blob(reader, content, near=None).getpixel((0, 0)) == 7
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16B", "RGB", "CMYK", "F"])
+@pytest.mark.parametrize("how", [{}, {"compression": "tiff_lzw"}, {"icc_profile": bytes(9999)}])
+def test_other_tiffs_are_decoded_here(mode: str, how: dict[str, Any]) -> None:
+    assert not decoding.needs_process(encoded(Image.new(mode, (900, 600)), "TIFF", **how))
+
+
+def test_a_tiff_whose_directory_says_more_than_it_can_hold_is_decoded_in_a_process() -> None:
+    content = encoded(Image.new("L", (9, 9)), "TIFF", icc_profile=bytes(9))
+    assert not decoding.needs_process(content)
+    told = struct.pack("<HHI", 34675, 7, 9)
+    assert decoding.needs_process(content.replace(told, struct.pack("<HHI", 34675, 7, 2**20)))
+    assert decoding.needs_process(content[:12])
+
+
+def test_a_ppm_is_decoded_in_a_process_for_pillow_does_some_pixel_by_pixel(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(decoding, "decode")
+    opened = blob(reader, b"P6\n30 20\n100\n" + bytes(range(100)) * 18)
+    assert opened.getpixel((1, 0)) == (8, 10, 13)  # 3, 4 and 5 of 100
 
 
 def test_a_tiff_that_says_less_than_its_tile_holds_is_refused(reader: ImageReader) -> None:
@@ -354,9 +382,18 @@ def test_a_jpeg_of_thousands_of_passes_is_refused(reader: ImageReader) -> None:
 
 def test_a_jpeg_whose_exif_is_in_thousands_of_pieces_is_refused(reader: ImageReader) -> None:
     whole, piece = encoded(PHOTO, "JPEG"), b"\xff\xe1\0\x09Exif\0\0a"
-    assert blob(reader, whole[:2] + piece * 256 + whole[2:]).size == PHOTO.size
-    with pytest.raises(ImageTooLarge, match="EXIF in more than 256 pieces"):
-        blob(reader, whole[:2] + piece * 257 + whole[2:])
+    assert blob(reader, whole[:2] + piece * 16 + whole[2:]).size == PHOTO.size
+    with pytest.raises(ImageTooLarge, match="EXIF in more than 16 pieces"):
+        blob(reader, whole[:2] + piece * 17 + whole[2:])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_only_pieces_of_exif_that_a_reader_meets_are_counted(progressive: bool) -> None:
+    whole = encoded(PHOTO, "JPEG", progressive=progressive)
+    piece = b"\xff\xe1\0\x09Exif\0\0a"
+    assert jpeg.exif_pieces(whole + b"Exif\0\0" * 9) == 0
+    assert jpeg.exif_pieces(whole[:2] + 3 * piece + whole[2:]) == 3
+    assert jpeg.exif_pieces(whole[:2] + piece + b"\xff" + piece + whole[2:]) == 2  # filling
 
 
 LURE = b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08\x03" + bytes(9) + b"\xff\xda\x00\x0c\x03" + bytes(9)

@@ -1285,6 +1285,21 @@ def test_a_migration_whose_old_collection_has_none_of_its_items_reports_no_neigh
     assert "neighbours" not in (tmp_path / "new" / "_job-job" / "report.html").read_text()
 
 
+def test_a_migration_whose_old_collection_cannot_be_read_is_not_complete_without_a_comparison(
+    desk, post, pictures, sink, tmp_path
+):
+    old = Place(kind="parquet", where=str(tmp_path / "old"))
+    desk.submit(pictures, old, id="first")
+    post.deliver_all()
+    desk.submit(pictures, sink, migration={"alias": "live", "old": old.model_dump()})
+    while desk.status().state is not JobState.CHECKING:
+        post.deliver()
+    Path(old.where).rename(tmp_path / "elsewhere")
+    post.deliver_all()
+    assert desk.status().state is JobState.PAUSED
+    assert "no folder that a job wrote" in desk.status().reason
+
+
 def test_a_migration_can_be_tried_and_checked_again_when_its_old_collection_has_gone(
     desk, post, pictures, sink, tmp_path
 ):

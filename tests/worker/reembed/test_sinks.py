@@ -683,7 +683,24 @@ def test_who_is_killed_between_the_names_of_two_files_costs_no_vectors(make, mon
             sink.write(retried)
     for _ in range(2):
         same(sink.read([f"0/{n}" for n in range(4)]), wanted(retried))
-        tidy(sink.folder)  # as at the end of a job that found them all
+        sink.settle()  # as at the end of a job that found them all
+        tidy(sink.folder)
+
+
+def test_who_reads_an_npy_chunk_that_is_being_written_leaves_its_files_alone(make, monkeypatch):
+    sink, replace, names, found = make("npy"), os.replace, [], []
+    sink.write(shard(0, lost=(1,)))
+
+    def read_between(*given):
+        names.append(given)
+        if len(names) == 2:
+            found.append(sink.read([f"0/{n}" for n in range(4)]))
+        return replace(*given)
+
+    monkeypatch.setattr(os, "replace", read_between)
+    sink.write(again := shard(0, lost=(2,), seed=1))
+    same(found[0], wanted(again))
+    same(sink.read([f"0/{n}" for n in range(4)]), wanted(again))
 
 
 def test_a_database_that_is_away_is_worth_another_try(doors):

@@ -368,6 +368,7 @@ def test_a_model_that_breaks_while_it_is_lifted_is_gone():
         bench.use("a", before=misbehave)
     assert bench.tiers == {}
     assert bench.host.used == 0
+    assert bench.told(EventKind.UNLOADED) == [(EventKind.UNLOADED, "a")]
 
 
 def test_a_model_that_cannot_be_lowered_is_gone():
@@ -727,6 +728,19 @@ def test_a_load_waits_for_what_comes_into_host_memory_where_that_is_short_for_bo
         b.result(SOON_S)
     assert meanwhile == ["a"]
     assert bench.told(EventKind.EVICTED) == [(EventKind.EVICTED, "a")]
+
+
+def test_a_warm_up_takes_nothing_that_is_promised_to_what_is_being_lowered():
+    bench, gate = Bench(host_total=250), Gate("lower")
+    bench.use("a", size=150, before=gate)
+    with threads() as pool:
+        lowering = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        assert gate.reached.wait(SOON_S)
+        warmed = bench.slots.warm(entry("b", size=150), to=Tier.HOST, reason="likely")
+        gate.open.set()
+        lowering.result(SOON_S)
+    assert not warmed
+    assert bench.tiers == {"a": Tier.HOST}
 
 
 def test_no_load_begins_between_the_look_at_host_memory_and_the_promise_of_it(monkeypatch):

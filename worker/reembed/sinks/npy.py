@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from api_client.wire.errors import JobRefused
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
-from ..files import left_of, replacing, store_errors
+from ..files import left_in, left_of, replacing, store_errors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..plugins import options_of
@@ -81,25 +82,38 @@ class ClipRetrieval:
                 found |= {id: row for id, row in self._rows(number) if id in wanted}
         return found
 
+    def settle(self) -> None:
+        """Vectors that a writer left who was killed between the two names get theirs: a job counts
+        them, and tidies up at its end."""
+        with store_errors(self.folder):
+            for meant in sorted(set(left_in(self.folder / self._tower).values())):
+                number = meant.stem.rpartition("_")[2]
+                whole = self._whole(int(number)) if number.isdecimal() else None
+                if whole and whole[0] != meant:
+                    os.replace(whole[0], meant)
+
     def _rows(self, number: int) -> list[tuple[str, Vector]]:
+        if (whole := self._whole(number)) is None:
+            return []
+        _, names, found = whole
+        return list(zip(names, found.astype(np.float32), strict=True))
+
+    def _whole(self, number: int) -> tuple[Path, list[str], NDArray[np.float16]] | None:
+        """The file that has a chunk's vectors, their ids, and they."""
         try:
             with reading_parquet():
                 table = parquet.read_table(self._metadata(number), columns=["id"])
         except (FileNotFoundError, pa.ArrowInvalid):
-            return []
+            return None
         names, digest = table["id"].to_pylist(), (table.schema.metadata or {}).get(OF)
-        own = self._vectors(number)
-        for file in _candidates(own):
+        for file in _candidates(self._vectors(number)):
             with suppress(FileNotFoundError, ValueError, EOFError):
                 body = file.read_bytes()
                 found = np.load(io.BytesIO(body))
                 is_theirs = digest in (None, _digest(body))  # earlier files name none
                 if is_theirs and found.shape == (len(names), self._space.dimension):
-                    if file != own:  # a job that counts them tidies up at its end
-                        with suppress(OSError):
-                            os.replace(file, own)
-                    return list(zip(names, found.astype(np.float32), strict=True))
-        return []
+                    return file, names, found
+        return None
 
     def _numbers(self) -> list[int]:
         found = (file.stem.rpartition("_")[2] for file in self.folder.glob(NUMBERED))
