@@ -1,4 +1,5 @@
 import json
+from math import inf
 
 import pytest
 
@@ -157,11 +158,12 @@ def test_a_number_that_no_machine_can_count_with_stops_the_start(setting, huge):
 
 
 @pytest.mark.parametrize(
-    "setting", ["slot_wait_s", "vision_vram_timeout_s", "text_ram_timeout_s", "pressure_timeout_s"]
+    "setting", ["vision_vram_timeout_s", "text_ram_timeout_s", "pressure_timeout_s"]
 )
 def test_a_time_that_no_status_can_tell_stops_the_start(setting):
     with pytest.raises(BadSettings, match=f"{setting.upper()}: .* finite"):
         WorkerSettings.read(**{setting: "inf"})
+    assert WorkerSettings.read(slot_wait_s="inf").slot_wait_s == inf  # in no status
 
 
 def test_every_mistake_gets_a_line_with_its_name(monkeypatch):
