@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -208,7 +207,7 @@ class AsyncClient:
                     yield item
                 self._resting.discard(embedding)
         finally:
-            await self._end(embedding)
+            await _whole(self._end(embedding))
 
     async def _end(self, stream: Embedding) -> None:
         async with self._ending:  # `close` waits for one that ends meanwhile
@@ -273,12 +272,18 @@ class AsyncClient:
 
 
 async def _whole(going: Awaitable[Any]) -> Any:
-    """What comes of it at its end: a scope of anyio cancels its tasks at each await until then."""
-    task = asyncio.ensure_future(going)
+    """What comes of it, at its end also for who is cancelled: a scope of anyio does that at each
+    await until then."""
+    task, is_cancelled = asyncio.ensure_future(going), False
     while not task.done():
-        with suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait((task,))
-    return task.result()
+        except asyncio.CancelledError:
+            is_cancelled = True
+    result = task.result()
+    if is_cancelled:
+        raise asyncio.CancelledError
+    return result
 
 
 class AsyncHandle:

@@ -68,6 +68,7 @@ class Embedding:
         try:
             answer = yield from self._line.wait(self._pending[0], unsent=unsent)
         except (NoAnswer, NoWorker, NoBroker):
+            self._require_open()
             raise
         except ClipyardError:  # an answer as well: nothing to withdraw
             self._require_open()
@@ -98,7 +99,8 @@ class Embedding:
             yield from self.end()
 
     def stop(self) -> None:
-        """Whoever waits for its next items, in another thread or task, ends it at the next turn."""
+        """Whoever waits for its next items in another thread or task ends it with the next answer,
+        or when that is given up."""
         self._is_over = True
 
     def end(self) -> Talk[None]:

@@ -69,9 +69,8 @@ class WorkerSettings(LogSettings):
     decode_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=processors.decode_threads
     )
-    decode_processes: Annotated[int, Field(ge=0, le=256)] = (
-        0  # of strangers' pictures; 0: AVIF etc.
-    )
+    # Of strangers' pictures; 0: of the few kinds that `decoding.needs_process` names.
+    decode_processes: Annotated[int, Field(ge=0, le=256)] = 0
     decode_timeout_s: Limit = 30.0  # for one picture in such a process
     content_cache_mb: Annotated[float, Field(ge=0, le=1e9)] = 0.0  # of Redis, for known pictures
     image_roots: tuple[LocalPath, ...] = ()  # pictures may be opened below these, and nowhere else

@@ -28,9 +28,8 @@ class Tries(Retry):
             with _alone(self):
                 try:
                     return do()
-                except redis.ConnectionError as error:
-                    if error.__context__ is not met:
-                        _break_circle(error.__context__)
+                except (redis.ConnectionError, redis.TimeoutError) as error:
+                    _break_circles(error, but=met)
                     raise
                 finally:
                     del met
@@ -62,11 +61,12 @@ class AsyncTries(OfAsyncio):
             self.update_retries(meant)
 
 
-def _break_circle(why: BaseException | None) -> None:
+def _break_circles(error: redis.RedisError, *, but: BaseException | None) -> None:
     """Where it cannot connect, redis-py leaves why in a variable there, which would keep all that
     our callers have at hand, pictures too."""
-    if isinstance(why, OSError):
-        clear_frames(why.__traceback__)
+    for one in (error, error.__context__):
+        if isinstance(one, OSError | redis.TimeoutError) and one is not but:
+            clear_frames(one.__traceback__)
 
 
 @contextmanager

@@ -81,6 +81,31 @@ def test_a_call_that_is_cancelled_withdraws_what_it_sent(stage, again):
         pass
 
 
+def test_of_several_streams_that_are_cancelled_at_once_each_withdraws_what_it_sent(stage):
+    stage.show_worker()
+    queue = stage.keys.queue(names.EMBED, names.BULK)
+
+    async def read(client):
+        async for _ in client.stream_images([b"picture"], priority="bulk"):
+            pass
+
+    async def story():
+        async with AsyncClient(stage.settings) as client:
+            streams = [asyncio.create_task(read(client)) for _ in range(3)]
+            while stage.store.llen(queue) < len(streams):
+                await asyncio.sleep(0.01)
+            while not all(stream.done() for stream in streams):  # as a scope of anyio does
+                for stream in streams:
+                    stream.cancel()
+                await asyncio.sleep(0)
+            assert all(stream.cancelled() for stream in streams)
+
+    asyncio.run(story())
+    prefix = stage.settings.key_prefix
+    assert not list(stage.store.scan_iter(f"{prefix}:blobs:*"))
+    assert len(list(stage.store.scan_iter(f"{prefix}:answer:*"))) == 3  # say Cancelled
+
+
 @contextmanager
 def slow_network(url):
     """A way to Redis, for one connection; it lets eight megabytes through bit by bit, at first."""

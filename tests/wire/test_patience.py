@@ -1,9 +1,44 @@
+import gc
+import weakref
 from contextlib import suppress
 
+import pytest
 import redis
 from redis.backoff import NoBackoff
 
 from api_client.wire.patience import Tries
+
+
+class Held:
+    pass
+
+
+def refused():
+    try:
+        raise ConnectionRefusedError
+    except OSError as error:
+        why = error  # redis-py does so
+        raise redis.ConnectionError from why
+
+
+def timed_out():
+    why = redis.TimeoutError("Timeout connecting to server")
+    raise why
+
+
+@pytest.mark.parametrize("connect", [refused, timed_out])
+def test_who_cannot_connect_keeps_nothing_of_its_callers(connect):
+    def call():
+        held = Held()
+        with suppress(redis.RedisError):
+            Tries(NoBackoff(), 0).call_with_retry(connect, lambda _: None)
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()
 
 
 def test_what_a_caller_is_at_as_redis_goes_is_left_alone():

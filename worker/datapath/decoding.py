@@ -39,10 +39,12 @@ _BMP, _IN_RUNS = b"BM", (1, 2)
 # size: 250 MB and 9 s for a million of them, in 4 MB. Most have a few hundred.
 _TIFF, _ORDERS = tuple(PREFIXES), {b"II*\0": "<", b"MM\0*": ">"}
 _OF_BYTES = {1, 2, 7}  # kinds of a tag that stay bytes
+_OFFSETS, _DIRECTORIES = {273, 324}, {34665, 34853}  # tags of strips and tiles; of EXIF and GPS
 TIFF_NUMBERS = 4096
 
-# It reads a PPM in Python where a sample is neither of 255 nor of 65535: 0.75 s for a megabyte.
-_PPM = (b"P5", b"P6")
+# It reads most kinds of a PPM in Python where a sample is neither of 255 nor of 65535: 0.75 s for a
+# megabyte.
+_PPM = (b"P0", b"P4", b"P5", b"P6", b"Pf", b"Py")
 
 # It joins the pieces of a JPEG's EXIF one by one, in time that grows with the square of their
 # number as well: 15 s for 4 MB; and makes Python's numbers of what they hold, 0.4 s for a megabyte.
@@ -90,19 +92,20 @@ def needs_process(data: bytes) -> bool:
 
 
 def _says_much(tiff: bytes) -> bool:
-    """Whether its first directory may hold more numbers than a picture's does, or is none that we
-    read: each entry is a tag, its kind, how many of these, and where."""
+    """Whether it may hold more numbers than a picture does, in its first directory, or in those of
+    EXIF and GPS, which are not read here: each entry is a tag, its kind, how many, and where."""
     if (order := _ORDERS.get(tiff[:4])) is None:
         return True
     try:
         (start,) = struct.unpack_from(f"{order}I", tiff, 4)
         (entries,) = struct.unpack_from(f"{order}H", tiff, start)
-        rows = struct.iter_unpack(f"{order}2xHI4x", tiff[start + 2 : start + 2 + 12 * entries])
-        told: list[tuple[int, int]] = list(rows)
+        rows = struct.iter_unpack(f"{order}HHI4x", tiff[start + 2 : start + 2 + 12 * entries])
+        told: list[tuple[int, int, int]] = list(rows)
     except struct.error:
         return True
-    numbers = sum(many for kind, many in told if kind not in _OF_BYTES)
-    return numbers > TIFF_NUMBERS or sum(many for _, many in told) > len(tiff)
+    numbers = sum(many for tag, kind, many in told if tag in _OFFSETS or kind not in _OF_BYTES)
+    has_more = any(tag in _DIRECTORIES for tag, _, _ in told)
+    return has_more or numbers > TIFF_NUMBERS or sum(many for _, _, many in told) > len(tiff)
 
 
 def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image.Image:

@@ -154,15 +154,17 @@ def opened(here: Runtime, job_id: str) -> Job:
 
 
 def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, start: Start) -> str:
-    ledger, spec = job.ledger, job.spec
+    ledger, spec, what = job.ledger, job.spec, claim.what
     if sum(crash.place is None for crash in start.crashes) >= CRASHES:
         ledger.give_back(claim)
-        ledger.pause(f"{claim.what} took its worker down {CRASHES} times, and no item is to blame")
+        ledger.pause(f"{what} took its worker down {CRASHES} times, and no item is to blame")
         start.end()
         return "paused"
     try:
         with _renewed(ledger, claim, state) as go_on:
             following = work(job, go_on, start)
+        if what in (PLAN, CHECK):  # of a job that was paused meanwhile it is done again
+            ledger.give_back(claim)
         start.end()
     except _Dropped:
         return "dropped"

@@ -82,9 +82,9 @@ if field('state') == 'planning' then redis.call('HSET', H, 'items', ARGV[1]) end
 
 PLANNED = """
 local now, sent_s = tonumber(ARGV[1]), tonumber(ARGV[2])
-redis.call('HDEL', HELD, 'plan')  -- of a job that was paused meanwhile, too: to be resumed at once
 if field('state') ~= 'planning' then return {} end
 redis.call('ZREM', FLIGHT, 'plan')
+redis.call('HDEL', HELD, 'plan')
 redis.call('HSET', H, 'state', 'running', 'started_at', now, unpack(ARGV, 3))
 redis.call('HDEL', H, 'trouble', 'trouble_since')
 return fill(now, sent_s)
@@ -151,7 +151,6 @@ return fallen
 
 REOPEN = """
 local now, sent_s, done, failed = unpack(ARGV, 1, 4)
-redis.call('HDEL', HELD, 'check')  -- as in PLANNED
 if field('state') ~= 'checking' then return {} end
 for at = 5, #ARGV do
   redis.call('SETBIT', DONE, ARGV[at], 0)
@@ -160,6 +159,7 @@ end
 redis.call('HSET', H, 'done', done, 'failed', failed, 'cursor', ARGV[5])
 redis.call('HINCRBY', H, 'repairs', 1)
 redis.call('ZREM', FLIGHT, 'check')
+redis.call('HDEL', HELD, 'check')
 to('running', '')
 return fill(tonumber(now), sent_s)
 """

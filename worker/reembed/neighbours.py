@@ -67,7 +67,9 @@ def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved |
         old = open_sink(job.spec.migration.old, None, job.doors).read(ids)
     except JobRefused as gone:
         if not job.papers.has_report:
-            raise
+            raise JobRefused(
+                f"{gone}: put it back, or an empty one, as the new one is compared with it"
+            ) from None
         log.warning("job %s is compared with nothing: %s", job.spec.id, gone)
         return None
     go_on()

@@ -201,6 +201,8 @@ class Slots:
             if slot.model is not None and not is_warm:
                 self._carrier.unload(slot)
                 slot.model = None
+                why = "there is no room on the device after all"
+                self._carrier.tell(EventKind.UNLOADED, slot.id, why, asked_by)
             self._land(slot, flight, None)
         return is_warm
 
@@ -385,7 +387,7 @@ class Slots:
         except Exception as error:
             self._carrier.unload(slot)
             slot.model = None  # who knows where it was
-            why = f"it could not be lifted: {error}"
+            why = f"it could not be lifted: {first_line(error)}"
             self._carrier.tell(EventKind.UNLOADED, slot.id, why, asked_by)
             raise
         with self._changed:

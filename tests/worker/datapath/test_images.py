@@ -343,6 +343,14 @@ def test_a_tiff_whose_directory_says_more_than_it_can_hold_is_decoded_in_a_proce
     assert decoding.needs_process(content[:12])
 
 
+@pytest.mark.parametrize("told", [(324, 1, 5000), (273, 1, 5000), (34665, 4, 1), (34853, 4, 1)])
+def test_a_tiff_with_offsets_of_bytes_or_with_exif_is_decoded_in_a_process(told: Any) -> None:
+    content = encoded(Image.new("L", (99, 99)), "TIFF", icc_profile=bytes(9))
+    profile = struct.pack("<HHI", 34675, 7, 9)
+    assert profile in content
+    assert decoding.needs_process(content.replace(profile, struct.pack("<HHI", *told)))
+
+
 def test_a_ppm_is_decoded_in_a_process_for_pillow_does_some_pixel_by_pixel(
     reader: ImageReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1285,6 +1285,29 @@ def test_a_migration_whose_old_collection_has_none_of_its_items_reports_no_neigh
     assert "neighbours" not in (tmp_path / "new" / "_job-job" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("step", ["planned", "reopen"])
+def test_a_plan_or_a_check_whose_job_was_paused_meanwhile_begins_again_once_it_is_resumed(
+    desk, post, pictures, sink, monkeypatch, step
+):
+    real = getattr(JobLedger, step)
+
+    def after_a_pause(ledger, *given, **more):
+        ledger.pause("by hand")
+        return real(ledger, *given, **more)
+
+    desk.submit(pictures, sink)
+    with monkeypatch.context() as patch:
+        patch.setattr(JobLedger, step, after_a_pause)
+        while desk.status().state is not JobState.PAUSED:
+            if desk.status().state is JobState.CHECKING:
+                for file in Path(sink.where).glob("part-*"):
+                    file.unlink()
+            post.deliver()
+    desk.do(RESUME)
+    assert set(post.deliver_all()) == {"done"}
+    assert desk.status().state is JobState.COMPLETE
+
+
 def test_a_migration_whose_old_collection_cannot_be_read_is_not_complete_without_a_comparison(
     desk, post, pictures, sink, tmp_path
 ):

@@ -430,23 +430,6 @@ def test_a_check_that_was_overtaken_ends_no_job_that_is_at_work_again(book):
     assert not book.ledger.end(JobState.COMPLETE, "", at=JobState.CHECKING)
 
 
-def test_a_plan_and_a_check_that_find_their_job_paused_are_done_again_once_it_is_resumed(book):
-    book.claim(PLAN, state=JobState.PLANNING)
-    book.ledger.pause("by hand")
-    assert book.ledger.planned(book.plan, fingerprint="fp", dimension=8, papers="/p") == []
-    assert book.do(RESUME)
-    assert book.ledger.fallen() == [PLAN]
-    todo = book.planned()
-    while todo != [CHECK]:
-        book.claim(chunk := todo.pop(0))
-        todo += book.finish(chunk)
-    book.claim(CHECK, state=JobState.CHECKING)
-    book.ledger.pause("by hand")
-    assert book.ledger.reopen([2], done=85, failed=0) == []
-    assert book.do(RESUME)
-    assert book.ledger.fallen() == [CHECK]
-
-
 def test_a_check_that_is_at_work_when_its_job_pauses_ends_it(book):
     complete(book, lost={})
     book.do(VERIFY)
