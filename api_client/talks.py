@@ -131,6 +131,8 @@ class Line:
                 if not is_unusable(error):  # a stranger's key, or a mistake of ours
                     raise
                 raise NoBroker(unusable(self.settings.url(), why)) from None
+            # Python 3.13 keeps with this frame the one that threw it in: a circle, as in `Tries`.
+            error.__traceback__ = None
             raise NoBroker(
                 f"cannot reach Redis at {masked(self.settings.url())} ({error}); "
                 "is it running, and is CLIPYARD_REDIS_URL right?"

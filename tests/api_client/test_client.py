@@ -1016,7 +1016,7 @@ def embed_in_vain(client):
 
 async def embed_in_vain_there(client):
     picture = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(NoBroker):
+    with suppress(NoBroker):  # which keeps nothing of it
         await client.embed_images([picture], model="a/b")
     return weakref.ref(picture)
 
