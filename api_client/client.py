@@ -307,23 +307,26 @@ class Client:
 
     def _hold(self, talk: Talk[_T]) -> _T:
         with self._seats:
-            following: Callable[[], Step] = partial(next, talk)
-            try:
-                while True:
-                    try:
-                        step = following()
-                    except StopIteration as end:
-                        result: _T = end.value
-                        return result
-                    try:
-                        with self._desk.line.reaching():
-                            said = step(self._redis)
-                    except BaseException as error:
-                        following = partial(talk.throw, error)
-                    else:
-                        following = partial(talk.send, said)
-            finally:  # an error that it threw holds this frame: a circle, with the call's pictures
-                del following
+            return self._held(talk)
+
+    def _held(self, talk: Talk[_T]) -> _T:
+        following: Callable[[], Step] = partial(next, talk)
+        try:
+            while True:
+                try:
+                    step = following()
+                except StopIteration as end:
+                    result: _T = end.value
+                    return result
+                try:
+                    with self._desk.line.reaching():
+                        said = step(self._redis)
+                except BaseException as error:
+                    following = partial(talk.throw, error)
+                else:
+                    following = partial(talk.send, said)
+        finally:  # an error that it threw holds this frame: a circle, with the call's pictures
+            del following
 
 
 class Handle:
