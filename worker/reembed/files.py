@@ -23,11 +23,10 @@ def left_of(path: Path) -> list[Path]:
     return sorted(path.parent.glob(_left(path.name)))
 
 
-def left_in(folder: Path) -> dict[Path, Path]:
-    """The same of all files in a folder: what is left, and what it was to be."""
-    return {
-        left: left.with_name(left.stem.removeprefix(TEMPORARY)) for left in folder.glob(_left("?*"))
-    }
+def meant_in(folder: Path) -> set[Path]:
+    """The files of a folder for which something is left."""
+    left = folder.glob(_left("?*"))
+    return {one.with_name(one.stem.removeprefix(TEMPORARY)) for one in left}
 
 
 def _left(name: str) -> str:

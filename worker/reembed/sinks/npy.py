@@ -17,7 +17,7 @@ from api_client.wire.errors import JobRefused
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
-from ..files import left_in, left_of, replacing, store_errors
+from ..files import left_of, meant_in, replacing, store_errors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..plugins import options_of
@@ -86,7 +86,7 @@ class ClipRetrieval:
         """Vectors that a writer left who was killed between the two names get theirs: a job counts
         them, and tidies up at its end."""
         with store_errors(self.folder):
-            for meant in sorted(set(left_in(self.folder / self._tower).values())):
+            for meant in sorted(meant_in(self.folder / self._tower)):
                 number = meant.stem.rpartition("_")[2]
                 whole = self._whole(int(number)) if number.isdecimal() else None
                 if whole and whole[0] != meant:
