@@ -73,7 +73,7 @@ class Keys:
         # it was found set lately.
         self.gate = f"{prefix}:gate:sweep"
         self.refused = f"{self.gate}:refused"
-        self.probe = f"{prefix}:probe"  # string, gone at once: the doctor asks whether it is taken
+        self.probe = f"{prefix}:probe"  # string, gone at once: shows whether Redis takes writes
         # Kombu's, not ours. Hash: messages that workers have taken and not yet finished. Set: where
         # answers to remote-control commands go.
         self.held = f"{prefix}:unacked"
