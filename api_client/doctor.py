@@ -177,7 +177,7 @@ def _redis_and_workers(settings: Settings) -> Found:
             fleet = read_fleet(client, keys)
             for told in fleet.strange:
                 yield Finding(Check.REDIS, Health.SICK, told, NOT_OURS)
-            yield from fleet_findings(fleet, settings, now=time.time())
+            yield from fleet_findings(fleet, now=time.time())
             yield from two_beats(client, settings)
         if fleet.workers:
             yield from events(settings)
@@ -227,7 +227,7 @@ def clocks(client: Any, *, clock: Callable[[], float] = time.time) -> Found:
     yield _told(Check.CLOCKS, found, mend=mend)
 
 
-def fleet_findings(fleet: Fleet, settings: Settings, *, now: float) -> Found:
+def fleet_findings(fleet: Fleet, *, now: float) -> Found:
     """What the workers' own status tells."""
     if not fleet.workers:
         mend = "start one with `clipyard up`, or `celery -A worker.app worker -P threads`"
@@ -241,7 +241,7 @@ def fleet_findings(fleet: Fleet, settings: Settings, *, now: float) -> Found:
         yield _told(Check.WORKER, found, mend=mend, health=health)
         yield from _clock(worker, now=now)
         yield from _versions(worker)
-        yield from _beat(worker, settings, now=now)
+        yield from _beat(worker, now=now)
         for complaint in worker.complaints:
             found = f"{worker.name}: {complaint.found}"
             check = Check(complaint.about) if complaint.about in list(Check) else Check.WORKER
@@ -266,10 +266,8 @@ def _versions(worker: WorkerStatus) -> Found:
         yield Finding(Check.VERSIONS, Health.WARNING, found, mend)
 
 
-def _beat(worker: WorkerStatus, settings: Settings, *, now: float) -> Found:
-    if not settings.sweeps_enabled:
-        return
-    if sweep_is_missing(worker, now=now, interval_s=settings.sweep_interval_s):
+def _beat(worker: WorkerStatus, *, now: float) -> Found:
+    if sweep_is_missing(worker, now=now):
         since = max(worker.last_sweep_at, worker.started_at)
         found = f"{worker.name} has not been swept for {now - since:.0f} s"
         mend = "start `celery -A beat_schedule beat`: idle models stay in memory without it"

@@ -259,32 +259,25 @@ def step_down(worker: Worker, model: ModelStatus) -> StepDown | None:
     return StepDown("nowhere", model.last_used + model.ram_timeout_s)
 
 
-def sweep_is_missing(worker: WorkerStatus, *, now: float, interval_s: float) -> bool:
+def sweep_is_missing(worker: WorkerStatus, *, now: float) -> bool:
     """Whether the beat should have reached a worker by now and has not."""
-    return now - max(worker.last_sweep_at, worker.started_at) > SWEEPS_MISSED * interval_s
+    if worker.sweep_interval_s is None:
+        return False
+    since = max(worker.last_sweep_at, worker.started_at)
+    return now - since > SWEEPS_MISSED * worker.sweep_interval_s
 
 
-def alarms(fleet: Fleet, *, now: float, sweep_interval_s: float | None) -> list[str]:
-    """Sentences on what keeps the fleet from serving, or from letting go; none when all is well.
-
-    Args:
-        sweep_interval_s: how often the beat should sweep; None where sweeps are switched off.
-    """
+def alarms(fleet: Fleet, *, now: float) -> list[str]:
+    """Sentences on what keeps the fleet from serving, or from letting go; none when all is well."""
     if not fleet.workers:
         nobody = "No worker is alive: start one with `clipyard up`, or wait for one to be ready."
         return [nobody, *fleet.strange]
     told = [*fleet.strange]
     told += [f"{w.name} is broken: {w.trouble}" for w in fleet.workers if w.state == "broken"]
-    if sweep_interval_s is None:
-        return told
-    unswept = [
-        w.name for w in fleet.workers if sweep_is_missing(w, now=now, interval_s=sweep_interval_s)
-    ]
-    if unswept:
+    if unswept := [w.name for w in fleet.workers if sweep_is_missing(w, now=now)]:
         told.append(
-            f"The beat is missing: no sweep of {', '.join(unswept)} for more than "
-            f"{SWEEPS_MISSED * sweep_interval_s:.0f} s. Idle models stay until "
-            "`celery -A beat_schedule beat` runs."
+            f"The beat is missing: no sweep of {', '.join(unswept)} for more than {SWEEPS_MISSED} "
+            "intervals. Idle models stay until `celery -A beat_schedule beat` runs."
         )
     return told
 

@@ -441,6 +441,7 @@ class Tracker:
             pressure=self.pressure().value,
             trouble=trouble,
             last_sweep_at=self._swept_at,
+            sweep_interval_s=settings.sweep_interval_s if settings.sweeps_enabled else None,
             settings={name: str(getattr(settings, name)) for name in Knobs.model_fields},
             versions=self.versions,
             complaints=self._complaints,

@@ -68,14 +68,8 @@ class ModelsNow(_Handler):
             self.set_status(503)
             self.write({"error": str(error)})
             return
-        interval_s = self.ours.sweep_interval_s if self.ours.sweeps_enabled else None
-        shown = picture.drawn(
-            fleet,
-            jobs,
-            now=time.time(),
-            sweep_interval_s=interval_s,
-            read_only=self.ours.dashboard_read_only,
-        )
+        read_only = self.ours.dashboard_read_only
+        shown = picture.drawn(fleet, jobs, now=time.time(), read_only=read_only)
         self.write(shown | {"catalogue": sorted(entry.id for entry in known)})
 
 

@@ -13,19 +13,10 @@ ENDED_SHOWN_S = 600.0  # a job that is over stays on the page for so long
 
 
 def drawn(
-    fleet: Fleet,
-    jobs: Iterable[JobStatus],
-    *,
-    now: float,
-    sweep_interval_s: float | None,
-    read_only: bool,
+    fleet: Fleet, jobs: Iterable[JobStatus], *, now: float, read_only: bool
 ) -> dict[str, Any]:
-    """JSON for the page. Times of day are unix seconds, spans are seconds.
-
-    Args:
-        sweep_interval_s: None where sweeps are switched off.
-    """
-    told = alarms(fleet, now=now, sweep_interval_s=sweep_interval_s)
+    """JSON for the page. Times of day are unix seconds, spans are seconds."""
+    told = alarms(fleet, now=now)
     shown = [job for job in jobs if not job.state.is_final or now - job.ended_at < ENDED_SHOWN_S]
     return {
         "now": now,

@@ -361,6 +361,7 @@ class WorkerStatus(Message):
     pressure: Pressure = "normal"
     trouble: str = ""
     last_sweep_at: float = 0.0  # 0: not since it started; is the beat running?
+    sweep_interval_s: float | None = None  # None: sweeps are switched off
     settings: dict[str, str] = {}  # those that can be changed at run time
     versions: dict[str, str] = {}
     complaints: tuple[Complaint, ...] = ()

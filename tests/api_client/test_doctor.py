@@ -54,8 +54,8 @@ def tell(store, keys):
     """What the workers' status alone leads to, without a process to ask for settings."""
 
     def tell():
-        fleet, settings, found = read_fleet(store, keys), Settings.read(), {}
-        for finding in doctor.fleet_findings(fleet, settings, now=time.time()):
+        fleet, found = read_fleet(store, keys), {}
+        for finding in doctor.fleet_findings(fleet, now=time.time()):
             found.setdefault(finding.check, []).append(finding)
         return found
 
@@ -206,13 +206,17 @@ def test_a_workers_clock_that_is_apart_is_told(tell, show, by_s, side):
     assert Check.CLOCKS not in tell()
 
 
-def test_a_worker_without_a_beat_is_told(tell, show):
-    show(started_at=time.time() - 500)
+def test_a_worker_without_a_beat_is_told_by_the_interval_that_holds_there(tell, show):
+    long_ago = time.time() - 500
+    show(started_at=long_ago, sweep_interval_s=60)
     [missing] = tell()[Check.BEAT]
     assert "not been swept for 50" in missing.found
     assert "beat_schedule" in missing.mend
-    show(started_at=time.time() - 500, last_sweep_at=time.time() - 10)
+    show(started_at=long_ago, sweep_interval_s=60, last_sweep_at=time.time() - 10)
     assert Check.BEAT not in tell()
+    for seldom in (600, None):
+        show(started_at=long_ago, sweep_interval_s=seldom)
+        assert Check.BEAT not in tell()
 
 
 def test_a_second_beat_is_told_by_the_gates_it_finds_shut(store, keys, prefix):

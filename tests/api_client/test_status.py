@@ -101,7 +101,7 @@ def test_what_is_none_of_ours_costs_itself_alone_and_is_told_once(
     assert told.startswith(f"'{prefix}:{named}': what Redis holds as ")
     mine = next(one for one in fleet.workers if one.name == "gpu0@a")
     assert mine.held[0].id == "clip/a"
-    assert alarms(fleet, now=NOW, sweep_interval_s=60) == [told]
+    assert alarms(fleet, now=NOW) == [told]
 
 
 def test_a_name_that_is_no_text_is_nobodys(show, store, keys):

@@ -105,6 +105,7 @@ def test_a_worker_and_its_models_are_shown_with_what_a_person_asks_first(make, s
     assert (worker.name, worker.state, worker.current) == ("gpu0@here", "ready", "clip/a")
     assert (worker.host_total, worker.device_total) == (1000, 800)
     assert worker.versions == {"torch": "2.15"}
+    assert worker.sweep_interval_s == 60
     assert worker.beat_at == watch.now
     [model] = worker.held
     assert (model.id, model.state, model.type, model.leases) == ("clip/a", "device", "vision", 1)

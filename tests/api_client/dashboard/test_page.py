@@ -139,8 +139,9 @@ def test_a_fleet_without_workers_or_beat_is_told_plainly(looking_on, chromium, s
     chromium.see("document.getElementById('alarms').innerText.includes('No worker is alive')")
     now = time.time()
     told = {"device": "cuda:0", "pid": 1, "started_at": now - 999, "beat_at": now, "state": "ready"}
+    status = WorkerStatus(name="gpu0@a", sweep_interval_s=60, **told)
     store.sadd(keys.workers, "gpu0@a")
-    store.hset(keys.worker("gpu0@a"), mapping=pack_record(WorkerStatus(name="gpu0@a", **told)))
+    store.hset(keys.worker("gpu0@a"), mapping=pack_record(status))
     chromium.see("document.getElementById('alarms').innerText.includes('The beat is missing')")
     assert not chromium.run("return document.querySelector('button[data-action], #commands')")
 

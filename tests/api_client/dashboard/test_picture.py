@@ -24,7 +24,7 @@ def job(state, **fields):
 
 
 def picture(fleet, *jobs):
-    return drawn(fleet, jobs, now=NOW, sweep_interval_s=60, read_only=False)
+    return drawn(fleet, jobs, now=NOW, read_only=False)
 
 
 def tiles(shown):
