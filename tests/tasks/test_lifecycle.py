@@ -113,6 +113,12 @@ def test_reload_reads_the_model_again(ask, here):
     assert here.slots.view()[0].loaded_at > loaded_at
 
 
+def test_a_model_that_is_to_stay_still_is_once_it_was_read_again(ask, here):
+    ask(names.LOAD, model="a", keep_alive_s=-1)
+    ask(names.RELOAD, model="a")
+    assert here.slots.view()[0].keep_alive_s == -1
+
+
 def test_switch_brings_the_new_model_and_the_one_before_it_goes(ask, here):
     ask(names.LOAD, model="a")
     answer = ask(names.SWITCH, model="b")
