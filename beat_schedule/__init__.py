@@ -8,17 +8,22 @@ It keeps nothing on disk: what it sends depends on no earlier sending. Two of it
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import redis
 from celery import beat
 from celery.signals import beat_init
 
 from api_client.wire import names
-from api_client.wire.broker import celery_app, check_server
+from api_client.wire.broker import celery_app, check_server, redis_client
 from api_client.wire.errors import ClipyardError
+from api_client.wire.names import Keys
 from api_client.wire.settings import Settings, cannot_start
 
 log = logging.getLogger(__name__)
+
+MOST_WAITING = 100  # messages, of eight minutes
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -61,12 +66,26 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]  # celery has no types
         return max(0.0, min(self._due.values()) - self._ticks())
 
     def apply_entry(self, entry: Any, **_: Any) -> None:
-        """Sends it, or says in a line why not: Redis is away, full, or refuses this login."""
+        """Sends it, or says in a line why not: Redis is away, full, or refuses this login. Or no
+        worker takes what waits: it would be 18 MB a day, and the first one to come would have to
+        look at all of it before it does what is due."""
+        if (waiting := _waiting()) >= MOST_WAITING:
+            log.info("%s is not sent: %d messages wait for a worker", entry.task, waiting)
+            return
         log.info("sending %s (%s)", entry.task, entry.name)
         try:
             self.apply_async(entry, advance=False)
         except beat.SchedulingError as error:
             log.error("%s", error)
+
+
+def _waiting() -> int:
+    """Messages in the queue of the clock; none where Redis is away, which the sending tells."""
+    queue = Keys(_settings.key_prefix).queue(names.CONTROL, names.INTERACTIVE)
+    with suppress(redis.RedisError), redis_client(_settings, patience_s=0) as store:
+        waiting: int = store.llen(queue)
+        return waiting
+    return 0
 
 
 try:

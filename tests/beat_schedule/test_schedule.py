@@ -72,6 +72,25 @@ def test_a_clock_that_is_set_back_holds_nothing_up(monkeypatch):
     assert [at for name, at in sent if name == "seldom"] == [100, 103]
 
 
+def test_nothing_is_sent_while_nobody_takes_what_waits(
+    monkeypatch, valkey_url, store, keys, prefix
+):
+    clock = schedule(monkeypatch)
+    import beat_schedule
+
+    settings = Settings.read(redis_url=valkey_url, key_prefix=prefix)
+    monkeypatch.setattr(beat_schedule, "_settings", settings)
+    queue, most = keys.queue(names.CONTROL, names.INTERACTIVE), beat_schedule.MOST_WAITING
+    store.lpush(queue, *range(most))
+    with celery_app(settings, beat_schedule=clock) as app:
+        beat = beat_schedule.Scheduler(app, clock=count(step=1000).__next__)
+        beat.tick()
+        assert store.llen(queue) == most
+        store.ltrim(queue, len(clock), -1)
+        beat.tick()
+        assert store.llen(queue) == most
+
+
 def test_a_redis_that_was_away_for_longer_than_it_tries_is_sent_to_again(
     monkeypatch, valkey_of_my_own, caplog
 ):
