@@ -222,8 +222,16 @@ class _Renewals(threading.Thread):
 class Node(pidbox.Node):  # type: ignore[misc]  # kombu has no types
     """Answers what is asked of this worker (`celery inspect`), with one more try at the most.
 
-    kombu tries without an end, in the event loop: while Redis is away no signal would be heard.
+    kombu tries without an end, in the event loop: while Redis is away no signal would be heard. It
+    logs a traceback where something cannot be done, as by Flower's buttons for a larger pool.
     """
+
+    def handle(self, method: str, arguments: Any = None) -> Any:
+        try:
+            return super().handle(method, arguments)
+        except Exception as error:
+            log.warning("%s was asked of this worker, and cannot be done: %r", method, error)
+            return {"error": repr(error)}
 
     def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:
         try:

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from celery.worker import control
 
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
@@ -132,3 +133,16 @@ def test_who_looks_at_a_worker_is_shown_no_text():
     request = request_of(argsrepr="()", kwargsrepr="2 texts")
     assert "canary" not in str(request.info())
     assert request.info()["kwargs"] == "2 texts"
+
+
+@pytest.mark.parametrize("command", ["pool_restart", "no_such_command"])
+def test_a_command_that_cannot_be_done_is_told_in_a_line_to_who_asked_and_in_the_log(
+    command, caplog
+):
+    app = celery_app(Settings.read(redis_url="redis://unused"))
+    commands, mailbox = control.Panel.data, app.control.mailbox
+    node = consumer.Node("a@h", SimpleNamespace(app=app), handlers=commands, mailbox=mailbox)
+    assert "Error" in node.dispatch(command)["error"]
+    [line] = caplog.records
+    assert command in line.getMessage()
+    assert line.exc_info is None
