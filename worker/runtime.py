@@ -7,7 +7,7 @@ from threading import Lock
 
 import redis
 
-from api_client.wire.errors import ClipyardError
+from api_client.wire.errors import ClipyardError, DeviceLost
 from api_client.wire.messages import Cause
 from api_client.wire.names import Keys
 
@@ -74,6 +74,9 @@ class Runtime:
         for model_id in dict.fromkeys(wanted):
             try:
                 self.slots.load(self.catalogue[model_id], asked_by=Cause.START)
+            except DeviceLost as lost:
+                self.watchdog.end(str(lost))
+                return
             except ClipyardError as error:
                 log.warning("%s was not loaded at the start: %s", model_id, error)
         self.health.start()

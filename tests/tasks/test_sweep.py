@@ -14,6 +14,7 @@ from api_client.wire.messages import Event, Knobs
 from tasks.sweep import sweep, sweep_fleet
 from tests.tasks import fleet
 from worker import runtime
+from worker.backends.fake import FakeModel
 from worker.delivery.watchdog import EXIT_CODE
 from worker.residency import sweeping, usage
 from worker.settings import WorkerSettings
@@ -236,6 +237,20 @@ def test_an_idle_worker_whose_device_is_lost_ends(here, monkeypatch):
     with pytest.raises(RuntimeError):
         sweep()
     assert ends == ["the device is lost: CUDA error: unspecified launch failure"]
+
+
+def test_a_worker_that_finds_its_device_lost_as_it_brings_what_will_be_wanted_ends(
+    here, much_used, monkeypatch
+):
+    def lost(model):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    much_used(b=500)
+    ends = []
+    here.watchdog = SimpleNamespace(end=ends.append)
+    monkeypatch.setattr(FakeModel, "lift", lost)
+    assert sweep() == {}
+    assert ends == ["fake has lost its device: CUDA error: unspecified launch failure"]
 
 
 def test_a_worker_that_was_not_told_to_never_ends_itself(here, monkeypatch):

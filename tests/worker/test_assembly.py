@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -16,6 +17,7 @@ from api_client.wire import metrics
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind, PathRef, Priority
 from worker import assembly, runtime
+from worker.backends.fake import FakeModel
 from worker.catalogue import BUILT_IN, Catalogue
 from worker.residency.reservation import Reservations
 from worker.residency.slots import Limits
@@ -245,6 +247,17 @@ def test_a_pinned_model_that_is_idle_hides_no_thrash_of_the_others(fresh):
     fresh.slots._slots.get("early/one").used_at -= 3600
     (age,) = (one for one in State(fresh).collect() if one.name == metrics.LRU_AGE_S.name)
     assert 0 < age.samples[0].value < 3600
+
+
+def test_a_worker_that_loses_its_device_as_it_starts_ends_and_is_never_ready(fresh, monkeypatch):
+    def lost(model):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    ends = []
+    monkeypatch.setattr(FakeModel, "lift", lost)
+    settings = fresh.settings.model_copy(update={"preload": ("fake/vision",)})
+    replace(fresh, settings=settings, watchdog=SimpleNamespace(end=ends.append)).warm_up()
+    assert ends == ["fake has lost its device: CUDA error: device-side assert triggered"]
 
 
 def test_a_worker_whose_device_is_lost_is_scraped_until_it_ends(here, monkeypatch):

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from api_client.wire.errors import ClipyardError
+from api_client.wire.errors import ClipyardError, DeviceLost
 from api_client.wire.messages import Cause
 
 from ..backends.base import Tier
@@ -64,6 +64,8 @@ def foresee(here: Runtime) -> str | None:
     try:
         if here.slots.warm(entry, to=to, reason=move.reason, asked_by=Cause.FORESIGHT):
             return move.model_id
+    except DeviceLost as lost:
+        here.watchdog.end(str(lost))
     except ClipyardError as error:  # whoever wants it later gets the error
         log.info("%s was not brought in time: %s", move.model_id, error)
     return None
