@@ -858,7 +858,9 @@ def test_a_client_that_withdrew_something_leaves_no_connection_open(stage):
 
 def test_a_worker_is_told_of_what_is_withdrawn(stage, connect):
     with stage.worker():
-        handle = connect(stage.settings).submit_texts(["a"], model="fake/small")
+        client = connect(stage.settings)
+        client.embed_texts(["a"])  # it listens by then
+        handle = client.submit_texts(["a"], model="fake/small")
         handle.cancel()
         until(lambda: f"{handle.id.partition('.')[0]}.0" in revoked)
 
