@@ -21,6 +21,7 @@ from ..wire.messages import (
     Unload,
 )
 from ..wire.quarantine import Evidence
+from ..wire.signing import FIELD, opened
 
 KINDS: dict[str, type[Request]] = {
     names.EMBED_BATCH: EmbedBatch,
@@ -57,6 +58,7 @@ def again(line: Line, id: str) -> Talk[Message]:
 
     Raises:
         BadRequest: there is none of that id, or it cannot be sent from here.
+        NotSigned: a key is set, and it was not signed with that: who put it there had none.
         ClipyardError: whatever comes of it.
     """
     evidence = yield from one(line, id)
@@ -70,10 +72,12 @@ def again(line: Line, id: str) -> Talk[Message]:
         )
     if evidence.payload is None:
         raise BadRequest(f"{id} was too large to be kept: send it again from where it came")
+    told = evidence.payload | {FIELD: evidence.signature}
+    fields = opened(told, task=evidence.task, request=id, settings=line.settings)
     deadline = time.time() + line.settings.answer_timeout_s
     call = Call(
         evidence.task,
-        managing(KINDS[evidence.task], **evidence.payload | {"deadline": deadline}),
+        managing(KINDS[evidence.task], **fields | {"deadline": deadline}),
         queue=evidence.queue,
         priority=Priority.BULK if evidence.priority else Priority.INTERACTIVE,
         id=id,

@@ -30,6 +30,7 @@ class Evidence(Message):
         items: the first references, shortened.
         at: when it was set aside, in unix seconds.
         payload: what `clipyard quarantine retry` sends again; None is not kept.
+        signature: of the payload, as it came.
     """
 
     id: str
@@ -42,3 +43,4 @@ class Evidence(Message):
     queue: str = ""
     priority: int = 0
     payload: dict[str, Any] | None = None
+    signature: str = ""

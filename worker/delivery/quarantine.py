@@ -10,6 +10,7 @@ import redis
 from api_client.wire.messages import BlobRef, PathRef, Request, UrlRef
 from api_client.wire.names import Keys
 from api_client.wire.quarantine import KEPT, KEPT_S, Crash, Evidence
+from api_client.wire.signing import FIELD
 
 __all__ = ["of_request", "put", "reference"]
 
@@ -60,6 +61,7 @@ def of_request(task: Any, request: Request, crashes: tuple[Crash, ...]) -> Evide
         queue=delivery.get("routing_key") or "",
         priority=delivery.get("priority") or 0,
         payload=fields if len(json.dumps(fields)) <= PAYLOAD_CHARS else None,
+        signature=str(task.request.kwargs.get(FIELD, "")),
     )
 
 

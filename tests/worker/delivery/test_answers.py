@@ -383,12 +383,14 @@ def test_a_request_that_took_two_workers_down_is_set_aside_with_its_evidence(ask
     here, crash = runtime.here(), Crash(worker="gpu9@gone", at=5.0)
     for at in ("1.0", "2.0"):
         here.redis.hset(here.keys.started("poison"), f"gpu9@gone {at}", crash.model_dump_json())
-    answer, _ = ask("test.embed", texts=["top secret"], asked_by="me", request_id="poison")
+    told = {"texts": ["top secret"], "asked_by": "me", "signature": "as it came"}
+    answer, _ = ask("test.embed", request_id="poison", **told)
     assert (answer.failure.code, answer.failure.retryable) == ("quarantined", False)
     assert desk.asked == 0
     assert not here.redis.exists(here.keys.started("poison"))
     kept = Evidence.model_validate_json(here.redis.hget(here.keys.quarantine, "poison"))
     assert (kept.crashes, kept.asked_by) == ((crash, crash), "me")
+    assert kept.signature == "as it came"
     assert kept.items == ("a text of 10 characters",)
     assert kept.queue == names.EMBED
 

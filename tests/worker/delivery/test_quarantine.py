@@ -1,19 +1,23 @@
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from api_client.wire.messages import EmbedBatch, PathRef, UrlRef
+from api_client.wire.messages import BlobRef, EmbedBatch, PathRef, UrlRef
 from api_client.wire.quarantine import KEPT_S, Crash, Evidence
+from api_client.wire.settings import Settings
+from api_client.wire.signing import FIELD, opened, signed
 from worker.delivery import quarantine
 from worker.delivery.quarantine import ITEMS_TOLD, of_request, put, reference
 
 CRASHES = (Crash(worker="gpu0@a", at=1.0),)
 
 
-def task(id="r"):
+def task(id="r", **payload):
     delivery = {"routing_key": "embed", "priority": 9}
     return SimpleNamespace(
-        name="clipyard.embed_batch", request=SimpleNamespace(id=id, delivery_info=delivery)
+        name="clipyard.embed_batch",
+        request=SimpleNamespace(id=id, delivery_info=delivery, kwargs=payload),
     )
 
 
@@ -67,3 +71,14 @@ def test_a_long_path_is_told_by_its_end():
 def test_a_message_is_kept_to_be_sent_again_unless_it_is_large(length, kept):
     found = of_request(task(), EmbedBatch(texts=("a" * length,)), CRASHES)
     assert (found.payload is not None) is kept
+
+
+def test_a_message_is_kept_with_its_signature():
+    request = EmbedBatch(images=(BlobRef(blob=0, sha256="0" * 64),), deadline=1.5, keep_alive_s=-1)
+    address = {"task": "clipyard.embed_batch", "request": "r"}
+    settings = Settings.read(signing_key="a key of sixteen and more")
+    fields = request.model_dump(mode="json", exclude_defaults=True)
+    sent = json.loads(json.dumps(signed(fields, settings=settings, **address)))
+    found = of_request(task(**sent), EmbedBatch(**fields), CRASHES)
+    kept = found.payload | {FIELD: found.signature}
+    assert opened(kept, settings=settings, **address) == fields
