@@ -243,7 +243,7 @@ def why(
     """Tell why a model is here, why it went, and what goes next."""
     from . import show
     from .desk import entry_of, unlisted
-    from .status import why as sentences
+    from .story import why as sentences
 
     with a_client() as client:
         entries, fleet = client.models(), client.status()

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .show import coloured, console, grid
-from .status import Fleet, Worker, span, step_down
+from .status import Fleet, Worker, step_down
+from .story import span
 from .vigil import NOBODY
 from .wire import names
 from .wire.messages import ModelStatus
