@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, Generic, TypeVar
 
-import redis
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import ValidationError
@@ -62,6 +61,7 @@ from api_client.wire.signing import accepted, opened
 from .. import runtime
 from ..backends.lost import is_beyond_repair
 from . import quarantine
+from .line import LOST
 from .pool import Reason, cancelled
 from .suspects import Start
 
@@ -171,7 +171,7 @@ def _meet(
     except DeviceLost as lost:
         here.watchdog.end(str(lost))
         raise Reject(lost, requeue=True) from None
-    except (redis.ConnectionError, redis.TimeoutError) as away:
+    except LOST as away:
         log.warning("%s %s goes back to its queue: %s", task.name, request_id, away)
         raise Reject(away, requeue=True) from None
     if cancelled() is Reason.REVOKED:
@@ -222,7 +222,7 @@ def _outcome(
         return busy
     except ClipyardError as error:
         return error
-    except (Reject, redis.ConnectionError, redis.TimeoutError):
+    except (Reject, *LOST):
         raise
     except Exception as error:
         if is_beyond_repair(error):  # asked for its free memory, a lost device says so as well

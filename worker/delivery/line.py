@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-__all__ = ["Line", "Lines"]
+__all__ = ["LOST", "Line", "Lines"]
 
 # A connection may have died without a word, and whoever asks on it waits for the socket's timeout.
 # One that has been silent for so long is made anew, which takes a millisecond or two.
@@ -24,7 +24,8 @@ FRESH_S = 20.0
 HEARD_S = 10.0
 
 Command = Sequence[Any]
-_LOST = (redis.ConnectionError, redis.TimeoutError)
+LOST = (redis.ConnectionError, redis.TimeoutError)
+"""What redis-py raises where Redis is away for longer than a client's patience."""
 
 
 class Line:
@@ -112,13 +113,13 @@ class Lines:
         line = self._told(command)
         meanwhile()
         if line is not None:
-            with suppress(*_LOST):
+            with suppress(*LOST):
                 return line.hear()[-1]
         return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
     def _told(self, command: Command) -> Line | None:
         """The line of this thread, if it carried the command."""
-        with suppress(*_LOST):
+        with suppress(*LOST):
             if not hasattr(self._threads, "line"):
                 self._threads.line = Line(self._client.connection_pool)
             line: Line = self._threads.line

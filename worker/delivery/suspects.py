@@ -25,7 +25,7 @@ from api_client.wire.quarantine import Crash
 from api_client.wire.settings import LONGEST_S
 
 from .consumer import LONGEST_RUN_S
-from .line import Lines
+from .line import LOST, Lines
 from .pool import aside, stop_if_cancelled
 
 __all__ = ["TWICE", "Start", "Suspects"]
@@ -130,7 +130,7 @@ class Suspects:
             if came_late:
                 start.give_up()
             raise
-        except (redis.ConnectionError, redis.TimeoutError):
+        except LOST:
             raise
         except BaseException:
             start.give_up()
@@ -260,7 +260,7 @@ class Start:
         """Somebody else may begin it."""
         suspects = self._suspects
         if not self._has_ended:
-            with suppress(redis.ConnectionError, redis.TimeoutError):
+            with suppress(*LOST):
                 suspects._lines.ask("HDEL", suspects._keys.started(self.id), suspects._process)
 
 

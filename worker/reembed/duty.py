@@ -43,6 +43,7 @@ from api_client.wire.jobs import JobSpec, JobState
 
 from .. import runtime
 from ..delivery.consumer import LONGEST_RUN_S
+from ..delivery.line import LOST
 from ..delivery.pool import stop_if_cancelled
 from ..delivery.suspects import Start
 from ..housekeeping import live_workers, state_of
@@ -98,7 +99,7 @@ def do(app: Celery, job_id: str, what: str, state: JobState, *, sent_at: float, 
     except DeviceLost as lost:
         here.watchdog.end(str(lost))
         raise Reject(lost, requeue=True) from None
-    except (redis.ConnectionError, redis.TimeoutError) as away:
+    except LOST as away:
         log.warning("job %s, %s goes back to its queue: %s", job_id, what, away)
         raise Reject(away, requeue=True) from None
 
@@ -169,10 +170,10 @@ def _outcome(app: Celery, job: Job, claim: Claim, state: JobState, work: Work, s
     except _Dropped:
         return "dropped"
     except (Ignore, Reject, SoftTimeLimitExceeded, DeviceLost):
-        with suppress(redis.ConnectionError, redis.TimeoutError):  # it will run out by itself
+        with suppress(*LOST):  # it will run out by itself
             ledger.give_back(claim)
         raise
-    except (redis.ConnectionError, redis.TimeoutError):
+    except LOST:
         raise
     except Exception as error:
         return _met(app, job, claim, state, error)
