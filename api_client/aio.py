@@ -47,7 +47,6 @@ class AsyncClient:
         self._redis, self._seats = store, asyncio.Semaphore(at_once)
         self._desk = Desk(line, asked_by=asked_by)
         self._streams: set[Embedding] = set()  # those that were begun
-        self._resting: set[Embedding] = set()  # those that nobody takes the next item of just now
         self._ending = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None  # whose its connections are
 
@@ -181,11 +180,10 @@ class AsyncClient:
 
     async def close(self) -> None:
         self._require_loop()
-        for stream in tuple(self._streams):
-            stream.stop()
         # One that is broken off ends when it is collected, which may be after this.
-        for stream in tuple(self._resting):
-            await self._end(stream)
+        unwanted = [call for stream in tuple(self._streams) for call in stream.stop()]
+        async with self._ending:  # of a stream that was ended just before
+            await self._held(self._desk.line.let_go(unwanted))  # without a seat, as in `Client`
         self._is_closed = True
         await asyncio.to_thread(self._desk.line.close)
         await self._redis.aclose()
@@ -202,20 +200,15 @@ class AsyncClient:
         self._streams.add(embedding)
         try:
             while items := await self._hold(embedding.more()):
-                self._resting.add(embedding)
                 for item in items:
                     yield item
-                self._resting.discard(embedding)
         finally:
+            self._streams.discard(embedding)
             await _whole(self._end(embedding))
 
     async def _end(self, stream: Embedding) -> None:
         async with self._ending:  # `close` waits for one that ends meanwhile
-            try:
-                await self._hold(stream.end())
-            finally:
-                self._streams.discard(stream)
-                self._resting.discard(stream)
+            await self._hold(stream.end())
 
     async def _submit(self, embedding: Embedding) -> "AsyncHandle":
         return AsyncHandle(self._desk, self._hold, await self._hold(embedding.submit()))

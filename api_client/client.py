@@ -69,7 +69,6 @@ class Client:
         self._redis, self._seats = store, Seats(at_once)
         self._desk = Desk(line, asked_by=asked_by)
         self._streams: set[Embedding] = set()  # those that were begun
-        self._resting: set[Embedding] = set()  # those that nobody takes the next item of just now
 
     def embed_images(self, images: Iterable[Picture], **options: Unpack[EmbedOptions]) -> Vectors:
         """One row per picture, in the order given: float32 (n, dimension), L2-normalised.
@@ -261,12 +260,10 @@ class Client:
         return self._hold(self._desk.jobs())
 
     def close(self) -> None:
-        """Give the connections back. A stream that is read on afterwards ends in Cancelled."""
-        for stream in tuple(self._streams):
-            stream.stop()
+        """Give the connections back. A stream that is read on, or waited for, ends in Cancelled."""
         # One that is broken off ends when it is collected, which may be after this.
-        for stream in tuple(self._resting):
-            self._end(stream)
+        unwanted = [call for stream in tuple(self._streams) for call in stream.stop()]
+        self._held(self._desk.line.let_go(unwanted))  # without a seat: waiting streams have them
         self._desk.line.close()
         self._redis.close()
 
@@ -289,18 +286,10 @@ class Client:
         self._streams.add(embedding)
         try:
             while items := self._hold(embedding.more()):
-                self._resting.add(embedding)
                 yield from items
-                self._resting.discard(embedding)
         finally:
-            self._end(embedding)
-
-    def _end(self, stream: Embedding) -> None:
-        try:
-            self._hold(stream.end())
-        finally:
-            self._streams.discard(stream)
-            self._resting.discard(stream)
+            self._streams.discard(embedding)
+            self._hold(embedding.end())
 
     def _submit(self, embedding: Embedding) -> "Handle":
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))

@@ -62,20 +62,21 @@ class Embedding:
             self._pending.append(unsent)
             if self._is_slow:
                 break
+        pending = self._pending
         self._require_open()
-        if not self._pending:
+        if not pending:
             return []
         try:
-            answer = yield from self._line.wait(self._pending[0], unsent=unsent)
+            answer = yield from self._line.wait(pending[0], unsent=unsent)
         except (NoAnswer, NoWorker, NoBroker):
             self._require_open()
             raise
         except ClipyardError:  # an answer as well: nothing to withdraw
             self._require_open()
-            self._pending.popleft()
+            pending.popleft()
             raise
         self._require_open()
-        items, self._space = _opened(answer, self._pending.popleft(), self._space)
+        items, self._space = _opened(answer, pending.popleft(), self._space)
         first = self._first = self._first or items[0]
         if first.chosen:
             items = [replace(item, chosen=first.chosen) for item in items]
@@ -98,18 +99,17 @@ class Embedding:
         finally:
             yield from self.end()
 
-    def stop(self) -> None:
-        """Whoever waits for its next items in another thread or task ends it with the next answer,
-        or when that is given up."""
+    def stop(self) -> list[Call]:
+        """Ends it, whoever waits for its next items in another thread or task; gives what is on
+        the way and nobody wants any more."""
         self._is_over = True
+        pending, self._pending = self._pending, deque()
+        # In a fork it is another process's, and who began it waits on.
+        return list(pending) if os.getpid() == self._process else []
 
     def end(self) -> Talk[None]:
         """Withdraw what nobody waits for any more."""
-        self._is_over = True
-        pending = list(self._pending)
-        self._pending.clear()
-        if os.getpid() == self._process:  # else this is a fork, and who began it waits on
-            yield from self._line.let_go(pending)
+        yield from self._line.let_go(self.stop())
 
     def submit(self) -> Talk["Submitted"]:
         """Send everything and wait for nothing.
