@@ -1,7 +1,7 @@
 """The same client for asyncio: every call is awaited on Redis, none waits in a thread."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -62,7 +62,7 @@ class AsyncClient:
 
     def stream_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
-    ) -> AsyncIterator[Item]:
+    ) -> AsyncGenerator[Item, None]:
         return self._stream(self._desk.images(images, options))
 
     async def submit_images(
@@ -196,7 +196,7 @@ class AsyncClient:
 
     __reduce__ = Client.__reduce__
 
-    async def _stream(self, embedding: Embedding) -> AsyncIterator[Item]:
+    async def _stream(self, embedding: Embedding) -> AsyncGenerator[Item, None]:
         self._streams.add(embedding)
         try:
             while items := await self._hold(embedding.more()):

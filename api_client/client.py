@@ -1,7 +1,7 @@
 """The client a RAG pipeline holds."""
 
 from _queue import SimpleQueue  # of `queue`, gevent puts another one in its place
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, Unpack
@@ -91,7 +91,7 @@ class Client:
 
     def stream_images(
         self, images: Iterable[Picture], **options: Unpack[EmbedOptions]
-    ) -> Iterator[Item]:
+    ) -> Generator[Item, None, None]:
         """As `embed_images_detailed`, item by item.
 
         A long iterable is read a window ahead, a slow one no further than its patience allows.
@@ -282,7 +282,7 @@ class Client:
             )
         return self._again, ()
 
-    def _stream(self, embedding: Embedding) -> Iterator[Item]:
+    def _stream(self, embedding: Embedding) -> Generator[Item, None, None]:
         self._streams.add(embedding)
         try:
             while items := self._hold(embedding.more()):
