@@ -57,6 +57,7 @@ class Client:
     """
 
     _again: Callable[[], Any] | None = None  # makes another one in another process
+    _is_closed = False
 
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         if settings is None:
@@ -264,6 +265,7 @@ class Client:
         # One that is broken off ends when it is collected, which may be after this.
         unwanted = [call for stream in tuple(self._streams) for call in stream.stop()]
         self._held(self._desk.line.let_go(unwanted))  # without a seat: waiting streams have them
+        self._is_closed = True
         self._desk.line.close()
         self._redis.close()
 
@@ -295,8 +297,12 @@ class Client:
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))
 
     def _hold(self, talk: Talk[_T]) -> _T:
-        with self._seats:
-            return self._held(talk)
+        try:
+            with self._seats:
+                return self._held(talk)
+        finally:
+            if self._is_closed:  # meanwhile: what was under way has connected anew
+                self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def _held(self, talk: Talk[_T]) -> _T:
         following: Callable[[], Step] = partial(next, talk)

@@ -91,6 +91,13 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing is open."""
 
+    @property
+    def connection_pool(self) -> Self:
+        return self
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Likewise."""
+
 
 class _Pipeline:
     def __init__(self, store: MemoryStore) -> None:

@@ -971,6 +971,22 @@ def test_a_stream_that_is_broken_off_leaves_no_connection_open(stage, connect):
         assert [one for one in stage.store.client_list() if one["name"] == prefix] == []
 
 
+def test_a_call_under_way_as_its_client_is_closed_leaves_no_connection_open(stage):
+    prefix, queue = stage.settings.key_prefix, stage.keys.queue(names.EMBED, names.INTERACTIVE)
+    named = Settings.read(
+        redis_url=f"{stage.settings.url()}?client_name={prefix}", key_prefix=prefix
+    )
+    stage.show_worker()
+    client = Client(named)
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(client.embed_texts, ["a"])
+        until(lambda: stage.store.llen(queue))
+        client.close()
+        with stage.worker():
+            assert len(call.result()) == 1
+    assert [one for one in stage.store.client_list() if one["name"] == prefix] == []
+
+
 def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, connect):
     client = connect(stage.settings)
     with stage.worker():

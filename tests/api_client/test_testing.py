@@ -64,6 +64,12 @@ def test_models_come_and_go():
     assert client.status().workers[0].current == "fake/large"
 
 
+def test_a_fake_that_is_closed_answers_on_as_a_client_connects_anew():
+    with FakeClient() as client:
+        client.embed_texts(["a"])
+    assert len(client.embed_texts(["a"])) == 1
+
+
 def test_what_is_set_is_remembered():
     client = FakeClient()
     [first] = client.set_knobs({"slots": 5, "pinned": ["fake/large"]})
