@@ -103,6 +103,8 @@ class FakeWorker:
     def __init__(
         self, models: Sequence[CatalogueEntry], failing: Mapping[str, ClipyardError]
     ) -> None:
+        if not models:
+            raise BadRequest("models is empty; pass at least one, or leave it out")
         for name, error in failing.items():
             if not isinstance(error, ClipyardError):
                 raise BadRequest(

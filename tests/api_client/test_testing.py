@@ -70,6 +70,11 @@ def test_a_fake_that_is_closed_answers_on_as_a_client_connects_anew():
     assert len(client.embed_texts(["a"])) == 1
 
 
+def test_a_fake_without_models_says_what_it_wants():
+    with pytest.raises(BadRequest, match="models is empty; pass at least one"):
+        FakeClient(models=[])
+
+
 def test_what_is_set_is_remembered():
     client = FakeClient()
     [first] = client.set_knobs({"slots": 5, "pinned": ["fake/large"]})
