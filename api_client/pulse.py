@@ -74,6 +74,6 @@ def _page(url: str) -> str:
             return ""
     except urllib.error.HTTPError as error:  # who asks for a password is alive
         with error:
-            return "" if error.code < 500 else f"{url} answers {error.code}"
+            return "" if error.code in (401, 403) else f"{url} answers {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{url} does not answer: {getattr(error, 'reason', error)}"

@@ -23,11 +23,11 @@ def installation(monkeypatch, prefix):
 
 @pytest.fixture
 def page():
-    """The address of a page that wants a password."""
+    """The address of a page that wants a password, and beside which there is none."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_error(401)
+            self.send_error(401 if self.path == "/" else 404)
 
         def log_message(self, *_):
             pass
@@ -94,6 +94,10 @@ def test_a_redis_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 def test_a_page_is_well_without_redis(page):
     assert pulse.sickness(worker=None, url=page) == ""
+
+
+def test_a_page_that_is_not_there_is_not_well(page):
+    assert pulse.sickness(worker=None, url=f"{page}healthz") == f"{page}healthz answers 404"
 
 
 def test_a_page_beside_it_is_asked_through_no_proxy(monkeypatch, page):
