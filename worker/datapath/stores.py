@@ -33,10 +33,15 @@ class Stores:
             ImageMissing, ImageTooLarge, ImageUnreachable: as their names say.
         """
         name = shown(url)
-        if not url.startswith(self._prefixes) or climbs(url):
+        if not url.startswith(self._prefixes):
             allowed = ", ".join(self._prefixes) or "none; set CLIPYARD_IMAGE_STORES"
             hint = "; pass the path of a file alone" if url.lower().startswith("file:") else ""
             raise ImageForbidden(f"{name} is outside the image stores ({allowed}){hint}")
+        if climbs(url):
+            raise ImageForbidden(
+                f"{name} has '..', '.' or '::' in it, by which a store could lead elsewhere: give "
+                "the object a plain name, or send its bytes"
+            )
         protocol, _, path = url.partition("://")
         try:
             with file_system(protocol).open(path, "rb") as file:

@@ -32,11 +32,6 @@ def test_an_object_below_a_prefix_comes_as_its_bytes(stores: Stores) -> None:
     [
         "memory://bucket/secret.png",
         "memory://bucket/pictures-private/a.png",
-        f"{PREFIX}../secret.png",
-        f"{PREFIX}%2e%2e/secret.png",
-        f"{PREFIX}..\\secret.png",
-        f"{PREFIX}a.png::file:///etc/passwd",
-        f"{PREFIX}a\0.png",
         f"simplecache::{PREFIX}a.png",
         "file:///etc/passwd",
         "local:///etc/passwd",
@@ -47,6 +42,24 @@ def test_an_object_below_a_prefix_comes_as_its_bytes(stores: Stores) -> None:
 def test_nothing_else_is_asked_for(stores: Stores, url: str) -> None:
     with pytest.raises(ImageForbidden, match="outside the image stores"):
         stores.read(url)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.png",
+        "%2e%2e/secret.png",
+        "..\\secret.png",
+        "a.png::file:///etc/passwd",
+        "a::b.png",
+        "a\0.png",
+    ],
+)
+def test_an_object_whose_name_could_lead_elsewhere_is_not_asked_for(
+    stores: Stores, name: str
+) -> None:
+    with pytest.raises(ImageForbidden, match="could lead elsewhere: give the object a plain name"):
+        stores.read(f"{PREFIX}{name}")
 
 
 def test_a_file_that_is_named_by_a_url_is_to_be_named_by_its_path(stores: Stores) -> None:
