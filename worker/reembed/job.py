@@ -143,7 +143,10 @@ class Job:
         state = JobState.INCOMPLETE if found.unfinished else JobState.COMPLETE
         missing = plan.items - found.done - found.failed
         reason = f"{missing} items are neither in the sink nor recorded" if missing else ""
-        report.write(self.papers, self.ledger.status(), found, state=state, moved=moved)
+        status = self.ledger.status()
+        if status.state is JobState.CANCELLED:  # meanwhile; the report would not say so
+            return []
+        report.write(self.papers, status, found, state=state, moved=moved)
         counts = {"done": found.done, "failed": found.failed, "cut": found.cut}
         self.ledger.end(state, reason, at=JobState.CHECKING, **counts)
         return []

@@ -971,6 +971,20 @@ def test_a_cancelled_job_is_done_no_further(desk, post, pictures, sink):
     assert post.sent == []
 
 
+def test_a_job_that_is_cancelled_while_it_is_checked_gets_no_report_that_says_complete(
+    desk, post, pictures, sink, monkeypatch
+):
+    def compared(*given, **more):
+        desk.do(CANCEL, "by hand", 1)
+        return check.compare(*given, **more)
+
+    monkeypatch.setattr(job_module, "compare", compared)
+    desk.submit(pictures, sink)
+    post.deliver_all()
+    assert desk.status().state is JobState.CANCELLED
+    assert not Path(sink.where, "_job-job", "report.json").exists()
+
+
 def test_while_redis_is_away_the_message_goes_back_to_its_queue(desk, post, pictures, sink, here):
     desk.submit(pictures, sink)
     here.redis = redis.Redis(port=1, retry=None)
