@@ -192,6 +192,18 @@ def test_pictures_that_a_table_holds_themselves_are_no_metadata(tmp_path, doors,
         assert list(old.rows()) == [("7", {"ref": "/p/7.jpg"})]
 
 
+def test_a_table_is_walked_without_its_vectors(make, places, doors, postgres_url):
+    """Which are most of it: whoever may not even see them walks it."""
+    make("pgvector").write(shard(0))
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        columns = ", ".join(set(postgres.COLUMNS) - {"embedding"})
+        owner.execute("CREATE ROLE walker LOGIN")
+        owner.execute(f"GRANT SELECT ({columns}) ON photos TO walker".encode())
+    place = places("pgvector")
+    place = place.model_copy(update={"where": place.where.replace("test@", "walker@")})
+    assert len(list(open_sink(place, None, doors).rows())) == 3
+
+
 def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbers(
     tmp_path, doors, postgres_url
 ):

@@ -95,20 +95,16 @@ class PgVector:
             ask.execute(note.format(self._table, sql.Literal(made_for)))
         if self._space is None:
             return
-        # The type's modifier is the dimension.
-        columns = ask.execute(
-            "SELECT attname, atttypmod FROM pg_attribute "
-            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
-            [f'"{self._name}"'],
-        ).fetchall()
-        if not {name for name, _ in columns} >= set(COLUMNS):
+        columns = self._columns(ask)
+        if not columns.keys() >= set(COLUMNS):
             raise JobRefused(f"{place} is not one of a job's: name another table")
         row = ask.execute(
             sql.SQL("SELECT model, fingerprint FROM {} LIMIT 1").format(self._table)
         ).fetchone()
         unknown = "an unknown model", self._space.fingerprint
         model, fingerprint = row or self._made_for(ask) or unknown
-        held = Space(model, fingerprint, dict(columns)["embedding"], job="")
+        _, dimension = columns["embedding"]
+        held = Space(model, fingerprint, dimension, job="")
         refuse_another_space(place, held=held, wanted=self._space)
 
     def _made_for(self, ask: Any) -> tuple[str, str] | None:
@@ -163,24 +159,32 @@ class PgVector:
 
     def _type_of_ids(self, ask: Any) -> str:
         """Asked for once; empty where no column has that name."""
-        found = ask.execute(
-            "SELECT atttypid::regtype::text FROM pg_attribute "
-            "WHERE attrelid = %s::regclass AND attname = 'id' AND NOT attisdropped",
-            [f'"{self._name}"'],
-        ).fetchone()
-        self._ids = found[0] if found else ""
+        self._ids, _ = self._columns(ask).get("id", ("", 0))
         return self._ids
 
+    def _columns(self, ask: Any) -> dict[str, tuple[str, int]]:
+        """Of each column its type and that type's modifier, which of vectors is the dimension."""
+        found = ask.execute(
+            "SELECT attname, atttypid::regtype::text, atttypmod FROM pg_attribute "
+            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+            [f'"{self._name}"'],
+        )
+        return {name: (kind, modifier) for name, kind, modifier in found}
+
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        query = sql.SQL("SELECT * FROM {}").format(self._table)
         # A connection of its own: a walk lasts, and others write meanwhile.
         with self._connected() as connection, connection.cursor("walk") as walk:
-            walk.execute(query)
-            names = [column.name for column in walk.description or ()]
+            names = [
+                name
+                for name, (kind, _) in self._columns(connection).items()
+                if name != "embedding" and kind != "bytea"
+            ]
+            wanted = sql.SQL(", ").join(map(sql.Identifier, names))
+            walk.execute(sql.SQL("SELECT {} FROM {}").format(wanted, self._table))
             for row in walk:
-                fields = dict(zip(names, row, strict=True))
-                fields.pop("embedding", None)
-                yield walked(f"{self._where}, table {self._name}", fields)
+                yield walked(
+                    f"{self._where}, table {self._name}", dict(zip(names, row, strict=True))
+                )
 
     def target(self, alias: str) -> str | None:
         with self._asking() as ask:
