@@ -364,6 +364,13 @@ def test_shards_are_read_by_the_places_of_their_members(source, tmp_path):
     assert ids(source("webdataset", tmp_path / "s-*.tar")) == [item.id for item in found]
 
 
+def test_shards_of_one_name_in_several_folders_are_told_apart(source, tmp_path):
+    for shard in ("train/0.tar", "val/0.tar", "val/1.tar"):
+        (tmp_path / shard).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / shard, [("7.jpg", b"x")])
+    assert ids(source("webdataset", tmp_path / "**/*.tar")) == ["train/0/7", "val/0/7", "1/7"]
+
+
 def test_no_picture_of_a_shard_is_left_out_for_the_dots_in_its_name(source, tmp_path):
     """webdataset's keys end at the first dot; what people make by `tar` has names with several."""
     names = ["v1.0/a.b.jpg", "v1.0/a.b.txt", "v1.0/a.c.JPG", "s.left.png", "s.right.png"]

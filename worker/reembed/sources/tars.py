@@ -4,7 +4,8 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ MOST_SHARDS = 10**6  # of a run; their names are held in memory
 class Tars:
     """Pictures in the shards that `where` names: a glob, or `shard-{00000..00099}.tar`.
 
-    Ids are `<shard>/<name>`, without the ending. A `.txt` beside a picture becomes `caption`, the
+    Ids are `<shard>/<name>`, without the ending; shards of one name in several folders have their
+    folder before it. A `.txt` beside a picture becomes `caption`, the
     fields of a `.json` become metadata. Of a sample that has a picture by its key, as `7.jpg`, no
     other one is meant; else all are, as `7.left.jpg`, or `2024.01.jpg` of who knew of no keys. A
     picture is read by its place in the shard, without the members before it.
@@ -41,10 +43,11 @@ class Tars:
     def walk(self) -> Iterator[Item]:
         if not self._shards:
             raise JobRefused(f"there is no shard {self._where!r} on this worker")
-        for shard in self._shards:
+        for shard, name in _named(self._shards):
             try:
                 with tarfile.open(shard, "r:") as tar:
-                    yield from _samples(shard, tar)
+                    for item in _samples(shard, tar):
+                        yield item._replace(id=f"{name}/{item.id}")
                     _refuse_rest(tar)
             except FileNotFoundError:
                 raise JobRefused(f"there is no shard {str(shard)!r} on this worker") from None
@@ -74,6 +77,15 @@ def _expand(where: str, doors: Doors) -> list[Path]:
     folder, pattern = split(where)
     base, meant = doors.reading(folder), matching(pattern)
     return sorted(p for p in base.rglob("*.tar") if meant(str(p.relative_to(base))))
+
+
+def _named(shards: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Each with its name in ids."""
+    times = Counter(shard.stem for shard in shards)
+    common = os.path.commonpath([shard.parent for shard in shards])
+    for shard in shards:
+        below = shard.relative_to(common).with_suffix("")
+        yield shard, shard.stem if times[shard.stem] == 1 else str(below)
 
 
 def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
@@ -119,7 +131,7 @@ def _pictures(
             except (ValueError, TypeError, RecursionError):
                 raise JobRefused(f"{shard}: {fields.name} is no JSON object") from None
         yield Item(
-            id=f"{shard.stem}/{picture.name.rpartition('.')[0]}",
+            id=picture.name.rpartition(".")[0],
             ref=member(shard, picture.name, begin=picture.offset_data, length=picture.size),
             meta=meta,
         )
