@@ -33,6 +33,12 @@ SinkOptions = Annotated[
     list[str] | None,
     typer.Option("--to", help="An option of the sink, e.g. tower=text; repeatable."),
 ]
+OldOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--old-option", help="An option of the old collection, e.g. vector=image; repeatable."
+    ),
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Stay, and show how far the job has come.")]
 
 
@@ -71,13 +77,16 @@ def migrate(
     model: Model = None,
     settings: Settings = None,
     source_options: SourceOptions = None,
+    old_options: OldOptions = None,
     watch: Watch = False,
     as_json: Json = False,
 ) -> None:
     """Fill a shadow of a collection with another model's vectors. Then see `switch`."""
+    from . import places
     from .job import shadow
 
-    held, sink, migration = shadow(alias, old, into_new)
+    before = places.sink(old, _pairs(old_options))
+    held, sink, migration = shadow(alias, before, into_new)
     options: dict[str, Any] = {**_settings(settings), "source_options": _pairs(source_options)}
     with a_client() as client:
         job = client.reembed(source or held, sink=sink, model=model, migration=migration, **options)

@@ -781,6 +781,14 @@ def test_models_of_no_worker_are_no_empty_table(clipyard, monkeypatch, options):
     assert error.startswith("error: no worker is alive; start one")
 
 
+def test_of_an_old_collection_with_several_vectors_one_is_named(clipyard):
+    client = FakeClient()
+    migrate = ["migrate", "photos", "--old", "http://q:6333#b32", "--into-new", "http://q:6333#l14"]
+    _, job, _ = clipyard("reembed", *migrate, "--old-option", "vector=image", client=client)
+    migration = client.job(job.strip()).status().spec.migration
+    assert migration.old.options == {"collection": "b32", "vector": "image"}
+
+
 @pytest.mark.parametrize("group", [[], ["reembed"], ["quarantine"]])
 def test_what_each_command_does_is_listed_in_full(clipyard, monkeypatch, group):
     monkeypatch.setenv("COLUMNS", "80")

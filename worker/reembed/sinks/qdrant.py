@@ -125,7 +125,7 @@ class Qdrant:
             what = f"no {self._vector!r}" if self._vector else "not just one"
             raise JobRefused(
                 f"of dense vectors {self._where} has {what}, but {there}: the collection's option "
-                "'vector' says which one is compared"
+                "'vector' says which one is compared, as in `--old-option vector=NAME`"
             )
         return found[0]
 
