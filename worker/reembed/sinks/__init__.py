@@ -129,14 +129,22 @@ def open_sink(place: Place, space: Space | None, doors: Doors) -> Sink:
     return sink
 
 
-def refuse_another_space(what: str, *, held: Space, wanted: Space) -> None:
+def refuse_another_space(
+    what: str, told: Mapping[str, Any], *, dimension: int, wanted: Space
+) -> None:
     """
+    Args:
+        told: model and fingerprint of what it holds, or else of what it was made for; of who
+            writes first where nobody has said.
+
     Raises:
         SpaceMismatch: the two cannot share a store.
     """
-    if (held.fingerprint, held.dimension) != (wanted.fingerprint, wanted.dimension):
+    model = told.get("model", "an unknown model")
+    fingerprint = told.get("fingerprint", wanted.fingerprint)
+    if (fingerprint, dimension) != (wanted.fingerprint, wanted.dimension):
         raise SpaceMismatch(
-            f"{what} holds vectors of {held.model} ({held.dimension} long, {held.fingerprint}), "
+            f"{what} holds vectors of {model} ({dimension} long, {fingerprint}), "
             f"and the job writes those of {wanted.model} ({wanted.dimension} long, "
             f"{wanted.fingerprint}): name another sink, or migrate with `clipyard reembed migrate`"
         )

@@ -81,14 +81,12 @@ class LanceDB:
             raise JobRefused(f"the table {self._name} in {self._where} is not one of a job's")
         first = table.search().select(["model", "fingerprint"]).limit(1).to_list()
         made_for = {n.decode(): v.decode() for n, v in (table.schema.metadata or {}).items()}
-        told = first[0] if first else made_for
-        held = Space(
-            model=told.get("model", "an unknown model"),
-            fingerprint=told.get("fingerprint", self._space.fingerprint),
+        refuse_another_space(
+            f"{self._where}, table {self._name}",
+            first[0] if first else made_for,
             dimension=table.schema.field("vector").type.list_size,
-            job="",
+            wanted=self._space,
         )
-        refuse_another_space(f"{self._where}, table {self._name}", held=held, wanted=self._space)
         return table
 
     def write(self, shard: Shard) -> None:

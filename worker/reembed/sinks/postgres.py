@@ -101,20 +101,18 @@ class PgVector:
         row = ask.execute(
             sql.SQL("SELECT model, fingerprint FROM {} LIMIT 1").format(self._table)
         ).fetchone()
-        unknown = "an unknown model", self._space.fingerprint
-        model, fingerprint = row or self._made_for(ask) or unknown
+        told = dict(zip(("model", "fingerprint"), row or self._made_for(ask), strict=False))
         _, dimension = columns["embedding"]
-        held = Space(model, fingerprint, dimension, job="")
-        refuse_another_space(place, held=held, wanted=self._space)
+        refuse_another_space(place, told, dimension=dimension, wanted=self._space)
 
-    def _made_for(self, ask: Any) -> tuple[str, str] | None:
+    def _made_for(self, ask: Any) -> tuple[str, ...]:
         """Model and fingerprint, by the comment on a table that a job made."""
         found = "SELECT obj_description(%s::regclass, 'pg_class')"
         [comment] = ask.execute(found, [f'"{self._name}"']).fetchone()
         with suppress(TypeError, ValueError):  # there is none, or one of the owner's
             model, fingerprint = json.loads(comment)
             return model, fingerprint
-        return None
+        return ()
 
     def write(self, shard: Shard) -> Mapping[str, ItemError]:
         assert self._space is not None

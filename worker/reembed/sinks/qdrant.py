@@ -75,15 +75,9 @@ class Qdrant:
             raise JobRefused(f"{self._where} has named vectors; name a new collection")
         self._chosen()
         points, _ = self._client.scroll(self._name, limit=1, with_payload=True)
-        told = (points[0].payload if points else config.metadata) or {}
-        default = "" if points else self._space.fingerprint
-        held = Space(
-            model=str(told.get("model", "an unknown model")),
-            fingerprint=str(told.get("fingerprint", default)),
-            dimension=vectors.size,
-            job="",
-        )
-        refuse_another_space(self._where, held=held, wanted=self._space)
+        first = {"fingerprint": "", **(points[0].payload or {})} if points else None
+        told = first or config.metadata or {}
+        refuse_another_space(self._where, told, dimension=vectors.size, wanted=self._space)
 
     def write(self, shard: Shard) -> None:
         assert self._space is not None

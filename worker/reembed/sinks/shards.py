@@ -156,7 +156,7 @@ def claimed(folder: Path, space: Space | None, *, others: str, alone: str = "") 
                 )
             lay(file, json.dumps(asdict(space)).encode())
     held = _space_of(file)
-    refuse_another_space(str(folder), held=held, wanted=space)
+    refuse_another_space(str(folder), vars(held), dimension=held.dimension, wanted=space)
     if alone and held.job != space.job:
         raise JobRefused(
             f"{folder} is job {held.job}'s, and {alone}: name another folder, or remove it if "
