@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from .options import FAILED, NOBODY, USAGE, Json, Model, a_client
+from .options import EMPTY, FAILED, NOBODY, USAGE, Json, Model, a_client
 from .quarantine import cli as quarantine
 from .reembed import cli as reembed
 from .stack import cli as stack
@@ -261,7 +261,7 @@ def _checked(words: list[str]) -> None:
     for before, word in pairwise(("clipyard", *words)):
         if not word or re.fullmatch("--[a-z-]+=", word):
             place = repr(word) if word else f"what follows {before!r:.100}"
-            raise BadRequest(f"{place} is empty; give it a value, or leave it out")
+            raise BadRequest(f"{place} {EMPTY}")
 
 
 def _pictures(places: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .client import Client
 
 FAILED, USAGE, NOBODY = 1, 2, 3
+EMPTY = "is empty; give it a value, or leave it out"  # of a variable that is not set
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Model = Annotated[

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import FAILED, Json, Model, a_client
+from ..options import EMPTY, FAILED, Json, Model, a_client
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -220,7 +220,7 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
     if wrong := [name for name, sign, _ in pairs if not sign]:
         raise BadRequest(f"{wrong[0]!r} is not name=value")
     if empty := [name for name, _, value in pairs if not value]:  # as `cli._checked`
-        raise BadRequest(f"what follows '{empty[0]}=' is empty; give it a value, or leave it out")
+        raise BadRequest(f"what follows '{empty[0]}=' {EMPTY}")
     return {name: value for name, _, value in pairs}
 
 
