@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from .wire.endings import PICTURES
-from .wire.errors import BadRequest, ImageMissing, ImageTooLarge, ImageUnreadable, ItemError
+from .wire.errors import (
+    BadRequest,
+    ImageMissing,
+    ImageTooLarge,
+    ImageUnreadable,
+    ItemError,
+    first_mistake,
+)
 from .wire.messages import MAX_TEXT_CHARS, BlobRef, Failure, ImageRef, PathRef, UrlRef
 
 _Ref = TypeVar("_Ref", PathRef, UrlRef)
@@ -204,8 +211,8 @@ def _named(kind: type[_Ref], **name: str) -> _Ref:
     try:
         return kind(**name)
     except ValidationError as error:
-        mistake = error.errors(include_url=False, include_input=False)[0]["msg"]
         [given] = map(printable, name.values())
+        mistake = first_mistake(error)
         raise ImageUnreadable(f"{given:.100} cannot be named in a message: {mistake}") from None
 
 

@@ -15,9 +15,9 @@ from . import inputs
 from .inputs import Picture
 from .talks import Call
 from .wire import names
-from .wire.errors import BadRequest
+from .wire.errors import BadRequest, first_mistake
 from .wire.messages import AUTO, MAX_ITEMS, EmbedBatch, Knobs, Priority, Request
-from .wire.settings import LONGEST_S, OURS, Settings
+from .wire.settings import LONGEST_S, Settings
 
 _T = TypeVar("_T")
 MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
@@ -87,9 +87,7 @@ def managing(kind: type[Request], /, **fields: Any) -> Request:
     try:
         return kind(**fields)
     except ValidationError as error:
-        mistake = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(map(str, mistake["loc"])) or kind.__name__.lower()
-        raise BadRequest(f"{field}: {mistake['msg'].removeprefix(OURS)}") from None
+        raise BadRequest(first_mistake(error, whole=kind.__name__.lower())) from None
 
 
 def settable(knobs: Mapping[str, Any]) -> Mapping[str, Any]:

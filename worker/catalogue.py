@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from api_client.wire.errors import BadSettings, UnknownModel
+from api_client.wire.errors import BadSettings, UnknownModel, first_mistake
 from api_client.wire.messages import CatalogueEntry, Kind
 
 BUILT_IN = Path(__file__).with_name("catalogue.toml")
@@ -114,9 +114,7 @@ def sound(entry: Entry) -> Entry:
     try:
         checked = _ENTRY.validate_python(vars(entry))
     except ValidationError as error:
-        mistake = error.errors(include_url=False)[0]
-        where = ".".join(map(str, mistake["loc"]))
-        raise ValueError(f"{where}: {mistake['msg']}") from None
+        raise ValueError(first_mistake(error)) from None
     return replace(entry, **{field.name: getattr(checked, field.name) for field in fields(Entry)})
 
 

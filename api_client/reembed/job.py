@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..requests import AskedPriority, patience_s, unknown_options
 from ..steps import Pause, Talk
 from ..talks import Line
-from ..wire.errors import BadRequest, NoAnswer, UnknownJob
+from ..wire.errors import BadRequest, NoAnswer, UnknownJob, first_mistake
 from ..wire.jobs import JobId, JobSpec, JobStatus, Migration, Place
 from ..wire.messages import Managed
 from . import places, talks
@@ -84,8 +84,7 @@ def specification(
             **given,
         )
     except ValidationError as error:
-        mistake = error.errors()[0]
-        raise BadRequest(f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None
+        raise BadRequest(first_mistake(error)) from None
 
 
 def shadow(
@@ -108,7 +107,7 @@ def shadow(
     try:
         migration = Migration(alias=alias, old=before)
     except ValidationError as error:
-        mistake = error.errors()[0]["msg"]
+        mistake = first_mistake(error)
         raise BadRequest(f"{alias!r:.100} cannot be a name that is switched: {mistake}") from None
     (around, name), (elsewhere, _) = places.parted(before), places.parted(after)
     if around != elsewhere:

@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import ValidationError
 
-from ..wire.errors import BadRequest
+from ..wire.errors import BadRequest, first_mistake
 from ..wire.jobs import FOLDERS, Place
 
 # The option that a `#name` at the end of an address means, by the kind of sink.
@@ -115,9 +115,7 @@ def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
     try:
         return Place(kind=kind, where=where, options=given)
     except ValidationError as error:
-        mistake = error.errors()[0]
-        field = ".".join(map(str, mistake["loc"]))
-        raise BadRequest(f"{where!r} cannot be a place: {field}: {mistake['msg']}") from None
+        raise BadRequest(f"{where!r} cannot be a place: {first_mistake(error)}") from None
 
 
 def _parts(where: str) -> SplitResult:

@@ -38,6 +38,13 @@ They carry one sentence each: what was asked, and what would work. They cross th
 (code, sentence, retryable) and are raised again as the same class on the other side.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+OURS = "Value error, "  # what Pydantic puts before a sentence of ours
+
 
 class ClipyardError(Exception):
     """Base of every error this project raises on purpose.
@@ -260,6 +267,18 @@ BY_CODE = {kind.code: kind for kind in _tree(ClipyardError)}
 def first_line(error: BaseException) -> str:
     """What of another library's error fits into a sentence of ours; without its full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def first_mistake(error: "ValidationError", *, whole: str = "") -> str:
+    """What Pydantic found wrong first, for a sentence of ours: where, and what.
+
+    Args:
+        whole: stands for the place of what is wrong with all of it.
+    """
+    mistake = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(map(str, mistake["loc"])) or whole
+    what = mistake["msg"].removeprefix(OURS)
+    return f"{place}: {what}" if place else what
 
 
 def from_wire(code: str, sentence: str, *, retryable: bool) -> ClipyardError:

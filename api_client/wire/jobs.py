@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError
 
 from . import codec
-from .errors import BadRequest, NotSigned, UnknownJob
+from .errors import BadRequest, NotSigned, UnknownJob, first_mistake
 from .messages import MAX_ITEMS, Message, ModelId, Priority, Request
 from .names import JOB_PLAN
 from .settings import Settings
@@ -101,7 +101,7 @@ class JobSpec(Message):
         try:
             return cls.model_validate(found)
         except ValidationError as error:
-            raise BadRequest(f"the job file is broken: {error.errors()[0]['msg']}") from None
+            raise BadRequest(f"the job file is broken: {first_mistake(error)}") from None
 
 
 def sealed(spec: JobSpec, settings: Settings) -> dict[str, str]:

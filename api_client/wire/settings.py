@@ -32,13 +32,12 @@ from pydantic_settings import (
 )
 
 from . import address
-from .errors import BadSettings, ClipyardError, NoBroker
+from .errors import OURS, BadSettings, ClipyardError, NoBroker
 from .home import running_stack_url
 
 LONGEST_S = 7 * 24 * 3600  # that a caller waits for an answer, or an answer for its caller
 SHORTEST_SECRET = 16  # characters
 PREFIX = "clipyard_"
-OURS = "Value error, "  # what Pydantic puts before a sentence of ours
 CONFIG_VARIABLE = "CLIPYARD_CONFIG"
 PASSWORDS = re.compile(r"(?<=://)[^\s'\"/@]*:[^\s'\"]*@|(?<=password=)[^\s'\"&]+")  # in addresses
 USAGE = 2  # exit code of what cannot do as it is told; for a setting, starting again is in vain

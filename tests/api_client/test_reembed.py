@@ -112,7 +112,7 @@ def test_every_job_has_an_id_of_its_own():
         ("no json", "names no version"),
         ('{"version": 0}', "an older version"),
         ('{"version": 99}', "a newer version"),
-        ('{"version": 1}', "is broken"),
+        ('{"version": 1}', "is broken: id: Field required"),
     ],
 )
 def test_a_job_file_that_cannot_be_read_says_why(text, sentence):

@@ -20,6 +20,7 @@ from api_client.wire.errors import (
     ImageUnreadable,
     JobRefused,
     StoreDown,
+    first_mistake,
 )
 from api_client.wire.messages import PathRef, UrlRef
 
@@ -66,7 +67,7 @@ def _url(ref: str) -> UrlRef:
     try:
         return UrlRef(url=ref)
     except ValidationError as error:
-        raise ImageUnreadable(f"{ref!r:.100} is no URL: {error.errors()[0]['msg']}") from None
+        raise ImageUnreadable(f"{ref!r:.100} is no URL: {first_mistake(error)}") from None
 
 
 class FolderEmpty(StoreDown):
