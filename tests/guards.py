@@ -52,6 +52,13 @@ _GUARDS = {
         ("bits->at > end + sizeof bits->next", "0", "-k its_own"),
         ("= 2 * BLOCK_BYTES", "= 9", "-k its_own"),
     ],
+    ("api_client/quarantine/talks.py", "api_client/test_quarantine.py"): [
+        (
+            "opened(told, task=evidence.task, request=id, settings=line.settings)",
+            "evidence.payload",
+            "-k nobody_with_the_key",
+        ),
+    ],
     ("worker/extent.py", "worker/backends/test_resize.py"): [
         ("size - 1 < part <= size for", "True for", "-k less_than_a_pixel"),
     ],
