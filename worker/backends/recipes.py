@@ -58,10 +58,12 @@ class Recipe:
         """
         if entry.architecture.endswith(".json"):
             return cls._from_file(Path(entry.architecture))
-        if (model := open_clip.get_model_config(entry.architecture)) is None:
-            near = get_close_matches(entry.architecture, open_clip.list_models(), 5)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise LoadFailed(f"open_clip has no architecture {entry.architecture!r}{hint}")
+        # Not by asking for its config: of `local-dir:` and `hf-hub:` that has no preprocessing.
+        if entry.architecture not in (known := open_clip.list_models()):
+            near = get_close_matches(entry.architecture, known, 5)
+            hint = f"nearest: {', '.join(near)}" if near else "name a model's open_clip_config.json"
+            raise LoadFailed(f"open_clip has no architecture {entry.architecture!r}; {hint}")
+        model = open_clip.get_model_config(entry.architecture)
         source = pretrained.get_pretrained_cfg(entry.architecture, entry.tag)
         # Weights trained with QuickGELU give wrong vectors, silently, under any other activation.
         if source.get("quick_gelu") or entry.tag == "openai":

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -657,6 +658,17 @@ def test_a_checkpoint_that_is_not_there_is_unavailable(backend: OpenClip, small:
 def test_an_unknown_architecture_lists_the_nearest(backend: OpenClip) -> None:
     with pytest.raises(LoadFailed, match=r"nearest: .*ViT-B-32"):
         backend.check(Entry(id="ViT-B-33/x", architecture="ViT-B-33", tag="x"))
+
+
+def test_a_folder_is_no_architecture_as_its_preprocessing_would_not_be_read(
+    backend: OpenClip, small: Entry
+) -> None:
+    folder = Path(small.architecture).parent
+    for name in (str(folder), f"local-dir:{folder}"):
+        with pytest.raises(LoadFailed, match=r"no architecture .*; name a model's open_clip_conf"):
+            backend.check(replace(small, architecture=name))
+    with pytest.raises(LoadFailed, match=r"no architecture 'hf-hub:.*; nearest: ViT-B-16-SigLIP"):
+        backend.check(replace(small, architecture="hf-hub:timm/ViT-B-16-SigLIP"))
 
 
 @pytest.mark.parametrize(
