@@ -136,7 +136,8 @@ def _is_plain(block: Any) -> bool:
     if attention.in_proj_weight is None or attention.in_proj_bias is None:
         return False
     extras = attention.bias_k is not None or attention.add_zero_attn
-    norms_are_plain = type(block.ln_1) is type(block.ln_2) is LayerNorm
+    norms = block.ln_1, block.ln_2
+    norms_are_plain = all(type(norm) is LayerNorm and norm.bias is not None for norm in norms)
     return norms_are_plain and type(block.mlp.gelu) in (nn.GELU, QuickGELU) and not extras
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from open_clip.transformer import LayerNormFp32, QuickGELU, ResidualAttentionBlock
+from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from worker.backends import blocks
@@ -105,6 +105,8 @@ def attention(**options: Any) -> nn.MultiheadAttention:
         ("attn", partial(attention, bias=False)),
         ("ln_1", partial(LayerNormFp32, WIDTH)),
         ("ln_2", partial(LayerNormFp32, WIDTH)),
+        ("ln_1", partial(LayerNorm, WIDTH, elementwise_affine=False)),
+        ("ln_2", partial(LayerNorm, WIDTH, bias=False)),
     ],
 )
 def test_a_block_with_extras_is_left_as_it_is(part: tuple[str, Callable[[], nn.Module]]) -> None:
