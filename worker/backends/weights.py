@@ -37,13 +37,12 @@ def read(file: Path) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{file} is a folder; name the file of the weights in it") from None
     except SafetensorError as error:
         raise BadCheckpoint(f"{file} is truncated or corrupt: {error}") from None
-    except pickle.UnpicklingError as error:
-        named = _FORBIDDEN.search(str(error))  # below advice to allow what could run code
-        raise BadCheckpoint(
-            f"{file} holds more than tensors and is not opened, because it could run code "
-            f"({named[1] if named else first_line(error)}); save its state_dict as safetensors"
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, EOFError) as error:
+        if named := _FORBIDDEN.search(str(error)):
+            raise _holding_more(file, named[1]) from None
+        # What torch says, of a page saved as a checkpoint too, is how to allow what could run code.
+        raise BadCheckpoint(f"{file} is truncated or corrupt, or none of torch's") from None
+    except (RuntimeError, OSError, ValueError, KeyError, AttributeError) as error:
         raise BadCheckpoint(f"{file} is truncated or corrupt: {first_line(error)}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -103,9 +102,16 @@ def identity(state: State) -> str:
 def _unpickle(file: Path) -> object:
     mapped = zipfile.is_zipfile(file)  # the format before 2020 cannot be mapped
     if mapped and _is_torchscript(file):
-        raise pickle.UnpicklingError("a TorchScript archive")
+        raise _holding_more(file, "a TorchScript archive")
     content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     return content
+
+
+def _holding_more(file: Path, what: str) -> BadCheckpoint:
+    return BadCheckpoint(
+        f"{file} holds more than tensors and is not opened, because it could run code ({what}); "
+        "save its state_dict as safetensors"
+    )
 
 
 def _is_torchscript(file: Path) -> bool:

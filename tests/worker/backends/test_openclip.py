@@ -607,6 +607,17 @@ def test_a_half_downloaded_checkpoint_is_refused_before_loading(
             backend.load(entry)
 
 
+def test_what_was_saved_as_a_checkpoint_and_is_none_is_not_said_to_run_code(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    file = tmp_path / "open_clip_pytorch_model.bin"
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for said in (pointer, "<!DOCTYPE html><title>404</title>", "Entry not found"):
+        file.write_text(said)
+        with pytest.raises(BadCheckpoint, match=r"truncated or corrupt, or none of torch's$"):
+            backend.check(replace(small, checkpoint=file))
+
+
 def test_a_checkpoint_is_looked_through_once_until_it_changes(
     backend: OpenClip, small: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
