@@ -170,6 +170,11 @@ class Timm(TorchModel):
         return config, steps
 
     def _construct(self) -> nn.Module:
+        if not timm.is_model(self._name):
+            raise LoadFailed(
+                f"timm cannot build {self._name}: it lists no such architecture; name one that it "
+                "does, and a file of weights as `checkpoint`"
+            )
         try:
             options = dict(self.entry.options)
             module: nn.Module = timm.create_model(self._name, num_classes=0, **options)

@@ -177,6 +177,14 @@ def test_what_timm_cannot_build_is_one_sentence(entry, wrong):
         family().check(Entry("x/y", **fields))
 
 
+@pytest.mark.parametrize("name", ["local-dir:{0}", "{0}", "hf-hub:timm/resnet18.a1_in1k"])
+def test_a_folder_is_no_architecture(tmp_path, name):
+    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path)
+    architecture, checkpoint = name.format(tmp_path), tmp_path / "pytorch_model.bin"
+    with pytest.raises(LoadFailed, match="no such architecture; name one"):
+        family().check(Entry("x/y", architecture=architecture, checkpoint=checkpoint))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
