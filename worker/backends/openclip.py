@@ -261,7 +261,8 @@ def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The renamings and resizings of `open_clip.factory.load_checkpoint`, without its copy."""
     if hugging_face.wrote(state):
         state = hugging_face.renamed(state)
-    state = factory.convert_state_dict(model, state)
+    with suppress(AttributeError, KeyError, RuntimeError):  # what stays as it is does not fit
+        state = factory.convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = factory.convert_to_custom_text_state_dict(state)
     for name in ("logit_scale", "logit_bias"):

@@ -632,6 +632,15 @@ def test_a_checkpoint_is_looked_through_once_until_it_changes(
         backend.check(entry)
 
 
+def test_apples_weights_are_refused_in_an_architecture_that_is_not_theirs(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    stem = "image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight"
+    save_file({stem: torch.zeros(4, 3, 3, 3)}, file := tmp_path / "mobileclip_s1.safetensors")
+    with pytest.raises(BadCheckpoint, match=rf"another architecture: .* missing; {stem} unexpect"):
+        backend.check(replace(small, checkpoint=file))
+
+
 def test_weights_of_another_architecture_name_the_first_tensors_that_differ(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
