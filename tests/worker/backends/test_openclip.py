@@ -179,6 +179,13 @@ def test_other_tags_that_were_trained_with_quick_gelu_get_it() -> None:
     assert "quick_gelu" not in Recipe.of(Entry(id="", architecture="ViT-B-32", tag="mine")).model
 
 
+def test_a_tag_beside_a_checkpoint_says_how_pictures_are_prepared(small: Entry) -> None:
+    tuned = Entry(id="", architecture="ViT-B-16-SigLIP", checkpoint=small.checkpoint)
+    assert not Recipe.of(tuned).preprocess
+    prepared = Recipe.of(replace(tuned, tag="webli")).preprocess
+    assert (prepared["mean"], prepared["resize_mode"]) == ((0.5, 0.5, 0.5), "squash")
+
+
 @pytest.mark.parametrize("entry", SIX, ids=lambda entry: entry.id)
 def test_the_catalogue_promises_what_the_architecture_has(entry: Entry) -> None:
     recipe = Recipe.of(entry)
