@@ -181,6 +181,7 @@ class About:
         auto_start: its `models` are brought onto the device when a worker starts.
         priority: the order in which families do so, the lowest first.
         at_rest: how its models can hold their weights in fewer bytes of host memory.
+        options: which ones its entries may have; None leaves that to the family.
         patience_s: how long one call of a plug-in may take; then it counts as hanging.
     """
 
@@ -192,6 +193,7 @@ class About:
     auto_start: bool = False
     priority: int = 100
     at_rest: tuple[AtRest, ...] = ()
+    options: tuple[str, ...] | None = None
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:

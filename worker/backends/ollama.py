@@ -53,7 +53,10 @@ class Ollama(SimpleModel):
     """
 
     about = About(
-        description="text models behind an Ollama server", tags=("text",), packages=("ollama",)
+        description="text models behind an Ollama server",
+        tags=("text",),
+        packages=("ollama",),
+        options=("host", "timeout_s", "held_s"),
     )
 
     @classmethod

@@ -45,6 +45,7 @@ class OpenClip:
         description="CLIP, SigLIP, CoCa and whatever else open_clip constructs",
         tags=("image", "text"),
         at_rest=("int8",),
+        options=(),
     )
 
     def __init__(self, placement: Placement) -> None:

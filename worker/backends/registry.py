@@ -257,11 +257,16 @@ class Families:
             BackendFailed: it cannot do what the entry asks of any family.
         """
         backend = self[entry.backend]
-        forms = _about(backend).at_rest
+        forms, known = _about(backend).at_rest, _about(backend).options
         if entry.at_rest and entry.at_rest not in forms:
             raise BackendFailed(
                 f"the model family {entry.backend} cannot hold {entry.id} at rest as "
                 f"{entry.at_rest}; it can as: {', '.join(forms) or 'nothing else than it is'}"
+            )
+        if known is not None and (unknown := entry.options.keys() - set(known)):
+            raise BackendFailed(
+                f"the model family {entry.backend} has no option {', '.join(sorted(unknown))} for "
+                f"{entry.id}; it has: {', '.join(known) or 'none'}"
             )
         return backend
 

@@ -59,7 +59,10 @@ class SentenceTransformers(TorchModel):
     the hub's name of the model. Code that comes with a model is never run."""
 
     about = About(
-        description="text models of sentence-transformers", tags=("text",), at_rest=("int8",)
+        description="text models of sentence-transformers",
+        tags=("text",),
+        at_rest=("int8",),
+        options=(),
     )
 
     @classmethod

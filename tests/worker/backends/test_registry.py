@@ -308,3 +308,19 @@ def test_families_start_by_themselves_in_the_order_of_their_priority():
     assert families.auto_started() == ()
     families.discover()
     assert families.auto_started() == ("earlier/one", "lengths/one", "lengths/two")
+
+
+@pytest.mark.parametrize(
+    ("family", "there_are"),
+    [
+        ("open_clip", "none"),
+        ("sentence_transformers", "none"),
+        ("ollama", "host, timeout_s, held_s"),
+    ],
+)
+def test_an_option_that_a_family_does_not_have_is_refused(family, there_are):
+    families = Families(Placement(offline=True))
+    entry = Entry("x/y", backend=family, options={"prompt_name": "query", "host": "a"})
+    for step in (families.check, families.load):
+        with pytest.raises(BackendFailed, match=f"prompt_name for x/y; it has: {there_are}"):
+            step(entry)
