@@ -198,7 +198,8 @@ class SettingsBase(BaseSettings):
         try:
             super().__init__(**{PREFIX + field: value for field, value in given.items()})
         except ValidationError as error:
-            raise BadSettings("\n".join(map(self._line, error.errors()))) from None
+            lines = (self._line(mistake, given=given) for mistake in error.errors())
+            raise BadSettings("\n".join(lines)) from None
         except (SettingsError, RecursionError) as error:
             field = re.search('field "(.+?)"', str(error))  # Pydantic's words, without the reason
             name = f"{PREFIX}{field[1] if field else '*'}".upper()
@@ -213,12 +214,14 @@ class SettingsBase(BaseSettings):
         return cls(**given)
 
     @classmethod
-    def _line(cls, mistake: Any) -> str:
-        name = str(mistake["loc"][0]) if mistake["loc"] else "settings"
-        field = cls.model_fields.get(name.removeprefix(PREFIX))
+    def _line(cls, mistake: Any, *, given: Mapping[str, Any]) -> str:
+        """What is wrong, by the name that people find where they have set it."""
+        field = str(mistake["loc"][0]).removeprefix(PREFIX)
+        found = None if field in given else cls._found(field)
+        name = " in ".join(filter(None, found)) if found else f"{PREFIX}{field}".upper()
         shown = PASSWORDS.sub("***", repr(mistake["input"]))
-        given = "" if field and _is_secret(field) else f" (it is {shown})"
-        return f"{name.upper()}: {mistake['msg'].removeprefix(OURS)}{given}"
+        value = "" if _is_secret(cls.model_fields[field]) else f" (it is {shown})"
+        return f"{name}: {mistake['msg'].removeprefix(OURS)}{value}"
 
     def rows(self) -> list[dict[str, str]]:
         """Every setting with its environment name, value (secrets masked) and origin."""
@@ -234,15 +237,24 @@ class SettingsBase(BaseSettings):
     def origin(self, field: str) -> str:
         """Where a setting's value came from: a variable's name, the JSON file's, `given` as an
         argument that neither of them has, or `default`."""
+        if found := self._found(field):
+            name, file = found
+            return file or name
+        return "given" if field in self.model_fields_set else "default"
+
+    @classmethod
+    def _found(cls, field: str) -> tuple[str, str] | None:
+        """The variable that a setting is in, or its key and the JSON file; None: in neither."""
         for name in names_of(field):
             if os.environ.get(name.upper()) or os.environ.get(name):
-                return name.upper()
-        if os.environ.get(_file_variable(field)) and _is_secret(type(self).model_fields[field]):
-            return _file_variable(field)
+                return name.upper(), ""
+        if os.environ.get(_file_variable(field)) and _is_secret(cls.model_fields[field]):
+            return _file_variable(field), ""
         path = os.environ.get(CONFIG_VARIABLE, "")
-        if any(name in _json_file(path) for name in (*names_of(field), field)):
-            return path
-        return "given" if field in self.model_fields_set else "default"
+        for name in (*names_of(field), field):
+            if name in _json_file(path):
+                return name, path
+        return None
 
 
 def _written(value: Any) -> str:

@@ -177,6 +177,20 @@ def test_every_mistake_gets_a_line_with_its_name(monkeypatch):
     assert any(line.startswith("CLIPYARD_DEVICE: ") and "cuda:N" in line for line in lines)
 
 
+def test_a_mistake_is_told_by_the_name_that_was_set(monkeypatch, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text('{"model_usage_tracker_cleanup_interval": 0, "slots": 0}')
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
+    monkeypatch.setenv("CLIP_BATCH_SIZE", "many")
+    with pytest.raises(BadSettings) as raised:
+        WorkerSettings.read()
+    names = {line.partition(": ")[0] for line in str(raised.value).splitlines()}
+    keys = {"model_usage_tracker_cleanup_interval", "slots"}
+    assert names == {"CLIP_BATCH_SIZE", *(f"{key} in {config}" for key in keys)}
+    with pytest.raises(BadSettings, match=r"^CLIPYARD_BATCH_SIZE: .*'few'"):  # as an argument
+        WorkerSettings.read(batch_size="few", slots=2, sweep_interval_s=1)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", None])
 def test_a_config_file_that_cannot_be_used_is_one_line(monkeypatch, tmp_path, content):
     config = tmp_path / "config.json"
