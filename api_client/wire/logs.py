@@ -32,6 +32,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "messages": ("celery", "kombu", "worker.delivery"),
 }
 OTHER = "other"
+# Ollama's, Qdrant's and the hub's clients ask through these, which log each request, by its whole
+# address: two lines a forward pass, and the signature by which a private file can be had.
+ASKING = ("httpx", "httpx2")
 
 # For str.translate: what others wrote moves no cursor and tells a terminal nothing.
 ESCAPES: Mapping[int, str] = {
@@ -105,6 +108,8 @@ def set_up(settings: LogSettings) -> None:
     for part, names in PARTS.items():
         for name in names:
             logging.getLogger(name).setLevel(settings.log_levels.get(part, settings.log_level))
+    for name in ASKING:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @cache

@@ -27,11 +27,11 @@ except ZeroDivisionError:
 
 @pytest.fixture
 def said(monkeypatch):
-    def said(**env):
+    def said(program=PROGRAM, **env):
         for name, value in env.items():
             monkeypatch.setenv(name, str(value))
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
         )
         return done.stderr.splitlines()
 
@@ -63,6 +63,18 @@ def test_on_demand_every_line_is_one_json_object_with_the_callers_id(said):
     assert sweep["level"] == "INFO"
     assert "correlation" not in broken
     assert "ZeroDivisionError" in broken["traceback"]
+
+
+def test_what_a_library_asks_for_is_in_no_line(said):
+    asks = """
+import httpx, httpx2
+for library in httpx, httpx2:
+    served = library.MockTransport(lambda request: library.Response(200))
+    library.Client(transport=served).get("http://hub/weights?signature=secret")
+"""
+    lines = said(PROGRAM + asks, CLIPYARD_LOG_LEVEL="DEBUG")
+    assert lines
+    assert not any("signature" in line for line in lines)
 
 
 def test_each_part_can_have_a_file_of_its_own(said, tmp_path):
