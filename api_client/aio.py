@@ -89,7 +89,7 @@ class AsyncClient:
         return AsyncHandle(self._desk, self._hold, self._desk.submitted(id))
 
     @staticmethod
-    def similarity(a: Vectors, b: Vectors) -> Vectors:
+    def similarity(a: Vectors, b: Vectors) -> Any:
         """As `Client.similarity`; there is nothing to await."""
         return similarity(a, b)
 

@@ -130,7 +130,7 @@ class Client:
         return Handle(self._desk, self._hold, self._desk.submitted(id))
 
     @staticmethod
-    def similarity(a: Vectors, b: Vectors) -> Vectors:
+    def similarity(a: Vectors, b: Vectors) -> Any:
         """Cosine of every row of `a` with every row of `b`, see `results.similarity`."""
         return similarity(a, b)
 

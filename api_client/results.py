@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -130,14 +130,15 @@ def matrix(items: Sequence[Item]) -> Vectors:
     return np.stack(vectors)
 
 
-def similarity(a: Vectors, b: Vectors) -> Vectors:
+def similarity(a: Vectors, b: Vectors) -> Any:
     """Cosine of every row of `a` with every row of `b`.
 
     Args:
         a: (dimension,) or (n, dimension). b: likewise, m rows.
 
     Returns:
-        float32 of shape (n, m), without the axes that were not given.
+        float32 of shape (n, m), without the axes that were not given; of two vectors a float64,
+        which is a `float`, too: an array of no axes can be neither rounded nor written as JSON.
 
     Raises:
         SpaceMismatch: the dimensions differ.
@@ -149,7 +150,8 @@ def similarity(a: Vectors, b: Vectors) -> Vectors:
         )
     cosine = _unit(first) @ _unit(second).T
     axes = tuple(axis for axis, given in enumerate((a, b)) if np.ndim(given) == 1)
-    return np.asarray(cosine.squeeze(axes), np.float32)
+    found = cosine.squeeze(axes)
+    return found if found.ndim else np.float64(found)
 
 
 def _unit(rows: Vectors) -> Vectors:

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -67,6 +68,13 @@ def test_two_spaces_in_one_call_are_refused():
 )
 def test_similarity_keeps_the_axes_it_was_given(a, b, shape):
     assert similarity(np.ones(a, np.float32), np.ones(b, np.float32)).shape == shape
+
+
+def test_the_similarity_of_two_vectors_is_a_number_that_goes_wherever_numbers_go():
+    number = similarity(np.array([1.0, 0]), np.array([3.0, 4]))
+    assert round(number, 3) == 0.6
+    assert json.loads(json.dumps({"similarity": number})) == {"similarity": pytest.approx(0.6)}
+    assert {number: "by its value"}[number]
 
 
 def test_similarity_is_the_cosine_whatever_the_lengths():
