@@ -179,6 +179,7 @@ def _redis_and_workers(settings: Settings) -> Found:
                 yield Finding(Check.REDIS, Health.SICK, told, NOT_OURS)
             yield from fleet_findings(fleet, now=time.time())
             yield from two_beats(client, settings)
+            yield from current(client, keys, fleet)
         if fleet.workers:
             yield from events(settings)
     except redis.exceptions.NoPermissionError as error:
@@ -286,6 +287,18 @@ def _models(fleet: Fleet) -> Found:
         if event.kind in (EventKind.REFUSED, EventKind.OUT_OF_MEMORY):
             found = f"{event.model} could not be had on {event.worker}: {event.reason}"
             mend = "look at its checkpoint, its catalogue entry and the memory it needs"
+            yield Finding(Check.MODEL, Health.WARNING, found, mend)
+
+
+def current(client: Any, keys: Keys, fleet: Fleet) -> Found:
+    """Whether anybody knows the model that answers when none is named: a typo stops no start."""
+    if not fleet.workers:
+        return
+    model = fleet.answering()
+    with suppress(redis.ResponseError):  # none of ours is there, which stops the workers' own beats
+        if client.hget(keys.catalogue, model) is None:  # every role may ask so
+            mend = "correct CLIPYARD_DEFAULT_MODEL, or `clipyard switch` to a model that is listed"
+            found = f"no worker lists the current model, {model}"
             yield Finding(Check.MODEL, Health.WARNING, found, mend)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ..aio import AsyncClient
 from ..desk import entry_of
 from ..status import Fleet
-from ..wire.errors import BadRequest, UnknownModel
+from ..wire.errors import BadRequest
 from ..wire.messages import CatalogueEntry, Kind, Managed, ModelId, ModelStatus, Pressure
 from .refusals import RESPONSES
 
@@ -234,9 +234,8 @@ def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry]) -> Status:
     """The fleet in the shape of GET .../status."""
     current = fleet.answering()
     loaded = {one.id: holding(fleet, one.id) for _, one in fleet.in_memory}
-    if (entry := entry_of(entries, current)) is None:
-        raise UnknownModel(f"no worker lists the current model {current!r}")
-    vision = seen(entry, loaded.get(current, []))
+    # Mistyped in the settings, it is listed by nobody, and no reason to hide the others.
+    vision = seen(current, entry_of(entries, current), loaded.get(current, []))
     texts = [entry for entry in entries if not is_vision(entry)]
     tracked = {
         CURRENT if model_id == current else model_id: tracked_of(held)
@@ -246,7 +245,7 @@ def status_of(fleet: Fleet, entries: Sequence[CatalogueEntry]) -> Status:
         vision_embeddings=VisionModel(**dict(vision), memory_pressure_level=fleet.pressure),
         # Under the names that they had: nomic-embed-text for ollama/nomic-embed-text.
         text_embeddings={
-            (entry.aliases or (entry.id,))[0]: seen(entry, loaded.get(entry.id, []))
+            (entry.aliases or (entry.id,))[0]: seen(entry.id, entry, loaded.get(entry.id, []))
             for entry in texts
         },
         memory_pressure={"text_embeddings": fleet.pressure},
@@ -286,10 +285,13 @@ def health_of(fleet: Fleet, *, now: datetime) -> HealthReport:
     )
 
 
-def seen(entry: CatalogueEntry, held: Sequence[ModelStatus]) -> TextModel:
+def seen(model_id: str, entry: CatalogueEntry | None, held: Sequence[ModelStatus]) -> TextModel:
+    # One that needs no entry tells it once it is loaded; 0 is not known yet.
+    dimensions = (*(model.dimension for model in held), entry.dimension if entry else None)
+    info = ModelInfo(model_id=model_id, dimension=next(filter(None, dimensions), 0))
     return TextModel(
         loaded=bool(held),
-        model_info=ModelInfo(model_id=entry.id, dimension=entry.dimension),
+        model_info=info,
         memory_usage=memory_of(held),
         last_used=last_used(held),
     )

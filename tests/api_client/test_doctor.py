@@ -288,6 +288,17 @@ def test_a_model_that_was_refused_is_told_until_it_is_there(tell, show, store, k
     assert told == [["clip/a could not be had on gpu0@a: in use"], []]
 
 
+def test_a_current_model_that_nobody_lists_is_told(show, store, keys):
+    show(default="clip/typo")
+    [told] = doctor.current(store, keys, read_fleet(store, keys))
+    assert (told.check, told.found) == (
+        Check.MODEL,
+        "no worker lists the current model, clip/typo",
+    )
+    store.hset(keys.catalogue, "clip/typo", "{}")
+    assert not list(doctor.current(store, keys, read_fleet(store, keys)))
+
+
 @pytest.mark.parametrize("about", list(ComplaintAbout))
 def test_what_a_worker_complains_of_is_told_with_its_mend(tell, show, about):
     show(complaints=[Complaint(about=about, found="oh", mend="do this")])

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from starlette.requests import Request
 
-from api_client.gateway import plain
+from api_client.gateway import plain, rag
 from api_client.gateway.app import build
 from api_client.gateway.refusals import refusal_of
 from api_client.status import Fleet, Worker
@@ -29,10 +29,11 @@ from api_client.wire.errors import (
     NoBroker,
     NotSigned,
 )
-from api_client.wire.messages import ModelStatus
+from api_client.wire.messages import CatalogueEntry, Kind, ModelStatus
 
 HERE = "http://127.0.0.1"
 RAG = "/api/rag/embedding"
+WORDS = CatalogueEntry(id="words", name="", family="fake", dimension=0, kinds=(Kind.TEXT,))
 
 
 def png():
@@ -330,6 +331,21 @@ def test_status_has_the_shape_that_callers_know(http):
     assert tracked["usage_count"] == 1
     assert tracked["is_loaded"] is True
     assert {"last_used", "vram_timeout", "ram_timeout"} <= tracked.keys()
+
+
+def test_status_tells_of_the_rest_though_nobody_lists_the_current_model():
+    status = rag.status_of(Fleet(current="clip/typo"), [WORDS])
+    vision = status.vision_embeddings
+    assert (vision.model_info.model_id, vision.model_info.dimension) == ("clip/typo", 0)
+    assert status.text_embeddings.keys() == {"words"}
+
+
+def test_a_model_that_needed_no_entry_tells_its_dimension_once_it_is_loaded():
+    held = ModelStatus(id=WORDS.id, type="text", state="device", dimension=7)
+    at = {"name": "gpu0@a", "device": "cuda:0", "pid": 1, "started_at": 0.0, "beat_at": 0.0}
+    fleet = Fleet(workers=(Worker(**at, state="ready", held=(held,)),), current="clip/a")
+    status = rag.status_of(fleet, [WORDS])
+    assert status.text_embeddings["words"].model_info.dimension == 7
 
 
 def test_health_has_the_shape_that_callers_know(http):
