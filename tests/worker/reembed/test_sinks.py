@@ -215,6 +215,18 @@ def test_vectors_come_from_postgresql_as_bytes_and_not_as_text(make, monkeypatch
     same(sink.read(["0/0", "0/2", "0/3"]), wanted(shard(0)))
 
 
+def test_an_extension_where_the_job_does_not_look_is_named_with_the_way_to_it(doors, postgres_url):
+    with psycopg.connect(postgres_url) as owner:
+        owner.execute("CREATE SCHEMA extensions")
+        owner.execute("CREATE EXTENSION vector SCHEMA extensions")
+    with pytest.raises(JobRefused, match="pgvector is in the schema extensions") as refused:
+        open_sink(Place(kind="pgvector", where=postgres_url), SPACE, doors)
+    way = str(refused.value).partition("look: ")[2].replace("ROLE test", "DATABASE %s")
+    with psycopg.connect(postgres_url) as owner:  # the role is of all tests
+        owner.execute((way % owner.info.dbname).encode())
+    open_sink(Place(kind="pgvector", where=postgres_url), SPACE, doors)
+
+
 def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbers(
     tmp_path, doors, postgres_url
 ):

@@ -217,10 +217,23 @@ class PgVector:
         """A cursor in a transaction, on a connection of its own: a chunk takes far longer."""
         with self._connected() as connection:
             if connection.execute("SELECT to_regtype('vector')").fetchone() == (None,):
-                connection.execute("CREATE EXTENSION vector")  # for the owner to allow
+                self._extend(connection)
             register_vector(connection)
             with connection.cursor() as cursor:
                 yield cursor
+
+    def _extend(self, connection: psycopg.Connection) -> None:
+        found = (
+            "SELECT extnamespace::regnamespace::text, quote_ident(current_user), "
+            "current_setting('search_path') FROM pg_extension WHERE extname = 'vector'"
+        )
+        if row := connection.execute(found).fetchone():
+            schema, user, others = row
+            raise JobRefused(
+                f"PostgreSQL at {self._where}: pgvector is in the schema {schema}, where {user} "
+                f"does not look: ALTER ROLE {user} SET search_path = {others}, {schema}"
+            )
+        connection.execute("CREATE EXTENSION vector")  # for the owner to allow
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection]:
