@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,8 +18,7 @@ PLAIN = (
 def reading_parquet() -> Iterator[None]:
     """
     Raises:
-        ArrowInvalid: for a broken page too, of which Arrow says by an OSError without a number; and
-            for a time beyond Python's years, or of a zone that it does not know.
+        ArrowInvalid: for a broken page too, of which Arrow says by an OSError without a number.
     """
     try:
         yield
@@ -26,8 +26,28 @@ def reading_parquet() -> Iterator[None]:
         if error.errno is None:
             raise pa.ArrowInvalid(str(error)) from error
         raise
+
+
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Its rows; times are to the microsecond, as Python's, and those of pandas often finer.
+
+    Raises:
+        ArrowInvalid: it has a time beyond Python's years, or of a zone that it does not know.
+    """
+    schema = pa.schema([field.with_type(_held_by_python(field.type)) for field in batch.schema])
+    try:
+        rows: list[dict[str, Any]] = batch.cast(schema, safe=False).to_pylist()
     except (OverflowError, KeyError) as error:
         raise pa.ArrowInvalid(f"{type(error).__name__}: {error}") from error
+    return rows
+
+
+def _held_by_python(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    return pa.time64("us") if kind == pa.time64("ns") else kind
 
 
 def is_of_bytes(kind: pa.DataType) -> bool:

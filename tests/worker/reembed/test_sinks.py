@@ -430,6 +430,18 @@ def test_a_table_without_ids_is_refused_with_what_it_has(tmp_path, doors):
         list(open_sink(place, None, doors).rows())
 
 
+@pytest.mark.parametrize(
+    ("time", "kind"),
+    [(2**60, pa.timestamp("us")), (0, pa.timestamp("us", "Mars/Olympus")), (2**30, pa.date32())],
+)
+def test_a_time_of_a_table_that_python_cannot_hold_is_a_sentence(tmp_path, doors, time, kind):
+    row = pa.table({"id": ["7"], "ref": ["/p/7.jpg"], "taken": pa.array([time], kind)})
+    lancedb.connect(tmp_path).create_table("old", row)
+    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "old"})
+    with pytest.raises(JobRefused, match=r"the table old in .* cannot be read: \w+Error: "):
+        list(open_sink(place, None, doors).rows())
+
+
 def test_a_name_is_switched_and_switched_back(make, kind):
     old = make(kind, name="old")
     old.write(shard(0, seed=1))

@@ -302,6 +302,23 @@ def test_a_time_that_python_cannot_hold_is_a_sentence(source, tmp_path, time, zo
         list(source("list", tmp_path / "x.parquet").walk())
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (pa.timestamp("ns"), "1970-01-01 00:00:01.000002"),
+        (pa.timestamp("ns", tz="Europe/Berlin"), "1970-01-01 01:00:01.000002+01:00"),
+        (pa.duration("ns"), "0:00:01.000002"),
+        (pa.time64("ns"), "00:00:01.000002"),
+    ],
+)
+def test_a_time_in_nanoseconds_is_told_to_the_microsecond(source, tmp_path, kind, told):
+    """As pandas and DuckDB write them: no worker took such a list."""
+    times = pa.array([1_000_002_003], kind)
+    parquet.write_table(pa.table({"path": ["a.jpg"], "taken": times}), tmp_path / "x.parquet")
+    [item] = source("list", tmp_path / "x.parquet").walk()
+    assert str(item.meta["taken"]) == told
+
+
 def test_metadata_that_are_nested_deeper_than_python_follows_are_a_sentence():
     deep = []
     for _ in range(sys.getrecursionlimit()):

@@ -22,7 +22,7 @@ from ..doors import Doors
 from ..items import Shard, Space, Vector, storable
 from ..links import lead, leads_to, named
 from ..plugins import options_of
-from ..tables import is_of_bytes
+from ..tables import is_of_bytes, rows_of
 from . import refuse_another_space, walked
 from .shards import matrix
 
@@ -161,6 +161,7 @@ class LanceDB:
         return self._table
 
     def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        where = f"the table {self._name} in {self._where}"
         with self._asking():
             names = [
                 field.name
@@ -168,8 +169,12 @@ class LanceDB:
                 if field.name != "vector" and not is_of_bytes(field.type)
             ]
             for batch in self._table.search().select(names).to_batches():
-                for row in batch.to_pylist():
-                    yield walked(f"the table {self._name} in {self._where}", row)
+                try:
+                    found = rows_of(batch)
+                except ValueError as error:
+                    raise JobRefused(f"{where} cannot be read: {first_line(error)}") from None
+                for row in found:
+                    yield walked(where, row)
 
     def target(self, alias: str) -> str | None:
         found = leads_to(self._link(alias))

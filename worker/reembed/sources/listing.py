@@ -18,7 +18,7 @@ from api_client.wire.messages import MAX_BATCH_CHARS
 from ..doors import Doors
 from ..items import Item
 from ..plugins import options_of
-from ..tables import is_of_bytes, reading_parquet
+from ..tables import is_of_bytes, reading_parquet, rows_of
 from . import Content
 from .refs import content
 
@@ -109,7 +109,7 @@ def _parquet(file: Path, *, needed: Collection[str]) -> Iterator[Mapping[str, An
             f.name for f in table.schema_arrow if f.name in needed or not is_of_bytes(f.type)
         ]
         for batch in table.iter_batches(ROWS, columns=columns):
-            yield from batch.to_pylist()
+            yield from rows_of(batch)
 
 
 def _jsonl(file: Path) -> Iterator[Mapping[str, Any]]:
