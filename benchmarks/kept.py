@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+FOLDER = HERE / "results"
 
 
 def keep(line: str) -> Path:
     """Write a benchmark's line of JSON down; gives the file."""
     result = json.loads(line)
     now = datetime.now(UTC)
-    result |= {"date": now.isoformat(timespec="seconds"), "commit": _commit()}
+    result |= {"date": now.isoformat(timespec="seconds"), "commit": commit()}
     FOLDER.mkdir(exist_ok=True)
     file = FOLDER / f"{result['name']}-{now:%Y%m%d-%H%M%S}.json"
     file.write_text(json.dumps(result, indent=2) + "\n")
@@ -30,7 +31,11 @@ def newest() -> list[Mapping[str, Any]]:
     return [latest[key] for key in sorted(latest)]
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of this checkout, or "unknown" where it has no history or Git is not installed."""
     argv = ("git", "rev-parse", "--short", "HEAD")
-    said = subprocess.run(argv, cwd=FOLDER.parent, capture_output=True, text=True, check=False)
-    return said.stdout.strip()
+    try:
+        said = subprocess.run(argv, cwd=HERE, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return said.stdout.strip() or "unknown"

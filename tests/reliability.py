@@ -5,12 +5,12 @@ python -m tests.reliability        draws the tables anew
 
 import argparse
 import json
-import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import kept
 from benchmarks.report import machine
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -22,9 +22,7 @@ END = "<!-- end -->"
 def keep(name: str, result: Mapping[str, Any]) -> None:
     """Write a run down, with its machine, date and commit, and draw the page's tables anew."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    argv = ("git", "rev-parse", "--short", "HEAD")
-    said = subprocess.run(argv, cwd=DOCS, capture_output=True, text=True, check=False)
-    known = {**result, "machine": machine(), "date": now, "commit": said.stdout.strip()}
+    known = {**result, "machine": machine(), "date": now, "commit": kept.commit()}
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(known, indent=1) + "\n")
     PAGE.write_text(drawn(PAGE.read_text()))
