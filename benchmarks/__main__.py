@@ -1,12 +1,13 @@
 """`python -m benchmarks NAME [--quick] [--device cpu] [--json] [--keep]`: one line of JSON.
 
 With --json nothing else is printed to the standard output. The exit code is 0 whether or not a
-goal was reached; what could measure nothing says why in its note, and is not kept. `all` runs each
-in turn; `report` draws docs/performance.md from what was kept.
+goal was reached; what could measure nothing says why in its note, and is not kept, nor is a quick
+run. `all` runs each in turn; `report` draws docs/performance.md from what was kept.
 """
 
 import argparse
 import logging
+import re
 import sys
 from importlib import import_module
 
@@ -35,10 +36,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=(*NAMES, "all", "report"))
     parser.add_argument("--quick", action="store_true", help="within a minute, noisier")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda:N")
     parser.add_argument("--json", action="store_true", help="only the line of JSON")
     parser.add_argument("--keep", action="store_true", help="write the result to results/")
     given = parser.parse_args()
+    if given.quick and given.keep:
+        parser.error("a quick run is not kept, as the page would show it for the latest")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     if given.name == "report":
         print(*page.write(), sep="\n")
@@ -47,6 +50,12 @@ def main() -> int:
     for name in NAMES if given.name == "all" else [given.name]:
         _run(name, options, as_json=given.json, keep=given.keep)
     return 0
+
+
+def _device(given: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", given):
+        raise argparse.ArgumentTypeError(f"{given!r} is neither cpu nor cuda:N")
+    return given
 
 
 def _run(name: str, options: Options, *, as_json: bool, keep: bool) -> None:
