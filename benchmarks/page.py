@@ -9,6 +9,7 @@ from typing import Any
 from . import dots, kept, plot
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "performance.md"
 
 INTRO = """# Performance
 
@@ -26,14 +27,23 @@ Result = Mapping[str, Any]
 def write() -> list[Path]:
     """Draw the page and its pictures from the newest results; gives the files."""
     results = kept.newest()
-    page, picture = DOCS / "performance.md", DOCS / "images" / "performance.png"
-    by_name = {name: list(runs) for name, runs in groupby(results, key=itemgetter("name"))}
-    page.write_text("\n".join([INTRO, *(_section(name, runs) for name, runs in by_name.items())]))
-    dots.drawn({name: _rows(runs) for name, runs in by_name.items()}).save(picture)
+    picture = DOCS / "images" / "performance.png"
+    PAGE.write_text(drawn(results))
+    dots.drawn({name: _rows(runs) for name, runs in _by_name(results).items()}).save(picture)
     curves = {DOCS / "images" / f"{r['name']}.png": r for r in results if "curves" in r}
     for file, result in curves.items():
         plot.drawn([_panels(name, result) for name in result["curves"]]).save(file)
-    return [page, picture, *curves]
+    return [PAGE, picture, *curves]
+
+
+def drawn(results: Sequence[Result]) -> str:
+    """The page's text."""
+    sections = (_section(name, runs) for name, runs in _by_name(results).items())
+    return "\n".join([INTRO, *sections])
+
+
+def _by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
+    return {name: list(runs) for name, runs in groupby(results, key=itemgetter("name"))}
 
 
 def _section(name: str, runs: Sequence[Result]) -> str:
@@ -41,8 +51,8 @@ def _section(name: str, runs: Sequence[Result]) -> str:
         f"## `python -m benchmarks {name}`\n",
         _table(runs, "ratio of goal", "ratios", _reached),
     ]
-    if any("curves" in run for run in runs):
-        parts += [f"\n![Goodput and latency](images/{name}.png)"]
+    for run in [run for run in runs if "curves" in run][-1:]:  # the one whose picture is kept
+        parts += [f"\n{_processor(run)}:\n\n![Goodput and latency](images/{name}.png)"]
     parts += [
         "\n<details><summary>What they were made of</summary>\n",
         _table(runs, "figure", "figures", _figure),
