@@ -227,16 +227,26 @@ def test_a_worker_whose_memory_stays_behind_ends_when_idle(make, valkey_url, pre
     assert state.should_stop == EXIT_CODE
 
 
-def test_an_idle_worker_whose_device_is_lost_ends(here, monkeypatch):
-    def lost():
-        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with...")
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "CUDA error: unspecified launch failure\nCompile with...",
+            ["the device is lost: CUDA error: unspecified launch failure"],
+        ),
+        ("CUDA error: out of memory", []),
+    ],
+)
+def test_an_idle_worker_whose_device_is_lost_ends_and_no_other(here, monkeypatch, said, told):
+    def fail():
+        raise RuntimeError(said)
 
     ends = []
     here.watchdog = SimpleNamespace(end=ends.append)
-    monkeypatch.setattr(here.memory, "device", lost)
+    monkeypatch.setattr(here.memory, "device", fail)
     with pytest.raises(RuntimeError):
         sweep()
-    assert ends == ["the device is lost: CUDA error: unspecified launch failure"]
+    assert ends == told
 
 
 def test_a_worker_that_finds_its_device_lost_as_it_brings_what_will_be_wanted_ends(
