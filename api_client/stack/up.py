@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..wire.address import masked, netloc
 from ..wire.settings import files
@@ -189,7 +189,8 @@ def _metrics_port(options: Options, worker: int) -> int:
 
 
 def _listening(stack: Stack, options: Options) -> Table:
-    table = Table("what", "where", title="Clipyard")
+    # An address or a path that is cut is none.
+    table = Table("what", Column("where", overflow="fold"), title="Clipyard")
     table.add_row("redis", masked(stack.url))
     names = node_names(options.devices)
     for n, (name, device) in enumerate(zip(names, options.devices, strict=True)):

@@ -258,6 +258,15 @@ def test_each_workers_metrics_are_shown_where_it_serves_them(home):
         assert f"http://10.0.0.1:{port}/metrics" in shown
 
 
+def test_nothing_of_where_it_listens_is_cut_where_a_terminal_is_narrow(home):
+    console = Console(file=io.StringIO(), width=40)
+    logs = home / ("x" * 30)
+    stack = up.Stack(url="redis://h", logs=logs, supervisor=None)
+    console.print(up._listening(stack, options(home)))
+    shown = "".join(row.split("│")[2].strip() for row in console.file.getvalue().splitlines()[4:-1])
+    assert str(logs) in shown
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_drains_the_run_and_leaves_nothing(home, checkout, gone, how):
     with run_elsewhere(home, checkout) as process:
