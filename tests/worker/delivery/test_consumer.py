@@ -3,10 +3,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+import redis
 from celery.worker import control
 
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
+from tests.flow.processes import until
 from worker.delivery import consumer
 from worker.delivery.consumer import renewable
 
@@ -61,6 +63,19 @@ def test_what_is_held_is_held_anew_by_redis_clock(store, prefix, monkeypatch):
     (_, another), (tag, since) = store.zrange(index, 0, -1, withscores=True)
     assert (tag, another) == (b"young", 2.0)
     assert 0 <= store.time()[0] - since < 60
+
+
+def test_what_is_held_is_held_on_once_redis_is_back(store, prefix, monkeypatch, caplog):
+    index = f"{prefix}:index"
+    monkeypatch.setattr(consumer.state, "requests", {"1": Request("held")})
+    store.zadd(index, {"held": 1.0})
+    nowhere = redis.Redis(port=1, retry=None)
+    renewals = consumer._Renewals(nowhere, index_key=index, interval_s=0.01, longest_run_s=60.0)
+    renewals.start()
+    until(lambda: "cannot renew the lease" in caplog.text)
+    renewals.client = store
+    until(lambda: store.zscore(index, "held") > 1.0)
+    renewals.end()
 
 
 def test_every_message_in_hand_goes_back_to_its_queue(valkey_url, prefix, keys, store):
