@@ -1,5 +1,7 @@
 """The books of a job against a real Valkey, with the clock in hand."""
 
+from dataclasses import replace
+
 import pytest
 import redis
 from hypothesis import settings
@@ -13,7 +15,7 @@ from api_client.wire.jobscripts import CANCEL, RESUME, RETRY_FAILED, VERIFY, job
 from api_client.wire.settings import Settings
 from worker.reembed.ledger import CHECK, PLAN, Claim, Claimed, JobLedger, jobs_at_work
 from worker.reembed.manifest import Manifest
-from worker.reembed.papers import Loss, Marker
+from worker.reembed.papers import REOPENED, Loss, Marker
 from worker.reembed.sources.refs import FolderEmpty
 
 LEASE_S, SENT_S = 60.0, 60.0
@@ -406,6 +408,13 @@ def complete(book, *, lost, state=JobState.COMPLETE, **counts):
         todo += book.finish(chunk, lost=lost.get(int(chunk), 0))
     book.claim(CHECK, state=JobState.CHECKING)
     book.ledger.end(state, "", at=JobState.CHECKING, **counts)
+
+
+@pytest.mark.parametrize(
+    ("of", "lost", "stands"), [(0, 0, True), (0, 1, False), (1, 1, True), (REOPENED, 0, False)]
+)
+def test_what_is_whole_or_was_tried_in_this_round_is_not_done_again(of, lost, stands):
+    assert replace(marker(0, lost=lost), round=of).stands(1) is stands
 
 
 def test_only_chunks_with_failures_are_retried(book):
