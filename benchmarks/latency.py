@@ -128,11 +128,11 @@ def _bulk(client: Client) -> Iterator[None]:
             if stop.is_set():
                 break  # what is on the way is withdrawn
 
-    sender = threading.Thread(target=send)
-    sender.start()
-    time.sleep(FILL_S)
-    try:
-        yield
-    finally:
-        stop.set()
-        sender.join()
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        time.sleep(FILL_S)
+        try:
+            yield
+        finally:
+            stop.set()
+    sending.result()  # had it ended early, an idle stack would have been measured
