@@ -330,7 +330,8 @@ def events(settings: Settings) -> Found:
     answers = (answer for reply in replies for answer in reply.items())
     silent = sorted({name for name, told in answers if not told.get("task_events")})
     wanted = DashboardSettings.read().dashboard_password is not None
-    found = f"off on {', '.join(silent)}" if silent else "on"
+    on = "on" if replies else "no worker has said"
+    found = f"off on {', '.join(silent)}" if silent else on
     mend = "set CLIPYARD_TASK_EVENTS=true for the workers, or the dashboard shows no tasks"
     yield _told(Check.EVENTS, found, mend=mend if silent and wanted else "")
 

@@ -273,6 +273,12 @@ def test_two_workers_of_one_name_tell_of_it_themselves(monkeypatch):
     assert (told.check, told.found) == (Check.EVENTS, "off on gpu0@a")
 
 
+def test_where_no_worker_answers_it_is_not_known_whether_events_are_on(look, valkey_url, show):
+    show()
+    [told] = look(valkey_url)[Check.EVENTS]
+    assert (told.health, told.found) == (Health.OK, "no worker has said")
+
+
 def test_a_model_that_was_refused_is_told_until_it_is_there(tell, show, store, keys):
     show(models=("clip/a",))
     refused = {"kind": EventKind.REFUSED, "model": "clip/a", "reason": "in use"}
