@@ -987,6 +987,22 @@ def test_a_call_under_way_as_its_client_is_closed_leaves_no_connection_open(stag
     assert [one for one in stage.store.client_list() if one["name"] == prefix] == []
 
 
+def break_off(client):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    stream = client.stream_images([picture] * 99, batch_size=1)
+    next(stream)
+    stream.close()
+    return weakref.ref(picture)
+
+
+def test_a_client_keeps_nothing_of_a_stream_that_was_broken_off(stage, connect):
+    client = connect(stage.settings)
+    with stage.worker():
+        kept = break_off(client)
+        gc.collect()
+        assert kept() is None
+
+
 def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, connect):
     client = connect(stage.settings)
     with stage.worker():
