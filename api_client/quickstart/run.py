@@ -1,6 +1,7 @@
 """The main job from one end to the other: pictures in, vectors out, found again by text."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -71,7 +72,8 @@ def quickstart(
     """
     find_checkout()  # before anything is drawn
     vectorfile.check(out / VECTORS)
-    folder = images.expanduser() if images else out / "pictures"
+    # Of a user who is not here it leaves the name as it is.
+    folder = Path(os.path.expanduser(images)) if images else out / "pictures"
     collection = _own(folder) if images else _drawn(folder)
     asked = tuple(queries) or (OWN_QUERIES if images else DEMO_QUERIES)
     settings = StackSettings.read(image_roots=_roots(folder, collection), default_model=model)

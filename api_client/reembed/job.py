@@ -1,5 +1,6 @@
 """A job in a client's hand: any process may take it up by its id."""
 
+import os
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -71,7 +72,7 @@ def specification(
     given: dict[str, Any] = {**options}
     source_options, sink_options = given.pop("source_options", {}), given.pop("sink_options", {})
     if papers := given.pop("papers", None):
-        given["papers"] = str(Path(papers).expanduser().absolute())
+        given["papers"] = str(Path(os.path.expanduser(papers)).absolute())
     try:
         return JobSpec(
             id=given.pop("id", None) or f"{datetime.now():%Y%m%d-%H%M}-{uuid4().hex[:6]}",

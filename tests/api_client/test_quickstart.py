@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from api_client import cli
 from api_client.quickstart import run, sheet
 from api_client.testing import FakeClient
-from api_client.wire.errors import ImageUnreadable, NoAnswer
+from api_client.wire.errors import BadRequest, ImageUnreadable, NoAnswer
 from api_client.wire.messages import Managed
 
 
@@ -69,6 +69,13 @@ def test_a_query_in_letters_that_the_font_lacks_is_shown_by_its_number(tmp_path:
     drawn = [sheet.draw(["a red square", query], [row, row]) for query in ("红色方块", "ein Fuß")]
     assert ImageChops.difference(*drawn).getbbox() is None
     assert sheet.draw(["a red square", "a foot"], [row, row]) != drawn[0]
+
+
+def test_a_folder_of_a_user_who_is_not_here_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="~nobody-here/x is no folder"):
+        run.quickstart(
+            images=Path("~nobody-here/x"), model="a/b", queries=(), out=tmp_path, as_json=False
+        )
 
 
 class Downloading(FakeClient):

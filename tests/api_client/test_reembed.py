@@ -129,6 +129,12 @@ def test_a_migration_stays_within_one_kind_of_store_and_needs_two_collections():
         shadow("live", "/old", "/old")
 
 
+def test_a_folder_for_papers_of_a_user_who_is_not_here_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = specification("/p", sink="/v", model="a/b", papers="~nobody-here/x")
+    assert job.papers == str(tmp_path / "~nobody-here/x")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
