@@ -106,6 +106,22 @@ def test_of_several_streams_that_are_cancelled_at_once_each_withdraws_what_it_se
     assert len(list(stage.store.scan_iter(f"{prefix}:answer:*"))) == 3  # say Cancelled
 
 
+def test_who_is_cancelled_while_a_stream_is_closed_ends_as_cancelled(stage):
+    async def story():
+        async with AsyncClient(stage.settings) as client:
+            stream = client.stream_images([b"picture"] * 99, batch_size=1)
+            await anext(stream)
+            closing = asyncio.create_task(stream.aclose())
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            return closing.cancelled()
+
+    with stage.worker():
+        assert asyncio.run(story())
+    assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
+
+
 @contextmanager
 def slow_network(url):
     """A way to Redis, for one connection; it lets eight megabytes through bit by bit, at first."""
