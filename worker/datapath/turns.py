@@ -81,17 +81,15 @@ class Turns:
     Bulk that has had no turn for `bulk_waits_s` goes first once, both to be prepared and to run. No
     batch is more than a thread's share of what is in sight: full ones at first, and smaller ones
     towards the end, so that no thread still has many when the others have none; an interactive one
-    may always be `WORTHWHILE`. A bulk batch waits until it holds its share, and no longer than
-    `bulk_waits_s` if some call waits for nothing else: pictures that another call fetches may be
-    long in coming. An interactive one runs as soon as some call can be answered; but one beside
-    another of its group, on a CPU, waits as well: a row that runs alone takes as long as five that
-    run together, from the cores that prepare the others. Each text of a pass takes as long as its
-    longest, so a batch is the oldest row and those of like length. Of each group one batch more is
-    prepared ahead than can run at once, and of texts, which are small, `LENGTHS` times as many, so
-    memory stays bounded however much is queued; one full batch of all groups is collated ahead, and
-    waits for its turn like any other. No model runs in more threads than it allows. For `PRESENT_S`
-    after an interactive call bulk batches are the `brief` ones of their model, as the next call
-    would have to wait for one.
+    may always be `WORTHWHILE`. A bulk batch waits until it holds its share. An interactive one runs
+    as soon as some call can be answered; but one beside another of its group, on a CPU, waits as
+    well: a row that runs alone takes as long as five that run together, from the cores that prepare
+    the others. Each text of a pass takes as long as its longest, so a batch is the oldest row and
+    those of like length. Of each group one batch more is prepared ahead than can run at once, and
+    of texts, which are small, `LENGTHS` times as many, so memory stays bounded however much is
+    queued; one full batch of all groups is collated ahead, and waits for its turn like any other.
+    No model runs in more threads than it allows. For `PRESENT_S` after an interactive call bulk
+    batches are the `brief` ones of their model, as the next call would have to wait for one.
 
     Args:
         limit: the most rows of a forward pass for this call's model and kind, as known now.
@@ -263,8 +261,7 @@ class Turns:
         if at_work >= parallel:
             return False
         if priority is Priority.BULK:
-            is_late = group.has_whole_call and self._owes_bulk(now)
-            return is_late or group.is_full(self._most(group, call, now))
+            return group.is_full(self._most(group, call, now))
         at_once = call.group not in self._running and group.has_whole_call
         return at_once or group.is_full(group.share(call.traits))
 
@@ -278,11 +275,9 @@ class Turns:
         able = {key: group for key, group in self._groups.items() if may(group, key[2])}
         interactive = [group for key, group in able.items() if key[2] is Priority.INTERACTIVE]
         bulk = [group for key, group in able.items() if key[2] is Priority.BULK]
-        goes = bulk if bulk and (self._owes_bulk(now) or not interactive) else interactive
+        bulk_is_owed = now - self._bulk_turn_at >= self._bulk_waits_s
+        goes = bulk if bulk and (bulk_is_owed or not interactive) else interactive
         return min(goes, key=lambda group: head(group).call.number, default=None)
-
-    def _owes_bulk(self, now: float) -> bool:
-        return now - self._bulk_turn_at >= self._bulk_waits_s
 
     def _has_bulk(self) -> bool:
         return any(priority is Priority.BULK for _, _, priority in self._groups)

@@ -325,15 +325,6 @@ def test_time_without_any_bulk_does_not_count_as_waiting() -> None:
     assert of(bench.run(101)) == [(1, 0)]
 
 
-def test_a_bulk_call_that_is_ready_does_not_wait_for_all_that_others_fetch() -> None:
-    bench = Bench(bulk_waits_s=10)
-    bench.call(2, priority=Priority.BULK)
-    bench.prepare()
-    bench.call(BATCH, priority=Priority.BULK)
-    assert not bench.begin(9.9)
-    assert of(bench.begin(10)) == [(1, 0), (1, 1)]
-
-
 def test_a_bulk_batch_waits_until_it_is_full() -> None:
     bench = Bench()
     bench.call(BATCH + 1, priority=Priority.BULK)
