@@ -7,7 +7,7 @@ from ..steps import Talk
 from ..talks import Call, Line
 from ..wire import names
 from ..wire.codec import unpack_row
-from ..wire.errors import BadRequest
+from ..wire.errors import BadRequest, NotSigned
 from ..wire.jobs import SwitchAlias
 from ..wire.messages import (
     EmbedBatch,
@@ -21,7 +21,7 @@ from ..wire.messages import (
     Unload,
 )
 from ..wire.quarantine import Evidence
-from ..wire.signing import FIELD, opened
+from ..wire.signing import opened
 
 KINDS: dict[str, type[Request]] = {
     names.EMBED_BATCH: EmbedBatch,
@@ -72,8 +72,12 @@ def again(line: Line, id: str) -> Talk[Message]:
         )
     if evidence.payload is None:
         raise BadRequest(f"{id} was too large to be kept: send it again from where it came")
-    told = evidence.payload | {FIELD: evidence.signature}
-    fields = opened(told, task=evidence.task, request=id, settings=line.settings)
+    try:
+        fields = opened(evidence.payload, task=evidence.task, request=id, settings=line.settings)
+    except NotSigned:
+        raise NotSigned(
+            f"{id} is not as it was signed, or with a key that is gone: ask anew where it came from"
+        ) from None
     deadline = time.time() + line.settings.answer_timeout_s
     call = Call(
         evidence.task,

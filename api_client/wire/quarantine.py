@@ -29,8 +29,7 @@ class Evidence(Message):
     Attributes:
         items: the first references, shortened.
         at: when it was set aside, in unix seconds.
-        payload: what `clipyard quarantine retry` sends again; None is not kept.
-        signature: of the payload, as it came.
+        payload: the request as it came, signed, for `clipyard quarantine retry`; None is not kept.
     """
 
     id: str
@@ -43,4 +42,3 @@ class Evidence(Message):
     queue: str = ""
     priority: int = 0
     payload: dict[str, Any] | None = None
-    signature: str = ""

@@ -8,7 +8,7 @@ from api_client.quarantine import cli, talks
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, NoAnswer, NotSigned
 from api_client.wire.quarantine import Crash, Evidence
-from api_client.wire.signing import FIELD, signed
+from api_client.wire.signing import signed
 
 
 def evidence(id, task, payload):
@@ -64,13 +64,12 @@ def test_what_nobody_with_the_key_has_sent_is_not_signed_for_him(valkey_url, pre
     settings = Settings.read(
         redis_url=valkey_url, key_prefix=prefix, signing_key="k" * 16, answer_timeout_s=0.05
     )
-    payload = {"model": "m", "deadline": 1.0}
-    kept = signed(payload, task=names.SWITCH, request="r", settings=settings)
-    found = evidence("r", names.SWITCH, payload).model_copy(update={"signature": kept[FIELD]})
-    planted = found.model_copy(update={"payload": payload | {"reach": "fleet"}})
+    sent = {"model": "m", "deadline": 1.0}
+    kept = signed(sent, task=names.SWITCH, request="r", settings=settings)
+    planted = kept | {"reach": "fleet"}
     with Client(settings) as client:
-        for one, refusal in ((found, NoAnswer), (planted, NotSigned)):
-            store.hset(keys.quarantine, "r", one.model_dump_json())
+        for payload, refusal in ((kept, NoAnswer), (planted, NotSigned)):
+            store.hset(keys.quarantine, "r", evidence("r", names.SWITCH, payload).model_dump_json())
             with pytest.raises(refusal):
                 client._hold(talks.again(client._desk.line, "r"))
 

@@ -10,7 +10,6 @@ import redis
 from api_client.wire.messages import BlobRef, PathRef, Request, UrlRef
 from api_client.wire.names import Keys
 from api_client.wire.quarantine import KEPT, KEPT_S, Crash, Evidence
-from api_client.wire.signing import FIELD
 
 __all__ = ["of_request", "put", "reference"]
 
@@ -44,7 +43,7 @@ def of_request(task: Any, request: Request, crashes: tuple[Crash, ...]) -> Evide
     Args:
         task: Celery's, bound to the message.
     """
-    fields: dict[str, Any] = request.model_dump(mode="json", exclude_defaults=True)
+    fields = dict(task.request.kwargs)
     refs = [*getattr(request, "images", ()), *getattr(request, "texts", ())]
     told = [_shortened(ref) for ref in refs[:ITEMS_TOLD]]
     if (untold := len(refs) - len(told)) > 0:
@@ -61,7 +60,6 @@ def of_request(task: Any, request: Request, crashes: tuple[Crash, ...]) -> Evide
         queue=delivery.get("routing_key") or "",
         priority=delivery.get("priority") or 0,
         payload=fields if len(json.dumps(fields)) <= PAYLOAD_CHARS else None,
-        signature=str(task.request.kwargs.get(FIELD, "")),
     )
 
 
