@@ -40,11 +40,13 @@ class AsyncClient:
         if settings is None:
             settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
         store = async_redis_client(settings, patience_s=PATIENCE_S)
-        self._open(store, Line(settings), asked_by, at_once=store.connection_pool.max_connections)
+        connections = store.connection_pool.max_connections
+        self._open(store, Line(settings), asked_by, connections=connections)
 
-    def _open(self, store: Any, line: Line, asked_by: str, *, at_once: int) -> None:
+    def _open(self, store: Any, line: Line, asked_by: str, *, connections: int) -> None:
         """The rest of a client, whoever answers it."""
-        self._redis, self._seats = store, asyncio.Semaphore(at_once)
+        # As in `Client`.
+        self._redis, self._seats = store, asyncio.Semaphore(max(1, connections - 1))
         self._desk = Desk(line, asked_by=asked_by)
         self._streams: set[Embedding] = set()  # those that were begun
         self._ending = asyncio.Lock()
@@ -203,24 +205,22 @@ class AsyncClient:
                 for item in items:
                     yield item
         finally:
-            self._streams.discard(embedding)
-            await _whole(self._end(embedding))
+            try:
+                await _whole(self._end(embedding))
+            finally:
+                self._streams.discard(embedding)
 
     async def _end(self, stream: Embedding) -> None:
         async with self._ending:  # `close` waits for one that ends meanwhile
-            await self._hold(stream.end())
+            await self._held(stream.end())  # without a seat, as `close`
 
     async def _submit(self, embedding: Embedding) -> "AsyncHandle":
         return AsyncHandle(self._desk, self._hold, await self._hold(embedding.submit()))
 
     async def _hold(self, talk: Talk[_T]) -> _T:
         self._require_loop()
-        try:
-            async with self._seats:
-                return await self._held(talk)
-        finally:
-            if self._is_closed:  # meanwhile: what was under way has connected anew
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
+        async with self._seats:
+            return await self._held(talk)
 
     async def _held(self, talk: Talk[_T]) -> _T:
         following: Callable[[], Step] = partial(next, talk)
@@ -240,6 +240,8 @@ class AsyncClient:
                     following = partial(talk.send, said)
         finally:  # as in `Client`
             del following
+            if self._is_closed:
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def _require_loop(self) -> None:
         here = asyncio.get_running_loop()

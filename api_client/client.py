@@ -49,7 +49,7 @@ class Client:
     before anything is sent, with NoBroker, NoWorker or NoAnswer if nobody answers, and with
     whatever the worker raised; it works again as soon as Redis and a worker are back. Pictures are
     looked at message by message: what was sent before one that cannot be a picture is withdrawn.
-    Of more than 900 calls at once the rest wait their turn, unsent.
+    Of more than 899 calls at once the rest wait their turn, unsent.
 
     Args:
         settings: where Redis is and how long to wait.
@@ -63,11 +63,13 @@ class Client:
         if settings is None:
             settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
         store = redis_client(settings, patience_s=PATIENCE_S)
-        self._open(store, Line(settings), asked_by, at_once=store.connection_pool.max_connections)
+        connections = store.connection_pool.max_connections
+        self._open(store, Line(settings), asked_by, connections=connections)
 
-    def _open(self, store: Any, line: Line, asked_by: str, *, at_once: int) -> None:
+    def _open(self, store: Any, line: Line, asked_by: str, *, connections: int) -> None:
         """The rest of a client, whoever answers it."""
-        self._redis, self._seats = store, Seats(at_once)
+        # One is left for `close`.
+        self._redis, self._seats = store, Seats(max(1, connections - 1))
         self._desk = Desk(line, asked_by=asked_by)
         self._streams: set[Embedding] = set()  # those that were begun
 
@@ -290,19 +292,17 @@ class Client:
             while items := self._hold(embedding.more()):
                 yield from items
         finally:
-            self._streams.discard(embedding)
-            self._hold(embedding.end())
+            try:
+                self._hold(embedding.end())
+            finally:
+                self._streams.discard(embedding)
 
     def _submit(self, embedding: Embedding) -> "Handle":
         return Handle(self._desk, self._hold, self._hold(embedding.submit()))
 
     def _hold(self, talk: Talk[_T]) -> _T:
-        try:
-            with self._seats:
-                return self._held(talk)
-        finally:
-            if self._is_closed:  # meanwhile: what was under way has connected anew
-                self._redis.connection_pool.disconnect(inuse_connections=False)
+        with self._seats:
+            return self._held(talk)
 
     def _held(self, talk: Talk[_T]) -> _T:
         following: Callable[[], Step] = partial(next, talk)
@@ -320,8 +320,10 @@ class Client:
                     following = partial(talk.throw, error)
                 else:
                     following = partial(talk.send, said)
-        finally:  # an error that it threw holds this frame: a circle, with the call's pictures
-            del following
+        finally:
+            del following  # an error that it threw holds this frame: a circle, with the pictures
+            if self._is_closed:  # meanwhile: what was under way has connected anew
+                self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 class Handle:

@@ -56,6 +56,7 @@ class Embedding:
         self._require_open()
         unsent: Call | None = None
         while len(self._pending) < self._at_once() and (make := (yield from self._next())):
+            self._require_open()
             if unsent:
                 yield from self._line.send(unsent)
             unsent = yield from self._made(make, behind=len(self._pending))

@@ -77,7 +77,7 @@ class FakeClient(Client):
         failing: Mapping[str, ClipyardError] | None = None,
     ) -> None:
         worker = FakeWorker(models, failing or {})
-        self._open(worker.store, _FakeLine(worker), "fake", at_once=SEATS)
+        self._open(worker.store, _FakeLine(worker), "fake", connections=SEATS)
 
 
 class FakeAsyncClient(AsyncClient):
@@ -91,7 +91,7 @@ class FakeAsyncClient(AsyncClient):
     ) -> None:
         worker = FakeWorker(models, failing or {})
         # As many seats as that: who waited for one would tie it to a loop.
-        self._open(AwaitedStore(worker.store), _FakeLine(worker), "fake", at_once=sys.maxsize)
+        self._open(AwaitedStore(worker.store), _FakeLine(worker), "fake", connections=sys.maxsize)
 
     def _require_loop(self) -> None:
         """It has no connections, which would belong to one."""

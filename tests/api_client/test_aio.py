@@ -221,6 +221,27 @@ def test_streams_that_are_read_on_while_their_client_is_closed_end_with_it(stage
         assert asyncio.run(story()) == [Cancelled] * 4
 
 
+def test_streams_that_wait_leave_a_connection_for_their_withdrawal(stage):
+    few = Settings.read(
+        redis_url=f"{stage.settings.url()}?max_connections=2", key_prefix=stage.settings.key_prefix
+    )
+    stage.show_worker()
+    queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
+
+    async def story():
+        client = AsyncClient(few)
+        streams = [client.stream_images(["a.jpg"]) for _ in range(2)]
+        reading = [asyncio.create_task(anext(stream)) for stream in streams]
+        while not stage.store.llen(queue):
+            await asyncio.sleep(0.01)
+        await client.close()
+        return await asyncio.gather(*reading, return_exceptions=True)
+
+    assert [type(one) for one in asyncio.run(story())] == [Cancelled] * 2
+    withdrawn = [*stage.store.scan_iter(stage.keys.answer("*"))]
+    assert len(withdrawn) == stage.store.llen(queue)
+
+
 def test_a_stream_that_waits_while_its_client_is_closed_ends_with_it(stage):
     """In a thread and in an event loop."""
     stage.show_worker()

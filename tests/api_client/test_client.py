@@ -1003,6 +1003,40 @@ def test_a_client_keeps_nothing_of_a_stream_that_was_broken_off(stage, connect):
         assert kept() is None
 
 
+def test_a_client_that_is_closed_as_a_stream_reads_its_source_reads_and_sends_no_more(stage):
+    client, read = Client(stage.settings), []
+
+    def source():
+        for number in range(99):
+            read.append(number)
+            if number == 3:
+                client.close()
+            yield f"{number}.jpg"
+
+    with pytest.raises(Cancelled, match="closed"):
+        list(client.stream_images(source(), batch_size=1))
+    assert len(read) == 4
+    queue = stage.keys.queue(names.EMBED, names.BULK)
+    withdrawn = [*stage.store.scan_iter(stage.keys.answer("*"))]
+    assert stage.store.llen(queue) <= len(withdrawn) <= 4
+
+
+def test_streams_that_wait_leave_a_connection_for_their_withdrawal(stage):
+    few = Settings.read(
+        redis_url=f"{stage.settings.url()}?max_connections=2", key_prefix=stage.settings.key_prefix
+    )
+    client, queue = Client(few), stage.keys.queue(names.EMBED, names.INTERACTIVE)
+    stage.show_worker()
+    with ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(next, client.stream_images(["a.jpg"])) for _ in range(2)]
+        until(lambda: stage.store.llen(queue))
+        client.close()
+        for one in waiting:
+            with pytest.raises(Cancelled, match="closed"):
+                one.result(20)
+    assert stage.store.llen(queue) == len([*stage.store.scan_iter(stage.keys.answer("*"))])
+
+
 def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, connect):
     client = connect(stage.settings)
     with stage.worker():
