@@ -81,15 +81,17 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]  # celery has no types
 
 def _waiting() -> int:
     """Messages in the queue of the clock; none where Redis is away, which the sending tells."""
-    queue = Keys(_settings.key_prefix).queue(names.CONTROL, names.INTERACTIVE)
-    with suppress(redis.RedisError), redis_client(_settings, patience_s=0) as store:
-        waiting: int = store.llen(queue)
+    with suppress(redis.RedisError):
+        waiting: int = _store.llen(
+            Keys(_settings.key_prefix).queue(names.CONTROL, names.INTERACTIVE)
+        )
         return waiting
     return 0
 
 
 try:
     _settings = Settings.read()
+    _store = redis_client(_settings, patience_s=0)
     app = celery_app(
         _settings, beat_schedule=schedule(_settings), beat_scheduler=f"{__name__}:Scheduler"
     )

@@ -80,6 +80,7 @@ def test_nothing_is_sent_while_nobody_takes_what_waits(
 
     settings = Settings.read(redis_url=valkey_url, key_prefix=prefix)
     monkeypatch.setattr(beat_schedule, "_settings", settings)
+    monkeypatch.setattr(beat_schedule, "_store", store)
     queue, most = keys.queue(names.CONTROL, names.INTERACTIVE), beat_schedule.MOST_WAITING
     store.lpush(queue, *range(most))
     with celery_app(settings, beat_schedule=clock) as app:
