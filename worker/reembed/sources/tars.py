@@ -5,7 +5,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,25 @@ MOST_SHARDS = 10**6  # of a run; their names are held in memory
 class Tars:
     """Pictures in the shards that `where` names: a glob, or `shard-{00000..00099}.tar`.
 
-    Ids are `<shard>/<name>`, without the ending; shards of one name in several folders have their
-    folder before it. A `.txt` beside a picture becomes `caption`, the
-    fields of a `.json` become metadata. Of a sample that has a picture by its key, as `7.jpg`, no
+    Ids are `<shard>/<name>`, without the ending; of shards that have their name in common, by their
+    paths below the glob's folder. A `.txt` beside a picture becomes `caption`, the fields of a
+    `.json` become metadata. Of a sample that has a picture by its key, as `7.jpg`, no
     other one is meant; else all are, as `7.left.jpg`, or `2024.01.jpg` of who knew of no keys. A
     picture is read by its place in the shard, without the members before it.
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
         options_of(place)
-        self._shards = [doors.reading(str(shard)) for shard in _expand(place.where, doors)]
+        self._shards = [
+            (doors.reading(str(shard)), name) for shard, name in _expand(place.where, doors)
+        ]
         self._where = place.where
         self._doors = doors
 
     def walk(self) -> Iterator[Item]:
         if not self._shards:
             raise JobRefused(f"there is no shard {self._where!r} on this worker")
-        for shard, name in _named(self._shards):
+        for shard, name in self._shards:
             try:
                 with tarfile.open(shard, "r:") as tar:
                     for item in _samples(shard, tar):
@@ -65,27 +67,25 @@ class Tars:
         return content(item.ref, self._doors)
 
 
-def _expand(where: str, doors: Doors) -> list[Path]:
+def _expand(where: str, doors: Doors) -> list[tuple[Path, str]]:
+    """Shards, each with its name in ids."""
     if run := re.search(r"\{(\d+)\.\.(\d+)\}", where):
         first, last = run[1], run[2]
         if int(last) - int(first) >= MOST_SHARDS:
             raise JobRefused(f"{run[0]} is more than {MOST_SHARDS} shards; name fewer")
         numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
-        return [Path(where[: run.start()] + n + where[run.end() :]) for n in numbers]
+        shards = [Path(where[: run.start()] + n + where[run.end() :]) for n in numbers]
+        return [(shard, shard.stem) for shard in shards]
     if not MAGIC & set(where) or os.path.isfile(where):
-        return [Path(where)]
+        return [(Path(where), Path(where).stem)]
     folder, pattern = split(where)
     base, meant = doors.reading(folder), matching(pattern)
-    return sorted(p for p in base.rglob("*.tar") if meant(str(p.relative_to(base))))
-
-
-def _named(shards: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Each with its name in ids."""
-    times = Counter(shard.stem for shard in shards)
-    common = os.path.commonpath([shard.parent for shard in shards])
-    for shard in shards:
-        below = shard.relative_to(common).with_suffix("")
-        yield shard, shard.stem if times[shard.stem] == 1 else str(below)
+    found = [p for p in sorted(base.rglob("*.tar")) if meant(str(p.relative_to(base)))]
+    times = Counter(p.stem for p in found)
+    return [
+        (p, p.stem if times[p.stem] == 1 else str(p.relative_to(base).with_suffix("")))
+        for p in found
+    ]
 
 
 def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
