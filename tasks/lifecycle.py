@@ -41,7 +41,8 @@ def reload(call: Call[Reload]) -> Managed:
     here, request = runtime.here(), call.request
     entry, begun = here.catalogue[request.model], time.monotonic()
     wait_s = min(DRAIN_S, call.left_s)
-    kept = {slot.model_id: slot.keep_alive_s for slot in here.slots.view()}
+    # 0 is of a call that is over by then.
+    kept = {slot.model_id: slot.keep_alive_s or None for slot in here.slots.view()}
     here.slots.unload(entry.id, reason="to be read again", asked_by=request.asked_by, wait_s=wait_s)
     here.slots.load(entry, keep_alive_s=kept.get(entry.id), asked_by=request.asked_by)
     return _managed(entry.id, f"loaded {entry.id} afresh", changed=True, begun=begun)

@@ -39,8 +39,8 @@ class Stores:
             raise ImageForbidden(f"{name} is outside the image stores ({allowed}){hint}")
         if climbs(url):
             raise ImageForbidden(
-                f"{name} has '..', '.' or '::' in it, by which a store could lead elsewhere: give "
-                "the object a plain name, or send its bytes"
+                f"{name} has a step '.' or '..', '::' or a zero byte in it, by which a store could "
+                "lead elsewhere: give the object a plain name, or send its bytes"
             )
         protocol, _, path = url.partition("://")
         try:

@@ -117,9 +117,10 @@ class Qdrant:
         if len(found) != 1:
             there = ", ".join(name or "one without a name" for name in self._dense) or "none"
             what = f"no {self._vector!r}" if self._vector else "not just one"
+            hint = "" if self._space else ", as in `--old-option vector=NAME`"
             raise JobRefused(
                 f"of dense vectors {self._where} has {what}, but {there}: the collection's option "
-                "'vector' says which one is compared, as in `--old-option vector=NAME`"
+                f"'vector' says which one is compared{hint}"
             )
         return found[0]
 
