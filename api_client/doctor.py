@@ -297,7 +297,7 @@ def current(client: Any, keys: Keys, fleet: Fleet) -> Found:
     model = fleet.answering()
     with suppress(redis.ResponseError):  # none of ours is there, which stops the workers' own beats
         if client.hget(keys.catalogue, model) is None:  # every role may ask so
-            mend = "correct CLIPYARD_DEFAULT_MODEL, or `clipyard switch` to a model that is listed"
+            mend = "`clipyard switch` to a model that is listed, and correct CLIPYARD_DEFAULT_MODEL"
             found = f"no worker lists the current model, {model}"
             yield Finding(Check.MODEL, Health.WARNING, found, mend)
 

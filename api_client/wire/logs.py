@@ -32,9 +32,12 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "messages": ("celery", "kombu", "worker.delivery"),
 }
 OTHER = "other"
-# Ollama's, Qdrant's and the hub's clients ask through these, which log each request, by its whole
-# address: two lines a forward pass, and the signature by which a private file can be had.
-ASKING = ("httpx", "httpx2")
+# What these log of a request is its whole address, and with it the signature by which a private
+# file can be had; and of Ollama's and Qdrant's it would be two lines a forward pass.
+ASKING = (
+    *("httpx", "httpx2", "httpcore", "httpcore2", "urllib3"),
+    *("huggingface_hub.file_download", "huggingface_hub.utils._http"),
+)
 
 # For str.translate: what others wrote moves no cursor and tells a terminal nothing.
 ESCAPES: Mapping[int, str] = {
@@ -109,7 +112,7 @@ def set_up(settings: LogSettings) -> None:
         for name in names:
             logging.getLogger(name).setLevel(settings.log_levels.get(part, settings.log_level))
     for name in ASKING:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @cache

@@ -245,8 +245,9 @@ class SettingsBase(BaseSettings):
     @classmethod
     def _found(cls, field: str) -> tuple[str, str] | None:
         """The variable that a setting is in, or its key and the JSON file; None: in neither."""
+        told = {name.lower() for name, value in os.environ.items() if value}
         for name in names_of(field):
-            if os.environ.get(name.upper()) or os.environ.get(name):
+            if name in told:
                 return name.upper(), ""
         if os.environ.get(_file_variable(field)) and _is_secret(cls.model_fields[field]):
             return _file_variable(field), ""

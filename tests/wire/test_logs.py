@@ -67,10 +67,23 @@ def test_on_demand_every_line_is_one_json_object_with_the_callers_id(said):
 
 def test_what_a_library_asks_for_is_in_no_line(said):
     asks = """
-import httpx, httpx2
+import http.server, threading, httpx, httpx2, urllib3
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(302)
+        self.send_header("Location", "/weights?signature=secret")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=hub.serve_forever, daemon=True).start()
+address = f"http://127.0.0.1:{hub.server_port}/?signature=secret"
 for library in httpx, httpx2:
-    served = library.MockTransport(lambda request: library.Response(200))
-    library.Client(transport=served).get("http://hub/weights?signature=secret")
+    library.get(address)
+urllib3.request("GET", address, redirect=False)
 """
     lines = said(PROGRAM + asks, CLIPYARD_LOG_LEVEL="DEBUG")
     assert lines

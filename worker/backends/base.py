@@ -197,10 +197,9 @@ class About:
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.packages, str):  # which would be one package per letter
-            raise TypeError(
-                f"packages is {self.packages!r}; make it a tuple, as ({self.packages!r},)"
-            )
+        for name in ("packages", "options"):
+            if isinstance(told := getattr(self, name), str):  # which would be one per letter
+                raise TypeError(f"{name} is {told!r}; make it a tuple, as ({told!r},)")
         for name in ("priority", "patience_s"):
             if not isinstance(told := getattr(self, name), int | float):
                 raise TypeError(f"{name} is {told!r}; make it a number")

@@ -1,6 +1,7 @@
 """Weights from a model hub: those that are here already, and the rest if the hub can be reached."""
 
 import os
+import re
 import threading
 import urllib.error
 import urllib.parse
@@ -19,6 +20,7 @@ from api_client.wire.errors import WeightsUnavailable, first_line
 PATIENCE_S = 4.0  # the hub's own client tries for 24 s, twice
 PUT_WEIGHTS = "put <architecture>/<tag>.safetensors under CLIPYARD_MODELS_DIR"
 NAME_CONFIG = "name as `architecture` an open_clip config that finds them on this machine"
+_QUERY = re.compile(r"\?[^\s'\"]+")  # of an address, which may hold a signature
 FORBIDDEN = constants.HF_HUB_OFFLINE  # by the environment
 
 
@@ -38,9 +40,8 @@ def fetch(name: str, source: Mapping[str, Any], cache_dir: Path, *, offline: boo
     try:
         return Path(pretrained.download_pretrained(dict(source), cache_dir=str(cache_dir)))
     except Exception as error:  # whatever HTTP clients raise
-        raise WeightsUnavailable(
-            f"the weights of {name} could not be fetched: {first_line(error)}"
-        ) from error
+        why = _QUERY.sub("", first_line(error))
+        raise WeightsUnavailable(f"the weights of {name} could not be fetched: {why}") from error
 
 
 def cached(source: Mapping[str, Any], cache_dir: Path) -> Path | None:

@@ -262,7 +262,7 @@ def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The renamings and resizings of `open_clip.factory.load_checkpoint`, without its copy."""
     if hugging_face.wrote(state):
         state = hugging_face.renamed(state)
-    with suppress(AttributeError, KeyError, RuntimeError):  # what stays as it is does not fit
+    with suppress(AttributeError, LookupError, RuntimeError):  # what stays as it is does not fit
         state = factory.convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = factory.convert_to_custom_text_state_dict(state)
@@ -270,11 +270,14 @@ def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         wanted = getattr(model, name, None)
         if name in state and wanted is not None and state[name].numel() == wanted.numel():
             state[name] = state[name].reshape(wanted.shape)
-    if "logit_bias" not in state and getattr(model, "logit_bias", None) is not None:
+    has_bias = getattr(model, "logit_bias", None) is not None
+    if has_bias and "logit_scale" in state and "logit_bias" not in state:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
     if not hasattr(model, "text.transformer.embeddings.position_ids"):
         state.pop("text.transformer.embeddings.position_ids", None)
-    with suppress(AssertionError, RuntimeError):  # what cannot be resized is named as misshaped
+    with suppress(
+        AssertionError, LookupError, RuntimeError
+    ):  # what cannot be resized is named as misshaped
         factory.resize_pos_embed(state, model)
         factory.resize_text_pos_embed(state, model)
     return state

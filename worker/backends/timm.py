@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,10 +172,9 @@ class Timm(TorchModel):
 
     def _construct(self) -> nn.Module:
         if not timm.is_model(self._name):
-            raise LoadFailed(
-                f"timm cannot build {self._name}: it lists no such architecture; name one that it "
-                "does, and a file of weights as `checkpoint`"
-            )
+            near = get_close_matches(self._name, timm.list_models(), 5)
+            hint = f"nearest: {', '.join(near)}" if near else "name one, and a file as `checkpoint`"
+            raise LoadFailed(f"timm cannot build {self._name}: it has no such architecture; {hint}")
         try:
             options = dict(self.entry.options)
             module: nn.Module = timm.create_model(self._name, num_classes=0, **options)

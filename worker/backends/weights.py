@@ -41,8 +41,13 @@ def read(file: Path) -> dict[str, Tensor]:
         if named := _FORBIDDEN.search(str(error)):
             raise _holding_more(file, named[1]) from None
         # What torch says, of a page saved as a checkpoint too, is how to allow what could run code.
-        raise BadCheckpoint(f"{file} is truncated or corrupt, or none of torch's") from None
-    except (RuntimeError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise BadCheckpoint(
+            f"{file} is truncated or corrupt, or nothing that torch opens without running code; "
+            "if it is a checkpoint, save its state_dict as safetensors"
+        ) from None
+    except (BadCheckpoint, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged file makes of its reader
         raise BadCheckpoint(f"{file} is truncated or corrupt: {first_line(error)}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -314,7 +314,6 @@ def test_families_start_by_themselves_in_the_order_of_their_priority():
     ("family", "there_are"),
     [
         ("open_clip", "none"),
-        ("sentence_transformers", "none"),
         ("ollama", "host, timeout_s, held_s"),
     ],
 )
