@@ -181,7 +181,7 @@ def test_a_mistake_is_told_by_the_name_that_was_set(monkeypatch, tmp_path):
     config = tmp_path / "config.json"
     config.write_text('{"model_usage_tracker_cleanup_interval": 0, "slots": 0}')
     monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
-    monkeypatch.setenv("CLIP_BATCH_SIZE", "many")
+    monkeypatch.setenv("Clip_Batch_Size", "many")
     with pytest.raises(BadSettings) as raised:
         WorkerSettings.read()
     names = {line.partition(": ")[0] for line in str(raised.value).splitlines()}

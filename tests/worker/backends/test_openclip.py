@@ -650,6 +650,26 @@ def test_apples_weights_are_refused_in_an_architecture_that_is_not_theirs(
         backend.check(replace(small, checkpoint=file))
 
 
+def test_weights_without_a_scale_are_refused_where_a_bias_would_be_made_of_it(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    config = json.loads(Path(small.architecture).read_text())
+    config["model_cfg"]["init_logit_bias"] = -10
+    (named := tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file({"stem": torch.zeros(3)}, file := tmp_path / "a.safetensors")
+    with pytest.raises(BadCheckpoint, match="another architecture"):
+        backend.check(replace(small, architecture=str(named), checkpoint=file))
+
+
+def test_an_archive_whose_list_is_damaged_is_a_bad_checkpoint(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    entry = saved(small, file := tmp_path / "weights.pt")
+    file.write_bytes(file.read_bytes().replace(b"PK\x01\x02", b"PK\x00\x00"))
+    with pytest.raises(BadCheckpoint, match="truncated or corrupt"):
+        backend.check(entry)
+
+
 def test_weights_of_another_architecture_name_the_first_tensors_that_differ(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
@@ -682,6 +702,18 @@ def test_a_checkpoint_that_is_not_there_is_unavailable(backend: OpenClip, small:
     for step in (backend.check, backend.load):
         with pytest.raises(WeightsUnavailable, match="no checkpoint /none"):
             step(entry)
+
+
+def test_of_the_address_of_weights_that_could_not_be_fetched_no_query_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("503 for url 'http://hub/cdn/a?signature=secret'")
+
+    monkeypatch.setattr(hub.pretrained, "download_pretrained", fail)
+    monkeypatch.setattr(hub, "require", lambda *_, **__: None)
+    with pytest.raises(WeightsUnavailable, match=r"503 for url 'http://hub/cdn/a'$"):
+        hub.fetch("x/y", {"url": "http://hub/a"}, tmp_path, offline=False)
 
 
 def test_an_unknown_architecture_lists_the_nearest(backend: OpenClip) -> None:
