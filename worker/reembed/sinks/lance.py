@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -33,9 +33,10 @@ KEY = {"lance-schema:unenforced-primary-key": "true"}
 # Each write makes a file and a version that lists all files: uncompacted, a hundred thousand chunks
 # would be ever slower, and their versions larger than their vectors.
 COMPACTED_EVERY = 256  # chunks
-# Of LanceDB's two caches, for all tables together. Its own may have 7 GiB a connection, and every
-# chunk leaves a quarter of a megabyte there: of a version that nobody looks at again.
-CACHE_BYTES = 2**27
+# Of what LanceDB remembers of a table's versions, of which every chunk leaves 60 kB or more that
+# nobody looks at again. Its own bound is 1 GiB a connection. No two tables share it: it goes by
+# paths, and of a table that was made anew two upserts at once would leave an id twice.
+REMEMBERED_BYTES = 2**25
 PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")  # of LanceDB, in what it says of an error
 
 
@@ -59,7 +60,8 @@ class LanceDB:
     def _prepare(self) -> Any:
         # Every look at the table is one at its newest version: other workers write to it, too.
         newest = timedelta(0)
-        store = lancedb.connect(self._where, read_consistency_interval=newest, session=_session())
+        session = lancedb.Session(metadata_cache_size_bytes=REMEMBERED_BYTES)
+        store = lancedb.connect(self._where, read_consistency_interval=newest, session=session)
         if self._space is None:
             try:
                 return store.open_table(self._name)
@@ -197,13 +199,6 @@ class LanceDB:
                 raise
             except (OSError, RuntimeError) as error:  # a conflict with another worker, too
                 raise StoreDown(f"LanceDB at {self._where}: {_told(error)}") from error
-
-
-@cache
-def _session() -> lancedb.Session:
-    return lancedb.Session(
-        index_cache_size_bytes=CACHE_BYTES, metadata_cache_size_bytes=CACHE_BYTES
-    )
 
 
 def _told(error: Exception) -> str:
