@@ -225,13 +225,18 @@ class PgVector:
     def _extend(self, connection: psycopg.Connection) -> None:
         found = (
             "SELECT extnamespace::regnamespace::text, quote_ident(current_user), "
-            "current_setting('search_path') FROM pg_extension WHERE extname = 'vector'"
+            "current_setting('search_path'), has_schema_privilege(extnamespace, 'USAGE') "
+            # Else somebody has made it just now, and will be found the next time.
+            "FROM pg_extension WHERE extname = 'vector' AND to_regtype('vector') IS NULL"
         )
         if row := connection.execute(found).fetchone():
-            schema, user, others = row
+            schema, user, others, may = row
+            mend = f"ALTER ROLE {user} SET search_path = {others}, {schema}"
+            if not may:
+                mend = f"GRANT USAGE ON SCHEMA {schema} TO {user}"
             raise JobRefused(
                 f"PostgreSQL at {self._where}: pgvector is in the schema {schema}, where {user} "
-                f"does not look: ALTER ROLE {user} SET search_path = {others}, {schema}"
+                f"does not look: {mend}"
             )
         connection.execute("CREATE EXTENSION vector")  # for the owner to allow
 
