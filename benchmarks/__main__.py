@@ -1,8 +1,9 @@
 """`python -m benchmarks NAME [--quick] [--device cpu] [--json] [--keep]`: one line of JSON.
 
 With --json nothing else is printed to the standard output. The exit code is 0 whether or not a
-goal was reached; what could measure nothing says why in its note, and is not kept, nor is a quick
-run. `all` runs each in turn; `report` draws docs/performance.md from what was kept.
+goal was reached, and 1 where a call failed; what could measure nothing says why in its note, and is
+not kept, nor is a quick run. `all` runs each in turn, also after one that failed; `report` draws
+docs/performance.md from what was kept.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import logging
 import re
 import sys
 from importlib import import_module
+
+from api_client.wire.errors import ClipyardError
 
 from . import kept, page
 from .report import Options, Report
@@ -47,9 +50,14 @@ def main() -> int:
         print(*page.write(), sep="\n")
         return 0
     options = Options(quick=given.quick, device=given.device)
+    failed = False
     for name in NAMES if given.name == "all" else [given.name]:
-        _run(name, options, as_json=given.json, keep=given.keep)
-    return 0
+        try:
+            _run(name, options, as_json=given.json, keep=given.keep)
+        except ClipyardError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
 
 
 def _device(given: str) -> str:

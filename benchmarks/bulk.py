@@ -46,7 +46,7 @@ def run(options: Options) -> Report:
         for width, height in list(IMAGES)[:1] if options.quick else IMAGES:
             images = QUICK_IMAGES if options.quick else IMAGES[width, height]
             files = fixtures.photos(width, height)
-            # Of all runs the first takes up to twice as long, and the first plan would look worse.
+            # Of a size the first run may take twice as long, and the first plan would look worse.
             limit.images_per_s(files, plans(processors.available())[0], images=TRIED)
             plan, per_s = _best_of_few(limit, files) if options.quick else _best(limit, files)
             turn = plan.runners * BATCH  # else some of its threads would be done before others

@@ -36,6 +36,6 @@ def commit() -> str:
     argv = ("git", "rev-parse", "--short", "HEAD")
     try:
         said = subprocess.run(argv, cwd=HERE, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    except OSError:
         return "unknown"
     return said.stdout.strip() or "unknown"

@@ -130,8 +130,8 @@ def _bulk(client: Client) -> Iterator[None]:
 
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send)
-        time.sleep(FILL_S)
         try:
+            time.sleep(FILL_S)
             yield
         finally:
             stop.set()

@@ -51,8 +51,8 @@ def _section(name: str, runs: Sequence[Result]) -> str:
         f"## `python -m benchmarks {name}`\n",
         _table(runs, "ratio of goal", "ratios", _reached),
     ]
-    for run in [run for run in runs if "curves" in run][-1:]:  # the one whose picture is kept
-        parts += [f"\n{_processor(run)}:\n\n![Goodput and latency](images/{name}.png)"]
+    if drawn := [_processor(run) for run in runs if "curves" in run]:  # the last one's is kept
+        parts += [f"\n{drawn[-1]}:\n\n![Goodput and latency](images/{name}.png)"]
     parts += [
         "\n<details><summary>What they were made of</summary>\n",
         _table(runs, "figure", "figures", _figure),
