@@ -72,7 +72,7 @@ def specification(
     given: dict[str, Any] = {**options}
     source_options, sink_options = given.pop("source_options", {}), given.pop("sink_options", {})
     if papers := given.pop("papers", None):
-        given["papers"] = str(Path(os.path.expanduser(papers)).absolute())
+        given["papers"] = os.path.abspath(os.path.expanduser(papers))
     try:
         return JobSpec(
             id=given.pop("id", None) or f"{datetime.now():%Y%m%d-%H%M}-{uuid4().hex[:6]}",

@@ -230,8 +230,7 @@ class Node(pidbox.Node):  # type: ignore[misc]  # kombu has no types
         try:
             return super().handle(method, arguments)
         except Exception as error:
-            told = "%s was asked of this worker, and cannot be done: %r"
-            log.warning(told, method, error, exc_info=log.isEnabledFor(logging.DEBUG))
+            log.warning("%s was asked of this worker, and cannot be done: %r", method, error)
             return {"error": repr(error)}
 
     def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_: Any) -> None:

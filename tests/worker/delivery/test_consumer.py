@@ -72,10 +72,12 @@ def test_what_is_held_is_held_on_once_redis_is_back(store, prefix, monkeypatch, 
     nowhere = redis.Redis(port=1, retry=None)
     renewals = consumer._Renewals(nowhere, index_key=index, interval_s=0.01, longest_run_s=60.0)
     renewals.start()
-    until(lambda: "cannot renew the lease" in caplog.text)
-    renewals.client = store
-    until(lambda: store.zscore(index, "held") > 1.0)
-    renewals.end()
+    try:
+        until(lambda: "cannot renew the lease" in caplog.text)
+        renewals.client = store
+        until(lambda: store.zscore(index, "held") > 1.0)
+    finally:
+        renewals.end()
 
 
 def test_every_message_in_hand_goes_back_to_its_queue(valkey_url, prefix, keys, store):
