@@ -386,6 +386,11 @@ def test_shards_of_one_name_in_several_folders_are_told_apart(source, tmp_path):
         (tmp_path / shard).parent.mkdir(exist_ok=True)
         write_tar(tmp_path / shard, [("7.jpg", b"x")])
     assert ids(source("webdataset", tmp_path / "**/*.tar")) == ["train/0/7", "val/0/7", "1/7"]
+    for folder in ("part0", "part1"):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "images.tar", [("7.jpg", b"x")])
+    parts = source("webdataset", tmp_path / "part{0..1}/images.tar")
+    assert ids(parts) == ["part0/images/7", "part1/images/7"]
 
 
 def test_no_picture_of_a_shard_is_left_out_for_the_dots_in_its_name(source, tmp_path):

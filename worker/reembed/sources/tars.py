@@ -5,7 +5,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,15 @@ class Tars:
     """Pictures in the shards that `where` names: a glob, or `shard-{00000..00099}.tar`.
 
     Ids are `<shard>/<name>`, without the ending; of shards that have their name in common, by their
-    paths below the glob's folder. A `.txt` beside a picture becomes `caption`, the fields of a
-    `.json` become metadata. Of a sample that has a picture by its key, as `7.jpg`, no
-    other one is meant; else all are, as `7.left.jpg`, or `2024.01.jpg` of who knew of no keys. A
+    paths below the folder that `where` begins with. A `.txt` beside a picture becomes `caption`,
+    the fields of a `.json` become metadata. Of a sample that has a picture by its key, as `7.jpg`,
+    no other one is meant; else all are, as `7.left.jpg`, or `2024.01.jpg` of who knew of no keys. A
     picture is read by its place in the shard, without the members before it.
     """
 
     def __init__(self, place: Place, doors: Doors) -> None:
         options_of(place)
-        self._shards = [
-            (doors.reading(str(shard)), name) for shard, name in _expand(place.where, doors)
-        ]
+        self._shards = _named(*_expand(place.where, doors), doors)
         self._where = place.where
         self._doors = doors
 
@@ -67,25 +65,30 @@ class Tars:
         return content(item.ref, self._doors)
 
 
-def _expand(where: str, doors: Doors) -> list[tuple[Path, str]]:
-    """Shards, each with its name in ids."""
+def _named(base: Path, shards: Sequence[Path], doors: Doors) -> list[tuple[Path, str]]:
+    """Each with its name in ids."""
+    read = [doors.reading(str(shard)) for shard in shards]
+    times = Counter(file.stem for file in read)
+    return [
+        (file, file.stem if times[file.stem] == 1 else str(shard.relative_to(base).with_suffix("")))
+        for file, shard in zip(read, shards, strict=True)
+    ]
+
+
+def _expand(where: str, doors: Doors) -> tuple[Path, list[Path]]:
+    """The folder that they all lie below, and the shards."""
     if run := re.search(r"\{(\d+)\.\.(\d+)\}", where):
         first, last = run[1], run[2]
         if int(last) - int(first) >= MOST_SHARDS:
             raise JobRefused(f"{run[0]} is more than {MOST_SHARDS} shards; name fewer")
         numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
-        shards = [Path(where[: run.start()] + n + where[run.end() :]) for n in numbers]
-        return [(shard, shard.stem) for shard in shards]
+        before, behind = where[: run.start()], where[run.end() :]
+        return Path(f"{before}0").parent, [Path(before + n + behind) for n in numbers]
     if not MAGIC & set(where) or os.path.isfile(where):
-        return [(Path(where), Path(where).stem)]
+        return Path(where).parent, [Path(where)]
     folder, pattern = split(where)
     base, meant = doors.reading(folder), matching(pattern)
-    found = [p for p in sorted(base.rglob("*.tar")) if meant(str(p.relative_to(base)))]
-    times = Counter(p.stem for p in found)
-    return [
-        (p, p.stem if times[p.stem] == 1 else str(p.relative_to(base).with_suffix("")))
-        for p in found
-    ]
+    return base, sorted(p for p in base.rglob("*.tar") if meant(str(p.relative_to(base))))
 
 
 def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
