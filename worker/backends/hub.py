@@ -40,8 +40,13 @@ def fetch(name: str, source: Mapping[str, Any], cache_dir: Path, *, offline: boo
     try:
         return Path(pretrained.download_pretrained(dict(source), cache_dir=str(cache_dir)))
     except Exception as error:  # whatever HTTP clients raise
-        why = _QUERY.sub("", first_line(error))
+        why = plain(first_line(error))
         raise WeightsUnavailable(f"the weights of {name} could not be fetched: {why}") from error
+
+
+def plain(told: str) -> str:
+    """What an HTTP client says, without the queries of addresses."""
+    return _QUERY.sub("", told)
 
 
 def cached(source: Mapping[str, Any], cache_dir: Path) -> Path | None:

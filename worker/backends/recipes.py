@@ -181,7 +181,7 @@ class Recipe:
             ) from None
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise WeightsUnavailable(
-                f"no tokenizer for {self.architecture}: {first_line(error)}"
+                f"no tokenizer for {self.architecture}: {hub.plain(first_line(error))}"
             ) from error
         if isinstance(tokenizer, HFTokenizer) and vocabulary.is_empty(tokenizer.tokenizer):
             raise WeightsUnavailable(

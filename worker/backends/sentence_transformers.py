@@ -242,7 +242,7 @@ class SentenceTransformers(TorchModel):
             if self.entry.checkpoint is None:
                 return None
             raise WeightsUnavailable(
-                f"{self._name} is not complete: {first_line(error)}"
+                f"{self._name} is not complete: {hub.plain(first_line(error))}"
             ) from error
 
     def _fetched(self) -> SentenceTransformer:
@@ -252,7 +252,7 @@ class SentenceTransformers(TorchModel):
             return self._read(offline=False)
         except OSError as error:
             raise WeightsUnavailable(
-                f"{self._name} could not be fetched: {first_line(error)}"
+                f"{self._name} could not be fetched: {hub.plain(first_line(error))}"
             ) from error
 
     def _read(self, *, offline: bool) -> SentenceTransformer:
@@ -275,7 +275,7 @@ class SentenceTransformers(TorchModel):
 
 def _told(error: Exception) -> str:
     """The library likes to say on the second line what is wrong."""
-    return f"{' '.join(str(error).split()):.300}".rstrip(".")
+    return f"{hub.plain(' '.join(str(error).split())):.300}".rstrip(".")
 
 
 def _numbers(file: Path) -> int:
