@@ -54,7 +54,7 @@ _GUARDS = {
     ],
     ("api_client/quarantine/talks.py", "api_client/test_quarantine.py"): [
         (
-            "opened(evidence.payload, task=evidence.task, request=id, settings=line.settings)",
+            "opened(sent, task=evidence.task, request=id, settings=line.settings)",
             "evidence.payload",
             "-k nobody_with_the_key",
         ),

@@ -41,7 +41,7 @@ def show_(id: Id, as_json: Json = False) -> None:
     with a_client() as client:
         evidence = client._hold(talks.one(client._desk.line, id))
     if as_json:
-        print(evidence.model_dump_json(exclude={"payload"}))
+        print(evidence.model_dump_json(exclude={"payload", "signature"}))
         return
     rows = [{"": name, " ": value} for name, value in _everything(evidence).items()]
     show.table(["", " "], rows, as_json=False)

@@ -21,7 +21,7 @@ from ..wire.messages import (
     Unload,
 )
 from ..wire.quarantine import Evidence
-from ..wire.signing import opened
+from ..wire.signing import FIELD, opened
 
 KINDS: dict[str, type[Request]] = {
     names.EMBED_BATCH: EmbedBatch,
@@ -72,8 +72,9 @@ def again(line: Line, id: str) -> Talk[Message]:
         )
     if evidence.payload is None:
         raise BadRequest(f"{id} was too large to be kept: send it again from where it came")
+    sent = evidence.payload | {FIELD: evidence.signature}
     try:
-        fields = opened(evidence.payload, task=evidence.task, request=id, settings=line.settings)
+        fields = opened(sent, task=evidence.task, request=id, settings=line.settings)
     except NotSigned:
         raise NotSigned(
             f"{id} is not as it was signed, or with a key that is gone: ask anew where it came from"

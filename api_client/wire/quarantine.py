@@ -29,7 +29,8 @@ class Evidence(Message):
     Attributes:
         items: the first references, shortened.
         at: when it was set aside, in unix seconds.
-        payload: the request as it came, signed, for `clipyard quarantine retry`; None is not kept.
+        payload: the request as it came, for `clipyard quarantine retry`; None is not kept.
+        signature: that it came with.
     """
 
     id: str
@@ -42,3 +43,4 @@ class Evidence(Message):
     queue: str = ""
     priority: int = 0
     payload: dict[str, Any] | None = None
+    signature: str = ""

@@ -8,7 +8,7 @@ from api_client.quarantine import cli, talks
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, NoAnswer, NotSigned
 from api_client.wire.quarantine import Crash, Evidence
-from api_client.wire.signing import signed
+from api_client.wire.signing import FIELD, signed
 
 
 def evidence(id, task, payload):
@@ -65,11 +65,11 @@ def test_what_nobody_with_the_key_has_sent_is_not_signed_for_him(valkey_url, pre
         redis_url=valkey_url, key_prefix=prefix, signing_key="k" * 16, answer_timeout_s=0.05
     )
     sent = {"model": "m", "deadline": 1.0}
-    kept = signed(sent, task=names.SWITCH, request="r", settings=settings)
-    planted = kept | {"reach": "fleet"}
+    signature = signed(sent, task=names.SWITCH, request="r", settings=settings)[FIELD]
     with Client(settings) as client:
-        for payload, refusal in ((kept, NoAnswer), (planted, NotSigned)):
-            store.hset(keys.quarantine, "r", evidence("r", names.SWITCH, payload).model_dump_json())
+        for payload, refusal in ((sent, NoAnswer), (sent | {"reach": "fleet"}, NotSigned)):
+            kept = evidence("r", names.SWITCH, payload).model_copy(update={"signature": signature})
+            store.hset(keys.quarantine, "r", kept.model_dump_json())
             with pytest.raises(refusal):
                 client._hold(talks.again(client._desk.line, "r"))
 

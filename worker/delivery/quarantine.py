@@ -10,6 +10,7 @@ import redis
 from api_client.wire.messages import BlobRef, PathRef, Request, UrlRef
 from api_client.wire.names import Keys
 from api_client.wire.quarantine import KEPT, KEPT_S, Crash, Evidence
+from api_client.wire.signing import FIELD
 
 __all__ = ["of_request", "put", "reference"]
 
@@ -43,7 +44,9 @@ def of_request(task: Any, request: Request, crashes: tuple[Crash, ...]) -> Evide
     Args:
         task: Celery's, bound to the message.
     """
-    fields = dict(task.request.kwargs)
+    # As text, for a stranger's message may hold what is no JSON.
+    fields = json.loads(json.dumps(task.request.kwargs, default=str))
+    signature = str(fields.pop(FIELD, ""))[:64]
     refs = [*getattr(request, "images", ()), *getattr(request, "texts", ())]
     told = [_shortened(ref) for ref in refs[:ITEMS_TOLD]]
     if (untold := len(refs) - len(told)) > 0:
@@ -60,6 +63,7 @@ def of_request(task: Any, request: Request, crashes: tuple[Crash, ...]) -> Evide
         queue=delivery.get("routing_key") or "",
         priority=delivery.get("priority") or 0,
         payload=fields if len(json.dumps(fields)) <= PAYLOAD_CHARS else None,
+        signature=signature,
     )
 
 

@@ -1,4 +1,5 @@
 import json
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from api_client.wire.messages import EmbedBatch, PathRef, UrlRef
 from api_client.wire.quarantine import KEPT_S, Crash, Evidence
 from api_client.wire.settings import Settings
-from api_client.wire.signing import opened, signed
+from api_client.wire.signing import FIELD, opened, signed
 from worker.delivery import quarantine
 from worker.delivery.quarantine import ITEMS_TOLD, of_request, put, reference
 
@@ -81,4 +82,10 @@ def test_a_message_is_kept_as_it_was_signed():
     fields = {"images": [{"blob": 0, "sha256": "0" * 64}], "deadline": 5, "keep_alive_s": None}
     sent = json.loads(json.dumps(signed(fields, settings=settings, **address)))
     found = of_request(task(**sent), EmbedBatch(**fields), CRASHES)
-    assert opened(found.payload, settings=settings, **address) == fields
+    kept = found.payload | {FIELD: found.signature}
+    assert opened(kept, settings=settings, **address) == fields
+
+
+def test_what_is_no_json_is_kept_as_text():
+    found = of_request(task(deadline=Decimal("1.5")), EmbedBatch(texts=("a",)), CRASHES)
+    assert found.payload == {"deadline": "1.5"}
