@@ -275,9 +275,8 @@ def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
     if not hasattr(model, "text.transformer.embeddings.position_ids"):
         state.pop("text.transformer.embeddings.position_ids", None)
-    with suppress(
-        AssertionError, LookupError, RuntimeError
-    ):  # what cannot be resized is named as misshaped
+    # What cannot be resized is named as misshaped.
+    with suppress(AssertionError, LookupError, RuntimeError):
         factory.resize_pos_embed(state, model)
         factory.resize_text_pos_embed(state, model)
     return state
