@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from .wire.errors import (
     NoWorker,
     UnknownModel,
     from_wire,
+    nearest,
 )
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import (
@@ -60,7 +60,6 @@ from .wire.messages import (
     Unload,
 )
 
-SUGGESTIONS = 5
 EVERYBODY = "all"  # among names, which all have an @
 
 Workers = Sequence[str] | None
@@ -346,6 +345,5 @@ def unlisted(entries: Iterable[CatalogueEntry], model: str) -> ClipyardError:
     """The refusal of a model that no entry means."""
     if not (listed := [name for entry in entries for name in (entry.id, *entry.aliases)]):
         return NoWorker(NOBODY)  # what lists them is gone soon after the last worker
-    near = get_close_matches(model, listed, SUGGESTIONS, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}" if near else "see `clipyard models`"
+    hint = nearest(model, listed, otherwise="see `clipyard models`", cutoff=0.4)
     return UnknownModel(f"no worker lists a model {model!r:.200}; {hint}")

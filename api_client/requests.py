@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from numbers import Integral, Real
@@ -15,7 +14,7 @@ from . import inputs
 from .inputs import Picture
 from .talks import Call
 from .wire import names
-from .wire.errors import BadRequest, first_mistake
+from .wire.errors import BadRequest, first_mistake, nearest
 from .wire.messages import AUTO, MAX_ITEMS, EmbedBatch, Knobs, Priority, Request
 from .wire.settings import LONGEST_S, Settings
 
@@ -99,8 +98,7 @@ def settable(knobs: Mapping[str, Any]) -> Mapping[str, Any]:
     known = Knobs.model_fields
     for name in map(str, knobs if isinstance(knobs, Mapping) else ()):
         if name not in known:
-            near = get_close_matches(name, known)
-            hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(known)}"
+            hint = nearest(name, known, otherwise=f"there are {', '.join(known)}", most=3)
             raise BadRequest(f"no setting {name!r:.100} can be changed while a worker runs; {hint}")
     return knobs
 

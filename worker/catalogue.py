@@ -3,18 +3,16 @@
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from api_client.wire.errors import BadSettings, UnknownModel, first_mistake
+from api_client.wire.errors import BadSettings, UnknownModel, first_mistake, nearest
 from api_client.wire.messages import CatalogueEntry, Kind
 
 BUILT_IN = Path(__file__).with_name("catalogue.toml")
-SUGGESTIONS = 5
 DESCRIBED_KEPT = 1024  # a family may describe any id, a mistyped one too
 
 LARGEST_GB = 1e6  # neither infinity nor bytes in the place of gigabytes
@@ -162,8 +160,9 @@ class Catalogue:
     def _describe_or_refuse(self, known: str) -> Entry:
         if (entry := self._describe(known)) is not None:
             return entry
-        near = get_close_matches(known, [*self._entries, *self._aliases], SUGGESTIONS, cutoff=0.4)
-        hint = f"nearest: {', '.join(near)}" if near else f"known are {', '.join(self._entries)}"
+        listed = [*self._entries, *self._aliases]
+        all_of_them = f"known are {', '.join(self._entries)}"
+        hint = nearest(known, listed, otherwise=all_of_them, cutoff=0.4)
         raise UnknownModel(f"no model {known!r}; {hint}")
 
     def __iter__(self) -> Iterator[Entry]:

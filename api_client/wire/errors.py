@@ -38,6 +38,8 @@ They carry one sentence each: what was asked, and what would work. They cross th
 (code, sentence, retryable) and are raised again as the same class on the other side.
 """
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -279,6 +281,18 @@ def first_mistake(error: "ValidationError", *, whole: str = "") -> str:
     place = ".".join(map(str, mistake["loc"])) or whole
     what = mistake["msg"].removeprefix(OURS)
     return f"{place}: {what}" if place else what
+
+
+def nearest(
+    name: str, known: Collection[str], *, otherwise: str, most: int = 5, cutoff: float = 0.6
+) -> str:
+    """For the sentence to who mistyped a name: the known ones like it, else what is to be said.
+
+    Args:
+        most, cutoff: as `difflib.get_close_matches` takes them.
+    """
+    near = get_close_matches(name, known, most, cutoff)
+    return f"nearest: {', '.join(near)}" if near else otherwise
 
 
 def from_wire(code: str, sentence: str, *, retryable: bool) -> ClipyardError:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from PIL import Image
 from torch import Tensor, nn
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed, WeightsUnavailable, first_line
+from api_client.wire.errors import (
+    BadCheckpoint,
+    LoadFailed,
+    WeightsUnavailable,
+    first_line,
+    nearest,
+)
 
 from ..catalogue import Entry
 from . import content, hub, vocabulary, words
@@ -60,8 +65,8 @@ class Recipe:
             return cls._from_file(Path(entry.architecture))
         # Not by asking for its config: of `local-dir:` and `hf-hub:` that has no preprocessing.
         if entry.architecture not in (known := open_clip.list_models()):
-            near = get_close_matches(entry.architecture, known, 5)
-            hint = f"nearest: {', '.join(near)}" if near else "name a model's open_clip_config.json"
+            config = "name a model's open_clip_config.json"
+            hint = nearest(entry.architecture, known, otherwise=config)
             raise LoadFailed(f"open_clip has no architecture {entry.architecture!r}; {hint}")
         model = open_clip.get_model_config(entry.architecture)
         source = pretrained.get_pretrained_cfg(entry.architecture, entry.tag)

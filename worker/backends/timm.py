@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from timm.models import model_entrypoint, vision_transformer
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
-from api_client.wire.errors import BadCheckpoint, LoadFailed, first_line
+from api_client.wire.errors import BadCheckpoint, LoadFailed, first_line, nearest
 from api_client.wire.messages import Kind
 
 from ..catalogue import Entry
@@ -172,8 +171,8 @@ class Timm(TorchModel):
 
     def _construct(self) -> nn.Module:
         if not timm.is_model(self._name):
-            near = get_close_matches(self._name, timm.list_models(), 5)
-            hint = f"nearest: {', '.join(near)}" if near else "name one, and a file as `checkpoint`"
+            file = "name one, and a file as `checkpoint`"
+            hint = nearest(self._name, timm.list_models(), otherwise=file)
             raise LoadFailed(f"timm cannot build {self._name}: it has no such architecture; {hint}")
         try:
             options = dict(self.entry.options)
