@@ -73,7 +73,9 @@ class Recipe:
         # Weights trained with QuickGELU give wrong vectors, silently, under any other activation.
         if source.get("quick_gelu") or entry.tag == "openai":
             model["quick_gelu"] = True
-        return cls(entry.architecture, model, source, source)
+        alike = preparations(entry.architecture)
+        preprocess = alike[0] if not source and len(alike) == 1 else source
+        return cls(entry.architecture, model, preprocess, source)
 
     @classmethod
     def _from_file(cls, file: Path) -> "Recipe":
@@ -241,6 +243,17 @@ class Recipe:
     def _has_tokenizer_files(self) -> bool:
         beside = Path(self.architecture).with_name("tokenizer_config.json")
         return self._is_file and beside.is_file()
+
+
+def preparations(architecture: str) -> list[dict[str, Any]]:
+    """What open_clip's weights of an architecture want of pictures, each once: one of SigLIP's,
+    two of ViT-L-14's."""
+    found: list[dict[str, Any]] = []
+    for tag in pretrained.list_pretrained_tags_by_model(architecture):
+        asked = pretrained.get_pretrained_cfg(architecture, tag)
+        if (fields := merge_preprocess_dict(asdict(PreprocessCfg()), asked)) not in found:
+            found.append(fields)
+    return found
 
 
 def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:

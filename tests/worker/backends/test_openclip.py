@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import open_clip
 import pytest
 import torch
 from numpy.typing import NDArray
+from open_clip import factory, pretrained
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
@@ -179,11 +181,37 @@ def test_other_tags_that_were_trained_with_quick_gelu_get_it() -> None:
     assert "quick_gelu" not in Recipe.of(Entry(id="", architecture="ViT-B-32", tag="mine")).model
 
 
-def test_a_tag_beside_a_checkpoint_says_how_pictures_are_prepared(small: Entry) -> None:
-    tuned = Entry(id="", architecture="ViT-B-16-SigLIP", checkpoint=small.checkpoint)
-    assert not Recipe.of(tuned).preprocess
-    prepared = Recipe.of(replace(tuned, tag="webli")).preprocess
-    assert (prepared["mean"], prepared["resize_mode"]) == ((0.5, 0.5, 0.5), "squash")
+def prepared_for(entry: Entry) -> dict[str, Any]:
+    return dict(merge_preprocess_dict(asdict(PreprocessCfg()), Recipe.of(entry).preprocess))
+
+
+def test_without_a_tag_pictures_are_prepared_as_all_weights_of_the_architecture_want() -> None:
+    differ = {
+        (architecture, tag)
+        for architecture, tag in open_clip.list_pretrained()
+        if prepared_for(Entry(id="", architecture=architecture))
+        != prepared_for(Entry(id="", architecture=architecture, tag=tag))
+    }
+    dfn = {("ViT-H-14", "dfn5b"), ("ViT-H-14-quickgelu", "dfn5b")}
+    assert differ == {("ViT-L-14", "laion2b_s32b_b82k"), *dfn}
+    mine = Entry(id="", architecture="ViT-B-16-SigLIP", tag="mine")
+    assert prepared_for(mine)["resize_mode"] == "squash"
+    assert prepared_for(Entry(id="", architecture="ViT-S-16")) == asdict(PreprocessCfg())
+
+
+def test_where_weights_of_one_architecture_want_different_things_the_log_asks_for_the_tag(
+    backend: OpenClip,
+    small: Entry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "small", SMALL)
+    two = {"one": {"url": "x"}, "other": {"url": "x", "resize_mode": "squash"}}
+    monkeypatch.setitem(pretrained._PRETRAINED, "small", two)
+    backend.load(replace(small, architecture="small", tag="one"))
+    assert "tag" not in caplog.text
+    backend.load(replace(small, architecture="small"))
+    assert "give its entry the tag" in caplog.text
 
 
 @pytest.mark.parametrize("entry", SIX, ids=lambda entry: entry.id)
