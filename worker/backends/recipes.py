@@ -31,6 +31,7 @@ from .meta import parameters_on_meta, without_memory
 # Texts in, rows of token ids out; keyword context_length.
 Tokenizer = Callable[..., Tensor]
 
+HUB_NAMES = {"hf_model_name", "hf_tokenizer_name"}  # of a repository, or a folder
 TOKENIZER_FIELDS = ("context_length", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
 SMALL = 8  # pixels of an edge, for a trial
 TOWERS = ("vision_cfg", "text_cfg")
@@ -109,8 +110,8 @@ class Recipe:
     def asks_hub(self) -> bool:
         """Whether the text tower or its tokenizer come from files of a model hub."""
         text = self.model["text_cfg"]
-        named = "hf_model_name" in text or "hf_tokenizer_name" in text
-        return named and not self._has_tokenizer_files
+        named = {"hf_model_name"} if self._has_tokenizer_files else HUB_NAMES
+        return any(not Path(str(text[name])).is_dir() for name in named & text.keys())
 
     def build(self, dtype: torch.dtype) -> nn.Module:
         """The model without its weights: parameters on the meta device, buffers real.
@@ -118,10 +119,13 @@ class Recipe:
         Buffers are real because some, such as causal masks and rotary tables, are in no file.
 
         Raises:
+            WeightsUnavailable: the config of its text tower is not here.
             LoadFailed: the config does not make a model.
         """
         try:
             model = without_memory(self._construct) or self._with_memory()
+        except OSError as error:
+            raise self._lacks("text tower", error) from error
         except Exception as error:  # whatever a wrong config makes of a constructor
             why = first_line(error) or "open_clip refuses a value, and does not say which"
             raise LoadFailed(f"{self.architecture} cannot be built: {why}") from error
@@ -186,7 +190,9 @@ class Recipe:
                 f"{self.architecture}: open_clip cannot make a tokenizer as its text_cfg says: "
                 f"{json.dumps(said):.200}"
             ) from None
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
+        except OSError as error:
+            raise self._lacks("tokenizer", error) from error
+        except (ImportError, RuntimeError, ValueError) as error:
             raise WeightsUnavailable(
                 f"no tokenizer for {self.architecture}: {hub.plain(first_line(error))}"
             ) from error
@@ -195,6 +201,11 @@ class Recipe:
                 f"no tokenizer for {self.architecture}: its files lack words: {vocabulary.FILES}"
             )
         return tokenizer
+
+    def _lacks(self, what: str, error: OSError) -> WeightsUnavailable:
+        """What Hugging Face's library found neither here nor on its hub."""
+        why = hub.plain(first_line(error))
+        return WeightsUnavailable(f"no {what} for {self.architecture}: {why}; {hub.NAME_CONFIG}")
 
     def tokenizer_content(self, cache_dir: Path) -> str:
         """SHA-256 of the tokenizer's files, wherever they are; empty where it is open_clip's own.

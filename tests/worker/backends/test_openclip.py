@@ -356,8 +356,38 @@ def test_a_tokenizer_whose_files_are_elsewhere_is_one_sentence(
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     backend = OpenClip(Placement(cache_dir=tmp_path / "cache", offline=True))
-    with pytest.raises(WeightsUnavailable, match="no tokenizer for"):
+    with pytest.raises(WeightsUnavailable, match=r"no tokenizer for .*; name as `architecture`"):
         backend.load(Entry(id="x", architecture=str(file), checkpoint=small.checkpoint))
+
+
+@pytest.fixture
+def with_bert(tmp_path: Path) -> Path:
+    """A config whose text tower is of a repository, and its tokenizer beside it."""
+    text = {"hf_model_name": "no-such/bert", "hf_tokenizer_name": "no-such/bert"}
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(json.dumps({"model_cfg": {**SMALL, "text_cfg": text}}))
+    file.with_name("tokenizer_config.json").write_text("{}")
+    return file
+
+
+def test_a_text_tower_that_is_elsewhere_is_one_sentence(with_bert: Path, tmp_path: Path) -> None:
+    backend = OpenClip(Placement(cache_dir=tmp_path / "cache", offline=True))
+    with pytest.raises(WeightsUnavailable, match=r"no text tower for .*; name as `architecture`"):
+        backend.check(Entry(id="x", architecture=str(with_bert)))
+
+
+def test_a_tokenizer_beside_a_config_brings_no_text_tower(
+    backend: OpenClip, with_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_answers", lambda _: False)
+    with pytest.raises(WeightsUnavailable, match=r"^text files of .* is away; name"):
+        backend.check(Entry(id="x", architecture=str(with_bert)))
+
+
+def test_no_hub_is_asked_for_what_is_in_a_folder(with_bert: Path) -> None:
+    there = with_bert.read_text().replace("no-such/bert", str(with_bert.parent))
+    with_bert.write_text(there)
+    assert not Recipe.of(Entry(id="x", architecture=str(with_bert))).asks_hub
 
 
 def test_a_tokenizer_whose_words_are_missing_is_one_sentence(small: Entry, tmp_path: Path) -> None:
