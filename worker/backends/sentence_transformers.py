@@ -269,6 +269,8 @@ class SentenceTransformers(TorchModel):
             )
         except OSError:
             raise
+        except weights.NO_PICKLE as error:  # weights of a module of its own, such as Dense
+            raise weights.not_opened(f"a .bin of {self._name}", error) from None
         except Exception as error:  # whatever a wrong config makes of a constructor
             raise LoadFailed(f"{self._name} cannot be loaded: {_told(error)}") from error
 

@@ -18,6 +18,7 @@ from api_client.wire.errors import BadCheckpoint, WeightsUnavailable, first_line
 
 State = Mapping[str, Tensor]
 
+NO_PICKLE = (pickle.UnpicklingError, EOFError)  # of what torch does not open
 NAMED = 3  # tensors named in a sentence about many
 _FORBIDDEN = re.compile(r"\bGLOBAL (\S+)")
 
@@ -37,14 +38,8 @@ def read(file: Path) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{file} is a folder; name the file of the weights in it") from None
     except SafetensorError as error:
         raise BadCheckpoint(f"{file} is truncated or corrupt: {error}") from None
-    except (pickle.UnpicklingError, EOFError) as error:
-        if named := _FORBIDDEN.search(str(error)):
-            raise _holding_more(file, named[1]) from None
-        # What torch says, of a page saved as a checkpoint too, is how to allow what could run code.
-        raise BadCheckpoint(
-            f"{file} is truncated or corrupt, or nothing that torch opens without running code; "
-            "if it is a checkpoint, save its state_dict as safetensors"
-        ) from None
+    except NO_PICKLE as error:
+        raise not_opened(str(file), error) from None
     except (BadCheckpoint, MemoryError):
         raise
     except Exception as error:  # whatever a damaged file makes of its reader
@@ -54,6 +49,17 @@ def read(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(map(_is_plain, content.values())) or not content:
         raise BadCheckpoint(f"{file} is not a state_dict: it holds something else than tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def not_opened(file: str, error: Exception) -> BadCheckpoint:
+    """What to say of one of `NO_PICKLE`: torch says, of a page saved as a checkpoint too, how to
+    allow what could run code."""
+    if named := _FORBIDDEN.search(str(error)):
+        return _holding_more(file, named[1])
+    return BadCheckpoint(
+        f"{file} is truncated or corrupt, or nothing that torch opens without running code; "
+        "if it is a checkpoint, save its state_dict as safetensors"
+    )
 
 
 def write(state: State, file: Path) -> None:
@@ -107,12 +113,12 @@ def identity(state: State) -> str:
 def _unpickle(file: Path) -> object:
     mapped = zipfile.is_zipfile(file)  # the format before 2020 cannot be mapped
     if mapped and _is_torchscript(file):
-        raise _holding_more(file, "a TorchScript archive")
+        raise _holding_more(str(file), "a TorchScript archive")
     content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     return content
 
 
-def _holding_more(file: Path, what: str) -> BadCheckpoint:
+def _holding_more(file: str, what: str) -> BadCheckpoint:
     return BadCheckpoint(
         f"{file} holds more than tensors and is not opened, because it could run code ({what}); "
         "save its state_dict as safetensors"

@@ -361,6 +361,31 @@ def test_code_that_lies_in_a_folder_is_not_run(family, entry, folder, tmp_path):
     assert not ran.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<html>", "truncated or corrupt, or nothing that torch opens"),
+        (b"", "truncated or corrupt, or nothing that torch opens"),
+        (b"cos\nsystem\n(Vtrue\ntR.", r"could run code \(os\.system\); save its state_dict as"),
+    ],
+)
+def test_a_pickle_that_torch_does_not_open_is_one_sentence(
+    family, entry, folder, tmp_path, content, told
+):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    listed = json.loads((copy / "modules.json").read_text())
+    kind = "sentence_transformers.sentence_transformer.modules.Dense"
+    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": kind}
+    (copy / "modules.json").write_text(json.dumps([*listed, dense]))
+    (copy / "2_Dense").mkdir()
+    shape = {"in_features": 32, "out_features": 8, "bias": True}
+    (copy / "2_Dense" / "config.json").write_text(json.dumps(shape))
+    (copy / "2_Dense" / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(BadCheckpoint, match=rf"^a \.bin of .*copy .*{told}") as refused:
+        family.load(replace(entry, checkpoint=copy))
+    assert "weights_only" not in str(refused.value)
+
+
 def test_an_older_library_is_refused_by_its_version(monkeypatch):
     monkeypatch.setattr("sentence_transformers.__version__", "5.1.2")
     monkeypatch.delitem(sys.modules, "worker.backends.sentence_transformers", raising=False)
