@@ -111,10 +111,18 @@ def identity(state: State) -> str:
 
 
 def _unpickle(file: Path) -> object:
-    mapped = zipfile.is_zipfile(file)  # the format before 2020 cannot be mapped
-    if mapped and _is_torchscript(file):
-        raise _holding_more(str(file), "a TorchScript archive")
-    content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    is_archive = zipfile.is_zipfile(file)  # the format before 2020 is none, and cannot be mapped
+    if is_archive:
+        with zipfile.ZipFile(file) as archive:
+            parts = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in parts:
+            raise _holding_more(str(file), "a TorchScript archive")
+        if "data.pkl" not in parts:
+            raise BadCheckpoint(
+                f"{file} is an archive, and none of torch's, as big_vision's .npz are none; "
+                "save its tensors as safetensors under the model's own names"
+            )
+    content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     return content
 
 
@@ -123,11 +131,6 @@ def _holding_more(file: str, what: str) -> BadCheckpoint:
         f"{file} holds more than tensors and is not opened, because it could run code ({what}); "
         "save its state_dict as safetensors"
     )
-
-
-def _is_torchscript(file: Path) -> bool:
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _is_plain(value: object) -> bool:

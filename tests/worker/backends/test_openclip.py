@@ -719,6 +719,14 @@ def test_weights_without_a_scale_are_refused_where_a_bias_would_be_made_of_it(
         backend.check(replace(small, architecture=str(named), checkpoint=file))
 
 
+def test_an_archive_of_numpy_is_not_called_a_corrupt_one_of_torch(
+    backend: OpenClip, small: Entry, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "big_vision.npz", weights=np.zeros(3))
+    with pytest.raises(BadCheckpoint, match=r"npz is an archive, and none of torch's.*safetensors"):
+        backend.check(replace(small, checkpoint=tmp_path / "big_vision.npz"))
+
+
 def test_an_archive_whose_list_is_damaged_is_a_bad_checkpoint(
     backend: OpenClip, small: Entry, tmp_path: Path
 ) -> None:
