@@ -52,8 +52,13 @@ class Checkpoints:
             yield file
 
     def remember(self, file: Path, what: str, compute: Callable[[], str]) -> str:
-        """`compute()`, or what it answered when the file was the same as now."""
-        note = self._folder / f"{_key(file, what)}.json"
+        """`compute()`, or what it answered when the file was the same as now.
+
+        Of a prepared file too. What is in one goes by its name, and no longer by its original,
+        which somebody may have replaced meanwhile.
+        """
+        is_prepared = file.parent == self._folder
+        note = self._folder / f"{file.stem if is_prepared else _key(file, what)}.json"
         try:
             return str(json.loads(note.read_text())[what])
         except (OSError, ValueError, KeyError, TypeError):

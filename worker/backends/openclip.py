@@ -215,7 +215,7 @@ class OpenClip:
             with self._checkpoints.prepared(source, form=form, write=write) as file:
                 mapped = weights.read(file)
                 identity = partial(weights.identity, mapped)
-                return mapped, self._checkpoints.remember(source, f"state as {form}", identity)
+                return mapped, self._checkpoints.remember(file, "identity", identity)
         except OSError as error:
             log.warning("no prepared copy of %s: %s; every load converts it", source, error)
             state = self._converted(source, model)

@@ -30,7 +30,7 @@ from torch import nn
 
 from api_client.wire.errors import BadCheckpoint, ImageUnreadable, LoadFailed, WeightsUnavailable
 from api_client.wire.messages import Kind
-from worker.backends import hub
+from worker.backends import checkpoints, hub
 from worker.backends.base import Placement
 from worker.backends.clip_model import ClipModel
 from worker.backends.openclip import OpenClip
@@ -478,6 +478,26 @@ def test_whoever_writes_over_a_checkpoint_changes_no_model_that_is_in_memory(
     assert np.array_equal(images(model, PHOTOS), before)
     os.truncate(entry.checkpoint, 100)  # would end the process
     assert np.array_equal(images(model, PHOTOS), before)
+
+
+def test_weights_that_are_replaced_while_they_are_prepared_are_not_called_those_before(
+    backend: OpenClip, small: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = saved(small, tmp_path / "weights.pt")
+    other = saved(small, tmp_path / "new.pt", lambda state: {n: t * 2 for n, t in state.items()})
+    assert entry.checkpoint is not None
+    assert other.checkpoint is not None
+    flush, moved = checkpoints._flush, other.checkpoint.rename
+
+    def replaced_meanwhile(file: Path) -> None:
+        flush(file)
+        moved(entry.checkpoint)
+        monkeypatch.setattr(checkpoints, "_flush", flush)
+
+    monkeypatch.setattr(checkpoints, "_flush", replaced_meanwhile)
+    before, after = backend.load(entry), backend.load(entry)
+    assert not np.array_equal(images(before, PHOTOS[:1]), images(after, PHOTOS[:1]))
+    assert before.traits.fingerprint != after.traits.fingerprint
 
 
 @pytest.mark.parametrize(
