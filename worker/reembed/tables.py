@@ -47,7 +47,16 @@ def _held_by_python(kind: pa.DataType) -> pa.DataType:
         return pa.timestamp("us", kind.tz)
     if pa.types.is_duration(kind) and kind.unit == "ns":
         return pa.duration("us")
-    return pa.time64("us") if kind == pa.time64("ns") else kind
+    if kind == pa.time64("ns"):
+        return pa.time64("us")
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_held_by_python(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_held_by_python(kind.key_type), _held_by_python(kind.item_type))
+    if hasattr(kind, "value_field"):  # a list of any kind
+        held = _held_by_python(kind.value_type)
+        return kind if held == kind.value_type else pa.list_(held)
+    return kind
 
 
 def is_of_bytes(kind: pa.DataType) -> bool:

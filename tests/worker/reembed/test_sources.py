@@ -319,6 +319,24 @@ def test_a_time_in_nanoseconds_is_told_to_the_microsecond(source, tmp_path, kind
     assert str(item.meta["taken"]) == told
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (pa.list_(pa.timestamp("ns")), [1_000_002_003]),
+        (pa.list_(pa.time64("ns"), 1), [1_000_002_003]),
+        (pa.struct([("at", pa.large_list(pa.duration("ns")))]), {"at": [1_000_002_003]}),
+        (pa.map_(pa.string(), pa.timestamp("ns")), [("at", 1_000_002_003)]),
+    ],
+)
+def test_so_is_one_within_another_column(source, tmp_path, kind, given):
+    times = pa.array([given, None], kind)
+    table = pa.table({"path": ["a.jpg", "b.jpg"], "taken": times})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    first, second = source("list", tmp_path / "x.parquet").walk()
+    assert b":01.000002" in first.kept().line()
+    assert second.meta == {"taken": None}
+
+
 def test_metadata_that_are_nested_deeper_than_python_follows_are_a_sentence():
     deep = []
     for _ in range(sys.getrecursionlimit()):
