@@ -393,6 +393,17 @@ def test_an_item_that_a_table_has_no_room_for_is_told_of_and_its_neighbours_are_
         sink.write(Shard(Chunk(0, items[1:]), rows[1:]))
 
 
+def test_an_item_that_a_database_has_no_characters_for_is_told_of(doors, postgres_url):
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        name = f"{owner.info.dbname}_latin"
+        owner.execute(f"CREATE DATABASE {name} ENCODING LATIN1 TEMPLATE template0".encode())
+    sink = open_sink(Place(kind="pgvector", where=f"{postgres_url}_latin"), SPACE, doors)
+    items = [Item("a", ""), Item("\u20ac", ""), Item("b", "", meta={"title": "\u20ac"})]
+    refused = sink.write(Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * 3))
+    assert list(refused or ()) == ["\u20ac", "b"]
+    assert list(sink.read(["a", "b"])) == ["a"]
+
+
 def test_a_table_that_somebody_locks_is_worth_another_try(make, postgres_url, monkeypatch):
     """As who builds an index does: bulk work of every kind waited for that."""
     monkeypatch.setattr(postgres, "WAIT_FOR_LOCKS", "SET LOCAL lock_timeout = '10ms'")

@@ -23,8 +23,13 @@ CONNECT_S = 10
 WAIT_FOR_LOCKS = "SET LOCAL lock_timeout = '10s'"
 # By another job that prepares the same table or database at the same instant.
 OVERTAKEN = (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable)
-# For a column, or for an index: that of ids takes 2704 bytes, compressed.
-TOO_LONG = (errors.StringDataRightTruncation, errors.ProgramLimitExceeded)
+# Too long for a column, or for an index: that of ids takes 2704 bytes, compressed. Or of characters
+# that the database's encoding has none of.
+UNHELD = (
+    errors.StringDataRightTruncation,
+    errors.ProgramLimitExceeded,
+    errors.UntranslatableCharacter,
+)
 COLUMNS = ("id", "ref", "model", "fingerprint", "meta", "embedding")
 
 
@@ -136,7 +141,7 @@ class PgVector:
             try:
                 with ask.connection.transaction():
                     ask.executemany(upsert, rows)
-            except TOO_LONG:
+            except UNHELD:
                 refused = _one_by_one(ask, upsert, rows)
                 if len(refused) == len(rows) > 1:
                     raise  # it is the table's doing, not theirs
@@ -266,6 +271,6 @@ def _one_by_one(ask: Any, upsert: sql.Composed, rows: Sequence[Any]) -> dict[str
         try:
             with ask.connection.transaction():
                 ask.execute(upsert, row)
-        except TOO_LONG as error:
+        except UNHELD as error:
             refused[row[0]] = ItemError(f"PostgreSQL cannot hold it: {error.diag.message_primary}")
     return refused
