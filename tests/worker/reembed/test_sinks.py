@@ -467,6 +467,22 @@ def test_a_name_is_switched_and_switched_back(make, kind):
     assert new.target("live") == led_to
 
 
+def test_a_table_may_lie_in_a_schema_or_have_a_dot_in_its_name(make, postgres_url):
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute('CREATE SCHEMA "my album"')
+        for name in ("my album.photos", "photos.v2"):
+            sink = make("pgvector", name=name)
+            sink.write(shard(0))
+            same(sink.read(["0/0", "0/2", "0/3"]), wanted(shard(0)))
+            sink.switch(f"{name}.live")
+            sink.switch(f"{name}.live")
+            assert sink.target(f"{name}.live") == name
+        found = owner.execute(
+            "SELECT schemaname, relname FROM pg_stat_user_tables ORDER BY relname"
+        ).fetchall()
+    assert found == [("my album", "photos"), ("public", "photos.v2")]
+
+
 def test_a_name_that_something_else_has_is_refused(make, kind):
     sink = make(kind, name="photos")
     make(kind, name="live")
@@ -491,13 +507,13 @@ def test_an_address_that_no_collection_can_have_is_refused(kind, where):
 
 
 def test_who_may_search_a_view_may_do_so_when_it_was_switched(make, postgres_url):
-    make("pgvector", name="old").switch("live")
-    may = "SELECT has_table_privilege('the reader', 'live', 'SELECT')"
+    may = "SELECT has_table_privilege('the reader', 's.live', 'SELECT')"
     with psycopg.connect(postgres_url, autocommit=True) as owner:
-        owner.execute('CREATE ROLE "the reader"')
+        owner.execute('CREATE SCHEMA s; CREATE ROLE "the reader"')
         try:
-            owner.execute('GRANT SELECT ON live TO "the reader"')
-            make("pgvector", Space("b", "f2", 16, "j2"), name="new").switch("live")
+            make("pgvector", name="old").switch("s.live")
+            owner.execute('GRANT SELECT ON s.live TO "the reader"')
+            make("pgvector", Space("b", "f2", 16, "j2"), name="new").switch("s.live")
             assert owner.execute(may).fetchone() == (True,)
         finally:
             owner.execute('DROP OWNED BY "the reader"; DROP ROLE "the reader"')

@@ -59,7 +59,7 @@ COMPARED = {
 
 # A view that is made anew is nobody's to read: statements that give its rights again.
 GRANTS = """
-SELECT format('GRANT %%s ON %%I TO %%s%%s', privilege_type, relname,
+SELECT format('GRANT %%s ON %%s TO %%s%%s', privilege_type, oid::regclass,
     CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
     CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(%s)
@@ -69,6 +69,8 @@ FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(%s)
 class PgVector:
     """A row an item, upserted by its id. Options: `table`; names for searchers are views.
 
+    In `a.b` the first is the schema where there is one of that name.
+
     `where` is `postgresql://user@host/database`; passwords come from PGPASSWORD or PGPASSFILE on
     the worker, since a job is written down in readable form.
     """
@@ -76,15 +78,15 @@ class PgVector:
     def __init__(self, place: Place, space: Space | None, doors: Doors) -> None:
         self._name = options_of(place, table="clipyard")["table"]
         self._where = doors.reaching(place.where)
-        self._table = sql.Identifier(self._name)
         self._space = space
         self._ids = ""  # their type
         with self._asking() as ask:
+            self._table = _named(ask, self._name)
             self._prepare(ask)
 
     def _prepare(self, ask: Any) -> None:
         place = f"{self._where}, table {self._name}"
-        found = ask.execute("SELECT to_regclass(%s)", [f'"{self._name}"']).fetchone()[0]
+        found = ask.execute("SELECT to_regclass(%s)", [self._table.as_string(ask)]).fetchone()[0]
         if found is None:
             if self._space is None:
                 raise JobRefused(f"there is no {place}")
@@ -113,7 +115,7 @@ class PgVector:
     def _made_for(self, ask: Any) -> tuple[str, ...]:
         """Model and fingerprint, by the comment on a table that a job made."""
         found = "SELECT obj_description(%s::regclass, 'pg_class')"
-        [comment] = ask.execute(found, [f'"{self._name}"']).fetchone()
+        [comment] = ask.execute(found, [self._table.as_string(ask)]).fetchone()
         with suppress(TypeError, ValueError):  # there is none, or one of the owner's
             model, fingerprint = json.loads(comment)
             return model, fingerprint
@@ -171,7 +173,7 @@ class PgVector:
         found = ask.execute(
             "SELECT attname, atttypid::regtype::text, atttypmod FROM pg_attribute "
             "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
-            [f'"{self._name}"'],
+            [self._table.as_string(ask)],
         )
         return {name: (kind, modifier) for name, kind, modifier in found}
 
@@ -195,7 +197,7 @@ class PgVector:
             found = ask.execute(
                 "SELECT relkind::text, obj_description(oid, 'pg_class') FROM pg_class "
                 "WHERE oid = to_regclass(%s)",
-                [f'"{alias}"'],
+                [_named(ask, alias).as_string(ask)],
             ).fetchone()
         if found is None:
             return None
@@ -206,10 +208,10 @@ class PgVector:
         return table
 
     def switch(self, alias: str) -> None:
-        view = sql.Identifier(alias)
         self.target(alias)
         with self._asking() as ask:  # one transaction: one step for searchers
-            grants = ask.execute(GRANTS, [f'"{alias}"']).fetchall()
+            view = _named(ask, alias)
+            grants = ask.execute(GRANTS, [view.as_string(ask)]).fetchall()
             ask.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(view))
             ask.execute(sql.SQL("CREATE VIEW {} AS SELECT * FROM {}").format(view, self._table))
             note = sql.SQL("COMMENT ON VIEW {} IS {}")
@@ -262,6 +264,14 @@ class PgVector:
             raise StoreDown(f"PostgreSQL at {self._where}: {first_line(error)}") from error
         except psycopg.Error as error:  # below its first line are statement and row
             raise JobRefused(f"PostgreSQL at {self._where}: {first_line(error)}") from error
+
+
+def _named(ask: Any, name: str) -> sql.Identifier:
+    schema, _, table = name.partition(".")
+    found = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
+    if table and ask.execute(found, [schema]).fetchone():
+        return sql.Identifier(schema, table)
+    return sql.Identifier(name)
 
 
 def _one_by_one(ask: Any, upsert: sql.Composed, rows: Sequence[Any]) -> dict[str, ItemError]:
