@@ -458,6 +458,17 @@ def test_a_field_that_a_collection_lacks_is_refused_with_those_it_has(source, ca
         list(held.walk())
 
 
+def test_texts_that_a_collection_does_not_hold_are_not_taken_for_pictures(source, doors, tmp_path):
+    """Their job paused after five minutes, with a file that is outside of the image roots."""
+    (tmp_path / "t.jsonl").write_text('{"text": "a cat"}\n')
+    items = list(source("texts", tmp_path / "t.jsonl").walk())
+    place = Place(kind="parquet", where=str(tmp_path / "old"))
+    sink = open_sink(place, Space("m", "f", 2, "job"), doors)
+    sink.write(Shard(Chunk(0, items), [np.array([1, 0], np.float32)]))
+    with pytest.raises(JobRefused, match=r"a text of 't\.jsonl', and .*`--source`"):
+        list(source("collection", place.where, store="parquet").walk())
+
+
 def test_a_collection_of_a_kind_that_nobody_knows_is_refused(source, captioned):
     with pytest.raises(JobRefused, match="no sinks of kind 'Parquet'; there are lancedb, npy"):
         list(source("collection", captioned, store="Parquet").walk())

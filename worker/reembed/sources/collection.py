@@ -1,5 +1,6 @@
 """A collection of vectors that exists already: its references are embedded anew."""
 
+import re
 from collections.abc import Iterator
 
 from api_client.wire.errors import JobRefused
@@ -10,6 +11,8 @@ from ..items import Item
 from ..sinks import Walkable, open_sink
 from . import Content
 from .refs import content
+
+A_TEXT = re.compile(r"[^/]+:\d+")  # the reference of one, see `Texts`; no sink keeps it itself
 
 
 class Collection:
@@ -42,6 +45,12 @@ class Collection:
                 )
             found = rest.pop(wanted)
             value = "" if found is None else str(found)
+            if not self._text and A_TEXT.fullmatch(value):
+                raise JobRefused(
+                    f"{item_id!r} is a text of {value.rpartition(':')[0]!r}, and the collection "
+                    "does not hold it: name that file as the source (`--source` of a migration), "
+                    "or a field with the text by an option of the source, as in `--from text=NAME`"
+                )
             text = value if self._text else None
             ref = str(rest.pop("ref", item_id)) if self._text else value
             yield Item(id=item_id, ref=ref, text=text, meta=rest)
