@@ -24,7 +24,7 @@ def watch(job: Job) -> JobStatus:
     try:
         with Live(console=console, refresh_per_second=4) as live:
             for status in _looks(job):
-                if seen and finished(status) < finished(seen[-1]):  # chunks are done again
+                if seen and _begins_anew(seen[-1], status):
                     seen.clear()
                 seen.append(status)
                 live.update(Group(*drawn(status, rate=rate(seen))))
@@ -59,6 +59,11 @@ def drawn(status: JobStatus, *, rate: float) -> list[Padding | Text]:
     bar = ProgressBar(total=status.items or 1, completed=finished(status), width=60)
     # Padded, for a bar by itself does not end its line; and what others named is shown here.
     return [Padding(bar, expand=False), *(Text(line.translate(ESCAPES)) for line in lines)]
+
+
+def _begins_anew(before: JobStatus, now: JobStatus) -> bool:
+    """A listing of minutes says nothing of the rate, nor do chunks that are done again."""
+    return before.state is JobState.PLANNING or finished(now) < finished(before)
 
 
 def rate(seen: "deque[JobStatus]") -> float:

@@ -264,6 +264,13 @@ def test_when_chunks_are_done_again_the_rate_begins_anew(watched):
     assert watched(looks) == [0.0, 0.0, 50.0]
 
 
+def test_the_time_in_which_a_source_was_listed_is_none_of_the_rate(watched):
+    """A minute of it, and the job was told to take three times as long for the next one."""
+    looks = [status(1.0, 0, state=JobState.PLANNING), status(61.0, 0)]
+    looks.append(status(91.0, 600, state=JobState.COMPLETE))
+    assert watched(looks) == [0.0, 0.0, 20.0]
+
+
 def test_what_is_watched_into_a_file_ends_its_last_line(capsys):
     look = status(1.0, 1000, state=JobState.COMPLETE)
     watching.watch(SimpleNamespace(status=lambda: look))
