@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from api_client.wire.errors import ItemError, JobRefused
+from api_client.wire.errors import ItemError, JobRefused, StoreDown
 from api_client.wire.messages import BlobRef
 
 from ..datapath.images import ImageReader
@@ -163,6 +163,6 @@ def _tile(item: Item, source: Source, images: ImageReader) -> Image.Image:
             assert not isinstance(content, str)
             picture = images.open(content, {}, near=TILE)
         tile.paste(picture.convert("RGB").resize((TILE, TILE)))
-    except ItemError:
+    except (ItemError, StoreDown):
         pass  # grey
     return tile

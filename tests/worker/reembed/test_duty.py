@@ -1264,6 +1264,26 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
     assert np.isfinite([row["vector"] for row in rows(new)]).all()
 
 
+def test_a_migration_waits_for_no_archive_only_to_draw_it(desk, post, pictures, tmp_path):
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        for picture in sorted(Path(pictures.where).iterdir()):
+            tar.add(picture, picture.name)
+    shards = Place(kind="webdataset", where=str(shard))
+    old, new = (Place(kind="parquet", where=str(tmp_path / name)) for name in ("old", "new"))
+    desk.submit(shards, old, id="first")
+    post.deliver_all()
+    migration = {"alias": "live", "old": old.model_dump()}
+    desk.submit(shards, new, model="fake/b", migration=migration)
+    while names.JOB_CHECK not in [name for name, _, _ in post.sent]:
+        post.deliver()
+    shard.unlink()
+    shard.symlink_to(shard.name)  # cannot be opened, and is not missing either
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+    assert report(new)["moved"]["sample"] == 20
+
+
 @pytest.mark.parametrize(("kind", "folder"), [("parquet", "new"), ("lancedb", "new.lance")])
 def test_no_name_is_led_to_a_collection_that_has_gone_since_it_was_complete(
     desk, post, pictures, tmp_path, kind, folder
