@@ -2,7 +2,8 @@
 
 A value comes from the first of: an argument, the environment, the JSON file named by
 CLIPYARD_CONFIG, the default. The environment name is CLIPYARD_ and the field's name in capitals;
-`ALSO` lists the names that people have set already. The JSON file takes either in lower case.
+`ALSO` lists the names that people have set already. The JSON file takes either, in capitals or not,
+and the name of the field.
 """
 
 import os
@@ -78,6 +79,12 @@ def names_of(field: str) -> tuple[str, ...]:
     return (PREFIX + field, *ALSO.get(field, ()))
 
 
+def _keys_of(field: str) -> tuple[str, ...]:
+    """The keys of the JSON file that it is read by, the first one wins."""
+    names = names_of(field)
+    return (*names, *map(str.upper, names), field)
+
+
 class _ByField(PydanticBaseSettingsSource):
     """Looks for one field after the other."""
 
@@ -92,7 +99,7 @@ class _JsonFile(_ByField):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         found = _json_file(os.environ.get(CONFIG_VARIABLE, ""))
-        for name in (*names_of(field_name), field_name):
+        for name in _keys_of(field_name):
             if name in found:
                 return found[name], field_name, False
         return None, field_name, False
@@ -252,7 +259,7 @@ class SettingsBase(BaseSettings):
         if os.environ.get(_file_variable(field)) and _is_secret(cls.model_fields[field]):
             return _file_variable(field), ""
         path = os.environ.get(CONFIG_VARIABLE, "")
-        for name in (*names_of(field), field):
+        for name in _keys_of(field):
             if name in _json_file(path):
                 return name, path
         return None

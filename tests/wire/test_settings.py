@@ -85,14 +85,13 @@ def test_the_names_people_have_set_are_honoured(
     assert getattr(read, field) == expected
     assert read.origin(field) == variable
     monkeypatch.delenv(variable)
-    config = tmp_path / "config.json"
-    config.write_text(
-        json.dumps({variable.lower(): json.loads(value) if value[0].isdigit() else value})
-    )
-    monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
-    read = WorkerSettings.read()
-    assert getattr(read, field) == expected
-    assert read.origin(field) == str(config)
+    for name in (variable.lower(), variable):
+        config = tmp_path / f"{name}.json"
+        config.write_text(json.dumps({name: json.loads(value) if value[0].isdigit() else value}))
+        monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
+        read = WorkerSettings.read()
+        assert getattr(read, field) == expected
+        assert read.origin(field) == str(config)
 
 
 def test_the_environment_wins_over_the_file_and_ours_over_the_older_name(monkeypatch, tmp_path):
