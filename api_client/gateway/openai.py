@@ -110,10 +110,9 @@ def router(client: AsyncClient, *, most_items: int) -> APIRouter:
         inputs = [asked.input] if isinstance(asked.input, str) else asked.input
         if len(inputs) > most_items:
             raise BadRequest(f"input has more than {most_items} items; send no more at once")
-        if asked.dimensions is not None:
-            await _same_dimension(client, asked)
         await spend(len(inputs))
         items = await embed(client, inputs, model=asked.model, modality=asked.modality)
+        _same_dimension(items[0], asked.dimensions)
         return EmbeddingsResponse(
             data=[
                 Embedding(
@@ -139,11 +138,12 @@ def router(client: AsyncClient, *, most_items: int) -> APIRouter:
     return routes
 
 
-async def _same_dimension(client: AsyncClient, asked: EmbeddingsRequest) -> None:
-    dimension = await client.dimension(asked.model)
-    if asked.dimensions != dimension:
+def _same_dimension(item: Item, dimensions: int | None) -> None:
+    """By the vector itself: of a model that no catalogue lists nothing else tells it for sure."""
+    assert item.vector is not None
+    if dimensions not in (None, len(item.vector)):
         raise BadRequest(
-            f"dimensions is {asked.dimensions}; vectors of this model have {dimension} "
+            f"dimensions is {dimensions}; vectors of {item.model} have {len(item.vector)} "
             "and cannot be cut"
         )
 
