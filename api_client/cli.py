@@ -123,7 +123,7 @@ def search(
     with a_client() as client, show.progress("embedding", len(paths)) as advance:
         asked = model or client.current_model()  # one for both
         read = [] if asked == AUTO else client.embed_texts_detailed(query, model=asked)
-        items = client.embed_images_detailed(paths, model=asked, progress=advance)
+        items = client.embed_images_detailed(paths, model=asked, also="text", progress=advance)
         if not read:  # by the model that was chosen for the pictures
             read = client.embed_texts_detailed(query, model=items[0].model if items else asked)
     names = [inputs.printable(path) for path in paths]

@@ -15,7 +15,7 @@ from .inputs import Picture
 from .talks import Call
 from .wire import names
 from .wire.errors import BadRequest, first_mistake, nearest
-from .wire.messages import AUTO, MAX_ITEMS, EmbedBatch, Knobs, Priority, Request
+from .wire.messages import AUTO, MAX_ITEMS, EmbedBatch, Kind, Knobs, Priority, Request
 from .wire.settings import LONGEST_S, Settings
 
 _T = TypeVar("_T")
@@ -23,6 +23,7 @@ MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
 
 
 AskedPriority = Priority | Literal["interactive", "bulk"]
+AskedKind = Kind | Literal["image", "text"]
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -31,6 +32,8 @@ class EmbedOptions(TypedDict, total=False):
     Attributes:
         model: an id of the catalogue, or `auto`: the worker of the first message chooses, and
             says why; the current model unless given.
+        also: of `auto`: `image` or `text`, what the model that is chosen must embed as well, for a
+            call that follows and names it.
         batch_size: items per message; the setting `chunk_size` unless given.
         priority: interactive for one message, bulk for several, unless given.
         progress: called after each message with the number of items it held.
@@ -40,6 +43,7 @@ class EmbedOptions(TypedDict, total=False):
     """
 
     model: str | None
+    also: AskedKind | None
     batch_size: int
     priority: AskedPriority
     progress: Callable[[int], Any]
@@ -67,6 +71,8 @@ def checked(options: EmbedOptions) -> EmbedOptions:
         raise BadRequest(f"batch_size is {size!r}; use 1 to {MAX_ITEMS}")
     if (model := options.get("model")) is not None:
         model_id(model)
+    if (also := options.get("also")) not in (None, *Kind):
+        raise BadRequest(f"also is {also!r:.50}; use {' or '.join(Kind)}")
     if (timeout := options.get("timeout")) is not None:
         patience_s(timeout)
     keep_alive(options.get("keep_alive_s"))
@@ -243,6 +249,8 @@ def _common(
 ) -> dict[str, Any]:
     return {
         "model": options.get("model"),
+        # Nothing to a model that is named, and older workers do not know it.
+        "also": options.get("also") if options.get("model") == AUTO else None,
         "priority": priority,
         "keep_alive_s": keep_alive(options.get("keep_alive_s")),
         "deadline": time.time() + seconds(options.get("timeout"), settings),

@@ -181,7 +181,8 @@ class FakeWorker:
         current = self._entry(self._current)
         if request.model == AUTO:
             candidates = (current, *self._models.values())
-            return next((one for one in candidates if request.kind in one.kinds), current)
+            wanted = {request.kind, request.also or request.kind}
+            return next((one for one in candidates if wanted <= {*one.kinds}), current)
         return self._entry(request.model) if request.model else current
 
     def _failure(self, item: str | bytes) -> ClipyardError | None:

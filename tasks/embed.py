@@ -71,11 +71,11 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
 
 def _choose(request: EmbedBatch) -> Choice:
     """By the rule of `worker.choice`, the first that is here or can be loaded."""
-    here = runtime.here()
+    here, wish = runtime.here(), Wish.of(request.kind, request.texts, also=request.also)
     view = here.slots.view()
     tiers = {slot.model_id: slot.tier for slot in view}
     # An entry may say too much, as one of timm that leaves its kinds out.
-    unable = {one.model_id for one in view if one.traits and request.kind not in one.traits.kinds}
+    unable = {one.model_id for one in view if one.traits and not wish.is_met(one.traits.kinds)}
     device, host = here.memory.device(), here.memory.host()
 
     def size(entry: Entry) -> int:
@@ -87,8 +87,9 @@ def _choose(request: EmbedBatch) -> Choice:
         for entry in here.catalogue
         if entry.id not in unable
     ]
-    wish, budget = Wish.of(request.kind, request.texts), device or host
-    choices = ranked(wish, candidates, current=runtime.current_id(), budget_bytes=budget.total)
+    choices = ranked(
+        wish, candidates, current=runtime.current_id(), budget_bytes=(device or host).total
+    )
     refusals = []
     for choice in choices:
         try:
@@ -97,7 +98,7 @@ def _choose(request: EmbedBatch) -> Choice:
             return choice
         except ClipyardError as error:
             refusals.append(str(error))
-    raise BadRequest(f"no model here can embed {request.kind}s: {'; '.join(refusals[:3])}")
+    raise BadRequest(f"no model here can embed {wish}: {'; '.join(refusals[:3])}")
 
 
 def _refuse_another_kind(request: EmbedBatch, kinds: Collection[Kind], model_id: str) -> None:

@@ -1,6 +1,6 @@
 """Which model answers a request for `auto`, and why: pure, so that it can be foretold.
 
-Of the models that embed the kind and do not take more than the budget, the first by
+Of the models that embed what is asked for and do not take more than the budget, the first by
 
 1. how much of the longest text its context leaves out (where unknown, that of CLIP);
 2. whether it knows many languages, if most letters are of another script than Latin;
@@ -11,7 +11,7 @@ Of the models that embed the kind and do not take more than the budget, the firs
 Of pictures nothing is known before they are opened, so the kind alone counts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from api_client.wire.messages import Kind
@@ -30,19 +30,28 @@ class Wish:
     """What a request says of itself.
 
     Attributes:
+        also: what the model has to embed beside the kind.
         longest_chars: of its texts; 0 for pictures.
         foreign: whether most letters are of another script than Latin.
     """
 
     kind: Kind
+    also: Kind | None = None
     longest_chars: int = 0
     foreign: bool = False
 
     @classmethod
-    def of(cls, kind: Kind, texts: Sequence[str]) -> "Wish":
+    def of(cls, kind: Kind, texts: Sequence[str], *, also: Kind | None = None) -> "Wish":
         letters = [letter for text in texts for letter in text if letter.isalpha()]
         other = sum(letter > LAST_LATIN for letter in letters)
-        return cls(kind, max(map(len, texts), default=0), other * 2 > len(letters))
+        return cls(kind, also, max(map(len, texts), default=0), other * 2 > len(letters))
+
+    def is_met(self, kinds: Collection[Kind]) -> bool:
+        """Whether a model that embeds these would do."""
+        return {self.kind, self.also or self.kind} <= {*kinds}
+
+    def __str__(self) -> str:
+        return " and ".join(f"{kind}s" for kind in dict.fromkeys((self.kind, self.also)) if kind)
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def ranked(
     able = [
         candidate
         for candidate in candidates
-        if wish.kind in candidate.entry.kinds
+        if wish.is_met(candidate.entry.kinds)
         and (budget_bytes is None or candidate.size <= budget_bytes)
     ]
     return [Choice(one.entry, _why(wish, one, current=current)) for one in sorted(able, key=rank)]
@@ -115,4 +124,4 @@ def _why(wish: Wish, candidate: Candidate, *, current: str) -> str:
     where = {Tier.DEVICE: "is on the device", Tier.HOST: "waits in host memory"}
     reasons += [where[candidate.tier]] if candidate.tier else []
     reasons += ["is the current model"] if entry.id == current else []
-    return f"{entry.id} {', '.join(reasons) or f'embeds {wish.kind}s'}"
+    return f"{entry.id} {', '.join(reasons) or f'embeds {wish}'}"

@@ -8,6 +8,7 @@ from ..aio import AsyncClient
 from ..inputs import is_data_uri, of_data_uri
 from ..results import Item, comparable
 from ..wire.errors import BadRequest, ClipyardError
+from ..wire.messages import Kind
 
 Modality = Literal["text", "image"]
 
@@ -30,7 +31,8 @@ async def embed(
     kinds = [modality or guess(one) for one in inputs]
     texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
     images = pictures(inputs, kinds)
-    seen = await client.embed_images_detailed(images, model=model) if images else []
+    also = Kind.TEXT if texts else None
+    seen = await client.embed_images_detailed(images, model=model, also=also) if images else []
     model = seen[0].model if seen else model
     read = await client.embed_texts_detailed(texts, model=model) if texts else []
     in_order = {"text": iter(read), "image": iter(seen)}

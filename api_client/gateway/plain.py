@@ -93,7 +93,7 @@ def router(client: AsyncClient) -> APIRouter:
         """How well a text and a picture fit."""
         asked = _one(text, form_text)
         await spend(2)
-        [seen] = await client.embed_images_detailed([await file.read()], model=model)
+        [seen] = await client.embed_images_detailed([await file.read()], model=model, also="text")
         [read] = await client.embed_texts_detailed([asked], model=seen.model)
         words, pixels = comparable([read, seen])
         return Similarity(similarity=float(client.similarity(words, pixels)))

@@ -102,6 +102,7 @@ class EmbedBatch(Request):
 
     Attributes:
         model: an id of the catalogue, or `AUTO`; None is the current model, else the default.
+        also: what a model that `AUTO` chooses must embed as well, for a call that follows.
         fingerprint: if given, answer only in this vector space.
         dtype: of the vectors on the wire; float16 halves the bytes (error about 6e-5).
         keep_alive_s: for the model: 0 goes when idle, negative stays, None as the settings say.
@@ -117,6 +118,7 @@ class EmbedBatch(Request):
     fingerprint: str | None = None
     dtype: Literal["float32", "float16"] = "float32"
     keep_alive_s: FiniteFloat | None = None
+    also: Kind | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

@@ -30,7 +30,7 @@ from api_client.stack import up as stack
 from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire import names
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
-from api_client.wire.messages import CatalogueEntry, Event, Knobs, Managed
+from api_client.wire.messages import CatalogueEntry, Event, Kind, Knobs, Managed
 from tests.flow.processes import until
 
 ROOT = Path(__file__).parents[2]
@@ -328,6 +328,12 @@ def test_a_search_asks_the_model_that_has_answered_for_the_pictures(clipyard, pi
     ]
     assert found == [found[0]] * 3
     assert found[0][0] == 0
+
+
+def test_a_search_by_auto_passes_over_a_model_that_only_sees(clipyard, pictures):
+    eyes = CatalogueEntry(id="eyes", name="", family="fake", dimension=8, kinds=(Kind.IMAGE,))
+    client = FakeClient(models=[eyes, *MODELS])
+    assert clipyard("search", "words", pictures, "-m", "auto", client=client)[0] == 0
 
 
 def test_a_search_that_is_refused_has_embedded_no_picture(clipyard, pictures):

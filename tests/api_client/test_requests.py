@@ -162,7 +162,14 @@ def test_one_picture_instead_of_a_list_is_refused(one):
 
 @pytest.mark.parametrize(
     "option",
-    [{"batch_size": 0}, {"batch_size": 1.5}, {"timeout": 0}, {"timeout": -1}, {"model": ""}],
+    [
+        {"batch_size": 0},
+        {"batch_size": 1.5},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"model": ""},
+        {"also": "sound"},
+    ],
 )
 def test_an_impossible_option_is_refused_by_name(option):
     with pytest.raises(BadRequest, match=next(iter(option))):
@@ -174,6 +181,13 @@ def test_numbers_of_numpy_are_numbers():
     calls = [make() for make in text_calls(["a"] * 3, checked(options), Settings.read(), "test")]
     assert [len(call.request.texts) for call in calls] == [2, 1]
     assert calls[0].request.keep_alive_s == 4
+
+
+@pytest.mark.parametrize(("model", "sent"), [("auto", "text"), ("fake/small", None), (None, None)])
+def test_what_follows_is_told_where_a_model_is_chosen_only(model, sent):
+    options = checked({"model": model, "also": "text"})  # older workers refuse what they don't know
+    [make] = image_calls(["a.jpg"], options, SETTINGS, "")
+    assert make().request.also == sent
 
 
 def test_an_option_that_is_none_of_ours_is_a_type_error():

@@ -34,6 +34,13 @@ def test_a_picture_goes_to_a_model_that_sees():
     assert choices[0].why == "clip embeds images"
 
 
+def test_what_a_text_will_follow_has_to_read_as_well_wherever_it_is():
+    eyes = Candidate(Entry("eyes", kinds=(Kind.IMAGE,)), tier=Tier.DEVICE)
+    assert first(Wish(Kind.IMAGE), (eyes, CLIP)).entry.id == "eyes"
+    choice = first(Wish(Kind.IMAGE, also=Kind.TEXT), (eyes, CLIP))
+    assert choice.why == "clip embeds images and texts"
+
+
 def test_a_model_on_the_device_goes_before_one_in_host_memory_before_one_on_disk():
     candidates = (at(None, CLIP), at(Tier.HOST, SHORT), at(Tier.DEVICE, LONG))
     found = ranked(text("a cat"), candidates, current="clip", budget_bytes=None)

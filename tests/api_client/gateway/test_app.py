@@ -15,7 +15,7 @@ from api_client.gateway import plain, rag
 from api_client.gateway.app import build
 from api_client.gateway.refusals import refusal_of
 from api_client.status import Fleet, Worker
-from api_client.testing import NODE, FakeAsyncClient, FakeClient
+from api_client.testing import MODELS, NODE, FakeAsyncClient, FakeClient
 from api_client.wire.errors import (
     BY_CODE,
     BackendAway,
@@ -34,6 +34,7 @@ from api_client.wire.messages import CatalogueEntry, Kind, ModelStatus
 HERE = "http://127.0.0.1"
 RAG = "/api/rag/embedding"
 WORDS = CatalogueEntry(id="words", name="", family="fake", dimension=0, kinds=(Kind.TEXT,))
+EYES = CatalogueEntry(id="eyes", name="", family="fake", dimension=8, kinds=(Kind.IMAGE,))
 
 
 def png():
@@ -150,6 +151,16 @@ def test_a_text_follows_the_model_of_the_picture_also_where_it_was_switched_mean
         sent = {"input": ["red", data_uri()], **asked}
         rows = http.post("/v1/embeddings", json=sent).json()["data"]
     assert np.allclose([row["embedding"] for row in rows], [red, picture])
+
+
+def test_of_auto_a_model_that_only_sees_is_not_chosen_where_a_text_follows(settings):
+    models = (*MODELS, EYES)
+    with TestClient(build(FakeAsyncClient(models=models[::-1]), settings), base_url=HERE) as http:
+        fit = http.post("/similarity?model=auto&text=red", files={"file": png()})
+        both = http.post("/v1/embeddings", json={"input": ["red", data_uri()], "model": "auto"})
+        alone = http.post("/v1/embeddings", json={"input": data_uri(), "model": "auto"})
+    assert fit.is_success
+    assert (both.json()["model"], alone.json()["model"]) == ("fake/large", "eyes")
 
 
 def test_similarity_of_two_spaces_is_refused(settings):
