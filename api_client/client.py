@@ -49,7 +49,9 @@ class Client:
     before anything is sent, with NoBroker, NoWorker or NoAnswer if nobody answers, and with
     whatever the worker raised; it works again as soon as Redis and a worker are back. Pictures are
     looked at message by message: what was sent before one that cannot be a picture is withdrawn.
-    Of more than 899 calls at once the rest wait their turn, unsent.
+    Of more than 899 calls at once the rest wait their turn, unsent (with `?max_connections=N` in
+    the URL of Redis, of more than N - 1). What the source of a stream asks of the same client is a
+    call beside the stream's own: with room for one, both wait for ever.
 
     Args:
         settings: where Redis is and how long to wait.
@@ -231,7 +233,8 @@ class Client:
         return self._hold(self._desk.model_info(model))
 
     def dimension(self, model: str | None = None) -> int:
-        """Length of a vector of a model, or of the current one."""
+        """Length of a vector of a model, or of the current one; 0 until it is loaded where its
+        entry does not say."""
         return self._hold(self._desk.dimension(model))
 
     def reembed(
