@@ -184,11 +184,11 @@ class AsyncClient:
         self._require_loop()
         # One that is broken off ends when it is collected, which may be after this.
         unwanted = [call for stream in tuple(self._streams) for call in stream.stop()]
-        async with self._ending:  # of a stream that was ended just before
+        async with self._ending:  # a stream that ends meanwhile is not cut off as it withdraws
             await self._held(self._desk.line.let_go(unwanted))  # without a seat, as in `Client`
-        self._is_closed = True
-        await asyncio.to_thread(self._desk.line.close)
-        await self._redis.aclose()
+            self._is_closed = True
+            await asyncio.to_thread(self._desk.line.close)
+            await self._redis.aclose()
 
     async def __aenter__(self) -> Self:
         return self
