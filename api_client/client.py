@@ -100,6 +100,7 @@ class Client:
         """As `embed_images_detailed`, item by item.
 
         A long iterable is read a window ahead, a slow one no further than its patience allows.
+        The items may be taken slowly: answers that have expired by then are asked for anew.
         """
         return self._stream(self._desk.images(images, options))
 

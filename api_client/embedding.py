@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -34,6 +35,8 @@ class Embedding:
         self._options = options
         self._makes: Iterator[MakeCall] | None = None
         self._pending: deque[Call] = deque()
+        self._given_at = inf  # when items were given last
+        self._away_s = deque[float](maxlen=line.settings.in_flight)  # until more were asked for
         self._space: str | None = None
         self._first: Item | None = None  # of all that have come
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
@@ -54,6 +57,7 @@ class Embedding:
 
     def _more(self) -> Talk[list[Item]]:
         self._require_open()
+        yield from self._revive()
         unsent: Call | None = None
         while len(self._pending) < self._at_once() and (make := (yield from self._next())):
             self._require_open()
@@ -83,7 +87,25 @@ class Embedding:
             items = [replace(item, chosen=first.chosen) for item in items]
         if progress := self._options.get("progress"):
             progress(len(items))
+        self._given_at = time.time()
         return items
+
+    def _revive(self) -> Talk[None]:
+        """Whoever takes the items may have been away for so long that the next answer has gone.
+        Its message is sent once more then, as another: this one counts as answered."""
+        self._away_s.append(max(0.0, time.time() - self._given_at))
+        pending = self._pending
+        if not pending or sum(self._away_s) < self._line.settings.answer_ttl_s / 2:
+            return
+        gone = pending[0]
+        if (yield from self._line.has_answer(gone)):
+            return
+        now = time.time()
+        request = gone.request.model_copy(update={"deadline": now + self._patience_s()})
+        pending[0] = replace(gone, id=str(uuid4()), request=request, made_at=now)
+        yield from self._line.let_go([gone])  # should it be late only
+        self._require_open()
+        yield from self._line.send(pending[0])
 
     def _require_open(self) -> None:
         """At each turn: its client may be closed while it waits."""

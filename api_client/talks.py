@@ -274,6 +274,11 @@ class Line:
                 )
             yield from self._tend(request_id, vigil, call)
 
+    def has_answer(self, call: Call) -> Talk[bool]:
+        """Whether it is there now."""
+        frame = yield partial(_await, key=self.keys.answer(call.id), block_s=0.01)
+        return frame is not None
+
     def _tend(self, request_id: str, vigil: Vigil, call: Call | None) -> Talk[None]:
         """After a slice without an answer: send it again if it may be lost, and is not too late."""
         if call:

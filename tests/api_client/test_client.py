@@ -224,6 +224,20 @@ def test_what_the_callers_own_source_raises_comes_out_as_it_is(stage, connect, c
     assert raised.value is error
 
 
+def test_what_expired_while_nobody_took_items_of_a_stream_is_asked_anew(stage, connect):
+    pictures = [f"{letter}.jpg" for letter in "abcdefgh"]
+    client = connect(stage.settings.model_copy(update={"answer_ttl_s": 1}))
+    with stage.worker():
+        stream = iter(client.stream_images(pictures, timeout=20))
+        items = [next(stream), next(stream)]
+        until(lambda: len(stage.store.keys(stage.keys.answer("*"))) == 3)
+        stage.store.delete(*stage.store.keys(stage.keys.answer("*")))
+        time.sleep(0.6)
+        items += stream
+    assert np.array_equal(matrix(items), FakeClient().embed_images(pictures))
+    assert len(set(stage.published)) == 6  # the two that had gone twice
+
+
 def test_an_impossible_stream_is_refused_before_it_is_read(stage, connect):
     with pytest.raises(BadRequest, match="batch_size"):
         connect(stage.settings).stream_images(["a.jpg"], batch_size=0)
