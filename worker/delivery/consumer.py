@@ -11,10 +11,10 @@ is what says whether another version still agrees:
 
 - `kombu.transport.virtual.QoS._delivered`: the messages that a channel has handed out.
 - `kombu.pidbox.Mailbox._publish_reply`: sends the answer to a remote-control command.
-- undocumented, though without an underscore: `Consumer.on_connection_error_after_connected`,
-  `Consumer.create_task_handler` with what it calls, and `Consumer.Blueprint.default_steps` of
-  celery; `QoS.restore_by_tag`, `Channel.do_restore`, `Channel.unacked_index_key`,
-  `Channel.conn_or_acquire` and `Transport.channels` of kombu.
+- undocumented, though without an underscore: `Consumer.on_connection_error_before_connected` and
+  `on_connection_error_after_connected`, `Consumer.create_task_handler` with what it calls, and
+  `Consumer.Blueprint.default_steps` of celery; `QoS.restore_by_tag`, `Channel.do_restore`,
+  `Channel.unacked_index_key`, `Channel.conn_or_acquire` and `Transport.channels` of kombu.
 """
 
 import logging
@@ -296,6 +296,12 @@ class Consumer(stock.Consumer):  # type: ignore[misc]  # celery has no types
         log.error("a message was dropped (%s): task %s, id %s", what, *shown)
         if not message.acknowledged:
             message.reject_log_error(log, self.connection_errors)
+
+    def on_connection_error_before_connected(self, error: Exception) -> None:
+        """Redis answers, and takes no writes: it is asked again as seldom as one that is away.
+        Celery asks six times a second, and its log grows by 175 MB a day."""
+        super().on_connection_error_before_connected(error)
+        time.sleep(_RETRY_S)
 
     def on_connection_error_after_connected(self, error: Exception) -> None:
         """Let the old channels close without giving running messages back to the queue."""

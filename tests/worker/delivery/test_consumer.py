@@ -11,6 +11,7 @@ from api_client.wire.settings import Settings
 from tests.flow.processes import until
 from worker.delivery import consumer
 from worker.delivery.consumer import renewable
+from worker.delivery.transport import TakesNoWrites
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ def test_what_is_held_is_held_on_once_redis_is_back(store, prefix, monkeypatch, 
         until(lambda: store.zscore(index, "held") > 1.0)
     finally:
         renewals.end()
+
+
+def test_a_redis_that_takes_no_writes_is_not_asked_again_at_once(monkeypatch, caplog):
+    pauses: list[float] = []
+    monkeypatch.setattr(consumer.time, "sleep", pauses.append)
+    asking = consumer.Consumer.__new__(consumer.Consumer)
+    with celery_app(Settings.read(redis_url="redis://redis")) as app:
+        asking.conninfo = app.connection_for_read()
+    asking.on_connection_error_before_connected(TakesNoWrites("it is a replica"))
+    assert "it is a replica" in caplog.text
+    assert pauses == [1.0]
 
 
 def test_every_message_in_hand_goes_back_to_its_queue(valkey_url, prefix, keys, store):
