@@ -217,6 +217,20 @@ def test_the_beat_is_missed_by_the_interval_that_is_set_and_not_where_sweeps_are
 
 @promtool
 @pytest.mark.parametrize(
+    ("seen", "fires"),
+    [
+        ({}, False),  # where no gateway is asked
+        ({"gateway_build_info": "1x20"}, True),  # Redis is away
+        ({"gateway_build_info": "1x20", 'workers{state="starting"}': "1x20"}, True),
+        ({"gateway_build_info": "1x20", 'workers{state="ready"}': "1x20"}, False),
+    ],
+)
+def test_workers_that_say_they_are_ready_and_that_no_gateway_sees_are_not(tmp_path, seen, fires):
+    _hold(tmp_path, _firing("ClipyardNoReadyWorker", {"ready": "1x20", **seen}, fires=fires))
+
+
+@promtool
+@pytest.mark.parametrize(
     ("event", "cause", "idle_s", "fires"),
     [
         ("evicted", "room", 5, True),
