@@ -19,6 +19,8 @@ from .settings import LocalPath, Settings
 
 __all__ = ["ESCAPES", "PARTS", "LogSettings", "part_of", "set_up"]
 
+log = logging.getLogger(__name__)
+
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 # Each part and the loggers below which it writes; the longest name that fits wins.
@@ -143,13 +145,29 @@ class _TextLines(logging.Formatter):
 
 
 class _File(WatchedFileHandler):
-    """One that cannot be opened costs its lines, not the work that they tell of."""
+    """One that cannot be written costs its lines, which standard error has as well, not the work
+    that they tell of."""
+
+    _is_lost = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
         except OSError:
             self.handleError(record)
+
+    def flush(self) -> None:
+        super().flush()
+        self._is_lost = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Told once: of each line it would be a traceback, on what may be the same full disk."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_lost:
+            self._is_lost = True
+            log.error("%s cannot be written: %s", self.baseFilename, error.strerror)
 
 
 class _JsonLines(logging.Formatter):

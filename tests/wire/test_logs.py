@@ -156,6 +156,16 @@ def test_a_file_that_cannot_be_opened_does_not_fail_the_work(said, tmp_path):
     assert "it broke" in "".join(said(CLIPYARD_LOG_DIR=tmp_path))
 
 
+def test_a_full_disk_is_told_once_and_without_a_traceback(said, tmp_path):
+    (tmp_path / "data.log").symlink_to("/dev/full")
+    again = PROGRAM.replace("logs.set_up(logs.LogSettings.read())", "")
+    lines = said(PROGRAM + again, CLIPYARD_LOG_DIR=tmp_path, CLIPYARD_LOG_FORMAT="json")
+    told = [json.loads(line)["message"] for line in lines]
+    assert [one for one in told if "data.log" in one] == [
+        f"{tmp_path}/data.log cannot be written: No space left on device"
+    ]
+
+
 def test_below_each_name_of_a_part_somebody_logs():
     root = Path(__file__).parents[2]
     ours = [
