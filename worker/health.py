@@ -30,9 +30,10 @@ class Verdict:
 
 def verdict(pulse: Pulse, *, wedged_after_s: float = WEDGED_S) -> Verdict:
     """What the pulse says. One bad model among good ones does not break a worker."""
-    if pulse.active_s > min(WEDGED_S, wedged_after_s):
-        sentence = f"a forward pass of {pulse.active} has been running for {pulse.active_s:.0f} s"
-        return Verdict("broken", sentence)
+    bound_s = min(WEDGED_S, wedged_after_s)
+    if pulse.active_s > bound_s:  # not by how much: each look would be news
+        lasting = f"has been running for more than {bound_s:.0f} s"
+        return Verdict("broken", f"a forward pass of {pulse.active} {lasting}")
     failing = ", ".join(pulse.failing)
     trouble = f"the last forward pass of {failing} failed; see this worker's log" if failing else ""
     return Verdict("broken" if pulse.last_forward_ok is False else "ready", trouble)

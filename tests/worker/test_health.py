@@ -43,6 +43,16 @@ def test_a_forward_pass_that_never_ends_is_seen_by_its_age():
     assert "forward pass of a/b" in verdict(stuck).trouble
 
 
+def test_a_forward_pass_that_goes_on_never_ending_is_no_news():
+    said, ages_s = [], iter((WEDGED_S + 2, WEDGED_S + 4))
+    health = Health(
+        pulse=lambda: replace(CALM, active_s=next(ages_s)), probe=lambda: None, say=said.append
+    )
+    health.look()
+    health.look()
+    assert len(said) == 1
+
+
 def test_a_worker_that_will_end_for_a_long_pass_is_broken_by_then():
     pulse = replace(CALM, active_s=11)
     assert verdict(pulse, wedged_after_s=10).state == "broken"
