@@ -19,6 +19,7 @@ from .options import EMPTY, FAILED, NOBODY, USAGE, Json, Model, a_client
 from .quarantine import cli as quarantine
 from .reembed import cli as reembed
 from .stack import cli as stack
+from .wire.version import VERSION
 
 if TYPE_CHECKING:
     from .results import Item
@@ -42,9 +43,7 @@ Workers = Annotated[
 
 def _tell_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        print(f"clipyard {version('clipyard')}")
+        print(f"clipyard {VERSION}")
         raise typer.Exit
 
 

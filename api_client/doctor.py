@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
-from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from .wire.errors import BadSettings, ClipyardError, NoBroker
 from .wire.messages import EventKind, WorkerStatus
 from .wire.names import STATUS_EXPIRES_S, Keys
 from .wire.settings import CONFIG_VARIABLE, Settings, files, given
+from .wire.version import VERSION
 
 CLOCKS_APART_S = 2.0  # deadlines and idle times are compared between machines
 LEAST_FREE_BYTES = 1_000_000_000  # for the stack's data and logs
@@ -260,9 +260,9 @@ def _clock(worker: WorkerStatus, *, now: float) -> Found:
 
 
 def _versions(worker: WorkerStatus) -> Found:
-    theirs, ours = worker.versions.get("clipyard", ""), version("clipyard")
-    if theirs and theirs != ours:
-        found = f"{worker.name} has version {theirs}, this client is {ours}"
+    theirs = worker.versions.get("clipyard", "")
+    if theirs and theirs != VERSION:
+        found = f"{worker.name} has version {theirs}, this client is {VERSION}"
         mend = "install the same version on both sides, the workers first"
         yield Finding(Check.VERSIONS, Health.WARNING, found, mend)
 

@@ -11,6 +11,7 @@ from api_client.wire.broker import redis_client
 from api_client.wire.errors import ClipyardError, DeviceLost
 from api_client.wire.messages import Event, EventKind
 from api_client.wire.names import Keys
+from api_client.wire.version import VERSION
 
 from . import processors
 from .backends.base import Model
@@ -38,7 +39,7 @@ from .tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-PACKAGES = {"clipyard", "celery", "kombu", "redis", "torch", "open_clip_torch"}
+PACKAGES = {"celery", "kombu", "redis", "torch", "open_clip_torch"}
 SAFE_BATCHES_KEPT_S = 30 * 24 * 3600
 HASTE_S = 1.0  # how long Redis is waited for where it can be done without
 
@@ -80,7 +81,8 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         node=node,
         settings=settings,
         device=placement.device,
-        versions={one.name: one.version for one in distributions() if one.name in PACKAGES},
+        versions={"clipyard": VERSION}
+        | {one.name: one.version for one in distributions() if one.name in PACKAGES},
     )
     tracker.resume()
     meter = Meter()

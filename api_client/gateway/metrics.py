@@ -4,7 +4,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -18,6 +17,7 @@ from ..wire import metrics, spans
 from ..wire.errors import ClipyardError
 from ..wire.jobs import JobStatus
 from ..wire.messages import Priority
+from ..wire.version import VERSION
 
 __all__ = ["Counting", "router"]
 
@@ -83,7 +83,7 @@ class _Both:
 
 def _build() -> Family:
     info = metrics.GATEWAY_INFO.family()
-    info.add_metric((version("clipyard"),), 1)
+    info.add_metric((VERSION,), 1)
     return info
 
 

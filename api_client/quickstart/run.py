@@ -23,6 +23,7 @@ from ..wire import endings
 from ..wire.codec import Vectors
 from ..wire.errors import BadRequest
 from ..wire.settings import Settings
+from ..wire.version import VERSION
 from . import shapes, sheet
 
 PICTURES = 384  # enough for every caption of the demonstration set, one at least
@@ -38,7 +39,7 @@ DEMO_QUERIES = (
 OWN_QUERIES = ("a person", "an animal", "a building", "food", "a landscape")
 READY_S = 60.0  # importing torch takes most of it on a cold disk
 LOAD_S = 3600.0  # the largest weights of the catalogue, 4 GB, at 10 Mbit/s
-PACKAGES = {"clipyard", "celery", "torch", "open_clip_torch"}
+PACKAGES = {"celery", "torch", "open_clip_torch"}
 VECTORS = "vectors.parquet"
 BEST = 5  # pictures shown per query
 
@@ -144,7 +145,8 @@ def _where(item: Item) -> dict[str, Any]:
         "fingerprint": item.fingerprint,
         "device": item.device,
         "precision": item.precision,
-        "versions": {one.name: one.version for one in distributions() if one.name in PACKAGES},
+        "versions": {"clipyard": VERSION}
+        | {one.name: one.version for one in distributions() if one.name in PACKAGES},
     }
 
 

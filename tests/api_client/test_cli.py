@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from api_client.testing import MODELS, NODE, FakeClient
 from api_client.wire import names
 from api_client.wire.errors import ImageUnreadable, NoAnswer, NoBroker, NoWorker
 from api_client.wire.messages import CatalogueEntry, Event, Kind, Knobs, Managed
+from api_client.wire.version import VERSION
 from tests.flow.processes import until
 
 ROOT = Path(__file__).parents[2]
@@ -387,7 +387,7 @@ def test_seconds_are_rounded_for_people_alone(clipyard):
 
 
 def test_it_says_its_version(clipyard):
-    assert clipyard("--version") == (0, f"clipyard {version('clipyard')}\n", "")
+    assert clipyard("--version") == (0, f"clipyard {VERSION}\n", "")
 
 
 def test_every_command_that_shows_something_takes_json():

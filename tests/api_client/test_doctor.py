@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from api_client.wire.messages import (
     WorkerStatus,
 )
 from api_client.wire.settings import Settings
+from api_client.wire.version import VERSION
 from tests.flow.processes import until
 from worker import housekeeping
 
@@ -69,7 +69,7 @@ def show(store, keys):
     def show(**fields):
         now = time.time()
         told = {"name": "gpu0@a", "device": "cuda:0", "pid": 1, "state": "ready"}
-        told |= {"started_at": now, "beat_at": now, "versions": {"clipyard": version("clipyard")}}
+        told |= {"started_at": now, "beat_at": now, "versions": {"clipyard": VERSION}}
         store.sadd(keys.workers, "gpu0@a")
         store.hset(keys.worker("gpu0@a"), mapping=pack_record(WorkerStatus(**(told | fields))))
 
@@ -173,7 +173,7 @@ def test_a_redis_that_is_too_old_is_found_by_asking_it(look, valkey_url, monkeyp
 def test_a_real_fleet_tells_what_its_machine_its_beat_and_its_version_lack(
     look, fleet, monkeypatch
 ):
-    monkeypatch.setattr(doctor, "version", lambda _: "99.0")
+    monkeypatch.setattr(doctor, "VERSION", "99.0")
     monkeypatch.setattr(status, "SWEEPS_MISSED", 0)  # the beat should have come long ago
     give_up_at = time.monotonic() + 60  # a worker that is starting has not looked around yet
     while True:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from api_client.wire.version import VERSION
+
 ROOT = Path(__file__).parents[2]
 UV = (sys.executable, "-m", "uv")
 
@@ -52,6 +54,12 @@ def test_the_wheel_holds_the_client_and_nothing_else(wheel):
     roots = {name.partition("/")[0] for name in names}
     assert {root for root in roots if not root.endswith(".dist-info")} == {"api_client"}
     assert "api_client/py.typed" in names  # else who checks types sees none of ours
+
+
+def test_pip_knows_the_wheel_by_the_version_that_it_tells(wheel, bare):
+    assert wheel.name == f"clipyard-{VERSION}-py3-none-any.whl"
+    command = str(bare / ".venv" / "bin" / "clipyard")
+    assert run([command, "--version"], cwd=bare) == f"clipyard {VERSION}\n"
 
 
 def test_importing_it_loads_no_torch_and_nothing_heavy(bare):
