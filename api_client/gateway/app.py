@@ -15,6 +15,7 @@ from ..wire import logs, spans
 from ..wire.address import netloc
 from ..wire.metrics import Meters, Side
 from ..wire.settings import cannot_listen
+from ..wire.version import VERSION
 from . import health, metrics, openai, plain, rag, refusals
 from .budgets import Budgets
 from .connection import DRAIN_S, Connection
@@ -37,6 +38,7 @@ def build(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
 
     app = FastAPIOffline(
         title="Clipyard",
+        version=VERSION,
         description="Pictures and texts into CLIP vectors. Errors have the shape "
         '`{"error": {"code", "message"}}`.',
         lifespan=lifespan,

@@ -30,6 +30,7 @@ from api_client.wire.errors import (
     NotSigned,
 )
 from api_client.wire.messages import CatalogueEntry, Kind, ModelStatus
+from api_client.wire.version import VERSION
 
 HERE = "http://127.0.0.1"
 RAG = "/api/rag/embedding"
@@ -595,6 +596,7 @@ def test_what_may_succeed_later_is_not_called_the_callers_fault(kind):
 
 def test_the_openapi_page_describes_every_path_and_refusal(http):
     page = http.get("/openapi.json").json()
+    assert page["info"]["version"] == VERSION
     assert {f"{RAG}/vision/load/{{model_id}}", "/encode/text", "/v1/embeddings"} <= set(
         page["paths"]
     )
