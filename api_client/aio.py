@@ -223,24 +223,22 @@ class AsyncClient:
             return await self._held(talk)
 
     async def _held(self, talk: Talk[_T]) -> _T:
-        following: Callable[[], Step] = partial(next, talk)
+        go: Callable[[Any], Step] = talk.send  # as in `steps.taken`
+        said: Any = None
         try:
             while True:
-                try:
-                    step = following()
-                except StopIteration as end:
-                    result: _T = end.value
-                    return result
+                step = go(said)
                 try:
                     with self._desk.line.reaching():
-                        said = await self._take(step)
+                        go, said = talk.send, await self._take(step)
                 except BaseException as error:
-                    following = partial(talk.throw, error)
-                else:
-                    following = partial(talk.send, said)
-        finally:  # as in `Client`
-            del following
-            if self._is_closed:
+                    go, said = talk.throw, error
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        finally:
+            del go, said
+            if self._is_closed:  # as in `Client`
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def _require_loop(self) -> None:

@@ -13,7 +13,7 @@ from .reembed.job import Job, JobOptions
 from .requests import EmbedOptions
 from .results import Item, Loaded, MemoryUse, similarity
 from .status import Fleet
-from .steps import Step, Talk
+from .steps import Step, Talk, taken
 from .talks import Line
 from .wire.broker import redis_client
 from .wire.codec import Vectors
@@ -309,25 +309,15 @@ class Client:
             return self._held(talk)
 
     def _held(self, talk: Talk[_T]) -> _T:
-        following: Callable[[], Step] = partial(next, talk)
         try:
-            while True:
-                try:
-                    step = following()
-                except StopIteration as end:
-                    result: _T = end.value
-                    return result
-                try:
-                    with self._desk.line.reaching():
-                        said = step(self._redis)
-                except BaseException as error:
-                    following = partial(talk.throw, error)
-                else:
-                    following = partial(talk.send, said)
+            return taken(talk, self._take)
         finally:
-            del following  # an error that it threw holds this frame: a circle, with the pictures
             if self._is_closed:  # meanwhile: what was under way has connected anew
                 self._redis.connection_pool.disconnect(inuse_connections=False)
+
+    def _take(self, step: Step) -> Any:
+        with self._desk.line.reaching():
+            return step(self._redis)
 
 
 class Handle:

@@ -1,9 +1,8 @@
 """The fleet as its status hashes tell it: who lives, and what each one holds."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice, repeat
 from operator import methodcaller
 from typing import Any, Literal, TypeVar, get_args
@@ -11,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 import redis
 from pydantic import Field
 
-from .steps import Step, Talk, each
+from .steps import Talk, each, taken
 from .vigil import NOBODY
 from .wire import names
 from .wire.codec import none_of_ours, text, unpack_record
@@ -131,18 +130,7 @@ def read_fleet(store: redis.Redis, keys: names.Keys, *, events: int = EVENTS) ->
     Raises:
         redis.ConnectionError: Redis is away.
     """
-    talk = fleet_talk(keys, events=events)
-    following: Callable[[], Step] = partial(next, talk)
-    while True:
-        try:
-            step = following()
-        except StopIteration as end:
-            fleet: Fleet = end.value
-            return fleet
-        try:
-            following = partial(talk.send, step(store))
-        except redis.ResponseError as error:
-            following = partial(talk.throw, error)
+    return taken(fleet_talk(keys, events=events), lambda step: step(store))
 
 
 def fleet_talk(keys: names.Keys, *, events: int = EVENTS) -> Talk[Fleet]:

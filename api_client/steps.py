@@ -21,6 +21,24 @@ Talk = Generator[Step, Any, _T]
 Part = Callable[[Any], Any]  # adds commands to a pipeline; of a client, it is a step by itself
 
 
+def taken(talk: Talk[_T], take: Callable[[Step], Any]) -> _T:
+    """What a talk comes to, each of its steps being taken by `take`."""
+    go: Callable[[Any], Step] = talk.send
+    said: Any = None
+    try:
+        while True:
+            step = go(said)
+            try:
+                go, said = talk.send, take(step)
+            except BaseException as error:
+                go, said = talk.throw, error
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    finally:
+        del go, said  # an error that was thrown holds this frame: a circle, with the pictures
+
+
 def together(*parts: Part) -> Step:
     """All of these in one round trip, though in no transaction; with asyncio an awaitable of it."""
 
