@@ -14,7 +14,7 @@ from .reembed.job import AsyncJob, JobOptions
 from .requests import EmbedOptions
 from .results import Item, Loaded, MemoryUse, similarity
 from .status import Fleet
-from .steps import Blocking, Parting, Pause, Step, Talk
+from .steps import AsyncHold, Blocking, Parting, Pause, Step, Talk
 from .talks import Line
 from .wire.broker import async_redis_client
 from .wire.codec import Vectors
@@ -282,17 +282,14 @@ async def _whole(going: Awaitable[Any]) -> Any:
 class AsyncHandle:
     """`Handle` with `await` before it."""
 
-    def __init__(
-        self, desk: Desk, hold: Callable[[Talk[Any]], Awaitable[Any]], submitted: Submitted
-    ) -> None:
+    def __init__(self, desk: Desk, hold: AsyncHold, submitted: Submitted) -> None:
         self.id = submitted.id
         self._desk, self._hold, self._submitted = desk, hold, submitted
 
     __reduce__ = Handle.__reduce__
 
     async def wait(self, timeout: float | None = None) -> list[Item]:
-        items: list[Item] = await self._hold(self._desk.wait(self._submitted, timeout))
-        return items
+        return await self._hold(self._desk.wait(self._submitted, timeout))
 
     async def cancel(self) -> None:
         await self._hold(self._submitted.cancel())

@@ -13,7 +13,7 @@ from .reembed.job import Job, JobOptions
 from .requests import EmbedOptions
 from .results import Item, Loaded, MemoryUse, similarity
 from .status import Fleet
-from .steps import Step, Talk, taken
+from .steps import Hold, Step, Talk, taken
 from .talks import Line
 from .wire.broker import redis_client
 from .wire.codec import Vectors
@@ -327,7 +327,7 @@ class Handle:
         id: keep this.
     """
 
-    def __init__(self, desk: Desk, hold: Callable[[Talk[Any]], Any], submitted: Submitted) -> None:
+    def __init__(self, desk: Desk, hold: Hold, submitted: Submitted) -> None:
         self.id = submitted.id
         self._desk, self._hold, self._submitted = desk, hold, submitted
 
@@ -341,8 +341,7 @@ class Handle:
             NoAnswer: not all of it is here within `timeout` seconds.
             Cancelled: it was cancelled before.
         """
-        items: list[Item] = self._hold(self._desk.wait(self._submitted, timeout))
-        return items
+        return self._hold(self._desk.wait(self._submitted, timeout))
 
     def cancel(self) -> None:
         """Stop what has not been answered."""

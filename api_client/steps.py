@@ -5,9 +5,9 @@ takes the steps itself; `AsyncClient` takes the same ones and awaits them.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import redis
 
@@ -19,6 +19,18 @@ _T = TypeVar("_T")
 Step = Callable[[Any], Any]
 Talk = Generator[Step, Any, _T]
 Part = Callable[[Any], Any]  # adds commands to a pipeline; of a client, it is a step by itself
+
+
+class Hold(Protocol):
+    """How a client holds a talk for those that it makes, such as a job."""
+
+    def __call__(self, talk: Talk[_T], /) -> _T: ...
+
+
+class AsyncHold(Protocol):
+    """Likewise, awaited."""
+
+    def __call__(self, talk: Talk[_T], /) -> Awaitable[_T]: ...
 
 
 def taken(talk: Talk[_T], take: Callable[[Step], Any]) -> _T:

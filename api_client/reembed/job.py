@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 from math import inf
 from pathlib import Path
@@ -12,7 +11,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from ..requests import AskedPriority, patience_s, unknown_options
-from ..steps import Pause, Talk
+from ..steps import AsyncHold, Hold, Pause, Talk
 from ..talks import Line
 from ..wire.errors import BadRequest, NoAnswer, UnknownJob, first_mistake
 from ..wire.jobs import JobId, JobSpec, JobStatus, Migration, Place
@@ -22,8 +21,6 @@ from . import places, talks
 LOOK_S = 0.5  # between two looks at a job
 
 _ID: TypeAdapter[str] = TypeAdapter(JobId)
-
-Hold = Callable[[Talk[Any]], Any]
 
 
 class JobOptions(TypedDict, total=False):
@@ -136,7 +133,7 @@ class Job:
 
     def status(self) -> JobStatus:
         """How far it has come."""
-        return self._told(talks.status(self._line, self.id))
+        return self._hold(talks.status(self._line, self.id))
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Until it is over or has paused; it goes on without anybody waiting.
@@ -144,82 +141,70 @@ class Job:
         Raises:
             NoAnswer: neither within `timeout` seconds.
         """
-        return self._told(awaited(self._line, self.id, timeout))
+        return self._hold(awaited(self._line, self.id, timeout))
 
     def pause(self, reason: str = "paused by hand") -> JobStatus:
         """Start nothing more; what is at work is finished."""
-        return self._told(talks.change(self._line, self.id, "pause", reason=reason))
+        return self._hold(talks.change(self._line, self.id, "pause", reason=reason))
 
     def resume(self) -> JobStatus:
         """Go on where it paused."""
-        return self._told(talks.change(self._line, self.id, "resume", reason=""))
+        return self._hold(talks.change(self._line, self.id, "resume", reason=""))
 
     def cancel(self, reason: str = "cancelled by hand") -> JobStatus:
         """Stop it for good; what is in the sink stays there."""
-        return self._told(talks.change(self._line, self.id, "cancel", reason=reason))
+        return self._hold(talks.change(self._line, self.id, "cancel", reason=reason))
 
     def retry_failed(self) -> JobStatus:
         """Do the chunks again in which items failed."""
-        return self._told(talks.change(self._line, self.id, "retry_failed", reason=""))
+        return self._hold(talks.change(self._line, self.id, "retry_failed", reason=""))
 
     def verify(self) -> JobStatus:
         """Compare manifest, markers and sink once more; what is missing is done again."""
-        return self._told(talks.change(self._line, self.id, "verify", reason=""))
+        return self._hold(talks.change(self._line, self.id, "verify", reason=""))
 
     def switch(self) -> Managed:
         """Let the name of a migration lead to the new collection."""
-        managed: Managed = self._hold(talks.switch(self._line, self.id, "new"))
-        return managed
+        return self._hold(talks.switch(self._line, self.id, "new"))
 
     def switch_back(self) -> Managed:
         """Let the name of a migration lead to the old collection again."""
-        managed: Managed = self._hold(talks.switch(self._line, self.id, "old"))
-        return managed
-
-    def _told(self, talk: Talk[JobStatus]) -> JobStatus:
-        status: JobStatus = self._hold(talk)
-        return status
+        return self._hold(talks.switch(self._line, self.id, "old"))
 
 
 class AsyncJob:
     """`Job` with `await` before it."""
 
-    def __init__(self, line: Line, hold: Callable[[Talk[Any]], Awaitable[Any]], job: str) -> None:
+    def __init__(self, line: Line, hold: AsyncHold, job: str) -> None:
         self.id = known(job)
         self._line, self._hold = line, hold
 
     async def status(self) -> JobStatus:
-        return await self._told(talks.status(self._line, self.id))
+        return await self._hold(talks.status(self._line, self.id))
 
     async def wait(self, timeout: float | None = None) -> JobStatus:
-        return await self._told(awaited(self._line, self.id, timeout))
+        return await self._hold(awaited(self._line, self.id, timeout))
 
     async def pause(self, reason: str = "paused by hand") -> JobStatus:
-        return await self._told(talks.change(self._line, self.id, "pause", reason=reason))
+        return await self._hold(talks.change(self._line, self.id, "pause", reason=reason))
 
     async def resume(self) -> JobStatus:
-        return await self._told(talks.change(self._line, self.id, "resume", reason=""))
+        return await self._hold(talks.change(self._line, self.id, "resume", reason=""))
 
     async def cancel(self, reason: str = "cancelled by hand") -> JobStatus:
-        return await self._told(talks.change(self._line, self.id, "cancel", reason=reason))
+        return await self._hold(talks.change(self._line, self.id, "cancel", reason=reason))
 
     async def retry_failed(self) -> JobStatus:
-        return await self._told(talks.change(self._line, self.id, "retry_failed", reason=""))
+        return await self._hold(talks.change(self._line, self.id, "retry_failed", reason=""))
 
     async def verify(self) -> JobStatus:
-        return await self._told(talks.change(self._line, self.id, "verify", reason=""))
+        return await self._hold(talks.change(self._line, self.id, "verify", reason=""))
 
     async def switch(self) -> Managed:
-        managed: Managed = await self._hold(talks.switch(self._line, self.id, "new"))
-        return managed
+        return await self._hold(talks.switch(self._line, self.id, "new"))
 
     async def switch_back(self) -> Managed:
-        managed: Managed = await self._hold(talks.switch(self._line, self.id, "old"))
-        return managed
-
-    async def _told(self, talk: Talk[JobStatus]) -> JobStatus:
-        status: JobStatus = await self._hold(talk)
-        return status
+        return await self._hold(talks.switch(self._line, self.id, "old"))
 
 
 def known(job: Any) -> str:
