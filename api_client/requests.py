@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from numbers import Integral, Real
@@ -193,7 +194,7 @@ def text_calls(
 ) -> Iterator[MakeCall]:
     """As `image_calls`, for texts that have been checked."""
     for chunk, priority in _cut(texts, options, settings):
-        yield partial(_text_call, chunk, options, settings, asked_by, priority)
+        yield partial(_call, options, settings, asked_by, priority, texts=tuple(chunk))
 
 
 def _image_call(
@@ -206,25 +207,23 @@ def _image_call(
 ) -> Call:
     pictures = inputs.pictures(chunk, first=first)
     refs = pictures.sealed() if settings.signing_key else pictures.refs
-    request = managing(EmbedBatch, images=refs, **_common(options, settings, asked_by, priority))
-    return Call(
-        names.EMBED_BATCH,
-        request,
-        priority=priority,
-        blobs=pictures.blobs,
-        failures=pictures.failures,
-    )
+    call = _call(options, settings, asked_by, priority, images=refs)
+    return replace(call, blobs=pictures.blobs, failures=pictures.failures)
 
 
-def _text_call(
-    chunk: Sequence[str],
-    options: EmbedOptions,
-    settings: Settings,
-    asked_by: str,
-    priority: Priority,
+def _call(
+    options: EmbedOptions, settings: Settings, asked_by: str, priority: Priority, **items: Any
 ) -> Call:
     request = managing(
-        EmbedBatch, texts=tuple(chunk), **_common(options, settings, asked_by, priority)
+        EmbedBatch,
+        model=options.get("model"),
+        # Nothing to a model that is named, and older workers do not know it.
+        also=options.get("also") if options.get("model") == AUTO else None,
+        priority=priority,
+        keep_alive_s=keep_alive(options.get("keep_alive_s")),
+        deadline=time.time() + seconds(options.get("timeout"), settings),
+        asked_by=asked_by,
+        **items,
     )
     return Call(names.EMBED_BATCH, request, priority=priority)
 
@@ -242,20 +241,6 @@ def _cut(
         usual = Priority.BULK if several else Priority.INTERACTIVE
         yield chunk, Priority(options.get("priority", usual))
         chunk = following
-
-
-def _common(
-    options: EmbedOptions, settings: Settings, asked_by: str, priority: Priority
-) -> dict[str, Any]:
-    return {
-        "model": options.get("model"),
-        # Nothing to a model that is named, and older workers do not know it.
-        "also": options.get("also") if options.get("model") == AUTO else None,
-        "priority": priority,
-        "keep_alive_s": keep_alive(options.get("keep_alive_s")),
-        "deadline": time.time() + seconds(options.get("timeout"), settings),
-        "asked_by": asked_by,
-    }
 
 
 def _is_number(value: Any) -> bool:
