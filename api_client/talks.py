@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from operator import methodcaller
 from typing import Any
@@ -152,27 +151,33 @@ class Line:
         would not be the first then, so neither is this one: a worker looks for an answer before it.
         """
         message = self._message(replace(call, is_first=False))
-        kept = partial(
-            _keep,
-            key=self.keys.sent(call.id),
-            ttl_s=math.ceil(_seconds_left(call.until)),
-            fields={"queue": self._queue(call), "message": message},
-        )
-        yield together(kept, self._letter(call, message))
+        key, fields = self.keys.sent(call.id), {"queue": self._queue(call), "message": message}
+        ttl_s = max(1, math.ceil(_seconds_left(call.until)))
+
+        def keep(pipe: Any) -> None:
+            pipe.hset(key, mapping=fields)
+            pipe.expire(key, ttl_s)
+
+        yield together(keep, self._letter(call, message))
 
     def letter(self, call: Call) -> Part:
         """What `send` sends."""
         return self._letter(call, self._message(call))
 
     def _letter(self, call: Call, message: str) -> Part:
-        return partial(
-            _put,
-            blobs=call.blobs,
-            blobs_key=self.keys.blobs(call.id),
-            ttl_s=int(_seconds_left(call.until) + self.settings.answer_ttl_s),
-            queue=self._queue(call),
-            message=message,
-        )
+        key, queue = self.keys.blobs(call.id), self._queue(call)
+        ttl_s = int(_seconds_left(call.until) + self.settings.answer_ttl_s)
+
+        def put(pipe: Any) -> None:
+            # One by one: Redis reads large values twice as fast that way. The expiry is right
+            # behind the first: a client may be killed before the next, or lose its connection.
+            for number, (position, blob) in enumerate(call.blobs.items()):
+                pipe.hset(key, position, blob)
+                if number == 0:
+                    pipe.expire(key, ttl_s)
+            pipe.lpush(queue, message)
+
+        return put
 
     def _message(self, call: Call) -> str:
         fields = call.request.model_dump(mode="json", exclude_defaults=True)
@@ -253,12 +258,13 @@ class Line:
         Args:
             since: when it was sent at the latest, in unix seconds.
         """
-        vigil = Vigil(self._roll, since=since)
+        vigil, key = Vigil(self._roll, since=since), self.keys.answer(request_id)
         while True:
             left_s = _seconds_left(until)
             # Redis takes a timeout of zero as for ever.
             block_s = max(0.01, min(SLICE_S, left_s))
-            look = partial(_await, key=self.keys.answer(request_id), block_s=block_s)
+            # The first frame of the list, which stays there: moved from its head to its head.
+            look = methodcaller("blmove", key, key, block_s, "LEFT", "LEFT")
             if unsent:
                 *_, frame = yield together(self.letter(unsent), look)
                 unsent = None
@@ -276,8 +282,8 @@ class Line:
 
     def has_answer(self, call: Call) -> Talk[bool]:
         """Whether it is there now."""
-        frame = yield partial(_await, key=self.keys.answer(call.id), block_s=0.01)
-        return frame is not None
+        key = self.keys.answer(call.id)
+        return (yield methodcaller("blmove", key, key, 0.01, "LEFT", "LEFT")) is not None
 
     def _tend(self, request_id: str, vigil: Vigil, call: Call | None) -> Talk[None]:
         """After a slice without an answer: send it again if it may be lost, and is not too late."""
@@ -297,15 +303,18 @@ class Line:
         Whoever waits for one hears Cancelled. A worker that was away meanwhile may work on one all
         the same; nobody reads its answer.
         """
-        refused = pack_answer(Refused(failure=Failure.of(Cancelled("withdrawn by its caller"))))
-        refuse = partial(
-            _refuse,
-            keys=self.keys,
-            ids=ids,
-            frame=refused,
-            ttl_s=self.settings.answer_ttl_s,
-            notice=self.notice(ids),
-        )
+        frame = pack_answer(Refused(failure=Failure.of(Cancelled("withdrawn by its caller"))))
+        notice = self.notice(ids)
+
+        def refuse(client: Any) -> Any:
+            pipe = client.pipeline()
+            for request_id in ids:
+                pipe.rpush(self.keys.answer(request_id), frame)
+                pipe.expire(self.keys.answer(request_id), self.settings.answer_ttl_s)
+                pipe.delete(self.keys.blobs(request_id))
+            notice(pipe)
+            return pipe.execute()
+
         yield Parting(refuse)
 
     def notice(self, ids: Sequence[str]) -> Part:
@@ -373,40 +382,3 @@ def _open(frame: bytes) -> Answer:
     if isinstance(message, Refused):
         raise message.failure.error()
     return Answer(message, vectors)
-
-
-# Steps, and parts of them. A step is one round trip, and returns an awaitable if the client does.
-
-
-def _put(
-    pipe: Any, *, blobs: Mapping[int, bytes], blobs_key: str, ttl_s: int, queue: str, message: str
-) -> None:
-    # One by one: Redis reads large values twice as fast that way. The expiry is right behind the
-    # first: a client may be killed before the next, or lose its connection.
-    for number, (position, blob) in enumerate(blobs.items()):
-        pipe.hset(blobs_key, position, blob)
-        if number == 0:
-            pipe.expire(blobs_key, ttl_s)
-    pipe.lpush(queue, message)
-
-
-def _keep(pipe: Any, *, key: str, ttl_s: int, fields: Mapping[str, str]) -> None:
-    pipe.hset(key, mapping=fields)
-    pipe.expire(key, max(1, ttl_s))
-
-
-def _await(client: Any, *, key: str, block_s: float) -> Any:
-    """The first frame of the list, which stays there: moved from its head to its head."""
-    return client.blmove(key, key, block_s, "LEFT", "LEFT")
-
-
-def _refuse(
-    client: Any, *, keys: names.Keys, ids: Sequence[str], frame: bytes, ttl_s: int, notice: Part
-) -> Any:
-    pipe = client.pipeline()
-    for request_id in ids:
-        pipe.rpush(keys.answer(request_id), frame)
-        pipe.expire(keys.answer(request_id), ttl_s)
-        pipe.delete(keys.blobs(request_id))
-    notice(pipe)
-    return pipe.execute()

@@ -1,7 +1,7 @@
 """What is said to Redis about a job, free of waiting: `Client` and `AsyncClient` take the steps."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -97,8 +97,18 @@ def _books(line: Line, job: str) -> Talk[JobStatus]:
 
 def _all_books(line: Line, jobs: Sequence[str]) -> Talk[list[Callable[[], JobStatus]]]:
     """Of each job what reads its books, which may be none of ours; one round trip."""
+
+    def look(client: Any) -> Any:
+        pipe = client.pipeline(transaction=True)
+        pipe.time()
+        for job in jobs:
+            pipe.hgetall(line.keys.job(job))
+            pipe.bitcount(line.keys.job_done(job))
+            pipe.zcard(line.keys.job_flight(job))
+        return pipe.execute()
+
     try:
-        seen, *told = yield partial(_look, keys=line.keys, jobs=jobs)
+        seen, *told = yield look
     except redis.ResponseError as error:
         if not is_of_another_type(error):
             raise
@@ -168,16 +178,3 @@ def switch(line: Line, job: str, to: Literal["new", "old"]) -> Talk[Managed]:
 def _tend(line: Line) -> Talk[None]:
     request = Tend(deadline=time.time() + TEND_S)
     yield from line.send(Call(names.JOBS_TEND, request, queue=names.CONTROL))
-
-
-# Steps.
-
-
-def _look(client: Any, *, keys: Keys, jobs: Iterable[str]) -> Any:
-    pipe = client.pipeline(transaction=True)
-    pipe.time()
-    for job in jobs:
-        pipe.hgetall(keys.job(job))
-        pipe.bitcount(keys.job_done(job))
-        pipe.zcard(keys.job_flight(job))
-    return pipe.execute()

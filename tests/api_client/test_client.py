@@ -427,13 +427,14 @@ def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, co
     assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
 
 
-def test_pictures_expire_also_when_their_client_is_killed_between_two_of_them(stage):
-    key = stage.keys.blobs("1")
+def test_pictures_expire_also_when_their_client_is_killed_between_two_of_them(stage, connect):
+    request = EmbedBatch(texts=("a",), deadline=time.time() + 60)
+    call = Call(names.EMBED_BATCH, request, blobs={0: b"a", 1: b"b"})
     with stage.store.pipeline(transaction=False) as pipe:
-        talks._put(pipe, blobs={0: b"a", 1: b"b"}, blobs_key=key, ttl_s=60, queue="q", message="m")
+        connect(stage.settings)._desk.line.letter(call)(pipe)
         del pipe.command_stack[2:]
         pipe.execute()
-    assert 0 < stage.store.ttl(key) <= 60
+    assert 0 < stage.store.ttl(stage.keys.blobs(call.id)) <= 60 + stage.settings.answer_ttl_s
 
 
 def test_a_handle_says_when_there_is_no_answer_in_time(stage, connect, quick):
