@@ -10,7 +10,7 @@ from .client import PATIENCE_S, Client, Handle
 from .desk import Desk
 from .embedding import Embedding, Submitted
 from .inputs import Picture
-from .reembed.job import AsyncJob, JobOptions
+from .reembed.job import AsyncJob, Job, JobOptions
 from .requests import EmbedOptions
 from .results import Item, Loaded, MemoryUse, similarity
 from .status import Fleet
@@ -296,7 +296,7 @@ class AsyncHandle:
 
 
 # The documentation stands once, with the twin.
-for _mine, _twin in ((AsyncClient, Client), (AsyncHandle, Handle)):
+for _mine, _twin in ((AsyncClient, Client), (AsyncHandle, Handle), (AsyncJob, Job)):
     for _name, _call in vars(_mine).items():
         if not _name.startswith("_") and not _call.__doc__:
             _call.__doc__ = getattr(_twin, _name).__doc__

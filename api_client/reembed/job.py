@@ -229,9 +229,3 @@ def awaited(line: Line, job: str, timeout: float | None) -> Talk[JobStatus]:
         if (left_s := give_up_at - time.monotonic()) <= 0:
             raise NoAnswer(f"job {job} is still {status.state} after {timeout:g} s")
         yield Pause(min(LOOK_S, left_s))
-
-
-# The documentation stands once, with the twin.
-for _name, _call in vars(AsyncJob).items():
-    if not _name.startswith("_") and not _call.__doc__:
-        _call.__doc__ = getattr(Job, _name).__doc__
