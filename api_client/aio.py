@@ -90,10 +90,7 @@ class AsyncClient:
     def handle(self, id: str) -> "AsyncHandle":
         return AsyncHandle(self._desk, self._hold, self._desk.submitted(id))
 
-    @staticmethod
-    def similarity(a: Vectors, b: Vectors) -> Any:
-        """As `Client.similarity`; there is nothing to await."""
-        return similarity(a, b)
+    similarity = staticmethod(similarity)  # there is nothing to await
 
     async def load(
         self,

@@ -134,10 +134,7 @@ class Client:
         """What was submitted under this id, by this process or another."""
         return Handle(self._desk, self._hold, self._desk.submitted(id))
 
-    @staticmethod
-    def similarity(a: Vectors, b: Vectors) -> Any:
-        """Cosine of every row of `a` with every row of `b`, see `results.similarity`."""
-        return similarity(a, b)
+    similarity = staticmethod(similarity)
 
     def load(
         self,

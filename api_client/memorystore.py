@@ -132,9 +132,6 @@ class AwaitedStore:
     def connection_pool(self) -> Self:
         return self
 
-    async def disconnect(self, inuse_connections: bool = True) -> None:
-        """Likewise."""
-
     def __getattr__(self, command: str) -> Callable[..., Awaitable[Any]]:
         async def say(*args: Any, **kw: Any) -> Any:
             return getattr(self._store, command)(*args, **kw)
