@@ -1,14 +1,5 @@
 """What can go wrong while a stack is started or kept up.
 
-    StackError                 a stack cannot be started or kept running
-    ├── InUse                  somebody else runs a stack in that directory
-    ├── NoServerBinary         no Valkey or Redis server that would do is installed
-    ├── ServerFailed           the server is there and does not start
-    ├── NoCheckout             the worker's code is not here
-    ├── NotReady               a child runs and does not become ready
-    ├── CannotStart            a child cannot do as it is told; all was stopped
-    └── CrashLoop              a child dies again and again; all was stopped
-
 They never cross the wire, so they live beside what raises them.
 """
 
