@@ -8,15 +8,17 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from .errors import BadSettings
 from .logs import LogSettings
 
+if TYPE_CHECKING:
+    from .otel import Recording
+
 __all__ = [
     "Caller",
     "Name",
-    "Recorder",
     "Value",
     "caller",
     "past",
@@ -46,24 +48,7 @@ class Name(StrEnum):
     FORWARD = "clipyard.forward"  # one pass of the model; links to all whose items are in it
 
 
-class Recorder(Protocol):
-    """What `otel` puts behind this module. See the functions of the same names."""
-
-    def span(self, name: Name, about: Mapping[str, Value]) -> AbstractContextManager[object]: ...
-    def past(
-        self,
-        name: Name,
-        start: float,
-        end: float,
-        callers: Iterable[Caller | None] | None,
-        about: Mapping[str, Value],
-    ) -> None: ...
-    def caller(self) -> Caller | None: ...
-    def serving(self, headers: Mapping[str, str]) -> AbstractContextManager[object]: ...
-    def served(self, method: str, route: str, status: int) -> None: ...
-
-
-_recorder: Recorder | None = None
+_recorder: "Recording | None" = None  # see the functions of the same names
 _nothing: AbstractContextManager[object] = nullcontext()
 
 
@@ -88,7 +73,7 @@ def set_up(settings: LogSettings, *, service: str, instance: str) -> None:
     Recording(service, instance=instance)
 
 
-def record(recorder: Recorder | None) -> None:
+def record(recorder: "Recording | None") -> None:
     """From now on there are spans; or none, with None."""
     global _recorder
     _recorder = recorder
