@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
-import redis
 from flower.api.tasks import GetQueueLengths
 from flower.views import BaseHandler
 from tornado import web
@@ -15,6 +14,7 @@ from tornado import web
 from ..client import Client
 from ..wire.errors import BadRequest, ClipyardError
 from ..wire.messages import Managed
+from ..wire.patience import LOST
 from . import picture
 from .settings import DashboardSettings
 
@@ -105,5 +105,5 @@ class QueueLengths(GetQueueLengths):  # type: ignore[misc]  # flower has no type
     async def get(self) -> None:
         try:
             await super().get()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except LOST as error:
             raise web.HTTPError(503, "cannot reach Redis: %s", error) from None

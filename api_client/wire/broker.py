@@ -20,7 +20,7 @@ from redis.event import EventDispatcher
 from . import names
 from .address import for_celery, masked, parsed
 from .errors import BadSettings
-from .patience import AsyncTries, Tries
+from .patience import LOST, AsyncTries, Tries
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ def _silence_s(patience_s: float) -> float:
 def _repeated_after(patience_s: float) -> tuple[type[redis.RedisError], ...]:
     """The errors after which a command is tried again; silence uses a small patience up at once."""
     has_time = patience_s >= _silence_s(patience_s)
-    return (redis.ConnectionError, redis.TimeoutError) if has_time else (redis.ConnectionError,)
+    return LOST if has_time else (redis.ConnectionError,)
 
 
 def _tries(patience_s: float) -> int:

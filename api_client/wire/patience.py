@@ -10,7 +10,10 @@ import redis
 from redis.asyncio.retry import Retry as OfAsyncio
 from redis.retry import Retry
 
-__all__ = ["AsyncTries", "Tries"]
+__all__ = ["LOST", "AsyncTries", "Tries"]
+
+LOST = (redis.ConnectionError, redis.TimeoutError)
+"""What redis-py raises where Redis is away for longer than a client's patience."""
 
 
 class Tries(Retry):
@@ -28,7 +31,7 @@ class Tries(Retry):
             with _alone(self):
                 try:
                     return do()
-                except (redis.ConnectionError, redis.TimeoutError) as error:
+                except LOST as error:
                     _break_circles(error, but=met)
                     raise
                 finally:

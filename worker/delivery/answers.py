@@ -56,12 +56,12 @@ from api_client.wire.messages import (
     Refused,
     Request,
 )
+from api_client.wire.patience import LOST
 from api_client.wire.signing import accepted, opened
 
 from .. import runtime
 from ..backends.lost import is_beyond_repair
 from . import quarantine
-from .line import LOST
 from .pool import Reason, cancelled
 from .suspects import Start
 

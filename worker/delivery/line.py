@@ -13,7 +13,9 @@ from typing import Any
 
 import redis
 
-__all__ = ["LOST", "Line", "Lines"]
+from api_client.wire.patience import LOST
+
+__all__ = ["Line", "Lines"]
 
 # A connection may have died without a word, and whoever asks on it waits for the socket's timeout.
 # One that has been silent for so long is made anew, which takes a millisecond or two.
@@ -24,8 +26,6 @@ FRESH_S = 20.0
 HEARD_S = 10.0
 
 Command = Sequence[Any]
-LOST = (redis.ConnectionError, redis.TimeoutError)
-"""What redis-py raises where Redis is away for longer than a client's patience."""
 
 
 class Line:

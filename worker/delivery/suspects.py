@@ -21,11 +21,12 @@ from api_client.wire.broker import VISIBILITY_TIMEOUT_S
 from api_client.wire.codec import text
 from api_client.wire.errors import DeviceLost
 from api_client.wire.names import Keys
+from api_client.wire.patience import LOST
 from api_client.wire.quarantine import Crash
 from api_client.wire.settings import LONGEST_S
 
 from .consumer import LONGEST_RUN_S
-from .line import LOST, Lines
+from .line import Lines
 from .pool import aside, stop_if_cancelled
 
 __all__ = ["TWICE", "Start", "Suspects"]

@@ -40,10 +40,10 @@ from api_client.wire.errors import (
     UnknownJob,
 )
 from api_client.wire.jobs import JobSpec, JobState
+from api_client.wire.patience import LOST
 
 from .. import runtime
 from ..delivery.consumer import LONGEST_RUN_S
-from ..delivery.line import LOST
 from ..delivery.pool import stop_if_cancelled
 from ..delivery.suspects import Start
 from ..housekeeping import live_workers, state_of
