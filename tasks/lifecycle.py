@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from threading import Lock
+from typing import Any
 
 from api_client.wire import names
 from api_client.wire.errors import BadRequest, ModelBusy
@@ -30,41 +31,41 @@ CHANGING = Lock()  # the settings and, by them, the limits
 @answering(names.LOAD, Load)
 def load(call: Call[Load]) -> Managed:
     here, request = runtime.here(), call.request
-    entry, begun = here.catalogue[request.model], time.monotonic()
+    entry = here.catalogue[request.model]
     changed = here.slots.load(entry, keep_alive_s=request.keep_alive_s, asked_by=request.asked_by)
     told = f"loaded {entry.id}" if changed else f"{entry.id} was on the device already"
-    return _managed(entry.id, told, changed=changed, begun=begun)
+    return _managed(call, entry.id, told, changed=changed)
 
 
 @answering(names.RELOAD, Reload)
 def reload(call: Call[Reload]) -> Managed:
     here, request = runtime.here(), call.request
-    entry, begun = here.catalogue[request.model], time.monotonic()
+    entry = here.catalogue[request.model]
     wait_s = min(DRAIN_S, call.left_s)
     # 0 is of a call that is over by then.
     kept = {slot.model_id: slot.keep_alive_s or None for slot in here.slots.view()}
     here.slots.unload(entry.id, reason="to be read again", asked_by=request.asked_by, wait_s=wait_s)
     here.slots.load(entry, keep_alive_s=kept.get(entry.id), asked_by=request.asked_by)
-    return _managed(entry.id, f"loaded {entry.id} afresh", changed=True, begun=begun)
+    return _managed(call, entry.id, f"loaded {entry.id} afresh", changed=True)
 
 
 @answering(names.SWITCH, Switch)
 def switch(call: Call[Switch]) -> Managed:
     """The new model first: if it cannot be loaded, the one before it still serves."""
     here, request = runtime.here(), call.request
-    entry, begun = here.catalogue[request.model], time.monotonic()
+    entry = here.catalogue[request.model]
     before = runtime.current_id()
     loaded = here.slots.load(entry, asked_by=request.asked_by)
     here.tracker.make_current(entry.id, reach=request.reach)
     if before == entry.id:
         told = f"{entry.id} was the current model already"
-        return _managed(entry.id, told, changed=loaded, begun=begun)
+        return _managed(call, entry.id, told, changed=loaded)
     told = f"switched from {before} to {entry.id}"
     if before not in here.tracker.settings.pinned:
         reason = f"{entry.id} is the current model now"
         if _unload([before], call, reason=reason)[1]:
             told += f"; {before} is in use and stays until it is idle"
-    return _managed(entry.id, told, changed=True, begun=begun)
+    return _managed(call, entry.id, told, changed=True)
 
 
 @answering(names.UNLOAD, Unload)
@@ -77,31 +78,30 @@ def unload(call: Call[Unload]) -> Managed:
 
 
 def _unload_one(call: Call[Unload]) -> Managed:
-    here, request, begun = runtime.here(), call.request, time.monotonic()
+    here, request = runtime.here(), call.request
     entry = here.catalogue[request.model or runtime.current_id()]
     wait_s = min(DRAIN_S, call.left_s)
     changed = here.slots.unload(
         entry.id, reason="asked for", asked_by=request.asked_by, wait_s=wait_s
     )
     told = f"unloaded {entry.id}" if changed else f"{entry.id} was not in memory"
-    return _managed(entry.id, told, changed=changed, begun=begun)
+    return _managed(call, entry.id, told, changed=changed)
 
 
 def _unload_due(call: Call[Unload], which: tuple[Sweep, ...]) -> Managed:
-    begun = time.monotonic()
     moved = sweeping.sweep(runtime.here(), which=which, asked_by=call.request.asked_by)
     told = "; ".join(f"{move.model_id}: {move.reason}" for move in moved) or "nothing had to go"
-    return _managed(None, told, changed=bool(moved), begun=begun)
+    return _managed(call, None, told, changed=bool(moved))
 
 
 def _unload_kind(call: Call[Unload]) -> Managed:
-    request, begun = call.request, time.monotonic()
+    request = call.request
     reason = f"unload {request.family or request.scope}"
     gone, busy = _unload(_held_of(request), call, reason=reason)
     told = f"unloaded {', '.join(gone) or 'nothing'}"
     if busy:
         told += f"; still in use: {', '.join(busy)}"
-    return _managed(None, told, changed=bool(gone), begun=begun)
+    return _managed(call, None, told, changed=bool(gone))
 
 
 def _held_of(request: Unload) -> list[str]:
@@ -134,7 +134,7 @@ SWEEPS_OF_SCOPE: dict[str, tuple[Sweep, ...]] = {
 
 @answering(names.SET, Set)
 def set_(call: Call[Set]) -> Managed:
-    here, knobs, begun = runtime.here(), call.request.knobs, time.monotonic()
+    here, knobs = runtime.here(), call.request.knobs
     if knobs.pinned is not None:  # by their ids; an unknown one is refused before anything changes
         known = tuple(here.catalogue[model].id for model in knobs.pinned)
         knobs = knobs.model_copy(update={"pinned": known})
@@ -147,7 +147,7 @@ def set_(call: Call[Set]) -> Managed:
     told = ", ".join(  # as `clipyard set` takes it
         f"{name} {json.dumps(getattr(before, name))} -> {json.dumps(given[name])}" for name in given
     )
-    return _managed(None, told or "nothing was to be set", changed=now != before, begun=begun)
+    return _managed(call, None, told or "nothing was to be set", changed=now != before)
 
 
 def _unload(
@@ -167,7 +167,7 @@ def _unload(
     return gone, busy
 
 
-def _managed(model: str | None, told: str, *, changed: bool, begun: float) -> Managed:
+def _managed(call: Call[Any], model: str | None, told: str, *, changed: bool) -> Managed:
     here = runtime.here()
     here.tracker.beat()  # whoever asks for the status after the answer sees what was done
     return Managed(
@@ -175,5 +175,5 @@ def _managed(model: str | None, told: str, *, changed: bool, begun: float) -> Ma
         model=model,
         changed=changed,
         message=told,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - call.begun_at,
     )

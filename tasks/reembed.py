@@ -71,7 +71,7 @@ def jobs_tend(task: Task, **_: Any) -> int:
 @answering(names.JOB_SWITCH, SwitchAlias)
 def job_switch(call: Call[SwitchAlias]) -> Managed:
     """Lets a migrated name lead to the job's sink, or back to what it led to before."""
-    here, begun = runtime.here(), time.monotonic()
+    here = runtime.here()
     job = duty.opened(here, call.request.job)
     changed, message = switched(job, call.request.to)
     return Managed(
@@ -79,5 +79,5 @@ def job_switch(call: Call[SwitchAlias]) -> Managed:
         model=job.spec.model,
         changed=changed,
         message=message,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - call.begun_at,
     )

@@ -27,7 +27,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, Generic, TypeVar
 
@@ -86,11 +86,13 @@ class Call(Generic[R]):
     Attributes:
         id: what it is answered under.
         waited_s: since the client sent it, as far as both clocks agree.
+        begun_at: on the monotonic clock.
     """
 
     id: str
     request: R
     waited_s: float
+    begun_at: float = field(default_factory=time.monotonic)
 
     @property
     def left_s(self) -> float:
