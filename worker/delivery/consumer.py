@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC
-from typing import Any, Protocol
+from typing import Any
 
 from celery.bootsteps import StartStopStep
 from celery.worker import consumer as stock
@@ -51,16 +51,7 @@ _RETRY_S = 1.0
 _ONCE_MORE = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
 
 
-class Held(Protocol):
-    """What the lease reads of a `celery.worker.request.Request`."""
-
-    message: Any
-    acknowledged: bool
-    begun_at: float | None
-    """On the monotonic clock; None while the task waits for a thread or its time."""
-
-
-def renewable(requests: Iterable[Held], *, now: float, longest_run_s: float) -> list[str]:
+def renewable(requests: Iterable["Request"], *, now: float, longest_run_s: float) -> list[str]:
     """The delivery tags that this worker still has an honest claim to."""
     return [
         request.message.delivery_tag
@@ -82,6 +73,7 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
     tzlocal = UTC  # as the app's; Celery looks it up in its settings for every message
     _settling = threading.Lock()  # one for all: the locked part only notes and schedules
     begun_at: float | None = None
+    """On the monotonic clock; None while the task waits for a thread or its time."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """
