@@ -31,7 +31,6 @@ from .sources.refs import FolderEmpty
 PLAN, CHECK = "plan", "check"
 AT_WORK = frozenset(state.encode() for state in JobState if not state.is_at_rest)
 PAUSE_MIN_S, PAUSE_MAX_S = 2.0, 60.0  # before something that failed is tried again
-SENT_S = 60.0
 
 
 class Claimed(StrEnum):
@@ -84,7 +83,7 @@ class JobLedger:
         keys: Keys,
         job: str,
         *,
-        sent_s: float = SENT_S,
+        sent_s: float,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._store = store
