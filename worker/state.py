@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from api_client.wire import metrics
 
 from .backends.base import Tier
-from .residency.memory import Bytes, Pressure
+from .residency.memory import Pressure
 from .runtime import Runtime
 
 __all__ = ["State"]
@@ -38,57 +38,32 @@ class State(Collector):
 
     def _worker(self) -> Iterator[GaugeMetricFamily]:
         here = self._here
-        versions = here.tracker.versions
-        yield _family(
-            metrics.BUILD_INFO,
-            (
-                *(versions.get(name, "") for name in ("clipyard", "torch", "celery")),
-                here.placement.device,
-            ),
-            1,
-        )
-        yield _family(metrics.READY, (), here.tracker.state == "ready")
-        yield _family(metrics.PRESSURE, (), LEVELS.index(here.tracker.pressure()))
-        yield _family(metrics.LAST_SWEEP, (), here.tracker.swept_at)
+        versions = (here.tracker.versions.get(name, "") for name in ("clipyard", "torch", "celery"))
+        yield metrics.BUILD_INFO.family({(*versions, here.placement.device): 1})
+        yield metrics.READY.family({(): here.tracker.state == "ready"})
+        yield metrics.PRESSURE.family({(): LEVELS.index(here.tracker.pressure())})
+        yield metrics.LAST_SWEEP.family({(): here.tracker.swept_at})
         if here.settings.sweeps_enabled:
-            yield _family(metrics.SWEEP_INTERVAL_S, (), here.settings.sweep_interval_s)
+            yield metrics.SWEEP_INTERVAL_S.family({(): here.settings.sweep_interval_s})
         tiers = {"device": here.tracker.device_memory(), "host": here.memory.host()}
-        yield from _memories({tier: seen for tier, seen in tiers.items() if seen})
+        there = {(tier,): seen for tier, seen in tiers.items() if seen}
+        yield metrics.MEMORY_TOTAL.family({tier: seen.total for tier, seen in there.items()})
+        yield metrics.MEMORY_FREE.family({tier: seen.free for tier, seen in there.items()})
 
     def _models(self) -> Iterator[GaugeMetricFamily]:
-        held, leases = metrics.MODEL_BYTES.family(), metrics.LEASES.family()
         view = self._here.slots.view()
-        for slot in view:
-            held.add_metric((slot.model_id, "device"), slot.footprint.device_bytes)
-            held.add_metric((slot.model_id, "host"), slot.footprint.host_bytes)
-            leases.add_metric((slot.model_id,), slot.leases)
-        yield from (held, leases)
+        device = {(slot.model_id, "device"): slot.footprint.device_bytes for slot in view}
+        host = {(slot.model_id, "host"): slot.footprint.host_bytes for slot in view}
+        yield metrics.MODEL_BYTES.family(device | host)
+        yield metrics.LEASES.family({(slot.model_id,): slot.leases for slot in view})
         now = time.monotonic()
         movable = [slot for slot in view if slot.tier is Tier.DEVICE and not slot.pinned]
         idle_s = [now - slot.used_at for slot in movable]
-        yield _family(metrics.LRU_AGE_S, (), max(idle_s, default=0.0))
+        yield metrics.LRU_AGE_S.family({(): max(idle_s, default=0.0)})
 
     def _batcher(self) -> Iterator[GaugeMetricFamily]:
         pulse = self._here.batcher.pulse()
-        yield _family(metrics.WAITING_ITEMS, (), pulse.queued)
-        yield _family(metrics.FORWARD_AGE_S, (), pulse.active_s)
-        calls, ages = metrics.WAITING_CALLS.family(), metrics.OLDEST_CALL_S.family()
-        for model_id, number in pulse.calls.items():
-            calls.add_metric((model_id,), number)
-        for model_id, age_s in pulse.ages_s.items():
-            ages.add_metric((model_id,), age_s)
-        yield from (calls, ages)
-
-
-def _memories(tiers: dict[str, Bytes]) -> Iterator[GaugeMetricFamily]:
-    total, free = metrics.MEMORY_TOTAL.family(), metrics.MEMORY_FREE.family()
-    for tier, seen in tiers.items():
-        total.add_metric((tier,), seen.total)
-        free.add_metric((tier,), seen.free)
-    yield from (total, free)
-
-
-def _family(metric: metrics.Metric, labels: tuple[str, ...], value: float) -> GaugeMetricFamily:
-    family = metric.family()
-    family.add_metric(labels, value)
-    return family
+        yield metrics.WAITING_ITEMS.family({(): pulse.queued})
+        yield metrics.FORWARD_AGE_S.family({(): pulse.active_s})
+        yield metrics.WAITING_CALLS.family({(model,): n for model, n in pulse.calls.items()})
+        yield metrics.OLDEST_CALL_S.family({(model,): age for model, age in pulse.ages_s.items()})

@@ -57,7 +57,7 @@ def router(client: AsyncClient, meters: metrics.Meters) -> APIRouter:
 
     @routes.get("/metrics", response_class=Response, include_in_schema=False)
     async def page() -> Response:
-        seen = [_build()]
+        seen: list[Family] = [metrics.GATEWAY_INFO.family({(VERSION,): 1})]
         try:
             seen += _fleet(await client.status(), now=time.time())
             seen += _jobs(await client.jobs())
@@ -81,16 +81,8 @@ class _Both:
         yield from self.seen
 
 
-def _build() -> Family:
-    info = metrics.GATEWAY_INFO.family()
-    info.add_metric((VERSION,), 1)
-    return info
-
-
 def _fleet(fleet: Fleet, *, now: float) -> Iterator[Family]:
-    workers = metrics.WORKERS.family()
-    for state, number in Counter(worker.state for worker in fleet.workers).items():
-        workers.add_metric((state,), number)
+    yield metrics.WORKERS.family(Counter((worker.state,) for worker in fleet.workers))
     waiting: Counter[tuple[str, str]] = Counter()
     oldest_s: dict[tuple[str, str], float] = defaultdict(float)
     for queue, depth in fleet.depths.items():
@@ -99,21 +91,14 @@ def _fleet(fleet: Fleet, *, now: float) -> Iterator[Family]:
         waiting[name, Priority.BULK] += depth.bulk
         for priority, age_s in depth.ages_s(now).items():
             oldest_s[name, priority] = max(oldest_s[name, priority], age_s)
-    queues, ages = metrics.QUEUE.family(), metrics.QUEUE_AGE_S.family()
-    for labels, number in waiting.items():
-        queues.add_metric(labels, number)
-        ages.add_metric(labels, oldest_s[labels])
-    yield from (workers, queues, ages)
+    yield metrics.QUEUE.family(waiting)
+    yield metrics.QUEUE_AGE_S.family(oldest_s)
 
 
 def _jobs(jobs: Iterable[JobStatus]) -> Iterator[Family]:
-    states, left = metrics.JOBS.family(), metrics.JOB_LEFT.family()
     known = tuple(jobs)
-    for state, number in Counter(job.state for job in known).items():
-        states.add_metric((state,), number)
+    yield metrics.JOBS.family(Counter((job.state,) for job in known))
     going = [job for job in known if not job.state.is_final]
     done, failed = sum(job.done for job in going), sum(job.failed for job in going)
     waiting = sum(job.left for job in going)
-    for outcome, items in {"done": done, "failed": failed, "waiting": waiting}.items():
-        left.add_metric((outcome,), items)
-    yield from (states, left)
+    yield metrics.JOB_LEFT.family({("done",): done, ("failed",): failed, ("waiting",): waiting})

@@ -5,7 +5,7 @@ python -m api_client.wire.metrics > docs/metrics.md
 Label sets are bounded: models by the catalogue, codes by the error tree, the rest by the code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, partial
@@ -41,9 +41,12 @@ class Metric:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
-    def family(self) -> GaugeMetricFamily:
-        """For a gauge that is read when somebody scrapes."""
-        return GaugeMetricFamily(self.name, self.help, labels=self.labels)
+    def family(self, values: Mapping[Any, float] | None = None) -> GaugeMetricFamily:
+        """For a gauge that is read when somebody scrapes: its values, by those of its labels."""
+        family = GaugeMetricFamily(self.name, self.help, labels=self.labels)
+        for labels, value in (values or {}).items():
+            family.add_metric(labels, value)
+        return family
 
 
 def _metric(
