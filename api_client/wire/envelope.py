@@ -32,11 +32,10 @@ class _Paper(virtual.Channel):  # type: ignore[misc]  # kombu has no types
     supports_fanout = True
     written: _Form
 
-    def _put(self, queue: str, message: _Form, **_: Any) -> None:
+    def _put(self, queue: str, message: _Form, *_: Any, **__: Any) -> None:
         self.written = message
 
-    def _put_fanout(self, exchange: str, message: _Form, *_: Any, **__: Any) -> None:
-        self.written = message
+    _put_fanout = _put
 
 
 class _Nowhere(virtual.Transport):  # type: ignore[misc]  # kombu has no types
