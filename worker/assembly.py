@@ -24,7 +24,7 @@ from .datapath.sizes import Sizes
 from .delivery.pool import aside, parked
 from .delivery.suspects import Suspects
 from .delivery.watchdog import Watchdog
-from .health import Health, Verdict
+from .health import Health
 from .listing import Listing
 from .metrics import Meter
 from .probe import probe
@@ -114,9 +114,6 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
         reservations.renew()
         listing.renew([tracker.current(), *(slot.model_id for slot in slots.view())])
 
-    def say(found: Verdict) -> None:
-        tracker.say(found.state, trouble=found.trouble)
-
     @contextmanager
     def weighed(model_id: str) -> Iterator[None]:
         with memory.peak() as peak_bytes:
@@ -150,7 +147,7 @@ def build(settings: WorkerSettings, *, node: str) -> Runtime:
     health = Health(
         pulse=batcher.pulse,
         probe=try_device,
-        say=say,
+        say=lambda found: tracker.say(found.state, trouble=found.trouble),
         trouble=families.trouble,
         wedged_after_s=settings.wedged_after_s,
     )
