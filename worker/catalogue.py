@@ -85,19 +85,8 @@ class Entry:
 
     def public(self) -> CatalogueEntry:
         """What a client is told of it."""
-        return CatalogueEntry(
-            id=self.id,
-            name=self.name or self.id,
-            family=self.backend,
-            description=self.description,
-            recommended_use=self.recommended_use,
-            dimension=self.dimension,
-            input_size=self.input_size,
-            memory_gb=self.memory_gb,
-            performance_rating=self.performance_rating,
-            kinds=self.kinds,
-            aliases=self.aliases,
-        )
+        told = vars(self) | {"name": self.name or self.id, "family": self.backend}
+        return CatalogueEntry.model_validate(told, extra="ignore")
 
 
 _ENTRY = TypeAdapter(Entry)
