@@ -15,7 +15,7 @@ import lancedb
 import pyarrow as pa
 from lancedb.index import BTree
 
-from api_client.wire.errors import ClipyardError, JobRefused, StoreDown, first_line
+from api_client.wire.errors import JobRefused, StoreDown, first_line
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -195,8 +195,6 @@ class LanceDB:
         with self._lock:
             try:
                 yield
-            except ClipyardError:
-                raise
             except (OSError, RuntimeError) as error:  # a conflict with another worker, too
                 raise StoreDown(f"LanceDB at {self._where}: {_told(error)}") from error
 
