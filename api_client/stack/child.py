@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from .home import private_directory
@@ -52,7 +53,7 @@ class Running:
     def __init__(self, child: Child, *, log: Path) -> None:
         self.child = child
         self.log = log
-        self._grace_ends_at: float | None = None
+        self._grace_ends_at = inf  # until it is asked to end
         read_end, self._lifeline = os.pipe()
         try:
             self._warden = subprocess.Popen(
@@ -108,7 +109,7 @@ class Running:
 
     def ask_to_end(self) -> None:
         """Send the stop signal, once: a second one means "at once" to many programs."""
-        if self._grace_ends_at is None:
+        if self._grace_ends_at == inf:
             self._grace_ends_at = time.monotonic() + self.child.grace_s
             self._process.terminate()
 
@@ -123,15 +124,12 @@ class Running:
         hurry = hurry or threading.Event()
         self.ask_to_end()
         try:
-            while self.exit_code() is None and self._within_grace():
+            while self.exit_code() is None and time.monotonic() < self._grace_ends_at:
                 if hurry.wait(_POLL_S):
                     break
         finally:  # also when Ctrl-C cuts the waiting short
             self._dismiss_warden()
             self._process.wait()
-
-    def _within_grace(self) -> bool:
-        return self._grace_ends_at is None or time.monotonic() < self._grace_ends_at
 
     def _dismiss_warden(self) -> None:
         if self._warden.returncode is not None:
