@@ -131,16 +131,16 @@ def embed(
         if portion.is_condemned:
             found.rows[part[0].id] = _set_aside(here, spec, part[0], start.id, portion)
             continue
-        kind = kind_of(part[0])
         with _noted(start, portion), here.slots.lease(entry, asked_by=f"job {spec.id}") as model:
             if not portion.place[0]:  # nothing is done twice for it
                 give_way()
-            refuse_another(spec, model.traits, kind, fingerprint)
+            refuse_another_kind(spec, model.traits, part[0])
+            refuse_another_space(spec, model.traits, fingerprint)
             pictures = here.pictures(model, entry.id)
             try:
                 rows = here.batcher.embed(
                     model,
-                    kind,
+                    _kind_of(part[0]),
                     list(enumerate(part)),
                     partial(_prepare, model, pictures, source),
                     model_id=entry.id,
@@ -227,18 +227,24 @@ def _away(item: Item, row: Vector | ClipyardError) -> ClipyardError | None:
     return None
 
 
-def kind_of(item: Item) -> Kind:
+def _kind_of(item: Item) -> Kind:
     return Kind.IMAGE if item.text is None else Kind.TEXT
 
 
-def refuse_another(spec: JobSpec, traits: Traits, kind: Kind, fingerprint: str | None) -> None:
+def refuse_another_kind(spec: JobSpec, traits: Traits, item: Item) -> None:
     """
     Raises:
         JobRefused: the model does not embed such items.
-        Unfit: it answers in another space here.
     """
-    if kind not in traits.kinds:
+    if (kind := _kind_of(item)) not in traits.kinds:
         raise JobRefused(f"{spec.model} does not embed {kind}s")
+
+
+def refuse_another_space(spec: JobSpec, traits: Traits, fingerprint: str | None) -> None:
+    """
+    Raises:
+        Unfit: the model answers in another space here.
+    """
     if fingerprint not in (None, traits.fingerprint):
         raise Unfit(
             f"{spec.model} answers in the space {traits.fingerprint} on this worker, "

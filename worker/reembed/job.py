@@ -16,7 +16,7 @@ from ..runtime import Runtime
 from . import manifest, report
 from .check import compare, sound
 from .doors import Doors
-from .embedding import embed, kind_of, refuse_another
+from .embedding import embed, refuse_another_kind, refuse_another_space
 from .files import BESIDE, tidy
 from .items import Chunk, Item, Shard, Space, Vector, storable
 from .ledger import JobLedger
@@ -96,7 +96,7 @@ class Job:
         with self._here.slots.lease(entry, asked_by=f"job {self.spec.id}") as model:
             traits = model.traits
         space = Space(self.spec.model, traits.fingerprint, traits.dimension, self.spec.id)
-        refuse_another(self.spec, traits, traits.kinds[0], self.spec.fingerprint)
+        refuse_another_space(self.spec, traits, self.spec.fingerprint)
         refuse_unready(self)
         refuse_taken(self, open_sink(self.spec.sink, space, self.doors))
         self.papers.begin(self.spec)
@@ -106,7 +106,7 @@ class Job:
             self._walk(go_on)
         found = manifest.read(self.papers.manifest)
         first = manifest.chunk(self.papers.manifest, 0, index=found.index).items[0]
-        refuse_another(self.spec, traits, kind_of(first), None)
+        refuse_another_kind(self.spec, traits, first)
         return self.ledger.planned(
             found,
             fingerprint=space.fingerprint,
