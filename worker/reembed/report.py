@@ -97,15 +97,11 @@ def page(told: dict[str, Any]) -> str:
         ("stages, summed over chunks", told["stages_s"]),
         ("workers", told["workers"]),
     ]
-    if told["moved"]:
-        moved = told["moved"]
-        rows.append(
-            (
-                "neighbours kept",
-                f"{moved['overlap_at_10']:.1%} of the ten nearest, over {moved['sample']} items",
-            )
-        )
-    sheet = '<h2>What moved most</h2><img src="moved.png">' if told["moved"] else ""
+    sheet = ""
+    if moved := told["moved"]:
+        kept = f"{moved['overlap_at_10']:.1%} of the ten nearest, over {moved['sample']} items"
+        rows.append(("neighbours kept", kept))
+        sheet = '<h2>What moved most</h2><img src="moved.png">'
     return PAGE.format(
         job=html.escape(told["job"]),
         state=html.escape(told["state"]),
