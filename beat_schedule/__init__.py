@@ -82,10 +82,7 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc]  # celery has no types
 def _waiting() -> int:
     """Messages in the queue of the clock; none where Redis is away, which the sending tells."""
     with suppress(redis.RedisError):
-        waiting: int = _store.llen(
-            Keys(_settings.key_prefix).queue(names.CONTROL, names.INTERACTIVE)
-        )
-        return waiting
+        return _store.llen(Keys(_settings.key_prefix).queue(names.CONTROL, names.INTERACTIVE))
     return 0
 
 

@@ -21,5 +21,4 @@ def rows(items: Sequence[Item]) -> list[list[float]]:
     """
     if any(item.truncated for item in items):
         warnings.warn(CUT, stacklevel=2)
-    found: list[list[float]] = matrix(items).tolist() if items else []
-    return found
+    return matrix(items).tolist() if items else []

@@ -72,5 +72,4 @@ class ClipModel(TorchModel):
 
 
 def _on_host(rows: Tensor) -> NDArray[np.float32]:
-    vectors: NDArray[np.float32] = rows.float().cpu().numpy()
-    return vectors
+    return rows.float().cpu().numpy()

@@ -270,8 +270,7 @@ def preparations(architecture: str) -> list[dict[str, Any]]:
 def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:
     """open_clip's own one. Its tables are large and made when open_clip is imported: share them."""
     if kwargs:
-        special: Tokenizer = words.Tokenizer(context_length=context_length, **kwargs)
-        return special
+        return words.Tokenizer(context_length=context_length, **kwargs)
     shared: Any = words.Tokenizer.__new__(words.Tokenizer)
     vars(shared).update(vars(open_clip.tokenizer._tokenizer))
     shared.context_length = context_length

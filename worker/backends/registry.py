@@ -370,8 +370,7 @@ def _declared(backend: Backend, name: str) -> Backend:
 
 
 def _about(backend: Backend | None) -> About:
-    about: About = getattr(backend, "about", About())
-    return about
+    return getattr(backend, "about", About())
 
 
 def _completed(entry: Entry, name: str, backend: Backend) -> Entry:

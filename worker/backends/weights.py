@@ -122,8 +122,7 @@ def _unpickle(file: Path) -> object:
                 f"{file} is an archive, and none of torch's, as big_vision's .npz are none; "
                 "save its tensors as safetensors under the model's own names"
             )
-    content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
-    return content
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
 
 
 def _holding_more(file: str, what: str) -> BadCheckpoint:

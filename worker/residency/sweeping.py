@@ -22,8 +22,7 @@ LEFT_ALONE_S = 1800.0  # longer keeps an hour's model away for its whole hour (s
 
 def sweep(here: Runtime, *, which: tuple[Sweep, ...] = SWEEPS, asked_by: str) -> list[Move]:
     """Carries out what some sweeps decide, on models that nobody uses meanwhile."""
-    moves: list[Move] = here.slots.apply(decide(view(here), which=which), asked_by=asked_by)
-    return moves
+    return here.slots.apply(decide(view(here), which=which), asked_by=asked_by)
 
 
 def view(here: Runtime) -> View:
