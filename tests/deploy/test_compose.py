@@ -1,5 +1,6 @@
 """What a machine without containers can try of the deployment: its rules, and every command."""
 
+import json
 import os
 import re
 import shutil
@@ -56,8 +57,7 @@ def test_what_the_image_has_is_pinned_and_opens_the_stores_of_the_docs() -> None
 
 def test_only_what_asks_for_a_password_is_published_and_only_on_this_machine() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published.keys() == {"gateway", "flower"}
-    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert published == {name: [f"127.0.0.1:{port}:{port}"] for name, port in PORTS.items()}
     assert SERVICES["redis"]["networks"] == ["inside"]
     assert COMPOSE["networks"]["inside"]["internal"] is True
 
@@ -85,6 +85,30 @@ def test_a_dashboard_ships_so_that_it_may_only_look_and_redis_so_that_it_loses_n
     words = SERVICES["redis"]["command"]
     said = dict(zip(words[1::2], words[2::2], strict=True))
     assert (said["--maxmemory-policy"], said["--appendonly"]) == ("noeviction", "yes")
+
+
+def test_what_is_to_stay_is_written_where_a_volume_is() -> None:
+    places = {
+        name: [re.split(r":(?=/)", volume)[-1].removesuffix(":ro") for volume in service["volumes"]]
+        for name, service in SERVICES.items()
+        if "volumes" in service
+    }
+    [cache] = re.findall(r"CLIPYARD_CACHE_DIR=(\S+)", DOCKERFILE)
+    told = COMPOSE["x-worker-environment"]
+    roots = [json.loads(told[f"CLIPYARD_{name}_ROOTS"]) for name in ("IMAGE", "SINK")]
+    of_workers = [cache, *roots[0], *roots[1]]
+    words = SERVICES["redis"]["command"]
+    data = words[words.index("--dir") + 1]
+    assert places == {"redis": [data], "worker-gpu0": of_workers, "worker-cpu": of_workers}
+    assert all("/tmp:" in SERVICES[name]["tmpfs"][0] for name in SERVICES.keys() - {"redis"})
+    given = COMPOSE["secrets"].items()
+    assert [name for name, secret in given if secret != {"file": f"./secrets/{name}"}] == []
+
+
+def test_everybody_reaches_redis_and_a_profile_starts_one_worker() -> None:
+    assert [name for name, service in SERVICES.items() if "inside" not in service["networks"]] == []
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "worker" in name}
+    assert profiles == {"worker-gpu0": ["gpu"], "worker-cpu": ["cpu"]}
 
 
 def test_a_worker_may_finish_its_longest_batch() -> None:

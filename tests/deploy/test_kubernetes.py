@@ -1,8 +1,10 @@
 """The manifests against the published schemas, and against what the compose file says."""
 
 import os
+import re
 import shutil
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,10 @@ MANIFESTS: list[dict[str, Any]] = [
     for name in KUSTOMIZATION["resources"]
     for manifest in yaml.safe_load_all((FOLDER / name).read_text())
 ]
-PODS = {
-    m["metadata"]["name"]: m["spec"]["template"]["spec"]
-    for m in MANIFESTS
-    if "template" in m["spec"]
+TEMPLATES = {
+    m["metadata"]["name"]: m["spec"]["template"] for m in MANIFESTS if "template" in m["spec"]
 }
+PODS = {name: template["spec"] for name, template in TEMPLATES.items()}
 TWINS = {
     "worker-gpu": "worker-gpu0",
     "beat": "beat",
@@ -73,6 +74,35 @@ def test_a_pod_runs_what_compose_runs(name: str) -> None:
     assert not [k for k in given.keys() - twin.get("environment", {}) if k.endswith("_FILE")]
     [secrets] = [volume["secret"] for volume in PODS[name]["volumes"] if "secret" in volume]
     assert sorted(item["path"] for item in secrets["items"]) == sorted(twin["secrets"])
+    assert secrets["secretName"] == "clipyard"
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_what_is_to_stay_is_written_where_a_volume_is(name: str) -> None:
+    [manifest] = [m for m in MANIFESTS if m["spec"].get("template") is TEMPLATES[name]]
+    volumes = {one.pop("name"): one for one in deepcopy(PODS[name]["volumes"])}
+    volumes |= {m["metadata"]["name"]: m for m in manifest["spec"].get("volumeClaimTemplates", ())}
+    [container] = PODS[name]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts.keys() == volumes.keys()
+    twin = COMPOSE["services"][TWINS[name]]
+    kept = [re.split(r":(?=/)", at)[-1].removesuffix(":ro") for at in twin.get("volumes", ())]
+    brief = [at.partition(":")[0] for at in twin.get("tmpfs", ())]
+    assert sorted(mounts.values()) == sorted(["/run/secrets", *kept, *brief])
+    claims = {m["metadata"]["name"] for m in MANIFESTS if m["kind"] == "PersistentVolumeClaim"}
+    asked = (
+        volume.get("persistentVolumeClaim", {}).get("claimName") for volume in volumes.values()
+    )
+    assert {*asked} - {None} <= claims
+
+
+def test_a_service_leads_to_the_pods_of_its_name_at_the_port_that_others_know() -> None:
+    services = {m["metadata"]["name"]: m["spec"] for m in MANIFESTS if m["kind"] == "Service"}
+    assert services.keys() == {"redis", "gateway", "dashboard"}
+    for name, service in services.items():
+        assert service["selector"].items() <= TEMPLATES[name]["metadata"]["labels"].items()
+        [listens], [port] = PODS[name]["containers"][0]["ports"], service["ports"]
+        assert (port["targetPort"], port["port"]) == (listens["name"], listens["containerPort"])
 
 
 def test_what_a_port_is_named_for_listens_to_other_pods() -> None:
@@ -89,6 +119,15 @@ def test_a_gateway_may_finish_what_it_has_begun_and_what_a_service_still_sends_i
     assert PODS["gateway"]["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S
 
 
+def test_a_gateway_is_asked_once_somebody_can_answer_and_lives_without() -> None:
+    [container] = PODS["gateway"]["containers"]
+    asked = {of: probe["httpGet"] for of, probe in container.items() if of.endswith("Probe")}
+    assert asked == {
+        "readinessProbe": {"path": "/readyz", "port": "http"},
+        "livenessProbe": {"path": "/healthz", "port": "http"},
+    }
+
+
 @pytest.mark.parametrize("name", sorted(PODS.keys() - {"redis", "beat"}))
 def test_a_probe_waits_as_long_as_compose_does(name: str) -> None:
     [container] = PODS[name]["containers"]
@@ -98,11 +137,40 @@ def test_a_probe_waits_as_long_as_compose_does(name: str) -> None:
     }
 
 
+def test_a_worker_has_as_long_to_start_as_compose_gives_it() -> None:
+    [container] = PODS["worker-gpu"]["containers"]
+    start, twin = container["startupProbe"], COMPOSE["services"]["worker-gpu0"]["healthcheck"]
+    given_s = start["periodSeconds"] * start["failureThreshold"]
+    assert given_s >= int(twin["start_period"].removesuffix("s"))
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_may_finish_what_it_has_begun(name: str) -> None:
+    grace = COMPOSE["services"][TWINS[name]].get("stop_grace_period", "10s")
+    assert PODS[name]["terminationGracePeriodSeconds"] >= int(grace.removesuffix("s"))
+
+
 def test_an_upgrade_of_the_workers_needs_no_gpu_to_spare() -> None:
     [worker] = [
         m for m in MANIFESTS if m["kind"] == "Deployment" and "worker" in m["metadata"]["name"]
     ]
     assert worker["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_redis_is_reached_by_our_own_pods_and_by_keda() -> None:
+    [policy] = [m["spec"] for m in MANIFESTS if m["kind"] == "NetworkPolicy" and "redis" in str(m)]
+    selected = policy["podSelector"]["matchLabels"].items()
+    assert selected <= TEMPLATES["redis"]["metadata"]["labels"].items()
+    assert (policy["policyTypes"], policy["egress"]) == (["Ingress", "Egress"], [])
+    [rule] = policy["ingress"]
+    [ours] = [label["pairs"] for label in KUSTOMIZATION["labels"]]
+    keda = {"kubernetes.io/metadata.name": "keda"}
+    assert rule["from"] == [
+        {"podSelector": {"matchLabels": ours}},
+        {"namespaceSelector": {"matchLabels": keda}},
+    ]
+    [port] = PODS["redis"]["containers"][0]["ports"]
+    assert rule["ports"] == [{"port": port["containerPort"]}]
 
 
 def test_no_worker_asks_the_metadata_of_the_cloud_also_one_of_another_name() -> None:
@@ -137,6 +205,15 @@ def test_every_secret_queue_and_metric_that_is_named_exists() -> None:
     from api_client.wire.names import BULK, EMBED, INTERACTIVE, Keys
 
     assert lists == [Keys("clipyard").queue(EMBED, step) for step in (INTERACTIVE, BULK)]
+    assert scaled["spec"]["scaleTargetRef"] == {"name": "worker-gpu"}
+    assert scaled["spec"]["minReplicaCount"] > 0  # nothing is sent where no worker is
+    [login] = [m for m in MANIFESTS if m["kind"] == "TriggerAuthentication"]
+    given = {
+        t["authenticationRef"]["name"] for t in scaled["spec"]["triggers"] if t["type"] == "redis"
+    }
+    assert given == {login["metadata"]["name"]}
+    told = {(one["name"], one["key"]) for one in login["spec"]["secretTargetRef"]}
+    assert told == {("clipyard", "dashboard.user"), ("clipyard", "dashboard.password")}
     places = {t["metadata"].get("address") for t in scaled["spec"]["triggers"]} - {None}
     assert places == {f"redis.{KUSTOMIZATION['namespace']}:6379"}  # KEDA stands in another one
     [query] = [
