@@ -155,6 +155,22 @@ def test_a_child_that_ignores_the_stop_signal_is_killed_after_its_grace(tmp_path
         supervisor.wait_ready(within_s=BOUND_S)
 
 
+def test_a_child_is_asked_to_end_once(tmp_path):
+    """Twice means "at once" to many programs, such as Celery."""
+    slow = python(
+        "slow",
+        "import signal, sys, time\n"
+        "def end(*_): print('asked', flush=True); time.sleep(0.2); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end); print('here', flush=True); signal.pause()",
+    )
+    running = Running(slow, log=tmp_path / "slow.log")
+    until(lambda: "here" in running.said())
+    running.ask_to_end()
+    until(lambda: "asked" in running.said())
+    running.end()
+    assert running.said().count("asked") == 1
+
+
 def test_a_second_interrupt_ends_every_grace(tmp_path, told):
     supervisor = Supervisor([python("deaf", IGNORES, grace_s=3600)], logs=tmp_path, tell=told)
 

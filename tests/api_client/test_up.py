@@ -1,3 +1,4 @@
+import fcntl
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from rich.console import Console
 from api_client.stack import up
 from api_client.stack.devices import devices_in
 from api_client.stack.errors import CrashLoop, InUse, NoCheckout, StackError
-from api_client.stack.home import rewrite
+from api_client.stack.home import held, rewrite
 from api_client.stack.settings import StackSettings
 from api_client.stack.supervisor import Patience
 from api_client.stack.up import Extra, Options, find_checkout, node_names, run, temporary_stack
@@ -213,6 +214,22 @@ def test_a_home_that_takes_no_more_is_named(tmp_path):
         rewrite(full.fileno(), "anything")
 
 
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_a_lock_on_a_file_that_its_last_holder_removes_meanwhile_is_none(
+    tmp_path, monkeypatch, is_made_anew
+):
+    def flock(*args):
+        monkeypatch.undo()
+        fcntl.flock(*args)
+        (tmp_path / "lock").unlink()
+        if is_made_anew:
+            (tmp_path / "lock").touch()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path / "lock") as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), (tmp_path / "lock").stat())
+
+
 def test_two_stacks_run_side_by_side_and_never_in_one_home(home, checkout, told, tmp_path):
     with (
         temporary_stack(options(home), tell=told) as one,
@@ -285,6 +302,15 @@ def test_a_terminal_that_closes_tells_of_it_twice_and_hurries_nobody():
             signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_a_signal_that_is_ignored_stays_so_as_nohup_wants_it():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with up._unwinding_on(signal.SIGHUP):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_that_comes_while_something_is_told_is_heard(home, monkeypatch):
