@@ -27,6 +27,7 @@ from api_client.wire.messages import (
 )
 from api_client.wire.settings import Settings
 from api_client.wire.version import VERSION
+from tests.fleet import PASSWORD
 from tests.flow.processes import until
 from worker import housekeeping
 
@@ -99,6 +100,12 @@ def test_a_redis_that_is_not_there_is_sick_and_ends_the_round(look):
     found = look("redis://127.0.0.1:1/0")
     assert found[Check.REDIS][0].health is Health.SICK
     assert Check.WORKERS not in found
+
+
+def test_who_was_told_of_no_redis_is_told_how_to_start_one(tmp_path):
+    [told] = doctor._redis_and_workers(Settings.read(home=tmp_path))
+    assert (told.check, told.health) == (Check.REDIS, Health.SICK)
+    assert "clipyard up" in told.mend
 
 
 def test_a_redis_that_evicts_is_sick(look, valkey_of_my_own):
@@ -188,6 +195,8 @@ def test_a_real_fleet_tells_what_its_machine_its_beat_and_its_version_lack(
     ):
         assert len(found[check]) == 2, check
         assert all(told in one.found and one.mend for one in found[check])
+    [events] = look(fleet.url, KEY_PREFIX="clipyard", DASHBOARD_PASSWORD=PASSWORD)[Check.EVENTS]
+    assert (events.health, events.found) == (Health.OK, "on")
 
 
 def test_clocks_that_are_apart_are_told(store):
