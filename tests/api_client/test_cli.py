@@ -795,6 +795,15 @@ def test_of_an_old_collection_with_several_vectors_one_is_named(clipyard):
     assert migration.old.options == {"collection": "b32", "vector": "image"}
 
 
+def test_what_is_said_of_a_source_and_of_a_sink_reaches_the_job(clipyard):
+    client = FakeClient()
+    said = ["--from", "column=url", "--to", "tower=text", "--set", "window=3"]
+    _, job, _ = clipyard("reembed", "submit", "/list.csv", "-o", "/vectors", *said, client=client)
+    spec = client.job(job.strip()).status().spec
+    assert (spec.source.options, spec.sink.options) == ({"column": "url"}, {"tower": "text"})
+    assert spec.window == 3
+
+
 @pytest.mark.parametrize("group", [[], ["reembed"], ["quarantine"]])
 def test_what_each_command_does_is_listed_in_full(clipyard, monkeypatch, group):
     monkeypatch.setenv("COLUMNS", "80")

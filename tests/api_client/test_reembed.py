@@ -13,7 +13,8 @@ from api_client.reembed import places, talks, watching
 from api_client.reembed.job import awaited, shadow, specification
 from api_client.talks import Line
 from api_client.testing import FakeClient
-from api_client.wire.errors import BadRequest, ClipyardError, UnknownJob
+from api_client.wire import names
+from api_client.wire.errors import BadRequest, ClipyardError, NoAnswer, UnknownJob
 from api_client.wire.jobs import JobSpec, JobState, JobStatus, Place
 
 
@@ -313,6 +314,20 @@ def test_a_look_at_a_job_is_not_later_than_its_caller_waits(monkeypatch):
     talk = awaited(None, "j", 0.01)
     next(talk)
     assert talk.send(None).seconds <= 0.01
+
+
+def test_a_job_is_tended_as_soon_as_it_is_submitted_or_changed(stage, connect):
+    asked = stage.keys.queue(names.CONTROL, names.INTERACTIVE)
+    job = connect(stage.settings).reembed("/photos", sink="/vectors", model="m")
+    assert stage.store.llen(asked) == 1
+    job.pause()
+    assert stage.store.llen(asked) == 2
+
+
+def test_who_waits_for_a_job_no_longer_is_told_how_it_stands(stage, connect):
+    job = connect(stage.settings).reembed("/photos", sink="/vectors", model="m", id="j")
+    with pytest.raises(NoAnswer, match=r"job j is still planning after 0\.01 s"):
+        job.wait(0.01)
 
 
 def test_a_list_of_jobs_takes_as_many_round_trips_as_one_and_leaves_out_what_has_expired(stage):
