@@ -256,8 +256,7 @@ def sweep_is_missing(worker: WorkerStatus, *, now: float) -> bool:
 def alarms(fleet: Fleet, *, now: float) -> list[str]:
     """Sentences on what keeps the fleet from serving, or from letting go; none when all is well."""
     if not fleet.workers:
-        nobody = "No worker is alive: start one with `clipyard up`, or wait for one to be ready."
-        return [nobody, *fleet.strange]
+        return [f"{NOBODY.capitalize()}.", *fleet.strange]
     told = [*fleet.strange]
     told += [f"{w.name} is broken: {w.trouble}" for w in fleet.workers if w.state == "broken"]
     if unswept := [w.name for w in fleet.workers if sweep_is_missing(w, now=now)]:

@@ -17,7 +17,8 @@ from .wire.names import Keys
 
 __all__ = ["NOBODY", "Roll", "Vigil", "alive"]
 
-NOBODY = "no worker is alive; start one with `clipyard up`, or wait for one to be ready"
+# Or those that live cannot say so: while Redis takes no writes.
+NOBODY = "no worker is alive; start one with `clipyard up`, or see what `clipyard doctor` says"
 
 ALONE_SLICES = 2  # so many slices without a live worker, and we say so
 SEARCH_EVERY = 5  # slices without an answer between two searches for the message

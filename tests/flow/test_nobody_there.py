@@ -9,6 +9,7 @@ import redis
 from PIL import Image
 
 from api_client import Client, Settings
+from api_client.status import alarms
 from api_client.wire.broker import redis_client
 from api_client.wire.errors import NoBroker, NoWorker
 from api_client.wire.names import Keys
@@ -33,6 +34,16 @@ def test_a_redis_that_takes_no_writes_is_one_sentence(valkey_of_my_own):
             client.embed_texts(["a"], model="fake/vision")
         with pytest.raises(NoBroker, match="takes no writes"):
             client.embed_images([Image.new("RGB", (1, 1))], model="fake/vision")
+
+
+def test_that_no_worker_is_alive_leads_to_who_knows_whether_redis_is_full(valkey_of_my_own):
+    with Client(Settings.read(redis_url=valkey_of_my_own.url)) as client:
+        with redis.Redis.from_url(valkey_of_my_own.url) as store:
+            store.config_set("maxmemory", 1)
+        with pytest.raises(NoWorker, match="clipyard doctor"):
+            client.load("fake/vision")
+        (told,) = alarms(client.status(), now=0.0)
+    assert "clipyard doctor" in told
 
 
 def test_no_worker_is_one_sentence(valkey_url):
