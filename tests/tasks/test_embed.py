@@ -7,7 +7,7 @@ import pytest
 from celery.exceptions import Reject
 
 from api_client.wire.errors import BadRequest, SpaceMismatch
-from api_client.wire.messages import AUTO, EmbedBatch, Kind
+from api_client.wire.messages import AUTO, EmbedBatch, Kind, PathRef
 from tasks import embed
 from worker import runtime
 from worker.backends.base import Footprint, Placement, Tier, Traits
@@ -114,3 +114,16 @@ def test_auto_passes_over_a_model_that_does_not_embed_what_its_entry_says():
     held = SimpleNamespace(model_id="says/both", tier=Tier.DEVICE, traits=traits)
     here.slots.view = lambda: (held,)
     assert embed._choose(EmbedBatch(model=AUTO, texts=("a",))).entry.id == "only/text"
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(("also", "chosen"), [(None, "says/both"), (Kind.TEXT, "clip")])
+def test_auto_passes_over_a_model_that_only_sees_where_a_text_follows(also, chosen):
+    here = runtime.here()
+    eyes, says, clip = Entry("eyes", kinds=(Kind.IMAGE,)), Entry("says/both"), Entry("clip")
+    here.catalogue = Catalogue([eyes, says, clip])
+    traits = Traits(dimension=2, kinds=(Kind.IMAGE,), fingerprint="f")
+    held = SimpleNamespace(model_id="says/both", tier=Tier.DEVICE, traits=traits)
+    here.slots.view = lambda: (held,)
+    request = EmbedBatch(model=AUTO, images=(PathRef(path="a.jpg"),), also=also)
+    assert embed._choose(request).entry.id == chosen
