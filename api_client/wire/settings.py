@@ -106,10 +106,10 @@ class _JsonFile(_ByField):
 
 
 class _SecretFiles(_ByField):
-    """CLIPYARD_REDIS_URL_FILE and its like: a secret that is in a file, not in the environment."""
+    """CLIPYARD_REDIS_URL_FILE and its like: a secret that is in a file of its own."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        path = os.environ.get(_file_variable(field_name), "") if _is_secret(field) else ""
+        path = _path_of(field_name) if _is_secret(field) else ""
         if not path:
             return None, field_name, False
         try:
@@ -121,6 +121,13 @@ class _SecretFiles(_ByField):
         if not secret:  # as if there were none, everybody would be let in
             raise BadSettings(f"{_file_variable(field_name)}: {path} is empty")
         return secret, field_name, False
+
+
+def _path_of(secret: str) -> str:
+    """Of the file that a secret is in, as the environment or the JSON file says; empty: in none."""
+    found = _json_file(os.environ.get(CONFIG_VARIABLE, ""))
+    named = (found[key] for key in _keys_of(f"{secret}_file") if found.get(key))
+    return os.environ.get(_file_variable(secret)) or str(next(named, ""))
 
 
 def _file_variable(field: str) -> str:
@@ -256,7 +263,7 @@ class SettingsBase(BaseSettings):
         for name in names_of(field):
             if name in told:
                 return name.upper(), ""
-        if os.environ.get(_file_variable(field)) and _is_secret(cls.model_fields[field]):
+        if _is_secret(cls.model_fields[field]) and _path_of(field):
             return _file_variable(field), ""
         path = os.environ.get(CONFIG_VARIABLE, "")
         for name in _keys_of(field):

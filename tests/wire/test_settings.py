@@ -208,6 +208,21 @@ def test_a_key_that_can_be_guessed_is_refused_and_not_quoted(setting):
     assert "aaa" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "key", ["clipyard_signing_key_file", "CLIPYARD_SIGNING_KEY_FILE", "signing_key_file"]
+)
+def test_the_file_of_a_secret_may_be_named_in_the_json_file(monkeypatch, tmp_path, key):
+    (tmp_path / "config.json").write_text(json.dumps({key: str(tmp_path / "key")}))
+    (tmp_path / "key").write_text("k" * 16)
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(tmp_path / "config.json"))
+    read = Settings.read()
+    assert read.signing_key.get_secret_value() == "k" * 16
+    assert read.origin("signing_key") == "CLIPYARD_SIGNING_KEY_FILE"
+    (tmp_path / "key").write_text("")
+    with pytest.raises(BadSettings, match=r"CLIPYARD_SIGNING_KEY_FILE: .* is empty"):
+        Settings.read()
+
+
 @pytest.mark.parametrize("content", ["", " \n"])
 def test_an_empty_file_is_no_secret_and_lets_nobody_in(monkeypatch, tmp_path, content):
     file = tmp_path / "signing.key"
