@@ -239,6 +239,9 @@ class Tracker:
         except (redis.RedisError, ValueError) as error:
             log.warning("starting without what the last %s left: %s", self._node, error)
             return
+        if kept := self._knobs.model_dump(exclude_none=True):  # whatever the environment says
+            told = ", ".join(f"{name}={value}" for name, value in kept.items())
+            log.info("as `clipyard set` left the last %s: %s", self._node, told)
         self._own = text(will.get(b"current", b"")) or None
         self._fleet = text(will.get(b"fleet", b"")) or None
 
