@@ -1,3 +1,4 @@
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,8 +7,8 @@ import numpy as np
 import pytest
 from celery.exceptions import Reject
 
-from api_client.wire.errors import BadRequest, SpaceMismatch
-from api_client.wire.messages import AUTO, EmbedBatch, Kind, PathRef
+from api_client.wire.errors import BadRequest, Expired, SpaceMismatch
+from api_client.wire.messages import AUTO, EmbedBatch, Kind, PathRef, Priority
 from tasks import embed
 from worker import runtime
 from worker.backends.base import Footprint, Placement, Tier, Traits
@@ -72,6 +73,33 @@ def test_a_model_that_has_answered_counts_as_used_and_stays_only_where_models_ar
     assert answer.model == "only/text"
     assert used == [here.catalogue["only/text"]]
     assert leased == [keep_alive_s]
+
+
+@pytest.mark.usefixtures("_here")
+def test_how_long_and_how_urgently_a_caller_waits_is_known_wherever_it_is_waited_for(monkeypatch):
+    here, slots, batcher = runtime.here(), {}, {}
+    model = SimpleNamespace(
+        traits=Traits(dimension=2, kinds=(Kind.TEXT,), fingerprint="f"), prepare_text=str
+    )
+
+    def lease(_, **options):
+        slots.update(options)
+        return nullcontext(model)
+
+    def run(*_, **options):
+        batcher.update(options)
+        raise Expired("late")
+
+    here.slots.lease, here.batcher = lease, SimpleNamespace(embed=run)
+    monkeypatch.setattr(embed, "canceller", lambda: lambda: "withdrawn")
+    request = EmbedBatch(
+        model="only/text", texts=("a",), priority=Priority.BULK, deadline=time.time() + 60
+    )
+    with pytest.raises(Expired):
+        embed.embed_batch.run.__wrapped__(Call("id", request, 0.0))
+    assert 0 < slots["patience_s"] < 60
+    assert (batcher["deadline"], batcher["priority"]) == (request.deadline, Priority.BULK)
+    assert batcher["cancelled"]() == "withdrawn"
 
 
 @pytest.mark.usefixtures("_here")
