@@ -280,8 +280,7 @@ def _adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     has_bias = getattr(model, "logit_bias", None) is not None
     if has_bias and "logit_scale" in state and "logit_bias" not in state:
         state["logit_bias"] = torch.zeros_like(state["logit_scale"])
-    if not hasattr(model, "text.transformer.embeddings.position_ids"):
-        state.pop("text.transformer.embeddings.position_ids", None)
+    state.pop("text.transformer.embeddings.position_ids", None)
     # What cannot be resized is named as misshaped.
     with suppress(AssertionError, LookupError, RuntimeError):
         factory.resize_pos_embed(state, model)
