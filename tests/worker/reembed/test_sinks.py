@@ -227,6 +227,24 @@ def test_an_extension_where_the_job_does_not_look_is_named_with_the_way_to_it(do
     open_sink(Place(kind="pgvector", where=postgres_url), SPACE, doors)
 
 
+def test_a_schema_that_a_login_may_not_use_is_named_with_the_grant_it_wants(doors, postgres_url):
+    place = Place(kind="pgvector", where=postgres_url.replace("//test", "//writer"))
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute("CREATE ROLE writer LOGIN")
+        try:
+            owner.execute(
+                "CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions;"
+                "GRANT CREATE ON SCHEMA public TO writer;"
+                "ALTER ROLE writer SET search_path = public, extensions"
+            )
+            with pytest.raises(JobRefused, match="GRANT USAGE ON SCHEMA extensions") as no:
+                open_sink(place, SPACE, doors)
+            owner.execute(str(no.value).partition("look: ")[2].encode())
+            open_sink(place, SPACE, doors)
+        finally:
+            owner.execute("DROP OWNED BY writer; DROP ROLE writer")
+
+
 def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbers(
     tmp_path, doors, postgres_url
 ):
