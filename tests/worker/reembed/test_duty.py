@@ -777,6 +777,14 @@ def test_a_job_whose_parts_another_chunk_throws_away_meanwhile_is_opened_all_the
         assert duty.opened(runtime.here(), "job").spec.id == "job"
 
 
+def test_a_worker_keeps_the_connections_of_a_few_jobs(desk, pictures, sink, monkeypatch):
+    monkeypatch.setattr(duty, "OPEN", 2)
+    for job in "abc":
+        desk.submit(pictures, sink, id=job)
+        duty.opened(runtime.here(), job)
+    assert [job for _, job, _ in duty._open] == ["b", "c"]
+
+
 def test_a_chunk_whose_marker_is_there_is_not_done_again(desk, post, pictures, sink, store, keys):
     desk.submit(pictures, sink)
     post.deliver()
