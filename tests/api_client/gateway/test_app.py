@@ -4,6 +4,7 @@ import io
 import re
 import tempfile
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -367,6 +368,24 @@ def test_health_has_the_shape_that_callers_know(http):
     assert clip.keys() == {"status", "model_loaded", "memory_usage", "last_used"}
     assert health["services"]["embedding_service"]["loaded_models"] == []
     assert health["summary"] == {"total_services": 2, "healthy": 2, "degraded": 0, "unhealthy": 0}
+
+
+@pytest.mark.parametrize("ready", [0, 1, 2])
+def test_health_tells_who_serves_and_models_of_pictures_from_those_of_texts(ready):
+    clip = ModelStatus(id="clip/a", state="device", device_bytes=2**21, last_used=5.0)
+    words = ModelStatus(id="text/b", type="text", state="host", host_bytes=2**20)
+    at = {"device": "cpu", "pid": 1, "started_at": 1, "beat_at": 1, "held": (clip, words)}
+    states = ["ready"] * ready + ["broken"] * (2 - ready)
+    fleet = Fleet(workers=tuple(Worker(name=f"w{n}", state=s, **at) for n, s in enumerate(states)))
+    told = rag.health_of(fleet, now=datetime.now(UTC))
+    vision, texts = told.services.clip_embedding_service, told.services.embedding_service
+    status = ("unhealthy", "degraded", "healthy")[ready]
+    assert vision.status == texts.status == status
+    assert (vision.model_loaded, vision.last_used) == (True, 5.0)
+    assert texts.loaded_models == ["text/b"]
+    assert (vision.memory_usage.vram_mb, texts.memory_usage.ram_mb) == (4.0, 2.0)
+    counts = told.summary.model_dump(exclude={"total_services"})
+    assert {name for name, number in counts.items() if number} == {status}
 
 
 def test_vision_status_has_the_shape_that_callers_know(http):
