@@ -239,11 +239,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         if stands_back or held >= self.bulk_tasks:
             timeout = LISTENS_AGAIN_S
         keys = [self._q_for_pri(queue, step) for step in steps for queue in queues]
-        command = ["BRPOP", *keys, timeout or self.brpop_timeout]
+        command = self.client._prefix_args(["BRPOP", *keys, timeout or self.brpop_timeout])
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        if self.global_keyprefix:
-            command = self.client._prefix_args(command)
         self.client.connection.send_command(*command)
 
     def _bulk_held(self) -> int:
