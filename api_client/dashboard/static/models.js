@@ -75,6 +75,7 @@
   function modelRow(worker, model, place, readOnly) {
     const button = (label, action, colour) => make("button", {
       class: `btn btn-sm btn-outline-${colour} ms-1`, type: "button", "data-action": action,
+      "aria-label": `${label} ${model.id} on ${worker.name}`,
       onclick: (event) => { event.target.disabled = true; ask(action, { model: model.id, worker: worker.name }); },
     }, label);
     return make("tr", { "data-model": model.id, "data-tier": model.tier },
@@ -149,7 +150,8 @@
         ask("set", { worker: worker.name, name: typed.name, value: given });
         typed.value = "";
       },
-    }, choice, value, make("button", { class: "btn btn-sm btn-outline-primary", type: "submit" }, "Set"));
+    }, choice, value, make("button", { class: "btn btn-sm btn-outline-primary", type: "submit",
+      "aria-label": `Set on ${worker.name}` }, "Set"));
   }
 
   function workerCard(worker, readOnly) {
@@ -174,6 +176,16 @@
       readOnly ? null : knobForm(worker));
   }
 
+  // Who has come to a button by the keyboard, or scrolled aside to it, finds it there.
+  function redraw(workers, cards) {
+    const table = (worker) => workers.querySelector(`[data-worker="${CSS.escape(worker)}"] .table-responsive`);
+    const aside = [...workers.children].map(({ dataset: { worker } }) => [worker, table(worker).scrollLeft]);
+    const button = workers.contains(document.activeElement) && document.activeElement.ariaLabel;
+    workers.replaceChildren(...cards);
+    for (const [worker, left] of aside) if (left && table(worker)) table(worker).scrollLeft = left;
+    if (button) workers.querySelector(`button[aria-label="${CSS.escape(button)}"]`)?.focus({ preventScroll: true });
+  }
+
   function show(now) {
     $id("current").textContent = now.current ?? "none";
     $id("well").textContent = now.well ? "All is well." : "Something needs a hand.";
@@ -181,10 +193,10 @@
       make("p", { class: "metric-label" }, tile.label), make("p", { class: "metric-value" }, String(tile.value)),
       make("p", { class: "models-about" }, tile.about))));
     $id("alarms").replaceChildren(...now.alarms.map((text) => make("div", { class: "alert alert-danger" }, text)));
-    const at = document.activeElement;
-    if (!$id("workers").contains(at) || at.tagName === "BUTTON" || Date.now() - touchedAt > LEFT_MS) {
-      $id("workers").replaceChildren(...now.workers.map((worker) => workerCard(worker, now.read_only)));
-    }
+    const at = document.activeElement, workers = $id("workers");
+    const typing = workers.contains(at) && at.tagName !== "BUTTON" && Date.now() - touchedAt <= LEFT_MS;
+    const pressing = workers.matches(":active"); // a button that is replaced meanwhile is not clicked
+    if (!typing && !pressing) redraw(workers, now.workers.map((worker) => workerCard(worker, now.read_only)));
     $id("jobs-card").hidden = !now.jobs.length;
     $id("jobs").replaceChildren(...now.jobs.flatMap((job) => jobRows(job, now.now)));
     $id("queues").replaceChildren(...Object.entries(now.queues).map(([name, depth]) =>

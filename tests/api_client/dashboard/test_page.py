@@ -97,6 +97,44 @@ def test_a_field_that_somebody_left_keeps_no_worker_from_being_redrawn(page):
     page.see("!document.contains(card)")
 
 
+def two_looks(page):
+    """Waits until the page has asked twice more how things are."""
+    page.run("performance.clearResourceTimings()")
+    looks = "performance.getEntriesByType('resource').filter(it => it.name.endsWith('/models/now'))"
+    page.see(f"{looks}.length > 1")
+
+
+@pytest.fixture
+def unload(page, caller, workers):
+    """The selector of a button."""
+    caller.load("fake/vision", workers=[workers[0].name])
+    page.see(DEVICE_ROW, workers[0].name)
+    return f"[data-worker='{workers[0].name}'] [data-model='fake/vision'] [data-action=unload]"
+
+
+def test_who_has_come_to_a_button_by_the_keyboard_stays_there(page, unload):
+    page.run("document.querySelector(arguments[0]).focus()", unload)
+    two_looks(page)
+    assert page.run(
+        "return document.activeElement === document.querySelector(arguments[0])", unload
+    )
+
+
+def test_a_button_that_is_pressed_for_long_is_pressed(page, workers, unload):
+    page.run("document.querySelector(arguments[0]).scrollIntoView({ behavior: 'instant' })", unload)
+    page.mouse_down(unload)
+    two_looks(page)
+    page.mouse_up()
+    page.see(f"!{DEVICE_ROW}", workers[0].name)
+
+
+def test_on_a_narrow_screen_a_table_stays_where_it_was_scrolled_to(page):
+    page.run("document.getElementById('workers').style.width = '500px'")
+    page.run("document.querySelector('#workers .table-responsive').scrollLeft = 300")
+    two_looks(page)
+    assert page.run("return document.querySelector('#workers .table-responsive').scrollLeft") == 300
+
+
 def test_a_bulk_job_is_watched_from_its_start_to_its_end(page, fleet, caller):
     job = a_job(fleet, caller)
     row = f"document.querySelector('[data-job=\"{job.id}\"]')?.innerText ?? ''"
