@@ -192,7 +192,9 @@
     $id("tiles").replaceChildren(...now.tiles.map((tile) => make("article", { class: `metric-card metric-card-${tile.mood}` },
       make("p", { class: "metric-label" }, tile.label), make("p", { class: "metric-value" }, String(tile.value)),
       make("p", { class: "models-about" }, tile.about))));
-    $id("alarms").replaceChildren(...now.alarms.map((text) => make("div", { class: "alert alert-danger" }, text)));
+    if (now.alarms.join() !== [...$id("alarms").children].map((alarm) => alarm.textContent).join()) { // else read out again
+      $id("alarms").replaceChildren(...now.alarms.map((text) => make("div", { class: "alert alert-danger" }, text)));
+    }
     const at = document.activeElement, workers = $id("workers");
     const typing = workers.contains(at) && at.tagName !== "BUTTON" && Date.now() - touchedAt <= LEFT_MS;
     const pressing = workers.matches(":active"); // a button that is replaced meanwhile is not clicked
@@ -224,7 +226,7 @@
     } catch {
       [live, told] = [false, "The dashboard does not answer"];
     }
-    $id("live").textContent = told;
+    if ($id("live").textContent !== told) $id("live").textContent = told; // else read out again
     $id("live-dot").classList.toggle("status-dot-live", live);
     return live;
   }

@@ -135,6 +135,20 @@ def test_on_a_narrow_screen_a_table_stays_where_it_was_scrolled_to(page):
     assert page.run("return document.querySelector('#workers .table-responsive').scrollLeft") == 300
 
 
+def test_what_is_read_out_is_written_when_it_changes_only(looking_on, chromium):
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see("document.getElementById('alarms').innerText.includes('No worker is alive')")
+    chromium.see("document.getElementById('live').textContent === 'Live'")
+    chromium.run(
+        """window.written = [];
+        const watch = new MutationObserver((changes) => written.push(...changes));
+        for (const part of document.querySelectorAll('[role=alert], [aria-live]'))
+          watch.observe(part, { childList: true, characterData: true, subtree: true })"""
+    )
+    two_looks(chromium)
+    assert chromium.run("return written.length") == 0
+
+
 def test_a_bulk_job_is_watched_from_its_start_to_its_end(page, fleet, caller):
     job = a_job(fleet, caller)
     row = f"document.querySelector('[data-job=\"{job.id}\"]')?.innerText ?? ''"
