@@ -20,7 +20,7 @@ from api_client.wire.broker import celery_app
 from api_client.wire.codec import pack_record
 from api_client.wire.errors import NoAnswer
 from api_client.wire.jobs import JobSpec, Place
-from api_client.wire.messages import WorkerStatus
+from api_client.wire.messages import ModelStatus, WorkerStatus
 from api_client.wire.settings import Settings
 from tests.fleet import PASSWORD
 from tests.flow.processes import until
@@ -147,6 +147,20 @@ def test_what_is_read_out_is_written_when_it_changes_only(looking_on, chromium):
     )
     two_looks(chromium)
     assert chromium.run("return written.length") == 0
+
+
+def test_a_long_name_is_not_written_over_what_stands_beside_it(looking_on, chromium, store, keys):
+    now, name = time.time(), "m/" + "x" * 198
+    told = {"device": "cpu", "pid": 1, "started_at": now, "beat_at": now, "state": "ready"}
+    store.sadd(keys.workers, "cpu0@a")
+    status = WorkerStatus(name="cpu0@a", models=(name,), **told)
+    store.hset(keys.worker("cpu0@a"), mapping=pack_record(status))
+    model = ModelStatus(id=name, state="device", type="vision")
+    store.hset(keys.model("cpu0@a", name), mapping=pack_record(model))
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    cell = "document.querySelector('[data-model] td:nth-child(2)')"
+    chromium.see(cell)
+    assert chromium.run(f"return {cell}.scrollWidth <= {cell}.offsetWidth")
 
 
 def test_a_bulk_job_is_watched_from_its_start_to_its_end(page, fleet, caller):
