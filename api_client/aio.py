@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
-from .client import PATIENCE_S, Client, Handle
+from .client import PATIENCE_S, Client, Handle, usable
 from .desk import Desk
 from .embedding import Embedding, Submitted
 from .inputs import Picture
@@ -39,7 +39,7 @@ class AsyncClient:
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         if settings is None:
             settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
-        store = async_redis_client(settings, patience_s=PATIENCE_S)
+        store = async_redis_client(usable(settings), patience_s=PATIENCE_S)
         connections = store.connection_pool.max_connections
         self._open(store, Line(settings), asked_by, connections=connections)
 

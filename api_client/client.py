@@ -17,6 +17,7 @@ from .steps import Hold, Step, Talk, taken
 from .talks import Line
 from .wire.broker import redis_client
 from .wire.codec import Vectors
+from .wire.errors import BadRequest
 from .wire.jobs import JobStatus, Migration, Place
 from .wire.messages import CatalogueEntry, Managed, Pressure, Scope
 from .wire.settings import Settings
@@ -41,6 +42,20 @@ class Seats(SimpleQueue[Any]):
             self.put(None)
 
 
+def usable(settings: Settings) -> Settings:
+    """The settings that were given.
+
+    Raises:
+        BadRequest: something else was, such as an address.
+    """
+    if not isinstance(settings, Settings):
+        raise BadRequest(
+            f"settings is {type(settings).__name__}; pass Settings.read(redis_url=...), "
+            "or nothing, and set CLIPYARD_REDIS_URL"
+        )
+    return settings
+
+
 class Client:
     """Embeds through the workers. Cheap to make, safe to share between threads.
 
@@ -54,7 +69,7 @@ class Client:
     call beside the stream's own: with room for one, both wait for ever.
 
     Args:
-        settings: where Redis is and how long to wait.
+        settings: where Redis is and how long to wait, as `Settings.read(redis_url=...)`.
         asked_by: a name for the event stream.
     """
 
@@ -64,7 +79,7 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, asked_by: str = "client") -> None:
         if settings is None:
             settings, self._again = Settings.read(), partial(type(self), asked_by=asked_by)
-        store = redis_client(settings, patience_s=PATIENCE_S)
+        store = redis_client(usable(settings), patience_s=PATIENCE_S)
         connections = store.connection_pool.max_connections
         self._open(store, Line(settings), asked_by, connections=connections)
 

@@ -445,6 +445,15 @@ def test_a_handle_says_when_there_is_no_answer_in_time(stage, connect, quick):
         handle.wait(timeout=0.2)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_address_alone_is_no_settings_and_not_shown(kind):
+    with pytest.raises(BadRequest) as told:
+        kind("redis://:secret@redis/0")
+    assert str(told.value) == (
+        "settings is str; pass Settings.read(redis_url=...), or nothing, and set CLIPYARD_REDIS_URL"
+    )
+
+
 def test_what_pickles_a_client_or_a_handle_hears_what_to_send_instead(stage, connect, quick):
     stage.show_worker()
     client = connect(stage.settings)
