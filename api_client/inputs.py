@@ -213,7 +213,10 @@ def _named(kind: type[_Ref], **name: str) -> _Ref:
     except ValidationError as error:
         [given] = map(printable, name.values())
         mistake = first_mistake(error)
-        raise ImageUnreadable(f"{given:.100} cannot be named in a message: {mistake}") from None
+        raise ImageUnreadable(
+            f"{given:.100} cannot be named in a message: {mistake}; "
+            "a picture in base64 is sent as data:image/...;base64,..."
+        ) from None
 
 
 def _file_bytes(item: Picture, position: int) -> bytes:

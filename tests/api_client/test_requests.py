@@ -86,6 +86,11 @@ def test_a_name_that_cannot_be_sent_fails_alone_in_a_sentence_that_can_be_printe
     assert all(isinstance(failure.error(), ItemError) for failure in made.failures.values())
 
 
+def test_who_sends_bare_base64_is_told_how_it_is_sent():
+    made = pictures(["/9j/4AAQ" * 600])
+    assert made.failures[0].message.endswith("is sent as data:image/...;base64,...")
+
+
 def test_a_relative_path_fails_alone_where_the_folder_is_gone(tmp_path, monkeypatch):
     (gone := tmp_path / "gone").mkdir()
     monkeypatch.chdir(gone)
