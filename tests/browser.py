@@ -55,20 +55,15 @@ class Browser:
         found = "document.querySelector(arguments[0])"
         self.see(f"(e => {{ e && e.click(); return Boolean(e); }})({found})", selector)
 
-    def mouse_down(self, selector: str) -> None:
-        """On the middle of it."""
-        rect = "document.querySelector(arguments[0]).getBoundingClientRect()"
-        x, y = self.run(
-            f"const r = {rect}; return [r.x + r.width / 2, r.y + r.height / 2]", selector
-        )
-        self._mouse({"type": "pointerMove", "x": int(x), "y": int(y)}, {"type": "pointerDown"})
+    def space_down(self) -> None:
+        self._space("keyDown")
 
-    def mouse_up(self) -> None:
-        self._mouse({"type": "pointerUp"})
+    def space_up(self) -> None:
+        self._space("keyUp")
 
-    def _mouse(self, *actions: dict[str, Any]) -> None:
-        steps = [{"button": 0} | action for action in actions]
-        self._ask("actions", actions=[{"type": "pointer", "id": "mouse", "actions": steps}])
+    def _space(self, change: str) -> None:
+        steps = [{"type": change, "value": " "}]
+        self._ask("actions", actions=[{"type": "key", "id": "keys", "actions": steps}])
 
     def resize(self, *, height: int) -> None:
         self._ask("window/rect", width=1400, height=height)

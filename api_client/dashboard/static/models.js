@@ -197,7 +197,7 @@
     }
     const at = document.activeElement, workers = $id("workers");
     const typing = workers.contains(at) && at.tagName !== "BUTTON" && Date.now() - touchedAt <= LEFT_MS;
-    const pressing = workers.matches(":active"); // a button that is replaced meanwhile is not clicked
+    const pressing = workers.querySelector(":active"); // a button that is replaced meanwhile is not clicked
     if (!typing && !pressing) redraw(workers, now.workers.map((worker) => workerCard(worker, now.read_only)));
     $id("jobs-card").hidden = !now.jobs.length;
     $id("jobs").replaceChildren(...now.jobs.flatMap((job) => jobRows(job, now.now)));

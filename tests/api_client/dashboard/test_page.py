@@ -121,10 +121,10 @@ def test_who_has_come_to_a_button_by_the_keyboard_stays_there(page, unload):
 
 
 def test_a_button_that_is_pressed_for_long_is_pressed(page, workers, unload):
-    page.run("document.querySelector(arguments[0]).scrollIntoView({ behavior: 'instant' })", unload)
-    page.mouse_down(unload)
+    page.run("document.querySelector(arguments[0]).focus()", unload)
+    page.space_down()
     two_looks(page)
-    page.mouse_up()
+    page.space_up()
     page.see(f"!{DEVICE_ROW}", workers[0].name)
 
 
