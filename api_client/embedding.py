@@ -35,8 +35,9 @@ class Embedding:
         self._options = options
         self._makes: Iterator[MakeCall] | None = None
         self._pending: deque[Call] = deque()
-        self._given_at = inf  # when items were given last
-        self._away_s = deque[float](maxlen=line.settings.in_flight)  # until more were asked for
+        self._given_at = inf  # when items were given last, or the first were asked for
+        # From then until the next were waited for, of the last turns.
+        self._away_s = deque[float](maxlen=max(0, line.settings.in_flight - 2))
         self._space: str | None = None
         self._first: Item | None = None  # of all that have come
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
@@ -57,7 +58,7 @@ class Embedding:
 
     def _more(self) -> Talk[list[Item]]:
         self._require_open()
-        yield from self._revive()
+        self._given_at = min(self._given_at, time.time())
         unsent: Call | None = None
         while len(self._pending) < self._at_once() and (make := (yield from self._next())):
             self._require_open()
@@ -71,6 +72,9 @@ class Embedding:
         self._require_open()
         if not pending:
             return []
+        if pending[0] is not unsent and self._is_away():
+            yield from self._revive(pending)
+        self._away_s.append(time.time() - self._given_at)
         try:
             answer = yield from self._line.wait(pending[0], unsent=unsent)
         except (NoAnswer, NoWorker, NoBroker):
@@ -85,25 +89,29 @@ class Embedding:
         first = self._first = self._first or items[0]
         if first.chosen:
             items = [replace(item, chosen=first.chosen) for item in items]
+        self._given_at = time.time()
         if progress := self._options.get("progress"):
             progress(len(items))
-        self._given_at = time.time()
         return items
 
-    def _revive(self) -> Talk[None]:
-        """Whoever takes the items may have been away for so long that the next answer has gone.
-        Its message is sent once more then, as another: this one counts as answered."""
-        self._away_s.append(max(0.0, time.time() - self._given_at))
-        pending = self._pending
-        if not pending or sum(self._away_s) < self._line.settings.answer_ttl_s / 2:
+    def _is_away(self) -> bool:
+        """Whether who takes the items, or gives what is to be embedded, is away for so long that
+        answers may expire before their turn."""
+        away_s = sum(self._away_s) + time.time() - self._given_at
+        return away_s >= self._line.settings.answer_ttl_s / 2
+
+    def _revive(self, pending: deque[Call]) -> Talk[None]:
+        """If the next answer has come and gone meanwhile, its message is sent once more, as
+        another: this one counts as answered."""
+        gone, now = pending[0], time.time()
+        if now - gone.made_at < self._line.settings.answer_ttl_s:
             return
-        gone = pending[0]
         if (yield from self._line.has_answer(gone)):
             return
-        now = time.time()
-        request = gone.request.model_copy(update={"deadline": now + self._patience_s()})
+        changes = {"deadline": max(gone.until, now + self._patience_s())}
+        request = gone.request.model_copy(update=changes)
         pending[0] = replace(gone, id=str(uuid4()), request=request, made_at=now)
-        yield from self._line.let_go([gone])  # should it be late only
+        yield from self._line.withdraw([gone.id])  # should it be late only
         self._require_open()
         yield from self._line.send(pending[0])
 
@@ -178,14 +186,14 @@ class Embedding:
         if behind:
             changes["deadline"] = call.until + behind * self._patience_s()
         if self._options.get("model") == AUTO and self._first:
-            changes["model"] = self._first.model
+            changes |= {"model": self._first.model, "also": None}
         return replace(call, request=call.request.model_copy(update=changes)) if changes else call
 
     def _at_once(self) -> int:
         """Messages on the way. Of a model to be chosen, the first goes alone: the others follow
-        its choice, so that one call never mixes spaces."""
+        its choice, so that one call never mixes spaces. So does each whose answer might expire."""
         is_open = self._options.get("model") == AUTO and not self._first
-        return 1 if is_open else self._line.settings.in_flight
+        return 1 if is_open or self._is_away() else self._line.settings.in_flight
 
     def _share_s(self) -> float:
         """How long the source may take for one message. With more, the first ones would be past

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import redis
 
-from .steps import Part, Parting, Talk, each, together
+from .steps import Part, Parting, Step, Talk, each, together
 from .vigil import Roll, Vigil, alive
 from .wire import correlation, names
 from .wire.address import masked, parsed
@@ -263,8 +263,7 @@ class Line:
             left_s = _seconds_left(until)
             # Redis takes a timeout of zero as for ever.
             block_s = max(0.01, min(SLICE_S, left_s))
-            # The first frame of the list, which stays there: moved from its head to its head.
-            look = methodcaller("blmove", key, key, block_s, "LEFT", "LEFT")
+            look = _look(key, block_s)
             if unsent:
                 *_, frame = yield together(self.letter(unsent), look)
                 unsent = None
@@ -282,8 +281,7 @@ class Line:
 
     def has_answer(self, call: Call) -> Talk[bool]:
         """Whether it is there now."""
-        key = self.keys.answer(call.id)
-        return (yield methodcaller("blmove", key, key, 0.01, "LEFT", "LEFT")) is not None
+        return (yield _look(self.keys.answer(call.id), 0.01)) is not None
 
     def _tend(self, request_id: str, vigil: Vigil, call: Call | None) -> Talk[None]:
         """After a slice without an answer: send it again if it may be lost, and is not too late."""
@@ -372,6 +370,11 @@ def _seconds_left(deadline: float) -> float:
 def _another_tag(request_id: str) -> str:
     """By which `vigil` finds it."""
     return f"{request_id} {uuid4()}"
+
+
+def _look(answer: str, block_s: float) -> Step:
+    """For the first frame of the list, which stays there: moved from its head to its head."""
+    return methodcaller("blmove", answer, answer, block_s, "LEFT", "LEFT")
 
 
 def _open(frame: bytes) -> Answer:

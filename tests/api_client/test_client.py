@@ -224,18 +224,70 @@ def test_what_the_callers_own_source_raises_comes_out_as_it_is(stage, connect, c
     assert raised.value is error
 
 
-def test_what_expired_while_nobody_took_items_of_a_stream_is_asked_anew(stage, connect):
+@pytest.mark.parametrize("who", ["taker", "progress", "source"])
+def test_what_expired_while_somebody_was_away_is_asked_anew(stage, connect, who):
     pictures = [f"{letter}.jpg" for letter in "abcdefgh"]
     client = connect(stage.settings.model_copy(update={"answer_ttl_s": 1}))
+    answers = stage.keys.answer("*")
+    returns = iter([False])
+
+    def be_away(*_):
+        if next(returns, True):  # from then on
+            return
+        until(lambda: len(stage.store.keys(answers)) >= (1 if who == "source" else 3))
+        stage.store.delete(*stage.store.keys(answers))
+        time.sleep(1)
+
+    def source():
+        yield from pictures[:6]
+        be_away()
+        yield from pictures[6:]
+
+    options = {"progress": be_away} if who == "progress" else {}
     with stage.worker():
-        stream = iter(client.stream_images(pictures, timeout=20))
+        given = source() if who == "source" else pictures
+        stream = iter(client.stream_images(given, timeout=20, **options))
         items = [next(stream), next(stream)]
-        until(lambda: len(stage.store.keys(stage.keys.answer("*"))) == 3)
-        stage.store.delete(*stage.store.keys(stage.keys.answer("*")))
-        time.sleep(0.6)
+        if who == "taker":
+            be_away()
         items += stream
     assert np.array_equal(matrix(items), FakeClient().embed_images(pictures))
-    assert len(set(stage.published)) == 6  # the two that had gone twice
+    if who != "source":
+        assert len(set(stage.published)) == 6  # the two that had gone twice
+
+
+def test_what_is_late_only_while_nobody_takes_items_keeps_its_turn(stage, connect, monkeypatch):
+    frame, is_asked = FakeWorker.frame, threading.Event()
+
+    def late(self, request, blobs):
+        if request.images[0].path.endswith("c.jpg"):
+            is_asked.wait(20)
+        return frame(self, request, blobs)
+
+    monkeypatch.setattr(FakeWorker, "frame", late)
+    client = connect(stage.settings.model_copy(update={"answer_ttl_s": 1}))
+    with stage.worker():
+        stream = iter(client.stream_images([f"{letter}.jpg" for letter in "abcdefgh"]))
+        items = [next(stream), next(stream)]
+        time.sleep(0.6)
+        threading.Timer(0.2, is_asked.set).start()
+        items += stream
+    assert len(items) == 8
+    assert len(stage.published) == 4
+
+
+def test_messages_that_follow_a_choice_ask_for_no_other_kind(stage, connect, monkeypatch):
+    asked, frame = [], FakeWorker.frame
+
+    def heard(self, request, blobs):
+        asked.append((request.model, request.also))
+        return frame(self, request, blobs)
+
+    monkeypatch.setattr(FakeWorker, "frame", heard)
+    with stage.worker():
+        connect(stage.settings).embed_images(list("abcdef"), model="auto", also="text")
+    assert asked[0] == ("auto", "text")
+    assert {also for _, also in asked[1:]} == {None}
 
 
 def test_an_impossible_stream_is_refused_before_it_is_read(stage, connect):
