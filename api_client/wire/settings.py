@@ -82,7 +82,7 @@ def names_of(field: str) -> tuple[str, ...]:
 def _keys_of(field: str) -> tuple[str, ...]:
     """The keys of the JSON file that it is read by, the first one wins."""
     names = names_of(field)
-    return (*names, *map(str.upper, names), field)
+    return (*names, field, *map(str.upper, names))
 
 
 class _ByField(PydanticBaseSettingsSource):
@@ -109,29 +109,42 @@ class _SecretFiles(_ByField):
     """CLIPYARD_REDIS_URL_FILE and its like: a secret that is in a file of its own."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        path = _path_of(field_name) if _is_secret(field) else ""
-        if not path:
+        if not (_is_secret(field) and (named := _secret_file(field_name))):
             return None, field_name, False
+        *by, path = named
         try:
-            secret = _expanded(Path(path)).read_text().strip()
+            secret = path.read_text().strip()
         except (OSError, ValueError) as error:
-            raise BadSettings(
-                f"{_file_variable(field_name)}: cannot read {path}: {error}"
-            ) from None
+            raise BadSettings(f"{_place(*by)}: cannot read {path}: {error}") from None
         if not secret:  # as if there were none, everybody would be let in
-            raise BadSettings(f"{_file_variable(field_name)}: {path} is empty")
+            raise BadSettings(f"{_place(*by)}: {path} is empty")
         return secret, field_name, False
 
 
-def _path_of(secret: str) -> str:
-    """Of the file that a secret is in, as the environment or the JSON file says; empty: in none."""
-    found = _json_file(os.environ.get(CONFIG_VARIABLE, ""))
-    named = (found[key] for key in _keys_of(f"{secret}_file") if found.get(key))
-    return os.environ.get(_file_variable(secret)) or str(next(named, ""))
+def _secret_file(secret: str) -> tuple[str, str, Path] | None:
+    """The variable that names the file which a secret is in, or a key and its JSON file, in whose
+    folder a relative path begins; then the path. None: there is no such file."""
+    variable = f"{PREFIX}{secret}_file".upper()
+    if path := os.environ.get(variable):
+        return variable, "", _file(variable, path)
+    config = os.environ.get(CONFIG_VARIABLE, "")
+    for key in _keys_of(f"{secret}_file"):
+        if path := _json_file(config).get(key):
+            folder = _file(CONFIG_VARIABLE, config).parent
+            return key, config, folder / _file(_place(key, config), str(path))
+    return None
 
 
-def _file_variable(field: str) -> str:
-    return f"{PREFIX}{field}_file".upper()
+def _place(name: str, file: str) -> str:
+    """Of a setting, as people find it again."""
+    return f"{name} in {file}" if file else name
+
+
+def _file(name: str, path: str) -> Path:
+    try:
+        return _expanded(Path(path))
+    except ValueError as error:
+        raise BadSettings(f"{name}: cannot read {path}: {error}") from None
 
 
 def files() -> dict[str, str]:
@@ -156,10 +169,7 @@ def given() -> list[str]:
 def _json_file(path: str) -> dict[str, Any]:
     if not path:
         return {}
-    try:
-        file = _expanded(Path(path))
-    except ValueError as error:
-        raise BadSettings(f"{CONFIG_VARIABLE}: cannot read {path}: {error}") from None
+    file = _file(CONFIG_VARIABLE, path)
     try:
         found = from_json(file.read_bytes())
     except OSError as error:
@@ -232,7 +242,7 @@ class SettingsBase(BaseSettings):
         """What is wrong, by the name that people find where they have set it."""
         field = str(mistake["loc"][0]).removeprefix(PREFIX)
         found = None if field in given else cls._found(field)
-        name = " in ".join(filter(None, found)) if found else f"{PREFIX}{field}".upper()
+        name = _place(*found) if found else f"{PREFIX}{field}".upper()
         shown = PASSWORDS.sub("***", repr(mistake["input"]))
         value = "" if _is_secret(cls.model_fields[field]) else f" (it is {shown})"
         return f"{name}: {mistake['msg'].removeprefix(OURS)}{value}"
@@ -263,8 +273,8 @@ class SettingsBase(BaseSettings):
         for name in names_of(field):
             if name in told:
                 return name.upper(), ""
-        if _is_secret(cls.model_fields[field]) and _path_of(field):
-            return _file_variable(field), ""
+        if _is_secret(cls.model_fields[field]) and (named := _secret_file(field)):
+            return named[:2]
         path = os.environ.get(CONFIG_VARIABLE, "")
         for name in _keys_of(field):
             if name in _json_file(path):

@@ -96,13 +96,16 @@ def test_the_names_people_have_set_are_honoured(
 
 def test_the_environment_wins_over_the_file_and_ours_over_the_older_name(monkeypatch, tmp_path):
     config = tmp_path / "config.json"
-    config.write_text('{"slots": 5, "clip_batch_size": 5, "of_another_program": 1}')
+    config.write_text(
+        '{"CLIPYARD_CHUNK_SIZE": 9, "chunk_size": 6, '
+        '"slots": 5, "clip_batch_size": 5, "of_another_program": 1}'
+    )
     monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
     monkeypatch.setenv("CLIPYARD_SLOTS", "4")
     monkeypatch.setenv("CLIP_BATCH_SIZE", "9")
     monkeypatch.setenv("CLIPYARD_BATCH_SIZE", "7")
     read = WorkerSettings.read()
-    assert (read.slots, read.batch_size) == (4, 7)
+    assert (read.slots, read.batch_size, read.chunk_size) == (4, 7, 6)
 
 
 @pytest.mark.parametrize("setting", ["answer_timeout_s", "answer_ttl_s"])
@@ -212,14 +215,19 @@ def test_a_key_that_can_be_guessed_is_refused_and_not_quoted(setting):
     "key", ["clipyard_signing_key_file", "CLIPYARD_SIGNING_KEY_FILE", "signing_key_file"]
 )
 def test_the_file_of_a_secret_may_be_named_in_the_json_file(monkeypatch, tmp_path, key):
-    (tmp_path / "config.json").write_text(json.dumps({key: str(tmp_path / "key")}))
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({key: "key"}))  # beside it, wherever the process stands
     (tmp_path / "key").write_text("k" * 16)
-    monkeypatch.setenv("CLIPYARD_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(config))
     read = Settings.read()
     assert read.signing_key.get_secret_value() == "k" * 16
-    assert read.origin("signing_key") == "CLIPYARD_SIGNING_KEY_FILE"
+    assert read.origin("signing_key") == str(config)
     (tmp_path / "key").write_text("")
-    with pytest.raises(BadSettings, match=r"CLIPYARD_SIGNING_KEY_FILE: .* is empty"):
+    with pytest.raises(BadSettings, match=rf"{key} in {config}: {tmp_path / 'key'} is empty"):
+        Settings.read()
+    (tmp_path / "nobody.json").write_text(json.dumps({key: "~nobody-of-that-name/key"}))
+    monkeypatch.setenv("CLIPYARD_CONFIG", str(tmp_path / "nobody.json"))
+    with pytest.raises(BadSettings, match=rf"{key} in .*nobody.json: cannot read .* no such user"):
         Settings.read()
 
 
