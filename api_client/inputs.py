@@ -36,6 +36,8 @@ Picture = Any  # str | Path | bytes | PIL.Image.Image | NDArray[np.uint8]; Pillo
 
 # In base64 of any type, for a program may not know which; without, if it calls itself a picture.
 _DATA_URI = re.compile(r"\s*data:(image/|[^,\s]*;base64,)", re.IGNORECASE)
+# What a JPEG, PNG, GIF, WebP or AVIF begins with in base64: other services take pictures so.
+_BARE = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|AAAA.GZ0eXBhdml)[A-Za-z0-9+/]{60}")
 
 MOST_BYTES = 512 * 1024**2  # of one value: over more Redis cuts the whole connection
 
@@ -93,6 +95,10 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
             match item:
                 case str() if is_data_uri(item):
                     blobs[position] = of_data_uri(item)
+                case str() if is_bare_base64(item):
+                    raise ImageUnreadable(
+                        "a picture in base64 is sent as data:image/...;base64,..."
+                    )
                 case str() if "://" in item:
                     ref = _named(UrlRef, url=item.strip())
                 case str() | Path() if str(item) and _is_utf8(file := _from_here(item)):
@@ -113,6 +119,11 @@ def pictures(items: Sequence[Picture], *, first: int = 0) -> Pictures:
 def is_data_uri(item: str) -> bool:
     """Whether a string holds a picture, or is meant to."""
     return _DATA_URI.match(item) is not None
+
+
+def is_bare_base64(item: str) -> bool:
+    """Whether a string is a picture in base64 that does not say so."""
+    return _BARE.match(item) is not None
 
 
 def of_data_uri(uri: str) -> bytes:
@@ -213,10 +224,7 @@ def _named(kind: type[_Ref], **name: str) -> _Ref:
     except ValidationError as error:
         [given] = map(printable, name.values())
         mistake = first_mistake(error)
-        raise ImageUnreadable(
-            f"{given:.100} cannot be named in a message: {mistake}; "
-            "a picture in base64 is sent as data:image/...;base64,..."
-        ) from None
+        raise ImageUnreadable(f"{given:.100} cannot be named in a message: {mistake}") from None
 
 
 def _file_bytes(item: Picture, position: int) -> bytes:

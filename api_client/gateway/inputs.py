@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..aio import AsyncClient
-from ..inputs import is_data_uri, of_data_uri
+from ..inputs import is_bare_base64, is_data_uri, of_data_uri
 from ..results import Item, comparable
 from ..wire.errors import BadRequest, ClipyardError
 from ..wire.messages import Kind
@@ -13,8 +13,6 @@ from ..wire.messages import Kind
 Modality = Literal["text", "image"]
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
-# What a JPEG, PNG, GIF, WebP or AVIF begins with in base64: other services take pictures so.
-_BARE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|AAAA.GZ0eXBhdml)[A-Za-z0-9+/]{60}")
 
 
 async def embed(
@@ -48,7 +46,7 @@ def guess(item: str) -> Modality:
     so is one in base64 that does not say so.
     """
     item = item.strip()
-    if _BARE.match(item):
+    if is_bare_base64(item):
         return "image"
     if not (is_data_uri(item) or _ADDRESS.match(item)):
         return "text"

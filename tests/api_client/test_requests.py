@@ -87,8 +87,9 @@ def test_a_name_that_cannot_be_sent_fails_alone_in_a_sentence_that_can_be_printe
 
 
 def test_who_sends_bare_base64_is_told_how_it_is_sent():
-    made = pictures(["/9j/4AAQ" * 600])
-    assert made.failures[0].message.endswith("is sent as data:image/...;base64,...")
+    made = pictures(["/9j/4AAQ" * 60, "iVBORw0KGgo" + "A" * 6000])
+    assert [failure.code for failure in made.failures.values()] == ["image_unreadable"] * 2
+    assert all("data:image" in failure.message for failure in made.failures.values())
 
 
 def test_a_relative_path_fails_alone_where_the_folder_is_gone(tmp_path, monkeypatch):
