@@ -170,7 +170,7 @@ class FakeWorker:
             fingerprint=f"fake:{entry.id}",
             items=len(items),
             failures=failures,
-            chosen=f"{entry.id} embeds {request.kind}s" if request.model == AUTO else "",
+            chosen=f"{entry.id} embeds {_wanted(request)}" if request.model == AUTO else "",
             device="memory",
             precision="float32",
             worker=NODE,
@@ -180,9 +180,10 @@ class FakeWorker:
     def _asked(self, request: EmbedBatch) -> CatalogueEntry:
         current = self._entry(self._current)
         if request.model == AUTO:
-            candidates = (current, *self._models.values())
-            wanted = {request.kind, request.also or request.kind}
-            return next((one for one in candidates if wanted <= {*one.kinds}), current)
+            for candidate in (current, *self._models.values()):
+                if {request.kind, request.also or request.kind} <= {*candidate.kinds}:
+                    return candidate
+            raise BadRequest(f"no model here can embed {_wanted(request)}")
         return self._entry(request.model) if request.model else current
 
     def _failure(self, item: str | bytes) -> ClipyardError | None:
@@ -280,6 +281,11 @@ def _managed(model: str | None, *, changed: bool) -> Managed:
 
 def _type(entry: CatalogueEntry) -> Literal["vision", "text"]:
     return "vision" if Kind.IMAGE in entry.kinds else "text"
+
+
+def _wanted(request: EmbedBatch) -> str:
+    kinds = dict.fromkeys((request.kind, request.also or request.kind))
+    return " and ".join(f"{kind}s" for kind in kinds)
 
 
 def _content(ref: ImageRef, blobs: Mapping[int, bytes]) -> str | bytes:

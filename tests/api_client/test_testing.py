@@ -50,6 +50,8 @@ def test_a_model_embeds_only_what_it_is_for_and_auto_finds_one_that_does():
         client.embed_images([b"picture"])
     [item] = client.embed_images_detailed([b"picture"], model="auto")
     assert (item.model, item.chosen) == ("fake/small", "fake/small embeds images")
+    with pytest.raises(BadRequest, match="no model here can embed texts and images"):
+        FakeClient(models=[words]).embed_texts(["a"], model="auto", also="image")
 
 
 def test_models_come_and_go():
