@@ -223,6 +223,7 @@ def test_the_beat_is_missed_by_the_interval_that_is_set_and_not_where_sweeps_are
         ({"gateway_build_info": "1x20"}, True),  # Redis is away
         ({"gateway_build_info": "1x20", 'workers{state="starting"}': "1x20"}, True),
         ({"gateway_build_info": "1x20", 'workers{state="ready"}': "1x20"}, False),
+        ({"gateway_build_info": "1x20", "ready": "0x20"}, True),  # and tells it once
     ],
 )
 def test_workers_that_say_they_are_ready_and_that_no_gateway_sees_are_not(tmp_path, seen, fires):
