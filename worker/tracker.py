@@ -7,6 +7,7 @@ are kept, the newest of them at least, and written when it is back.
 One class, though long: notes and status go out in one transaction, under one lock.
 """
 
+import json
 import logging
 import os
 import threading
@@ -239,9 +240,11 @@ class Tracker:
         except (redis.RedisError, ValueError) as error:
             log.warning("starting without what the last %s left: %s", self._node, error)
             return
-        if kept := self._knobs.model_dump(exclude_none=True):  # whatever the environment says
-            told = ", ".join(f"{name}={value}" for name, value in kept.items())
-            log.info("as `clipyard set` left the last %s: %s", self._node, told)
+        kept = self._knobs.model_dump(mode="json", exclude_none=True)
+        was = self._environment.model_dump(mode="json")
+        changed = [f"{name} {json.dumps(kept[name])}" for name in kept if kept[name] != was[name]]
+        if changed:  # which wins over the environment
+            log.info("as `clipyard set` left the last %s: %s", self._node, ", ".join(changed))
         self._own = text(will.get(b"current", b"")) or None
         self._fleet = text(will.get(b"fleet", b"")) or None
 

@@ -275,11 +275,13 @@ def test_a_restarted_worker_takes_up_what_its_predecessor_had_if_told_so(make, s
 
 def test_settings_that_count_for_more_than_the_environment_are_told(make, settings, caplog):
     caplog.set_level("INFO")
-    make().change(Knobs(slots=1))
+    make().change(Knobs(slots=1, pinned=["clip/a"], pressure_threshold=settings.pressure_threshold))
     resuming = settings.model_copy(update={"resume": True, "slots": 5})
     make(settings=resuming).resume()
     make("gpu1@here", settings=resuming).resume()
-    assert caplog.messages == ["as `clipyard set` left the last gpu0@here: slots=1"]
+    assert caplog.messages == [
+        'as `clipyard set` left the last gpu0@here: slots 1, pinned ["clip/a"]'
+    ]
 
 
 @pytest.mark.parametrize("reach", ["worker", "fleet"])
