@@ -86,6 +86,7 @@ class Checkpoints:
         try:
             write(temporary)
             _flush(temporary)
+            file.with_suffix(".json").unlink(missing_ok=True)  # of one that was trimmed
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)

@@ -149,6 +149,15 @@ def test_a_spoilt_prepared_file_is_made_anew(source: Path, folder: Path) -> None
     assert prepare(checkpoints, source).read_bytes() == whole
 
 
+def test_one_that_is_made_anew_is_known_by_what_is_in_it_now(source: Path, folder: Path) -> None:
+    checkpoints = Checkpoints(folder)
+    answers = iter(["first", "second"])
+    for expected in ("first", "second"):
+        file = prepare(checkpoints, source)
+        assert checkpoints.remember(file, "name", lambda: next(answers)) == expected
+        file.unlink()  # as a cache over its limit does
+
+
 def test_of_two_processes_one_prepares_and_both_get_the_file(source: Path, folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, answers = context.Barrier(2), context.SimpleQueue()
