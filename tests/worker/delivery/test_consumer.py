@@ -83,7 +83,7 @@ def test_what_is_held_is_held_on_once_redis_is_back(store, prefix, monkeypatch, 
 
 def test_a_redis_that_takes_no_writes_is_not_asked_again_at_once(monkeypatch, caplog):
     pauses: list[float] = []
-    monkeypatch.setattr(consumer.time, "sleep", pauses.append)
+    monkeypatch.setattr(consumer, "time", SimpleNamespace(sleep=pauses.append))
     asking = consumer.Consumer.__new__(consumer.Consumer)
     with celery_app(Settings.read(redis_url="redis://redis")) as app:
         asking.conninfo = app.connection_for_read()
