@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,11 +17,18 @@ def without_memory(construct: Callable[[], nn.Module]) -> nn.Module | None:
     """A model with its parameters on the meta device, its buffers real.
 
     None for the few constructors that compute with parameters, or a mask where they are.
+
+    Raises:
+        OSError: a file that it reads is not here, as it would not be at a second try.
     """
-    with suppress(Exception), parameters_on_meta():
-        model = construct()
-        return None if any(buffer.is_meta for buffer in model.buffers()) else model
-    return None
+    try:
+        with parameters_on_meta():
+            model = construct()
+    except OSError:
+        raise
+    except Exception:
+        return None
+    return None if any(buffer.is_meta for buffer in model.buffers()) else model
 
 
 _building = threading.local()

@@ -25,7 +25,7 @@ from .base import About, Placement, Traits, fingerprint
 from .checkpoints import Checkpoints
 from .clip_model import ClipModel
 from .cores import BRIEF, CORES
-from .recipes import Recipe, Tokenizer, preparations
+from .recipes import Recipe, Tokenizer
 from .residence import bytes_of
 
 log = logging.getLogger(__name__)
@@ -101,12 +101,13 @@ class OpenClip:
         source = self._source(entry, recipe)
         if entry.sha256 and self._checkpoints.sha256(source) != entry.sha256.lower():
             raise BadCheckpoint(f"{source} does not have the SHA-256 that {entry.id} asks for")
-        if not recipe.source and len(preparations(recipe.architecture)) > 1:
+        for doubt in recipe.doubts:
             log.warning(
-                "pictures for %s are prepared as OpenAI's, those for some weights of %s are not: "
-                "give its entry the tag of what it was tuned from",
+                "%s: %s; write an entry with %s as `checkpoint`, and the tag of what that was "
+                "tuned from",
                 entry.id,
-                entry.architecture,
+                doubt,
+                source,
             )
         tokenizer = tokenizer or recipe.tokenizer(self._hub_dir)
         state, identity = self._state(source, model)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -49,12 +50,14 @@ class Recipe:
         model: the arguments of open_clip's model class.
         preprocess: the fields of open_clip's PreprocessCfg that are not to be its defaults.
         source: where open_clip would get the weights; empty if it knows none.
+        doubts: what of this may be wrong for weights that no tag names.
     """
 
     architecture: str
     model: Mapping[str, Any]
     preprocess: Mapping[str, Any]
     source: Mapping[str, Any]
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, entry: Entry) -> "Recipe":
@@ -74,9 +77,32 @@ class Recipe:
         # Weights trained with QuickGELU give wrong vectors, silently, under any other activation.
         if source.get("quick_gelu") or entry.tag == "openai":
             model["quick_gelu"] = True
-        alike = preparations(entry.architecture)
-        preprocess = alike[0] if not source and len(alike) == 1 else source
-        return cls(entry.architecture, model, preprocess, source)
+        if not source:
+            return cls._untagged(entry.architecture, model)
+        return cls(entry.architecture, model, source, source)
+
+    @classmethod
+    def _untagged(cls, architecture: str, model: Mapping[str, Any]) -> "Recipe":
+        """As all weights want that open_clip has for the architecture, if they agree."""
+        tags = pretrained.list_pretrained_tags_by_model(architecture)
+        known = {tag: pretrained.get_pretrained_cfg(architecture, tag) for tag in tags}
+        ways: list[dict[str, Any]] = []
+        for asked in known.values():
+            if (way := merge_preprocess_dict(asdict(PreprocessCfg()), asked)) not in ways:
+                ways.append(way)
+        doubts = []
+        if len(ways) > 1:
+            doubts.append(
+                f"its pictures are prepared as OpenAI's, those for some weights of {architecture} "
+                "are not"
+            )
+        are_quick = all(asked.get("quick_gelu") or tag == "openai" for tag, asked in known.items())
+        if known and are_quick and not model.get("quick_gelu"):
+            doubts.append(
+                f"its activation is GELU, all weights of {architecture} that open_clip has want "
+                "QuickGELU"
+            )
+        return cls(architecture, model, ways[0] if len(ways) == 1 else {}, {}, tuple(doubts))
 
     @classmethod
     def _from_file(cls, file: Path) -> "Recipe":
@@ -111,7 +137,8 @@ class Recipe:
         """Whether the text tower or its tokenizer come from files of a model hub."""
         text = self.model["text_cfg"]
         named = {"hf_model_name"} if self._has_tokenizer_files else HUB_NAMES
-        return any(not Path(str(text[name])).is_dir() for name in named & text.keys())
+        # os.path's is quiet about a folder that may not be entered.
+        return any(not os.path.isdir(str(text[name])) for name in named & text.keys())
 
     def build(self, dtype: torch.dtype) -> nn.Module:
         """The model without its weights: parameters on the meta device, buffers real.
@@ -222,7 +249,7 @@ class Recipe:
         """As Hugging Face's library looks for it."""
         if self._has_tokenizer_files:
             return Path(self.architecture).parent
-        if Path(name).is_dir():
+        if os.path.isdir(name):
             return Path(name)
         kwargs = self.model["text_cfg"].get("tokenizer_kwargs") or {}
         return hub.snapshot(name, cache_dir, revision=kwargs.get("revision"))
@@ -254,17 +281,6 @@ class Recipe:
     def _has_tokenizer_files(self) -> bool:
         beside = Path(self.architecture).with_name("tokenizer_config.json")
         return self._is_file and beside.is_file()
-
-
-def preparations(architecture: str) -> list[dict[str, Any]]:
-    """What open_clip's weights of an architecture want of pictures, each once: one of SigLIP's,
-    two of ViT-L-14's."""
-    found: list[dict[str, Any]] = []
-    for tag in pretrained.list_pretrained_tags_by_model(architecture):
-        asked = pretrained.get_pretrained_cfg(architecture, tag)
-        if (fields := merge_preprocess_dict(asdict(PreprocessCfg()), asked)) not in found:
-            found.append(fields)
-    return found
 
 
 def _own_tokenizer(context_length: int, kwargs: Mapping[str, Any]) -> Tokenizer:

@@ -199,19 +199,33 @@ def test_without_a_tag_pictures_are_prepared_as_all_weights_of_the_architecture_
     assert prepared_for(Entry(id="", architecture="ViT-S-16")) == asdict(PreprocessCfg())
 
 
-def test_where_weights_of_one_architecture_want_different_things_the_log_asks_for_the_tag(
+@pytest.mark.parametrize(
+    ("other", "doubt"),
+    [
+        (
+            {"resize_mode": "squash"},
+            "prepared as OpenAI's, those for some weights of small are not",
+        ),
+        ({"quick_gelu": True}, "its activation is GELU, all weights of small"),
+    ],
+)
+def test_where_weights_without_a_tag_may_be_others_the_log_asks_for_it(
     backend: OpenClip,
     small: Entry,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    other: dict[str, Any],
+    doubt: str,
 ) -> None:
     monkeypatch.setitem(factory._MODEL_CONFIGS, "small", SMALL)
-    two = {"one": {"url": "x"}, "other": {"url": "x", "resize_mode": "squash"}}
+    two = {"one": {"url": "x", "quick_gelu": True}, "other": {"url": "x", **other}}
     monkeypatch.setitem(pretrained._PRETRAINED, "small", two)
     backend.load(replace(small, architecture="small", tag="one"))
-    assert "tag" not in caplog.text
+    assert not caplog.messages
     backend.load(replace(small, architecture="small"))
-    assert "give its entry the tag" in caplog.text
+    [warning] = caplog.messages
+    assert doubt in warning
+    assert warning.endswith("and the tag of what that was tuned from")
 
 
 @pytest.mark.parametrize("entry", SIX, ids=lambda entry: entry.id)
@@ -373,6 +387,13 @@ def with_bert(tmp_path: Path) -> Path:
 def test_a_text_tower_that_is_elsewhere_is_one_sentence(with_bert: Path, tmp_path: Path) -> None:
     backend = OpenClip(Placement(cache_dir=tmp_path / "cache", offline=True))
     with pytest.raises(WeightsUnavailable, match=r"no text tower for .*; name as `architecture`"):
+        backend.check(Entry(id="x", architecture=str(with_bert)))
+
+
+def test_a_name_that_no_folder_can_have_is_one_sentence(with_bert: Path, tmp_path: Path) -> None:
+    with_bert.write_text(with_bert.read_text().replace("no-such/bert", "b" * 300))
+    backend = OpenClip(Placement(cache_dir=tmp_path / "cache", offline=True))
+    with pytest.raises(WeightsUnavailable, match=r"no text tower for .*: Repo id must"):
         backend.check(Entry(id="x", architecture=str(with_bert)))
 
 
