@@ -428,20 +428,6 @@ def test_no_picture_of_a_shard_is_left_out_for_the_dots_in_its_name(source, tmp_
     }
 
 
-@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
-def test_a_link_of_a_shard_is_an_item_that_will_fail_and_not_left_out(source, tmp_path, kind):
-    """As `tar` writes the second name of a file."""
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for name in ("7.jpg", "7.txt"):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = kind, "0"
-            tar.addfile(link)
-    shards = source("webdataset", tmp_path / "x.tar")
-    [item] = shards.walk()
-    with pytest.raises(ImageUnreadable, match=r"'7\.jpg' is empty in .*, or a link"):
-        shards.fetch(item)
-
-
 def test_a_row_without_a_text_is_an_item_and_one_without_a_path_ends_the_job(source, tmp_path):
     file = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"text": ["a", None], "path": ["a.jpg", None]}), file)

@@ -45,7 +45,7 @@ def content(ref: str, doors: Doors) -> Content:
         ImageMissing, ImageForbidden: no archive is there or it has the member elsewhere, or the
             worker may not open it.
         ImageTooLarge: the member has more bytes than a picture may have.
-        ImageUnreadable: it is longer than an address may be, or no text; the member is empty.
+        ImageUnreadable: it is longer than an address may be, or no text.
         StoreDown: it cannot be read at the moment.
     """
     try:
@@ -56,11 +56,6 @@ def content(ref: str, doors: Doors) -> Content:
             if length > doors.max_image_bytes:
                 raise ImageTooLarge(
                     f"the member of {str(file)!r} has more than {doors.max_image_bytes} bytes"
-                )
-            if not length:
-                raise ImageUnreadable(
-                    f"{found['name']!r} is empty in {str(file)!r}, or a link: write shards with "
-                    "GNU tar's --dereference --hard-dereference"
                 )
             return _part(file, found["name"], int(found["begin"]), length)
     except JobRefused as refused:

@@ -96,11 +96,9 @@ def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
     key, members = "", dict[str, tarfile.TarInfo]()
     for file in tar:
         tar.members = []  # type: ignore[attr-defined]  # it would remember every member
-        folder, slash, name = file.name.rpartition("/")
-        # A second name of a picture is an item that will fail: left out, nobody would miss it.
-        is_link = (file.islnk() or file.issym()) and name.lower().endswith(PICTURES)
-        if not (file.isfile() or is_link):
+        if not file.isfile():
             continue
+        folder, slash, name = file.name.rpartition("/")
         stem, _, ending = name.partition(".")
         found = f"{folder}{slash}{stem}"
         if not stem:  # hidden, as what macOS puts beside each file
@@ -137,12 +135,7 @@ def _pictures(
                 raise JobRefused(f"{shard}: {fields.name} is no JSON object") from None
         yield Item(
             id=picture.name.rpartition(".")[0],
-            ref=member(
-                shard,
-                picture.name,
-                begin=picture.offset_data,
-                length=picture.size if picture.isfile() else 0,
-            ),
+            ref=member(shard, picture.name, begin=picture.offset_data, length=picture.size),
             meta=meta,
         )
 
