@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from threading import Lock, RLock
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -32,7 +33,6 @@ PASSING = frozenset({408, 409, 429})  # too slow, somebody else is just at it, t
 OURS = ("id", "model", "fingerprint")  # payload fields beside `ref` and the item's metadata
 
 _connecting = Lock()
-_clients: dict[str, tuple[int | None, QdrantClient, Any]] = {}
 
 
 class Qdrant:
@@ -210,31 +210,12 @@ def point_id(item_id: str) -> str | int:
 
 
 def _connected(where: str) -> tuple[QdrantClient, Any]:
-    """One client a place: local mode takes its folder for itself, and knows no threads.
-
-    It would refuse all that is written once its folder was removed, so then there is another one.
-    """
-    with _connecting:  # two who come at once would both find none
-        if where in _clients and _clients[where][0] != _taken(where):
-            _, gone, lock = _clients.pop(where)
-            with lock:
-                gone.close()
-            atexit.unregister(gone.close)
-        if where not in _clients:
-            client, lock = _made(where)
-            _clients[where] = _taken(where), client, lock
-        return _clients[where][1:]
+    """One client a place: local mode takes its folder for itself, and knows no threads."""
+    with _connecting:  # two who come at once would both miss the cache
+        return _made(where)
 
 
-def _taken(where: str) -> int | None:
-    """The number of the file by which local mode has taken a folder; while that is open no other
-    one has it."""
-    try:
-        return os.stat(os.path.join(where, ".lock")).st_ino
-    except OSError:
-        return None
-
-
+@cache
 def _made(where: str) -> tuple[QdrantClient, Any]:
     if "://" in where:
         key = os.environ.get("QDRANT_API_KEY")
