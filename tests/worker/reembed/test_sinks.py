@@ -411,15 +411,29 @@ def test_an_item_that_a_table_has_no_room_for_is_told_of_and_its_neighbours_are_
         sink.write(Shard(Chunk(0, items[1:]), rows[1:]))
 
 
-def test_an_item_that_a_database_has_no_characters_for_is_told_of(doors, postgres_url):
+@pytest.fixture
+def latin(doors, postgres_url):
     with psycopg.connect(postgres_url, autocommit=True) as owner:
         name = f"{owner.info.dbname}_latin"
         owner.execute(f"CREATE DATABASE {name} ENCODING LATIN1 TEMPLATE template0".encode())
-    sink = open_sink(Place(kind="pgvector", where=f"{postgres_url}_latin"), SPACE, doors)
+    return open_sink(Place(kind="pgvector", where=f"{postgres_url}_latin"), SPACE, doors)
+
+
+def test_an_item_that_a_database_has_no_characters_for_is_told_of(latin):
     items = [Item("a", ""), Item("\u20ac", ""), Item("b", "", meta={"title": "\u20ac"})]
-    refused = sink.write(Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * 3))
+    refused = latin.write(Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * 3))
     assert list(refused or ()) == ["\u20ac", "b"]
-    assert list(sink.read(["a", "b"])) == ["a"]
+    assert list(latin.read(["a", "b"])) == ["a"]
+
+
+def test_so_is_every_item_of_a_chunk_and_none_of_them_has_a_row(latin):
+    """As those of a folder whose name has such a character."""
+    rows = [np.eye(8, dtype=np.float32)[0]] * 3
+    latin.write(Shard(Chunk(0, [Item("a", ""), Item("b", "")]), rows[:2]))
+    ids = [f"\u20ac/{number}" for number in range(3)]
+    assert list(latin.write(Shard(Chunk(1, [Item(i, "") for i in ids]), rows)) or ()) == ids
+    assert set(latin.read(["a", *ids, "b"])) == {"a", "b"}
+    assert latin.read(ids) == {}
 
 
 def test_a_table_that_somebody_locks_is_worth_another_try(make, postgres_url, monkeypatch):

@@ -144,10 +144,7 @@ class PgVector:
                 with ask.connection.transaction():
                     ask.executemany(upsert, rows)
             except UNHELD:
-                refused = _one_by_one(ask, upsert, rows)
-                if len(refused) == len(rows) > 1:
-                    raise  # it is the table's doing, not theirs
-                return refused
+                return _one_by_one(ask, upsert, rows)
         return {}
 
     def read(self, ids: Sequence[str], *, chunk: int | None = None) -> Mapping[str, Vector]:
@@ -159,8 +156,7 @@ class PgVector:
                 "SELECT id::text, embedding::vector FROM {} "
                 "WHERE {} = ANY(%s::text[]::{}[]) AND embedding IS NOT NULL"
             ).format(self._table, sql.SQL(own.column), sql.SQL(own.type))
-            # As text, a check would take fifteen times as long.
-            rows = ask.execute(query, [list(filter(own.can_be, ids))], binary=True).fetchall()
+            rows = _looked_up(ask, query, list(filter(own.can_be, ids)))
         return {item_id: row.to_numpy() for item_id, row in rows}
 
     def _type_of_ids(self, ask: Any) -> str:
@@ -274,13 +270,36 @@ def _named(ask: Any, name: str) -> sql.Identifier:
     return sql.Identifier(name)
 
 
+def _looked_up(ask: Any, query: sql.Composed, ids: Sequence[str]) -> list[Any]:
+    """The rows of ids; one of characters that the database's encoding lacks has none."""
+    try:
+        with ask.connection.transaction():
+            # As text, a check would take fifteen times as long.
+            rows: list[Any] = ask.execute(query, [ids], binary=True).fetchall()
+            return rows
+    except errors.UntranslatableCharacter:
+        half = len(ids) // 2
+        if not half:
+            return []
+        return _looked_up(ask, query, ids[:half]) + _looked_up(ask, query, ids[half:])
+
+
 def _one_by_one(ask: Any, upsert: sql.Composed, rows: Sequence[Any]) -> dict[str, ItemError]:
-    """Store what can be stored; why the rest cannot be, by its id."""
-    refused = {}
+    """Store what can be stored; why the rest cannot be, by its id.
+
+    Raises:
+        StringDataRightTruncation, ProgramLimitExceeded: none can be, and several are too long: that
+            is the table's doing, not theirs.
+    """
+    refused, too_long = {}, []
     for row in rows:
         try:
             with ask.connection.transaction():
                 ask.execute(upsert, row)
         except UNHELD as error:
             refused[row[0]] = ItemError(f"PostgreSQL cannot hold it: {error.diag.message_primary}")
+            if not isinstance(error, errors.UntranslatableCharacter):
+                too_long.append(error)
+    if len(refused) == len(rows) and len(too_long) > 1:
+        raise too_long[0]
     return refused
