@@ -463,10 +463,18 @@ def test_texts_that_a_collection_does_not_hold_are_not_taken_for_pictures(source
     (tmp_path / "t.jsonl").write_text('{"text": "a cat"}\n')
     items = list(source("texts", tmp_path / "t.jsonl").walk())
     place = Place(kind="parquet", where=str(tmp_path / "old"))
+    held, row = source("collection", place.where, store="parquet"), np.array([1, 0], np.float32)
     sink = open_sink(place, Space("m", "f", 2, "job"), doors)
-    sink.write(Shard(Chunk(0, items), [np.array([1, 0], np.float32)]))
-    with pytest.raises(JobRefused, match=r"a text of 't\.jsonl', and .*`--source`"):
-        list(source("collection", place.where, store="parquet").walk())
+    sink.write(Shard(Chunk(0, items), [row]))
+    told = r"a text of 't\.jsonl', and .*`--source`"
+    with pytest.raises(JobRefused, match=told):
+        list(held.walk())
+    # Behind a picture a text is one recorded failure; such a collection could not be migrated.
+    sink.write(Shard(Chunk(0, [Item("a", "/a.jpg"), *items]), [row, row]))
+    picture, text = held.walk()
+    assert held.fetch(picture) == PathRef(path="/a.jpg")
+    with pytest.raises(ImageUnreadable, match=told):
+        held.fetch(text)
 
 
 def test_a_collection_of_a_kind_that_nobody_knows_is_refused(source, captioned):

@@ -1,18 +1,15 @@
 """A collection of vectors that exists already: its references are embedded anew."""
 
-import re
 from collections.abc import Iterator
 
-from api_client.wire.errors import JobRefused
+from api_client.wire.errors import ImageUnreadable, JobRefused
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
 from ..items import Item
 from ..sinks import Walkable, open_sink
 from . import Content
-from .refs import content
-
-A_TEXT = re.compile(r"[^/]+:\d+")  # the reference of one, see `Texts`; no sink keeps it itself
+from .refs import content, file_of_text
 
 
 class Collection:
@@ -35,7 +32,7 @@ class Collection:
         if not isinstance(held, Walkable):
             raise JobRefused(f"a sink of kind {self._store.kind!r} cannot be walked")
         wanted = self._text or self._ref
-        for item_id, fields in held.rows():
+        for number, (item_id, fields) in enumerate(held.rows()):
             rest = dict(fields)
             if wanted not in rest:
                 names = ", ".join(sorted(rest))
@@ -45,15 +42,28 @@ class Collection:
                 )
             found = rest.pop(wanted)
             value = "" if found is None else str(found)
-            if not self._text and A_TEXT.fullmatch(value):
-                raise JobRefused(
-                    f"{item_id!r} is a text of {value.rpartition(':')[0]!r}, and the collection "
-                    "does not hold it: name that file as the source (`--source` of a migration), "
-                    "or a field with the text by an option of the source, as in `--from text=NAME`"
-                )
             text = value if self._text else None
             ref = str(rest.pop("ref", item_id)) if self._text else value
-            yield Item(id=item_id, ref=ref, text=text, meta=rest)
+            item = Item(id=item_id, ref=ref, text=text, meta=rest)
+            # Behind a picture it is one item's failure: the collection has others to embed.
+            if number == 0 and (lacking := _lacking(item)):
+                raise JobRefused(lacking)
+            yield item
 
     def fetch(self, item: Item) -> Content:
-        return content(item.ref, self._doors) if item.text is None else item.text
+        if item.text is not None:
+            return item.text
+        if lacking := _lacking(item):
+            raise ImageUnreadable(lacking)
+        return content(item.ref, self._doors)
+
+
+def _lacking(item: Item) -> str:
+    """What to do about a text, which no sink keeps itself; empty for anything else."""
+    if item.text is not None or (file := file_of_text(item.ref)) is None:
+        return ""
+    return (
+        f"{item.id!r} is a text of {file!r}, and the collection does not hold it: name that file "
+        "as the source (`--source` of a migration), or a field with the text by an option of the "
+        "source, as in `--from text=NAME`"
+    )

@@ -19,8 +19,7 @@ from ..doors import Doors
 from ..items import Item
 from ..plugins import options_of
 from ..tables import is_of_bytes, reading_parquet, rows_of
-from . import Content
-from .refs import content
+from . import Content, refs
 
 Reader = Callable[[Path], Iterator[Mapping[str, Any]]]
 
@@ -51,7 +50,7 @@ class Listing:
             yield Item(item_id, ref, meta=meta)
 
     def fetch(self, item: Item) -> Content:
-        return content(item.ref, self._doors)
+        return refs.content(item.ref, self._doors)
 
 
 class Texts:
@@ -70,7 +69,7 @@ class Texts:
         for number, row in _rows(self._file, self._column, self._id):
             text = _cell(self._file, number, row, self._column)
             meta = {n: v for n, v in row.items() if n not in (self._column, self._id)}
-            ref = f"{self._file.name}:{number}"
+            ref = refs.text(self._file, number)
             item_id = _name(self._file, number, row, self._id) if self._id else ref
             yield Item(id=item_id, ref=ref, text="" if text is None else str(text), meta=meta)
 

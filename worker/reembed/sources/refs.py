@@ -4,6 +4,8 @@
 /shards/7.tar::b.jpg@1024+53311     a member of a tar file: its first byte, its length
 https://host/c.jpg                  left to the picture reader and its guard
 s3://bucket/d.jpg                   anything else that fsspec opens
+
+But texts.jsonl:7, the seventh text of a file, leads nowhere: a job's manifest has the text itself.
 """
 
 import os
@@ -31,11 +33,23 @@ from . import Content
 _MEMBER = re.compile(
     r"(?P<file>.+?\.tar|.+?)::(?P<name>.+)@(?P<begin>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL
 )
+_TEXT = re.compile(r"(?P<file>[^/]+):\d+")
 
 
 def member(file: Path, name: str, *, begin: int, length: int) -> str:
     """The reference of a tar file's member."""
     return f"{file}::{name}@{begin}+{length}"
+
+
+def text(file: Path, row: int) -> str:
+    """The reference of a file's text."""
+    return f"{file.name}:{row}"
+
+
+def file_of_text(ref: str) -> str | None:
+    """The name of the file that a text is of; None: it is another reference."""
+    found = _TEXT.fullmatch(ref)
+    return found and found["file"]
 
 
 def content(ref: str, doors: Doors) -> Content:
