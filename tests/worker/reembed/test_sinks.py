@@ -515,6 +515,13 @@ def test_a_table_may_lie_in_a_schema_or_have_a_dot_in_its_name(make, postgres_ur
     assert found == [("my album", "photos"), ("public", "photos.v2")]
 
 
+def test_a_table_keeps_its_place_when_a_schema_of_its_name_comes_to_be(make, postgres_url):
+    make("pgvector", name="photos.v2").write(shard(0))
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute("CREATE SCHEMA photos")
+    same(make("pgvector", name="photos.v2").read(["0/0", "0/2", "0/3"]), wanted(shard(0)))
+
+
 def test_a_name_that_something_else_has_is_refused(make, kind):
     sink = make(kind, name="photos")
     make(kind, name="live")

@@ -69,7 +69,7 @@ FROM pg_class, aclexplode(relacl) WHERE oid = to_regclass(%s)
 class PgVector:
     """A row an item, upserted by its id. Options: `table`; names for searchers are views.
 
-    In `a.b` the first is the schema where there is one of that name.
+    In `a.b` the first is the schema where there is one, unless something is called so as a whole.
 
     `where` is `postgresql://user@host/database`; passwords come from PGPASSWORD or PGPASSFILE on
     the worker, since a job is written down in readable form.
@@ -263,11 +263,14 @@ class PgVector:
 
 
 def _named(ask: Any, name: str) -> sql.Identifier:
-    schema, _, table = name.partition(".")
-    found = "SELECT 1 FROM pg_namespace WHERE nspname = %s"
-    if table and ask.execute(found, [schema]).fetchone():
+    whole, (schema, _, table) = sql.Identifier(name), name.partition(".")
+    # What is there keeps its place when a schema of that name comes to be.
+    in_schema = (
+        "SELECT to_regclass(%s) IS NULL AND EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
+    )
+    if table and ask.execute(in_schema, [whole.as_string(ask), schema]).fetchone() == (True,):
         return sql.Identifier(schema, table)
-    return sql.Identifier(name)
+    return whole
 
 
 def _looked_up(ask: Any, query: sql.Composed, ids: Sequence[str]) -> list[Any]:
