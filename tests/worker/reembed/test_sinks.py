@@ -529,6 +529,15 @@ def test_a_name_that_something_else_has_is_refused(make, kind):
         sink.target("live")
 
 
+def test_a_view_by_another_name_of_its_own_is_not_switched(make, places, doors):
+    """It was led to the new table, and could not be led back."""
+    make("pgvector").switch("live")
+    old = open_sink(places("pgvector", "public.live"), None, doors)
+    for ask in (old.target, old.switch):
+        with pytest.raises(JobRefused, match=r"'live' is 'public\.live' by another name"):
+            ask("live")
+
+
 @pytest.mark.parametrize("kind", ["qdrant", "lancedb"])
 def test_a_name_that_no_collection_can_have_is_refused(make, kind):
     with pytest.raises(JobRefused, match=r"cannot be at .* my/photos'"):

@@ -191,15 +191,17 @@ class PgVector:
     def target(self, alias: str) -> str | None:
         with self._asking() as ask:
             found = ask.execute(
-                "SELECT relkind::text, obj_description(oid, 'pg_class') FROM pg_class "
-                "WHERE oid = to_regclass(%s)",
-                [_named(ask, alias).as_string(ask)],
+                "SELECT relkind::text, obj_description(oid, 'pg_class'), oid = to_regclass(%s) "
+                "FROM pg_class WHERE oid = to_regclass(%s)",
+                [self._table.as_string(ask), _named(ask, alias).as_string(ask)],
             ).fetchone()
         if found is None:
             return None
-        kind, comment = found
+        kind, comment, is_own = found
         if kind != "v":
             raise JobRefused(f"{alias!r} is no view, so it cannot be switched")
+        if is_own:  # a view of itself: what it leads to would be lost
+            raise JobRefused(f"{alias!r} is {self._name!r} by another name: name the table itself")
         table: str | None = comment
         return table
 
