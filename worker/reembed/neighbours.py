@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from api_client.wire.errors import ItemError, JobRefused, StoreDown
+from api_client.wire.errors import ClipyardError, ItemError, JobRefused
 from api_client.wire.messages import BlobRef
 
-from ..datapath.images import ImageReader
 from . import manifest
 from .items import Item, Vector
 from .manifest import Manifest
 from .sinks import open_sink
-from .sources import Source
 
 if TYPE_CHECKING:
     from .job import Job
@@ -30,8 +28,10 @@ POOL = 4096  # items whose neighbours are looked for among each other
 SAMPLE = 512  # of them, those whose neighbours are compared
 WORST = 6  # told, and shown as pictures
 TILE = 96  # pixels of a picture's edge on the sheet
+GREY = "#ddd"  # below texts, and in the place of what could not be had
 Matrix = NDArray[np.float32]
 Ranks = NDArray[np.intp]  # (sample, neighbours): positions, the nearest first
+Line = tuple[Item, Sequence[Item], Sequence[Item]]  # an item, its neighbours before, and after
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def neighbours(job: "Job", plan: Manifest, go_on: Callable[[], None]) -> Moved |
     shares, before, after = compared(_matrix(both, old), _matrix(both, new))
     order = np.argsort(shares, kind="stable")[:WORST]
     lines = [(both[i], [both[j] for j in before[i]], [both[j] for j in after[i]]) for i in order]
-    sheet = _sheet(lines, job.source, job.images, width=1 + before.shape[1])
+    sheet = _sheet(lines, _tiles(job, lines), width=1 + before.shape[1])
     job.papers.report("moved.png", lambda out: sheet.save(out, "PNG"))
     return Moved(
         overlap_at_10=float(shares.mean()),
@@ -129,40 +129,49 @@ def _matrix(items: Sequence[Item], vectors: Mapping[str, Vector]) -> Matrix:
     return unit
 
 
-def _sheet(
-    lines: Sequence[tuple[Item, Sequence[Item], Sequence[Item]]],
-    source: Source,
-    images: ImageReader,
-    *,
-    width: int,
-) -> Image.Image:
-    """A line an item: it, its neighbours in the old space, and below them those in the new."""
-    gap = 4
-    sheet = Image.new("RGB", (width * (TILE + gap), len(lines) * (2 * TILE + 3 * gap)), "white")
-    for line, (own, before, after) in enumerate(lines):
-        top = line * (2 * TILE + 3 * gap)
-        for column, item in enumerate([own, *before]):
-            sheet.paste(_tile(item, source, images), (column * (TILE + gap), top))
-        for column, item in enumerate(after, start=1):
-            sheet.paste(_tile(item, source, images), (column * (TILE + gap), top + TILE + gap))
-    return sheet
+def _tiles(job: "Job", lines: Sequence[Line]) -> Mapping[str, Image.Image]:
+    """Pictures by their items' ids, until the source is away: a migration that is proven waits for
+    none of them."""
+    tiles: dict[str, Image.Image] = {}
+    try:
+        for own, before, after in lines:
+            for item in (own, *before, *after):
+                if item.id not in tiles:
+                    tiles[item.id] = _tile(job, item)
+    except ClipyardError as error:
+        log.warning("job %s: what moved is drawn in part: %s", job.spec.id, error)
+    return tiles
 
 
-def _tile(item: Item, source: Source, images: ImageReader) -> Image.Image:
-    tile = Image.new("RGB", (TILE, TILE), "#ddd")
+def _tile(job: "Job", item: Item) -> Image.Image:
+    tile = Image.new("RGB", (TILE, TILE), GREY)
     if item.text is not None:
         ImageDraw.Draw(tile).text(
             (2, 2), "\n".join(item.text[i : i + 14] for i in range(0, 84, 14)), "black"
         )
         return tile
     try:
-        content = source.fetch(item)
+        content = job.source.fetch(item)
         if isinstance(content, bytes):
-            picture = images.open(BlobRef(blob=0), {0: content}, near=TILE)
+            picture = job.images.open(BlobRef(blob=0), {0: content}, near=TILE)
         else:
             assert not isinstance(content, str)
-            picture = images.open(content, {}, near=TILE)
+            picture = job.images.open(content, {}, near=TILE)
         tile.paste(picture.convert("RGB").resize((TILE, TILE)))
-    except (ItemError, StoreDown):
+    except ItemError:
         pass  # grey
     return tile
+
+
+def _sheet(lines: Sequence[Line], tiles: Mapping[str, Image.Image], *, width: int) -> Image.Image:
+    """A line an item: it, its neighbours in the old space, and below them those in the new."""
+    gap = 4
+    grey = Image.new("RGB", (TILE, TILE), GREY)
+    sheet = Image.new("RGB", (width * (TILE + gap), len(lines) * (2 * TILE + 3 * gap)), "white")
+    for line, (own, before, after) in enumerate(lines):
+        top = line * (2 * TILE + 3 * gap)
+        for column, item in enumerate([own, *before]):
+            sheet.paste(tiles.get(item.id, grey), (column * (TILE + gap), top))
+        for column, item in enumerate(after, start=1):
+            sheet.paste(tiles.get(item.id, grey), (column * (TILE + gap), top + TILE + gap))
+    return sheet

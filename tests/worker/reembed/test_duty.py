@@ -1272,24 +1272,31 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
     assert np.isfinite([row["vector"] for row in rows(new)]).all()
 
 
-def test_a_migration_waits_for_no_archive_only_to_draw_it(desk, post, pictures, tmp_path):
-    shard = tmp_path / "shard.tar"
-    with tarfile.open(shard, "w") as tar:
-        for picture in sorted(Path(pictures.where).iterdir()):
-            tar.add(picture, picture.name)
-    shards = Place(kind="webdataset", where=str(shard))
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_migration_waits_for_no_source_only_to_draw_it(desk, post, tmp_path, monkeypatch, opened):
+    """Also not on a worker that has not opened it before: some drivers connect at once."""
+    asked = []
+
+    def away(*given):
+        asked.append(given)
+        raise StoreDown("it is away")
+
+    pictures = folder_of(tmp_path / "pictures", count=2)
     old, new = (Place(kind="parquet", where=str(tmp_path / name)) for name in ("old", "new"))
-    desk.submit(shards, old, id="first")
+    desk.submit(pictures, old, id="first")
     post.deliver_all()
-    migration = {"alias": "live", "old": old.model_dump()}
-    desk.submit(shards, new, model="fake/b", migration=migration)
+    desk.submit(pictures, new, migration={"alias": "live", "old": old.model_dump()})
     while names.JOB_CHECK not in [name for name, _, _ in post.sent]:
         post.deliver()
-    shard.unlink()
-    shard.symlink_to(shard.name)  # cannot be opened, and is not missing either
+    monkeypatch.setattr(Folder, "fetch", away)
+    if not opened:
+        monkeypatch.setattr(job_module, "open_source", away)
+        monkeypatch.setattr(duty, "_open", {})
     post.deliver_all()
     assert desk.status().state is JobState.COMPLETE
-    assert report(new)["moved"]["sample"] == 20
+    assert report(new)["moved"]["sample"] == 2
+    assert (tmp_path / "new" / "_job-job" / "moved.png").exists()
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("parquet", "new"), ("lancedb", "new.lance")])
