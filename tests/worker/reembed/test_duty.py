@@ -781,8 +781,9 @@ def test_a_worker_keeps_the_connections_of_a_few_jobs(desk, pictures, sink, monk
     monkeypatch.setattr(duty, "OPEN", 2)
     for job in "abc":
         desk.submit(pictures, sink, id=job)
-        duty.opened(runtime.here(), job)
-    assert [job for _, job, _ in duty._open] == ["b", "c"]
+    first, _, last = (duty.opened(runtime.here(), job) for job in "abc")
+    assert duty.opened(runtime.here(), "c") is last
+    assert duty.opened(runtime.here(), "a") is not first
 
 
 def test_a_chunk_whose_marker_is_there_is_not_done_again(desk, post, pictures, sink, store, keys):
