@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from api_client.wire.errors import ClipyardError, ItemError, JobRefused
+from api_client.wire.errors import ClipyardError, JobRefused
 from api_client.wire.messages import BlobRef
 
 from . import manifest
@@ -27,6 +28,7 @@ NEIGHBOURS = 10
 POOL = 4096  # items whose neighbours are looked for among each other
 SAMPLE = 512  # of them, those whose neighbours are compared
 WORST = 6  # told, and shown as pictures
+DRAWING_S = 20.0  # at most, for all pictures of the sheet to come
 TILE = 96  # pixels of a picture's edge on the sheet
 GREY = "#ddd"  # below texts, and in the place of what could not be had
 Matrix = NDArray[np.float32]
@@ -130,16 +132,18 @@ def _matrix(items: Sequence[Item], vectors: Mapping[str, Vector]) -> Matrix:
 
 
 def _tiles(job: "Job", lines: Sequence[Line]) -> Mapping[str, Image.Image]:
-    """Pictures by their items' ids, until the source is away: a migration that is proven waits for
+    """Pictures by their items' ids, those that come in time: a migration that is proven waits for
     none of them."""
     tiles: dict[str, Image.Image] = {}
-    try:
-        for own, before, after in lines:
-            for item in (own, *before, *after):
-                if item.id not in tiles:
-                    tiles[item.id] = _tile(job, item)
-    except ClipyardError as error:
-        log.warning("job %s: what moved is drawn in part: %s", job.spec.id, error)
+    give_up_at = time.monotonic() + DRAWING_S
+    for item in (item for own, before, after in lines for item in (own, *before, *after)):
+        if time.monotonic() > give_up_at:
+            log.warning(
+                "job %s: pictures are slow to come: not all that moved is drawn", job.spec.id
+            )
+            break
+        if item.id not in tiles:
+            tiles[item.id] = _tile(job, item)
     return tiles
 
 
@@ -158,7 +162,7 @@ def _tile(job: "Job", item: Item) -> Image.Image:
             assert not isinstance(content, str)
             picture = job.images.open(content, {}, near=TILE)
         tile.paste(picture.convert("RGB").resize((TILE, TILE)))
-    except ItemError:
+    except ClipyardError:
         pass  # grey
     return tile
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import redis
 from celery.exceptions import Reject
+from PIL import Image, ImageColor
 from pyarrow import dataset, parquet
 
 from api_client.wire import names
@@ -41,7 +42,7 @@ from worker import runtime
 from worker.catalogue import Entry
 from worker.delivery import pool
 from worker.delivery.pool import Reason
-from worker.reembed import check, duty, embedding, manifest
+from worker.reembed import check, duty, embedding, manifest, neighbours
 from worker.reembed import job as job_module
 from worker.reembed.files import temporary_for
 from worker.reembed.items import Item
@@ -1276,10 +1277,8 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_migration_waits_for_no_source_only_to_draw_it(desk, post, tmp_path, monkeypatch, opened):
     """Also not on a worker that has not opened it before: some drivers connect at once."""
-    asked = []
 
-    def away(*given):
-        asked.append(given)
+    def away(*_):
         raise StoreDown("it is away")
 
     pictures = folder_of(tmp_path / "pictures", count=2)
@@ -1297,7 +1296,23 @@ def test_a_migration_waits_for_no_source_only_to_draw_it(desk, post, tmp_path, m
     assert desk.status().state is JobState.COMPLETE
     assert report(new)["moved"]["sample"] == 2
     assert (tmp_path / "new" / "_job-job" / "moved.png").exists()
-    assert len(asked) == 1
+
+
+def test_a_migration_waits_for_no_slow_source_only_to_draw_it(desk, post, tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbours, "DRAWING_S", -1)
+    pictures = folder_of(tmp_path / "pictures", count=2)
+    old, new = (Place(kind="parquet", where=str(tmp_path / name)) for name in ("old", "new"))
+    desk.submit(pictures, old, id="first")
+    post.deliver_all()
+    desk.submit(pictures, new, migration={"alias": "live", "old": old.model_dump()})
+    post.deliver_all()
+    assert desk.status().state is JobState.COMPLETE
+    with Image.open(tmp_path / "new" / "_job-job" / "moved.png") as sheet:
+        colours = sheet.convert("RGB").getcolors()
+    assert {colour for _, colour in colours} == {
+        ImageColor.getrgb(neighbours.GREY),
+        (255, 255, 255),
+    }
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("parquet", "new"), ("lancedb", "new.lance")])
