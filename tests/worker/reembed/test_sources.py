@@ -469,9 +469,9 @@ def test_texts_that_a_collection_does_not_hold_are_not_taken_for_pictures(source
     told = r"a text of 't\.jsonl', and .*`--source`"
     with pytest.raises(JobRefused, match=told):
         list(held.walk())
-    # Behind a picture a text is one recorded failure; such a collection could not be migrated.
-    sink.write(Shard(Chunk(0, [Item("a", "/a.jpg"), *items]), [row, row]))
-    picture, text = held.walk()
+    # Beside a picture a text is one recorded failure, whichever comes first.
+    sink.write(Shard(Chunk(0, [*items, Item("a", "/a.jpg")]), [row, row]))
+    text, picture = held.walk()
     assert held.fetch(picture) == PathRef(path="/a.jpg")
     with pytest.raises(ImageUnreadable, match=told):
         held.fetch(text)

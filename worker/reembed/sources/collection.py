@@ -32,7 +32,8 @@ class Collection:
         if not isinstance(held, Walkable):
             raise JobRefused(f"a sink of kind {self._store.kind!r} cannot be walked")
         wanted = self._text or self._ref
-        for number, (item_id, fields) in enumerate(held.rows()):
+        lacking, has_others = "", False
+        for item_id, fields in held.rows():
             rest = dict(fields)
             if wanted not in rest:
                 names = ", ".join(sorted(rest))
@@ -45,10 +46,11 @@ class Collection:
             text = value if self._text else None
             ref = str(rest.pop("ref", item_id)) if self._text else value
             item = Item(id=item_id, ref=ref, text=text, meta=rest)
-            # Behind a picture it is one item's failure: the collection has others to embed.
-            if number == 0 and (lacking := _lacking(item)):
-                raise JobRefused(lacking)
+            lacking = _lacking(item)
+            has_others |= not lacking  # beside which a text is one item's failure
             yield item
+        if lacking and not has_others:
+            raise JobRefused(lacking)
 
     def fetch(self, item: Item) -> Content:
         if item.text is not None:
