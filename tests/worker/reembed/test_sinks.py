@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 from shutil import rmtree
 from threading import Barrier, Thread
 
@@ -411,6 +412,16 @@ def test_an_item_that_a_table_has_no_room_for_is_told_of_and_its_neighbours_are_
         sink.write(Shard(Chunk(0, items[1:]), rows[1:]))
 
 
+def test_metadata_are_kept_in_a_database_without_an_encoding(doors, postgres_url):
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        name = f"{owner.info.dbname}_ascii"
+        owner.execute(f"CREATE DATABASE {name} ENCODING SQL_ASCII TEMPLATE template0".encode())
+    sink = open_sink(Place(kind="pgvector", where=f"{postgres_url}_ascii"), SPACE, doors)
+    row = np.eye(8, dtype=np.float32)[0]
+    assert not sink.write(Shard(Chunk(0, [Item("a", "", meta={"title": "\u20ac"})]), [row]))
+    assert [fields["title"] for _, fields in sink.rows()] == ["\u20ac"]
+
+
 @pytest.fixture
 def latin(doors, postgres_url):
     with psycopg.connect(postgres_url, autocommit=True) as owner:
@@ -430,7 +441,8 @@ def test_so_is_every_item_of_a_chunk_and_none_of_them_has_a_row(latin):
     """As those of a folder whose name has such a character."""
     rows = [np.eye(8, dtype=np.float32)[0]] * 3
     latin.write(Shard(Chunk(0, [Item("a", ""), Item("b", "")]), rows[:2]))
-    ids = [f"\u20ac/{number}" for number in range(3)]
+    too_long = [Random(seed).randbytes(9000).hex() for seed in range(2)]  # however compressed
+    ids = ["\u20ac/0", *too_long]
     assert list(latin.write(Shard(Chunk(1, [Item(i, "") for i in ids]), rows)) or ()) == ids
     assert set(latin.read(["a", *ids, "b"])) == {"a", "b"}
     assert latin.read(ids) == {}

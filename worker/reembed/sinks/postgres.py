@@ -129,7 +129,7 @@ class PgVector:
                 storable(item.ref),
                 self._space.model,
                 self._space.fingerprint,
-                json.dumps(item.meta),
+                json.dumps(item.meta, ensure_ascii=False),  # a SQL_ASCII database takes no escapes
                 row,
             )
             for item, row in shard.embedded()
@@ -293,8 +293,8 @@ def _one_by_one(ask: Any, upsert: sql.Composed, rows: Sequence[Any]) -> dict[str
     """Store what can be stored; why the rest cannot be, by its id.
 
     Raises:
-        StringDataRightTruncation, ProgramLimitExceeded: none can be, and several are too long: that
-            is the table's doing, not theirs.
+        StringDataRightTruncation, ProgramLimitExceeded: all of several are too long: that is the
+            table's doing, not theirs.
     """
     refused, too_long = {}, []
     for row in rows:
@@ -305,6 +305,6 @@ def _one_by_one(ask: Any, upsert: sql.Composed, rows: Sequence[Any]) -> dict[str
             refused[row[0]] = ItemError(f"PostgreSQL cannot hold it: {error.diag.message_primary}")
             if not isinstance(error, errors.UntranslatableCharacter):
                 too_long.append(error)
-    if len(refused) == len(rows) and len(too_long) > 1:
+    if len(too_long) == len(rows) > 1:
         raise too_long[0]
     return refused
