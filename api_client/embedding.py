@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 from math import inf
 from typing import Any
 from uuid import uuid4
@@ -36,8 +37,8 @@ class Embedding:
         self._makes: Iterator[MakeCall] | None = None
         self._pending: deque[Call] = deque()
         self._given_at = inf  # when items were given last, or the first were asked for
-        # From then until the next were waited for, of the last turns.
-        self._away_s = deque[float](maxlen=max(0, line.settings.in_flight - 2))
+        gaps = max(0, line.settings.in_flight - 2)
+        self._away_s = deque([0.0] * gaps, maxlen=gaps)  # until the next were waited for
         self._space: str | None = None
         self._first: Item | None = None  # of all that have come
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
@@ -72,9 +73,9 @@ class Embedding:
         self._require_open()
         if not pending:
             return []
-        if pending[0] is not unsent and self._is_away():
+        if pending[0] is not unsent:
             yield from self._revive(pending)
-        self._away_s.append(time.time() - self._given_at)
+        self._away_s.append(max(0.0, time.time() - self._given_at))
         try:
             answer = yield from self._line.wait(pending[0], unsent=unsent)
         except (NoAnswer, NoWorker, NoBroker):
@@ -94,17 +95,20 @@ class Embedding:
             progress(len(items))
         return items
 
-    def _is_away(self) -> bool:
-        """Whether who takes the items, or gives what is to be embedded, is away for so long that
-        answers may expire before their turn."""
-        away_s = sum(self._away_s) + time.time() - self._given_at
-        return away_s >= self._line.settings.answer_ttl_s / 2
+    def _safe(self) -> int:
+        """How many may be on the way, if their answers are to be there at their turns: should who
+        takes the items, or gives what is to be embedded, be away as long as in the last turns."""
+        gaps_s = accumulate((time.time() - self._given_at, *reversed(self._away_s)))
+        return 1 + sum(gap_s < self._line.settings.answer_ttl_s / 2 for gap_s in gaps_s)
 
     def _revive(self, pending: deque[Call]) -> Talk[None]:
-        """If the next answer has come and gone meanwhile, its message is sent once more, as
-        another: this one counts as answered."""
-        gone, now = pending[0], time.time()
-        if now - gone.made_at < self._line.settings.answer_ttl_s:
+        """If the next answer has come and gone meanwhile, or can come no more, its message is sent
+        once more, as another: this one counts as answered."""
+        gone, now, settings = pending[0], time.time(), self._line.settings
+        may_be_gone = (
+            now >= gone.made_at + settings.answer_ttl_s and self._safe() < settings.in_flight
+        )
+        if now < gone.until and not may_be_gone:
             return
         if (yield from self._line.has_answer(gone)):
             return
@@ -191,9 +195,9 @@ class Embedding:
 
     def _at_once(self) -> int:
         """Messages on the way. Of a model to be chosen, the first goes alone: the others follow
-        its choice, so that one call never mixes spaces. So does each whose answer might expire."""
+        its choice, so that one call never mixes spaces."""
         is_open = self._options.get("model") == AUTO and not self._first
-        return 1 if is_open or self._is_away() else self._line.settings.in_flight
+        return 1 if is_open else min(self._safe(), self._line.settings.in_flight)
 
     def _share_s(self) -> float:
         """How long the source may take for one message. With more, the first ones would be past

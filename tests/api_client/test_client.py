@@ -21,7 +21,7 @@ import redis
 from celery.worker.state import revoked
 from kombu.exceptions import OperationalError
 
-from api_client import Client, talks, vigil
+from api_client import Client, embedding, talks, vigil
 from api_client.aio import AsyncClient
 from api_client.client import Seats
 from api_client.desk import Desk
@@ -224,39 +224,54 @@ def test_what_the_callers_own_source_raises_comes_out_as_it_is(stage, connect, c
     assert raised.value is error
 
 
+@pytest.fixture
+def be_away(monkeypatch):
+    """For so many seconds, as a stream sees it; with what is done meanwhile."""
+    away_s = [0.0]
+    clock = SimpleNamespace(time=lambda: time.time() + away_s[0], monotonic=time.monotonic)
+    monkeypatch.setattr(embedding, "time", clock)
+
+    def be_away(seconds):
+        away_s[0] += seconds
+
+    return be_away
+
+
 @pytest.mark.parametrize("who", ["taker", "progress", "source"])
-def test_what_expired_while_somebody_was_away_is_asked_anew(stage, connect, who):
+@pytest.mark.parametrize("seconds", [70, 1000])  # past the deadlines; past what answers live
+def test_what_expired_while_somebody_was_away_is_asked_anew(stage, connect, be_away, who, seconds):
     pictures = [f"{letter}.jpg" for letter in "abcdefgh"]
-    client = connect(stage.settings.model_copy(update={"answer_ttl_s": 1}))
     answers = stage.keys.answer("*")
     returns = iter([False])
 
-    def be_away(*_):
+    def away(*_):
         if next(returns, True):  # from then on
             return
         until(lambda: len(stage.store.keys(answers)) >= (1 if who == "source" else 3))
         stage.store.delete(*stage.store.keys(answers))
-        time.sleep(1)
+        be_away(seconds)
 
     def source():
         yield from pictures[:6]
-        be_away()
+        away()
         yield from pictures[6:]
 
-    options = {"progress": be_away} if who == "progress" else {}
+    options = {"progress": away} if who == "progress" else {}
     with stage.worker():
         given = source() if who == "source" else pictures
-        stream = iter(client.stream_images(given, timeout=20, **options))
+        stream = iter(connect(stage.settings).stream_images(given, timeout=20, **options))
         items = [next(stream), next(stream)]
         if who == "taker":
-            be_away()
+            away()
         items += stream
     assert np.array_equal(matrix(items), FakeClient().embed_images(pictures))
     if who != "source":
         assert len(set(stage.published)) == 6  # the two that had gone twice
 
 
-def test_what_is_late_only_while_nobody_takes_items_keeps_its_turn(stage, connect, monkeypatch):
+def test_what_is_late_only_while_nobody_takes_items_keeps_its_turn(
+    stage, connect, monkeypatch, be_away
+):
     frame, is_asked = FakeWorker.frame, threading.Event()
 
     def late(self, request, blobs):
@@ -265,15 +280,36 @@ def test_what_is_late_only_while_nobody_takes_items_keeps_its_turn(stage, connec
         return frame(self, request, blobs)
 
     monkeypatch.setattr(FakeWorker, "frame", late)
-    client = connect(stage.settings.model_copy(update={"answer_ttl_s": 1}))
+    pictures = [f"{letter}.jpg" for letter in "abcdefgh"]
     with stage.worker():
-        stream = iter(client.stream_images([f"{letter}.jpg" for letter in "abcdefgh"]))
+        stream = iter(connect(stage.settings).stream_images(pictures, timeout=900))
         items = [next(stream), next(stream)]
-        time.sleep(0.6)
+        be_away(stage.settings.answer_ttl_s * 0.6)
         threading.Timer(0.2, is_asked.set).start()
         items += stream
     assert len(items) == 8
     assert len(stage.published) == 4
+
+
+@pytest.mark.parametrize(("seconds", "on_the_way"), [(0, 3), (200, 2), (400, 1)])
+def test_as_many_are_on_the_way_as_their_answers_outlast(
+    stage, connect, be_away, seconds, on_the_way
+):
+    read = []
+
+    def source():
+        for number in range(20):
+            read.append(number)
+            yield f"{number}.jpg"
+
+    with stage.worker():
+        stream = iter(connect(stage.settings).stream_images(source()))
+        for _ in range(2):
+            next(stream), next(stream)
+            be_away(seconds)
+        next(stream)
+        del stream
+    assert len(read) == 2 * (2 + on_the_way + 1)  # it reads a message ahead
 
 
 def test_messages_that_follow_a_choice_ask_for_no_other_kind(stage, connect, monkeypatch):
