@@ -109,7 +109,9 @@ class _SecretFiles(_ByField):
     """CLIPYARD_REDIS_URL_FILE and its like: a secret that is in a file of its own."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        if not (_is_secret(field) and (named := _secret_file(field_name))):
+        if not _is_secret(field) or self.current_state.keys() & {*_keys_of(field_name)}:
+            return None, field_name, False  # or it is given otherwise
+        if not (named := _secret_file(field_name)):
             return None, field_name, False
         *by, path = named
         try:

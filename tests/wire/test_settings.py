@@ -223,6 +223,7 @@ def test_the_file_of_a_secret_may_be_named_in_the_json_file(monkeypatch, tmp_pat
     assert read.signing_key.get_secret_value() == "k" * 16
     assert read.origin("signing_key") == str(config)
     (tmp_path / "key").write_text("")
+    assert Settings.read(signing_key="m" * 16).signing_key.get_secret_value() == "m" * 16
     with pytest.raises(BadSettings, match=rf"{key} in {config}: {tmp_path / 'key'} is empty"):
         Settings.read()
     (tmp_path / "nobody.json").write_text(json.dumps({key: "~nobody-of-that-name/key"}))
