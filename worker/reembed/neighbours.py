@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from api_client.wire.errors import ClipyardError, JobRefused
+from api_client.wire.errors import ClipyardError, ItemError, JobRefused
 from api_client.wire.messages import BlobRef
 
 from . import manifest
@@ -28,7 +28,7 @@ NEIGHBOURS = 10
 POOL = 4096  # items whose neighbours are looked for among each other
 SAMPLE = 512  # of them, those whose neighbours are compared
 WORST = 6  # told, and shown as pictures
-DRAWING_S = 20.0  # at most, for all pictures of the sheet to come
+DRAWING_S = 20.0  # after which no further picture is fetched
 TILE = 96  # pixels of a picture's edge on the sheet
 GREY = "#ddd"  # below texts, and in the place of what could not be had
 Matrix = NDArray[np.float32]
@@ -136,14 +136,18 @@ def _tiles(job: "Job", lines: Sequence[Line]) -> Mapping[str, Image.Image]:
     none of them."""
     tiles: dict[str, Image.Image] = {}
     give_up_at = time.monotonic() + DRAWING_S
+    why: object = None
     for item in (item for own, before, after in lines for item in (own, *before, *after)):
         if time.monotonic() > give_up_at:
-            log.warning(
-                "job %s: pictures are slow to come: not all that moved is drawn", job.spec.id
-            )
+            why = f"they took {DRAWING_S:g} s"
             break
-        if item.id not in tiles:
-            tiles[item.id] = _tile(job, item)
+        try:
+            if item.id not in tiles:
+                tiles[item.id] = _tile(job, item)
+        except ClipyardError as error:
+            why = error
+    if why:
+        log.warning("job %s: not all pictures of what moved are drawn: %s", job.spec.id, why)
     return tiles
 
 
@@ -162,7 +166,7 @@ def _tile(job: "Job", item: Item) -> Image.Image:
             assert not isinstance(content, str)
             picture = job.images.open(content, {}, near=TILE)
         tile.paste(picture.convert("RGB").resize((TILE, TILE)))
-    except ClipyardError:
+    except ItemError:
         pass  # grey
     return tile
 

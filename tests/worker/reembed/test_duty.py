@@ -1275,7 +1275,9 @@ def test_a_migration_says_how_much_moved_and_switches_there_and_back(
 
 
 @pytest.mark.parametrize("opened", [True, False])
-def test_a_migration_waits_for_no_source_only_to_draw_it(desk, post, tmp_path, monkeypatch, opened):
+def test_a_migration_waits_for_no_source_only_to_draw_it(
+    desk, post, tmp_path, monkeypatch, caplog, opened
+):
     """Also not on a worker that has not opened it before: some drivers connect at once."""
 
     def away(*_):
@@ -1296,6 +1298,7 @@ def test_a_migration_waits_for_no_source_only_to_draw_it(desk, post, tmp_path, m
     assert desk.status().state is JobState.COMPLETE
     assert report(new)["moved"]["sample"] == 2
     assert (tmp_path / "new" / "_job-job" / "moved.png").exists()
+    assert caplog.text.count("not all pictures of what moved are drawn: it is away") == 1
 
 
 def test_a_migration_waits_for_no_slow_source_only_to_draw_it(desk, post, tmp_path, monkeypatch):
