@@ -29,7 +29,7 @@ from api_client.wire.messages import PathRef, UrlRef
 from worker.reembed.doors import Doors
 from worker.reembed.items import Chunk, Item, Shard, Space
 from worker.reembed.sinks import open_sink
-from worker.reembed.sources import open_source
+from worker.reembed.sources import collection, open_source
 from worker.settings import WorkerSettings
 
 STORES = ("memory", "kept", "flat", "picky", "away", "ftp")
@@ -458,7 +458,9 @@ def test_a_field_that_a_collection_lacks_is_refused_with_those_it_has(source, ca
         list(held.walk())
 
 
-def test_texts_that_a_collection_does_not_hold_are_not_taken_for_pictures(source, doors, tmp_path):
+def test_texts_that_a_collection_does_not_hold_are_not_taken_for_pictures(
+    source, doors, tmp_path, monkeypatch
+):
     """Their job paused after five minutes, with a file that is outside of the image roots."""
     (tmp_path / "t.jsonl").write_text('{"text": "a cat"}\n')
     items = list(source("texts", tmp_path / "t.jsonl").walk())
@@ -475,6 +477,9 @@ def test_texts_that_a_collection_does_not_hold_are_not_taken_for_pictures(source
     assert held.fetch(picture) == PathRef(path="/a.jpg")
     with pytest.raises(ImageUnreadable, match=told):
         held.fetch(text)
+    monkeypatch.setattr(collection, "TOLD_BY", 1)
+    with pytest.raises(JobRefused, match=told):
+        next(held.walk())
 
 
 def test_a_collection_of_a_kind_that_nobody_knows_is_refused(source, captioned):

@@ -11,6 +11,8 @@ from ..sinks import Walkable, open_sink
 from . import Content
 from .refs import content, file_of_text
 
+TOLD_BY = 2**16  # rows: who has nothing but texts so far is told so, and not hours later
+
 
 class Collection:
     """The rows of a sink. Ids stay as they are, and so do the other fields, as metadata.
@@ -33,7 +35,7 @@ class Collection:
             raise JobRefused(f"a sink of kind {self._store.kind!r} cannot be walked")
         wanted = self._text or self._ref
         lacking, has_others = "", False
-        for item_id, fields in held.rows():
+        for number, (item_id, fields) in enumerate(held.rows(), start=1):
             rest = dict(fields)
             if wanted not in rest:
                 names = ", ".join(sorted(rest))
@@ -46,9 +48,11 @@ class Collection:
             text = value if self._text else None
             ref = str(rest.pop("ref", item_id)) if self._text else value
             item = Item(id=item_id, ref=ref, text=text, meta=rest)
-            lacking = _lacking(item)
-            has_others |= not lacking  # beside which a text is one item's failure
-            yield item
+            this = _lacking(item)
+            lacking, has_others = lacking or this, has_others or not this
+            if number == TOLD_BY and not has_others:
+                break
+            yield item  # a text beside others is one item's failure
         if lacking and not has_others:
             raise JobRefused(lacking)
 
