@@ -21,7 +21,7 @@ import redis
 from celery.worker.state import revoked
 from kombu.exceptions import OperationalError
 
-from api_client import Client, embedding, talks, vigil
+from api_client import Client, embedding, requests, talks, vigil
 from api_client.aio import AsyncClient
 from api_client.client import Seats
 from api_client.desk import Desk
@@ -229,7 +229,8 @@ def be_away(monkeypatch):
     """For so many seconds, as a stream sees it; with what is done meanwhile."""
     away_s = [0.0]
     clock = SimpleNamespace(time=lambda: time.time() + away_s[0], monotonic=time.monotonic)
-    monkeypatch.setattr(embedding, "time", clock)
+    for module in (embedding, requests):
+        monkeypatch.setattr(module, "time", clock)
 
     def be_away(seconds):
         away_s[0] += seconds
