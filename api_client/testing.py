@@ -181,7 +181,7 @@ class FakeWorker:
         current = self._entry(self._current)
         if request.model == AUTO:
             for candidate in (current, *self._models.values()):
-                if {request.kind, request.also or request.kind} <= {*candidate.kinds}:
+                if {*request.kinds} <= {*candidate.kinds}:
                     return candidate
             raise BadRequest(f"no model here can embed {_wanted(request)}")
         return self._entry(request.model) if request.model else current
@@ -284,8 +284,7 @@ def _type(entry: CatalogueEntry) -> Literal["vision", "text"]:
 
 
 def _wanted(request: EmbedBatch) -> str:
-    kinds = dict.fromkeys((request.kind, request.also or request.kind))
-    return " and ".join(f"{kind}s" for kind in kinds)
+    return " and ".join(f"{kind}s" for kind in request.kinds)
 
 
 def _content(ref: ImageRef, blobs: Mapping[int, bytes]) -> str | bytes:

@@ -71,7 +71,7 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
 
 def _choose(request: EmbedBatch) -> Choice:
     """By the rule of `worker.choice`, the first that is here or can be loaded."""
-    here, wish = runtime.here(), Wish.of(request.kind, request.texts, also=request.also)
+    here, wish = runtime.here(), Wish.of(request.kinds, request.texts)
     view = here.slots.view()
     tiers = {slot.model_id: slot.tier for slot in view}
     # An entry may say too much, as one of timm that leaves its kinds out.

@@ -30,28 +30,27 @@ class Wish:
     """What a request says of itself.
 
     Attributes:
-        also: what the model has to embed beside the kind.
+        kinds: what the model has to embed.
         longest_chars: of its texts; 0 for pictures.
         foreign: whether most letters are of another script than Latin.
     """
 
-    kind: Kind
-    also: Kind | None = None
+    kinds: tuple[Kind, ...]
     longest_chars: int = 0
     foreign: bool = False
 
     @classmethod
-    def of(cls, kind: Kind, texts: Sequence[str], *, also: Kind | None = None) -> "Wish":
+    def of(cls, kinds: tuple[Kind, ...], texts: Sequence[str]) -> "Wish":
         letters = [letter for text in texts for letter in text if letter.isalpha()]
         other = sum(letter > LAST_LATIN for letter in letters)
-        return cls(kind, also, max(map(len, texts), default=0), other * 2 > len(letters))
+        return cls(kinds, max(map(len, texts), default=0), other * 2 > len(letters))
 
     def is_met(self, kinds: Collection[Kind]) -> bool:
         """Whether a model that embeds these would do."""
-        return {self.kind, self.also or self.kind} <= {*kinds}
+        return {*self.kinds} <= {*kinds}
 
     def __str__(self) -> str:
-        return " and ".join(f"{kind}s" for kind in dict.fromkeys((self.kind, self.also)) if kind)
+        return " and ".join(f"{kind}s" for kind in self.kinds)
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,11 @@ class EmbedBatch(Request):
     def kind(self) -> Kind:
         return Kind.IMAGE if self.images else Kind.TEXT
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What a model that `AUTO` chooses must embed: the items, and what follows."""
+        return (self.kind,) if self.also in (None, self.kind) else (self.kind, self.also)
+
 
 class Failure(Message):
     """Why an item, or a whole request, has no vector."""

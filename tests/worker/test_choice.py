@@ -21,7 +21,7 @@ def first(wish, candidates=ALL, *, current="nobody", budget_bytes=None):
 
 
 def text(content):
-    return Wish.of(Kind.TEXT, ["short", content])
+    return Wish.of((Kind.TEXT,), ["short", content])
 
 
 def at(tier, candidate):
@@ -29,15 +29,15 @@ def at(tier, candidate):
 
 
 def test_a_picture_goes_to_a_model_that_sees():
-    choices = ranked(Wish(Kind.IMAGE), ALL, current="nobody", budget_bytes=None)
+    choices = ranked(Wish((Kind.IMAGE,)), ALL, current="nobody", budget_bytes=None)
     assert [choice.entry.id for choice in choices] == ["clip", "toy"]
     assert choices[0].why == "clip embeds images"
 
 
 def test_what_a_text_will_follow_has_to_read_as_well_wherever_it_is():
     eyes = Candidate(Entry("eyes", kinds=(Kind.IMAGE,)), tier=Tier.DEVICE)
-    assert first(Wish(Kind.IMAGE), (eyes, CLIP)).entry.id == "eyes"
-    choice = first(Wish(Kind.IMAGE, also=Kind.TEXT), (eyes, CLIP))
+    assert first(Wish((Kind.IMAGE,)), (eyes, CLIP)).entry.id == "eyes"
+    choice = first(Wish((Kind.IMAGE, Kind.TEXT)), (eyes, CLIP))
     assert choice.why == "clip embeds images and texts"
 
 
