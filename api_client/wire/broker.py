@@ -3,9 +3,12 @@
 Why each setting has its value: docs/why.md, "How messages survive".
 """
 
+import asyncio
 import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from itertools import accumulate, count, takewhile
-from threading import RLock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -42,6 +45,8 @@ ONE_SERVER = "name the one server that holds all data, or a primary with replica
 _QUOTED = re.compile(r"""\((['"])(.*)\1,\)""", re.DOTALL)
 
 LARGE = 2**15  # bytes of a value that is not worth a copy
+MANY = 2**21  # bytes of what is sent in turn: it fills the line to Redis for milliseconds
+TURN_S = 1.0  # the longest that a turn is waited for: another's may be slow, or never end
 
 VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarter of this
 
@@ -206,8 +211,19 @@ class _Pool(redis.ConnectionPool):
     """
 
     def reset(self) -> None:
-        self._lock, self._event_dispatcher = RLock(), EventDispatcher()
+        self._lock, self._event_dispatcher, self._turn = RLock(), EventDispatcher(), Lock()
         super().reset()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One sends at a time. Whoever waits in vain goes all the same, and gives the turn back
+        for who cannot: Ctrl-C may have come just before."""
+        self._turn.acquire(timeout=TURN_S)
+        try:
+            yield
+        finally:
+            with suppress(RuntimeError):
+                self._turn.release()
 
 
 class _Redis(redis.Redis):
@@ -229,6 +245,16 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
         command_packer=Packer(),
         **_REDIS_OPTIONS | {"socket_timeout": _silence_s(patience_s)} | options,
     )
+
+    class InTurn(pool.connection_class):  # type: ignore[misc,name-defined]  # with TLS or without
+        """What threads send at once would all arrive at the end: see docs/why.md, "How pictures
+        travel as bytes"."""
+
+        def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            with pool.turn() if _is_much(command) else nullcontext():
+                super().send_packed_command(command, check_health)
+
+    pool.connection_class = InTurn
     return _Redis.from_pool(pool)
 
 
@@ -304,21 +330,40 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
         socket_timeout=_silence_s(patience_s),
         **_REDIS_OPTIONS,
     )
-    pool = client.connection_pool
+    pool, one_at_a_time = client.connection_pool, asyncio.Lock()
+
+    @asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        has_turn = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TURN_S):
+                has_turn = await one_at_a_time.acquire()
+        try:
+            yield
+        finally:
+            if has_turn:
+                one_at_a_time.release()
 
     class Piecewise(pool.connection_class):  # type: ignore[misc,name-defined]  # with TLS or without
-        """Each piece has the socket's timeout for itself, as in the waiting client: else all the
-        pictures of a message share it, and a slow network counts as a silent one."""
+        """In turn as well. And each piece has the socket's timeout for itself, as in the waiting
+        client: else all the pictures of a message share it, and a slow network counts as a silent
+        one."""
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             is_one = isinstance(command, str | bytes)
-            for number, piece in enumerate([command] if is_one else ([one] for one in command)):
-                if number and not self.is_connected:  # redis-py would connect, and go on from here
-                    raise redis.ConnectionError("the connection was closed within a command")
-                await super().send_packed_command(piece, check_health and not number)
+            async with turn() if _is_much(command) else nullcontext():
+                for number, piece in enumerate([command] if is_one else ([one] for one in command)):
+                    if number and not self.is_connected:  # redis-py would connect, and go on here
+                        raise redis.ConnectionError("the connection was closed within a command")
+                    await super().send_packed_command(piece, check_health and not number)
 
     pool.connection_class = Piecewise
     return client
+
+
+def _is_much(command: Any) -> bool:
+    """Of what is packed for a socket, in one piece or in several."""
+    return not isinstance(command, str | bytes) and sum(map(len, command)) >= MANY
 
 
 def _silence_s(patience_s: float) -> float:

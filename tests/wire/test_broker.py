@@ -5,6 +5,7 @@ import os
 import socketserver
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,10 @@ from kombu.exceptions import OperationalError
 
 from api_client.doctor import _redis_and_workers
 from api_client.stack.valkey import _free_port, server_binary
-from api_client.wire import names
+from api_client.wire import broker, names
 from api_client.wire.broker import (
     LARGE,
+    MANY,
     Packer,
     async_redis_client,
     celery_app,
@@ -283,6 +285,88 @@ def test_large_values_arrive_as_they_were(valkey_url: str, prefix: str) -> None:
     with redis_client(Settings.read(redis_url=valkey_url)) as client:
         client.hset(prefix, mapping={"0": picture, "1": "small"})
         assert client.hgetall(prefix) == {b"0": picture, b"1": b"small"}
+
+
+@pytest.fixture
+def sends(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[str]:
+    """When each of those that are much began to be sent, and when it was. With a parameter, each
+    goes on once so many have begun."""
+    noted: list[str] = []
+    begun = getattr(request, "param", 0)
+    send = redis.Connection.send_packed_command
+    send_awaited = redis.asyncio.Connection.send_packed_command
+
+    def waiting(self: redis.Connection, command: Any, check_health: bool = True) -> None:
+        is_much = isinstance(command, list) and sum(map(len, command)) > MANY
+        noted.extend(["begun"] * is_much)
+        while is_much and noted.count("begun") < begun:
+            time.sleep(0.01)
+        send(self, command, check_health)
+        noted.extend(["sent"] * is_much)
+
+    async def awaiting(self: Any, command: Any, check_health: bool = True) -> None:
+        is_much = isinstance(command, list) and sum(map(len, command)) > MANY
+        noted.extend(["begun"] * is_much)
+        while is_much and noted.count("begun") < begun:
+            await asyncio.sleep(0.01)
+        await send_awaited(self, command, check_health)
+        noted.extend(["sent"] * is_much)
+
+    monkeypatch.setattr(redis.Connection, "send_packed_command", waiting)
+    monkeypatch.setattr(redis.asyncio.Connection, "send_packed_command", awaiting)
+    return noted
+
+
+def sent_by_threads(settings: Settings, values: dict[str, bytes]) -> None:
+    with redis_client(settings, patience_s=2) as client, ThreadPoolExecutor(len(values)) as pool:
+        list(pool.map(client.set, values.keys(), values.values()))
+
+
+def sent_by_tasks(settings: Settings, values: dict[str, bytes]) -> None:
+    async def all_of_them() -> None:
+        async with async_redis_client(settings, patience_s=2) as client:
+            await asyncio.gather(*(client.set(*item) for item in values.items()))
+
+    asyncio.run(all_of_them())
+
+
+at_once = pytest.mark.parametrize("send", [sent_by_threads, sent_by_tasks])
+Send = Callable[[Settings, dict[str, bytes]], None]
+
+
+@at_once
+def test_much_is_sent_in_turn(
+    valkey_url: str, prefix: str, store: redis.Redis, sends: list[str], send: Send
+) -> None:
+    values = {f"{prefix}{number}": bytes([number]) * 8 * MANY for number in range(4)}
+    send(Settings.read(redis_url=valkey_url), values)
+    assert sends == ["begun", "sent"] * len(values)
+    assert store.mget(values) == list(values.values())
+
+
+@at_once
+@pytest.mark.parametrize("sends", [2], indirect=True)
+def test_nobody_waits_for_a_turn_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch, valkey_url: str, prefix: str, sends: list[str], send: Send
+) -> None:
+    monkeypatch.setattr(broker, "TURN_S", 0.05)
+    settings = Settings.read(redis_url=valkey_url)
+    send(settings, {f"{prefix}{number}": bytes(2 * MANY) for number in range(2)})
+    assert sends == ["begun", "begun", "sent", "sent"]
+
+
+def test_a_turn_that_was_not_given_back_is_found_again(
+    monkeypatch: pytest.MonkeyPatch, valkey_url: str, prefix: str, sends: list[str]
+) -> None:
+    with redis_client(Settings.read(redis_url=valkey_url)) as client:
+        turn = client.connection_pool.turn()
+        turn.__enter__()  # and Ctrl-C
+        with monkeypatch.context() as patch:
+            patch.setattr(broker, "TURN_S", 0.05)
+            client.set(prefix, bytes(2 * MANY))
+        monkeypatch.setattr(broker, "TURN_S", 600.0)
+        client.set(prefix, bytes(2 * MANY))
+    assert sends == ["begun", "sent"] * 2
 
 
 def is_half_sent(client: redis.asyncio.Redis) -> bool:
