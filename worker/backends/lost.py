@@ -1,5 +1,7 @@
 """Which errors mean that the process has lost its device for good."""
 
+from traceback import format_exception_only
+
 __all__ = ["is_beyond_repair"]
 
 # Of these CUDA says: "The context must be destroyed (all existing allocations are invalid). To
@@ -21,7 +23,7 @@ _BEYOND_REPAIR = (
 
 def is_beyond_repair(error: BaseException) -> bool:
     """By the driver's sentences, which torch quotes after `CUDA error: ` or `HIP error: `."""
-    said = str(error).lower()
+    said = "".join(format_exception_only(error)).lower()  # str() may raise: a plug-in wrote it
     return (
         isinstance(error, RuntimeError)
         and ("cuda error" in said or "hip error" in said)

@@ -5,6 +5,11 @@ from worker.backends.lost import is_beyond_repair
 TORCH = "{}\nCUDA kernel errors might be asynchronously reported at some other API call."
 
 
+class Unspeakable(RuntimeError):
+    def __str__(self):
+        raise AttributeError("what it would tell of is not there")
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -25,6 +30,7 @@ def test_an_error_that_stays_with_the_process_is_known(said):
         RuntimeError("CUDA error: invalid argument"),
         RuntimeError("the text says: device-side assert triggered"),
         ValueError("CUDA error: device-side assert triggered"),
+        Unspeakable("of a plug-in"),
     ],
 )
 def test_other_errors_are_of_one_request(error):
