@@ -39,8 +39,10 @@ def load(call: Call[Load]) -> Managed:
 
 @answering(names.RELOAD, Reload)
 def reload(call: Call[Reload]) -> Managed:
+    """What cannot be read again, as a file that is half copied, still serves as it was."""
     here, request = runtime.here(), call.request
     entry = here.catalogue[request.model]
+    here.families.check(entry)
     wait_s = min(DRAIN_S, call.left_s)
     # 0 is of a call that is over by then.
     kept = {slot.model_id: slot.keep_alive_s or None for slot in here.slots.view()}

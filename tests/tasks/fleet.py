@@ -16,6 +16,7 @@ from api_client.wire.names import Keys
 from worker import runtime
 from worker.backends.base import Placement
 from worker.backends.fake import Fake, Pool
+from worker.backends.registry import Families
 from worker.catalogue import Catalogue, Entry
 from worker.delivery.suspects import Suspects
 from worker.metrics import Meter
@@ -61,7 +62,8 @@ def parts(settings: WorkerSettings, node: str) -> Any:
     """What `worker.runtime.here()` gives; started."""
     settings = settings.model_copy(update={"slot_wait_s": 2.0})
     store, keys = redis_client(settings), Keys(settings.key_prefix)
-    fake = Fake(Placement("cuda:0"), device=Pool(1000), host=Pool(1000))
+    placement = Placement("cuda:0")
+    fake = Fake(placement, device=Pool(1000), host=Pool(1000))
     memory, ledger = Memory(fake), Ledger()
     tracker = Tracker(
         store,
@@ -87,7 +89,7 @@ def parts(settings: WorkerSettings, node: str) -> Any:
     return SimpleNamespace(
         node=node,
         settings=settings,
-        families=("fake", "ollama"),
+        families=Families(placement),
         catalogue=Catalogue(ENTRIES),
         slots=slots,
         tracker=tracker,

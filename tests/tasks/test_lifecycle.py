@@ -9,9 +9,11 @@ from api_client.status import read_fleet
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app
 from api_client.wire.codec import unpack_record
+from api_client.wire.errors import BadCheckpoint
 from api_client.wire.messages import Event, Knobs
 from tests.tasks import fleet
 from worker import runtime
+from worker.backends.registry import BUILT_IN
 from worker.delivery import answers
 from worker.settings import WorkerSettings
 
@@ -113,6 +115,16 @@ def test_reload_reads_the_model_again(ask, here):
     assert here.slots.view()[0].loaded_at > loaded_at
 
 
+def test_a_model_that_cannot_be_read_again_stays_as_it_was(ask, here, monkeypatch):
+    def cut_short(entry):
+        raise BadCheckpoint("half of the file is missing")
+
+    ask(names.LOAD, model="a")
+    monkeypatch.setattr(here.families, "check", cut_short)
+    assert ask(names.RELOAD, model="a").failure.message == "half of the file is missing"
+    assert held(here) == {"clip/a": "device"}
+
+
 def test_a_model_that_is_to_stay_still_is_once_it_was_read_again(ask, here):
     ask(names.LOAD, model="a", keep_alive_s=-1)
     ask(names.RELOAD, model="a")
@@ -209,7 +221,7 @@ def test_unload_by_family(ask, here):
 def test_a_family_that_nobody_knows_is_refused_with_those_there_are(ask):
     refused = ask(names.UNLOAD, scope="family", family="typo").failure
     assert refused.code == "bad_request"
-    assert refused.message == "no model family 'typo'; there are fake, ollama"
+    assert refused.message == f"no model family 'typo'; there are {', '.join(sorted(BUILT_IN))}"
 
 
 @pytest.mark.parametrize("fields", [{"scope": "family"}, {"family": "fake"}])
