@@ -101,7 +101,7 @@ class Room:
                     held = self._carrier.lower(slot)
         except Exception as error:  # claimed as it is, nobody else could ever move it
             log.warning("%s could not be lowered", slot.id, exc_info=True)
-            reason = f"{reason}; could not be lowered: {error}"
+            reason = f"{reason}; could not be lowered: {error!r}"
         if held is None:
             self.drop(slot, cause, reason, asked_by)
             return

@@ -380,7 +380,23 @@ def test_a_model_that_cannot_be_lowered_is_gone():
     bench.use("a", before=misbehave)
     bench.use("b")
     assert bench.tiers == {"b": Tier.DEVICE}
-    assert "could not be lowered: host memory is full" in bench.events[-2].reason
+    told = "could not be lowered: MemoryError('host memory is full')"
+    assert told in bench.events[-2].reason
+
+
+def test_a_model_that_fails_to_say_why_it_cannot_be_lowered_is_gone_too():
+    class Unspeakable(Exception):
+        def __str__(self):
+            raise AttributeError("what it would tell of is not there")
+
+    def misbehave(step):
+        if step == "lower":
+            raise Unspeakable
+
+    bench = Bench(slots=1)
+    bench.use("a", before=misbehave)
+    bench.use("b")
+    assert bench.tiers == {"b": Tier.DEVICE}
 
 
 def test_a_model_goes_where_nobody_can_tell_how_much_host_memory_is_free(monkeypatch):
