@@ -1034,13 +1034,16 @@ def test_workers_that_upsert_a_chunk_at_the_same_instant_leave_it_once(make, kin
     sinks = [make(kind) for _ in range(4)]
     start = Barrier(len(sinks))
 
-    def upsert(sink):
+    def upsert(sink, number):
         start.wait()
-        sink.write(shard(0, lost=()))
+        sink.write(shard(number, lost=()))
 
-    with ThreadPoolExecutor(len(sinks)) as workers:
-        list(workers.map(upsert, sinks))
-    assert sorted(item_id for item_id, _ in sinks[0].rows()) == [f"0/{i}" for i in range(4)]
+    for number in range(2):
+        with ThreadPoolExecutor(len(sinks)) as workers:
+            list(workers.map(upsert, sinks, [number] * len(sinks)))
+        held = sorted(item_id for item_id, _ in sinks[0].rows())
+        assert held == [f"{n}/{i}" for n in range(number + 1) for i in range(4)]
+        sinks[0].read(held)  # as a job's check: from then on LanceDB has an index
 
 
 def test_a_table_of_many_chunks_is_compacted_as_it_grows(make, monkeypatch):

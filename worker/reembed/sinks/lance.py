@@ -110,7 +110,8 @@ class LanceDB:
         }
         with self._asking():
             rows = pa.table(columns, schema=self._table.schema)
-            upsert = self._table.merge_insert("id")
+            # By the index, two upserts at once that insert the same id would both go through.
+            upsert = self._table.merge_insert("id").use_index(False)
             upsert.when_matched_update_all().when_not_matched_insert_all().execute(rows)
             if shard.chunk.number % COMPACTED_EVERY == 0:
                 self._compact()
