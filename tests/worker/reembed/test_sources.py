@@ -534,6 +534,15 @@ def test_a_shard_whose_headers_end_early_is_refused(source, tmp_path, end):
         ids(source("webdataset", tmp_path / "x.tar"))
 
 
+def test_a_shard_that_ends_between_two_members_is_refused(source, tmp_path):
+    write_tar(tmp_path / "x.tar", [(f"{n}.png", b"x" * 600) for n in range(3)])
+    os.truncate(tmp_path / "x.tar", 2 * 1536)
+    with pytest.raises(JobRefused, match="the zeros at its end are missing"):
+        ids(source("webdataset", tmp_path / "x.tar"))
+    os.truncate(tmp_path / "x.tar", 2 * 1536 + 1024)
+    assert ids(source("webdataset", tmp_path / "x.tar")) == ["x/0", "x/1"]
+
+
 def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path):
     (tmp_path / "x.tar").write_text("no tar")
     for name in ("x.tar", "y.tar", "none-*.tar"):

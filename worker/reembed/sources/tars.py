@@ -111,11 +111,17 @@ def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
 
 
 def _refuse_rest(tar: tarfile.TarFile) -> None:
-    """A header that is broken or cut ends the walk like the end of the file, which is zeros."""
+    """A header that is broken or cut ends the walk like the end of the file, which is zeros; and so
+    does a cut between two members, which leaves none."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+    if (found := tar.fileobj.read(tarfile.BLOCKSIZE)).strip(b"\0"):
         raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
+    if not found:
+        raise tarfile.ReadError(
+            "the zeros at its end are missing, as of one that was cut or is being written; a whole "
+            "one gets them by `truncate -s +1024`"
+        )
 
 
 def _pictures(
