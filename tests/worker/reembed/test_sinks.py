@@ -1046,6 +1046,29 @@ def test_workers_that_upsert_a_chunk_at_the_same_instant_leave_it_once(make, kin
         sinks[0].read(held)  # as a job's check: from then on LanceDB has an index
 
 
+def test_columns_that_others_add_to_a_table_keep_what_they_hold(make, tmp_path):
+    sink = make("lancedb")
+    sink.write(shard(0, lost=()))
+    table = lancedb.connect(tmp_path / "lance").open_table("photos")
+    table.add_columns({"album": "cast(null as string)"})
+    table.update(where="id = '0/1'", values={"album": "Rome"})
+    for worker in (sink, make("lancedb")):
+        for number in range(2):
+            worker.write(shard(number, lost=(), seed=1))
+    same(sink.read(["0/1"]), {"0/1": shard(0, lost=(), seed=1).rows[1]})
+    held = dict(sink.rows())
+    assert held["0/1"]["album"] == "Rome"
+    assert held["1/1"]["album"] is None
+
+
+def test_a_column_of_others_that_wants_a_value_is_named(make, tmp_path):
+    sink = make("lancedb")
+    sink.write(shard(0, lost=()))
+    lancedb.connect(tmp_path / "lance").open_table("photos").add_columns({"album": "'Rome'"})
+    with pytest.raises(JobRefused, match=r"photos in .*album"):
+        sink.write(shard(1, lost=()))
+
+
 def test_a_table_of_many_chunks_is_compacted_as_it_grows(make, monkeypatch):
     monkeypatch.setattr(lance, "COMPACTED_EVERY", 4)
     sink = make("lancedb")

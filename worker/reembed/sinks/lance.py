@@ -41,7 +41,7 @@ PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")  # of LanceDB, in what it s
 
 
 class LanceDB:
-    """A row an item, upserted by its id. Options: `table`.
+    """A row an item, upserted by its id. Options: `table`. Columns of others keep what they hold.
 
     A folder's name for searchers is a symbolic link beside the table, `<alias>.lance`.
     """
@@ -67,7 +67,7 @@ class LanceDB:
                 return store.open_table(self._name)
             except ValueError:
                 raise JobRefused(f"there is no table {self._name} in {self._where}") from None
-        schema = pa.schema(
+        self._schema = pa.schema(
             [
                 pa.field("id", pa.string(), nullable=False, metadata=KEY),
                 ("ref", pa.string()),
@@ -81,8 +81,8 @@ class LanceDB:
         try:
             table = store.open_table(self._name)
         except ValueError:
-            table = store.create_table(self._name, schema=schema, exist_ok=True)
-        is_ours = set(table.schema.names) == set(schema.names)
+            table = store.create_table(self._name, schema=self._schema, exist_ok=True)
+        is_ours = set(table.schema.names) >= set(self._schema.names)
         if not (is_ours and pa.types.is_fixed_size_list(table.schema.field("vector").type)):
             raise JobRefused(f"the table {self._name} in {self._where} is not one of a job's")
         first = table.search().select(["model", "fingerprint"]).limit(1).to_list()
@@ -109,10 +109,14 @@ class LanceDB:
             "meta": [json.dumps(item.meta) for item, _ in pairs],
         }
         with self._asking():
-            rows = pa.table(columns, schema=self._table.schema)
+            rows = pa.table(columns, schema=self._schema)
             # By the index, two upserts at once that insert the same id would both go through.
             upsert = self._table.merge_insert("id").use_index(False)
-            upsert.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            try:
+                upsert.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            except ValueError as error:  # of a column of others that wants a value, as a rule
+                told = f"table {self._name} in {self._where}: {_told(error)}"
+                raise JobRefused(f"LanceDB, {told}") from error
             if shard.chunk.number % COMPACTED_EVERY == 0:
                 self._compact()
 
