@@ -1104,6 +1104,20 @@ def test_what_lancedb_remembers_is_each_tables_own_and_grows_with_no_chunk(make,
     assert 0 < two.size_bytes <= 2 * 2**18
 
 
+def test_what_lancedb_remembers_of_an_index_grows_with_no_row(make, monkeypatch):
+    made, session = [], lancedb.Session
+    monkeypatch.setattr(lance, "REMEMBERED_BYTES", 2**18)
+    monkeypatch.setattr(
+        lancedb, "Session", lambda **sizes: made.append(session(**sizes)) or made[-1]
+    )
+    items = [Item(id=f"{n:050}", ref="") for n in range(2**14)]
+    sink = make("lancedb")
+    sink.write(Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * len(items)))
+    for at in range(0, len(items), 2**12):
+        assert len(sink.read([item.id for item in items[at : at + 2**12]])) == 2**12
+    assert 0 < made[0].size_bytes <= 2 * 2**18
+
+
 def test_a_chunk_is_not_written_again_because_others_overtook_its_compaction(make, monkeypatch):
     sink, asked = make("lancedb"), []
 

@@ -34,8 +34,9 @@ KEY = {"lance-schema:unenforced-primary-key": "true"}
 # would be ever slower, and their versions larger than their vectors.
 COMPACTED_EVERY = 256  # chunks
 # Of what LanceDB remembers of a table's versions, of which every chunk leaves 60 kB or more that
-# nobody looks at again. Its own bound is 1 GiB a connection. No two tables share it: it goes by
-# paths, and of a table that was made anew two upserts at once would leave an id twice.
+# nobody looks at again, and of its index, of which a check reads all: 60 bytes a row. Its own
+# bounds are 1 and 6 GiB a connection. No two tables share it: it goes by paths, and of a table that
+# was made anew two upserts at once would leave an id twice.
 REMEMBERED_BYTES = 2**25
 PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")  # of LanceDB, in what it says of an error
 
@@ -60,7 +61,9 @@ class LanceDB:
     def _prepare(self) -> Any:
         # Every look at the table is one at its newest version: other workers write to it, too.
         newest = timedelta(0)
-        session = lancedb.Session(metadata_cache_size_bytes=REMEMBERED_BYTES)
+        session = lancedb.Session(
+            index_cache_size_bytes=REMEMBERED_BYTES, metadata_cache_size_bytes=REMEMBERED_BYTES
+        )
         store = lancedb.connect(self._where, read_consistency_interval=newest, session=session)
         if self._space is None:
             try:
