@@ -1,5 +1,6 @@
 """docs/performance.md and its pictures, drawn from the kept results; no figure is typed by hand."""
 
+import ast
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -48,7 +49,7 @@ def _by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def _section(name: str, runs: Sequence[Result]) -> str:
     parts = [
-        f"## `python -m benchmarks {name}`\n",
+        f"## `python -m benchmarks {name}`\n\n{_about(name)}\n",
         _table(runs, "ratio of goal", "ratios", _reached),
     ]
     if drawn := [_processor(run) for run in runs if "curves" in run]:  # the last one's is kept
@@ -60,6 +61,12 @@ def _section(name: str, runs: Sequence[Result]) -> str:
         "\n</details>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _about(name: str) -> str | None:
+    """What is compared with what, as the benchmark says it; read, as importing it brings torch."""
+    file = Path(__file__).with_name(f"{name.replace('-', '_')}.py")
+    return ast.get_docstring(ast.parse(file.read_text()))
 
 
 def _table(

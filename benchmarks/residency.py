@@ -9,7 +9,7 @@ moved. Four policies see the same requests, one after the other:
     foresight  as adaptive, and what this hour usually wants is brought up while nobody works
 
 A cold load takes `LOAD_S`, a lift from host memory `LIFT_S`; both are of the size seen for
-ViT-L-14 (docs/performance.md).
+ViT-L-14.
 """
 
 import csv
