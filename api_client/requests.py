@@ -37,9 +37,9 @@ class EmbedOptions(TypedDict, total=False):
             call that follows and names it.
         batch_size: items per message; the setting `chunk_size` unless given.
         priority: interactive for one message, bulk for several, unless given.
-        progress: called after each message with the number of items it held.
+        progress: called after each message with the number of items it held; not by `submit_*`.
         timeout: seconds that each message may take once it is the first of its call that has no
-            answer; the setting `answer_timeout_s` unless given.
+            answer; the setting `answer_timeout_s` unless given. `submit_*` has its own.
         keep_alive_s: how long the model stays afterwards: 0 goes when idle, negative stays.
     """
 
