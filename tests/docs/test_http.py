@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from api_client.gateway.app import build
+from api_client.gateway.passes import Unit
 from api_client.gateway.refusals import TABLE
 from api_client.gateway.settings import GatewaySettings
 from api_client.testing import FakeAsyncClient
@@ -47,3 +48,12 @@ def test_a_setting_is_documented_with_its_default(field):
         else f"`{default}`"
     )
     assert f"| `CLIPYARD_{field.upper()}` | {told} |" in PAGE
+
+
+def test_the_tokens_of_the_page_can_be_copied_with_their_limits():
+    _, section = PAGE.split("\n## Limits of a token\n")
+    lines = [line for line in section.splitlines() if line.startswith("    ")]
+    tokens = "\n".join(lines).replace("...", "0" * 16)
+    free, limited = GatewaySettings.read(gateway_tokens=tokens).passes()
+    assert free.limits == {}
+    assert limited.limits == {Unit.REQUESTS: 600, Unit.ITEMS: 20000}
