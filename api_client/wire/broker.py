@@ -372,9 +372,12 @@ def _silence_s(patience_s: float) -> float:
 
 
 def _repeated_after(patience_s: float) -> tuple[type[redis.RedisError], ...]:
-    """The errors after which a command is tried again; silence uses a small patience up at once."""
+    """The errors after which a command is tried again, through another connection; silence uses a
+    small patience up at once. Who has become a replica keeps its connections: only a new one leads
+    to the primary."""
     has_time = patience_s >= _silence_s(patience_s)
-    return LOST if has_time else (redis.ConnectionError,)
+    away = LOST if has_time else (redis.ConnectionError,)
+    return (*away, redis.exceptions.ReadOnlyError)
 
 
 def _tries(patience_s: float) -> int:

@@ -114,6 +114,26 @@ def test_what_redis_answered_is_known_of_an_awaited_pipeline_too(valkey_of_my_ow
     assert takes_no_writes(alone.value)
 
 
+async def _awaited_ids_around_a_refusal(settings: Settings) -> list[int]:
+    async with async_redis_client(settings, patience_s=0) as store:
+        ids = [await store.client_id()]
+        with pytest.raises(redis.exceptions.ReadOnlyError):
+            await store.set("a", "b")
+        return [*ids, await store.client_id()]
+
+
+def test_a_connection_to_who_has_become_a_replica_is_given_up(valkey_of_my_own) -> None:
+    settings = Settings.read(redis_url=valkey_of_my_own.url)
+    with redis_client(settings, patience_s=0) as store:
+        before = store.client_id()
+        store.replicaof("127.0.0.1", 1)
+        with pytest.raises(redis.exceptions.ReadOnlyError), store.pipeline() as pipe:
+            pipe.set("a", "b").execute()
+        assert store.client_id() != before
+    before, after = asyncio.run(_awaited_ids_around_a_refusal(settings))
+    assert before != after
+
+
 def test_who_waits_for_redis_looks_again_every_other_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
