@@ -349,6 +349,11 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
         client: else all the pictures of a message share it, and a slow network counts as a silent
         one."""
 
+        def _connection_arguments(self) -> Any:
+            if tls := getattr(self, "ssl_context", None):
+                tls.context = None  # or it trusts for good what the file of the CA held at first
+            return super()._connection_arguments()
+
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             is_one = isinstance(command, str | bytes)
             async with turn() if _is_much(command) else nullcontext():

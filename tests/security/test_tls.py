@@ -21,7 +21,10 @@ from tests.flow.processes import free_port, until
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
+    return _certificate(tmp_path_factory.mktemp("tls"))
+
+
+def _certificate(folder: Path) -> Path:
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
@@ -77,10 +80,14 @@ class Terminator:
 
     def __init__(self, certificate: Path, inner: tuple[str, int]) -> None:
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._tls.load_cert_chain(certificate, certificate.with_name("key.pem"))
+        self.serve_with(certificate)
         self._inner = inner
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
+
+    def serve_with(self, certificate: Path) -> None:
+        """From the next connection on."""
+        self._tls.load_cert_chain(certificate, certificate.with_name("key.pem"))
 
     def __enter__(self) -> "Terminator":
         threading.Thread(target=self._accept, daemon=True).start()
@@ -154,3 +161,26 @@ def test_a_strangers_certificate_is_refused_by_everybody(
     with broker, pytest.raises(broker.connection_errors, match="certificate verify failed"):
         broker.channel().client.ping()
     app.close()
+
+
+def test_connections_that_were_there_before_a_new_ca_trust_it(
+    certificate: Path, valkey_of_my_own, tmp_path: Path
+) -> None:
+    trusted = tmp_path / "ca.pem"
+    trusted.write_text(certificate.read_text())
+    login, _, address = valkey_of_my_own.url.removeprefix("redis://").partition("@")
+    inner = ("127.0.0.1", int(address.partition("/")[0].partition(":")[2]))
+
+    async def pings(terminator: Terminator) -> None:
+        asked = settings((terminator.port, f"{login}@"), f"?ssl_ca_certs={trusted}")
+        async with async_redis_client(asked, patience_s=1) as client:
+            await client.ping()
+            renewed = _certificate(tmp_path)
+            trusted.write_text(certificate.read_text() + renewed.read_text())
+            terminator.serve_with(renewed)
+            with redis_client(asked, patience_s=0) as other:
+                other.client_kill_filter(_type="normal")
+            await client.ping()
+
+    with Terminator(certificate, inner) as terminator:
+        asyncio.run(pings(terminator))
