@@ -220,12 +220,13 @@
     let live = true, told = "Live";
     try {
       const reply = await fetch(at("/models/now"), { signal: AbortSignal.timeout(SILENT_MS) });
-      const now = await reply.json();
+      const now = reply.status === 401 ? { error: "Another password is wanted: load the page again" } : await reply.json();
       if (reply.ok) show(now);
       else [live, told] = [false, now.error];
     } catch {
       [live, told] = [false, "The dashboard does not answer"];
     }
+    if (!live) $id("well").textContent = "As it was last seen.";
     if ($id("live").textContent !== told) $id("live").textContent = told; // else read out again
     $id("live-dot").classList.toggle("status-dot-live", live);
     return live;

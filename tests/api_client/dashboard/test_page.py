@@ -236,10 +236,21 @@ def test_a_dashboard_that_says_nothing_any_more_is_not_live(looking_on, chromium
     dashboard.suspend()
     try:
         chromium.see(f"{told} === 'The dashboard does not answer'")
+        chromium.see("document.getElementById('well').textContent === 'As it was last seen.'")
     finally:
         dashboard.resume()
     chromium.run("AbortSignal.timeout = timeout")
     chromium.see(f"{told} === 'Live'")
+
+
+def test_a_dashboard_that_wants_another_password_says_so(looking_on, chromium):
+    told = "document.getElementById('live').textContent"
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see(f"{told} === 'Live'")
+    chromium.run(
+        "const { fetch } = window; window.fetch = (at) => fetch(at, { credentials: 'omit' })"
+    )
+    chromium.see(f"{told} === 'Another password is wanted: load the page again'")
 
 
 def submit(job_id, store, keys, valkey_url):
