@@ -14,6 +14,7 @@ from typing import Self
 
 import redis
 
+from ..wire.broker import takes_no_writes
 from .child import Child, Running
 from .errors import NoServerBinary, ServerFailed
 from .home import held, private_directory, rewrite
@@ -155,8 +156,9 @@ class PrivateValkey:
     def _answers(client: redis.Redis) -> bool:
         try:
             return bool(client.ping())
-        except redis.RedisError:  # not listening yet, loading, or somebody else's on that port
-            return False
+        except redis.RedisError as error:
+            # Else it is not listening yet, loading, or somebody else's on that port.
+            return takes_no_writes(error)
 
 
 def _free_port() -> int:

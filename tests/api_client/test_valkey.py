@@ -15,6 +15,7 @@ import redis
 from api_client.stack import valkey
 from api_client.stack.errors import InUse, NoServerBinary, ServerFailed
 from api_client.stack.valkey import PrivateValkey, server_binary
+from tests.chaos.disk import Disk
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,18 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path, nothing
     (broken / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
     with pytest.raises(ServerFailed, match=r"(?s)log ends with:.*manifest"), PrivateValkey(broken):
         pass
+
+
+def test_one_whose_disk_is_full_has_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(valkey, "START_WITHIN_S", 5)
+    with Disk(tmp_path / "disk", megabytes=4) as disk:
+        if not disk.is_own:
+            pytest.skip("no disk may be mounted here")
+        home, log = disk.folder / "it", tmp_path / "log"
+        with PrivateValkey(home, log=log) as server, redis.Redis.from_url(server.url) as client:
+            for number in range(200):  # the next one begins with a page or more of their names
+                client.set(f"{number:0200}", "expires while nobody runs", px=500)
+        disk.fill()
+        time.sleep(0.5)
+        with PrivateValkey(home, log=log):
+            pass
