@@ -26,6 +26,7 @@ _POLL_S = 0.02
 
 # Saying nothing of `save` would keep the default snapshots beside the append-only file. That is
 # written anew after so much at the earliest: pictures sent by value come and go by the gigabyte.
+# What is there just then is written down as it is: to compress pictures once more is lost labour.
 _CONFIG = """\
 bind 127.0.0.1
 port {port}
@@ -34,6 +35,7 @@ dir ./
 appendonly yes
 appendfsync everysec
 auto-aof-rewrite-min-size 512mb
+rdbcompression no
 save ""
 maxmemory-policy noeviction
 """

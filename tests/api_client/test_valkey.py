@@ -68,6 +68,14 @@ def test_it_listens_on_loopback_only_and_keeps_everything(server, client):
     assert {one.laddr.ip for one in listening} == {"127.0.0.1"}
 
 
+def test_pictures_are_not_compressed_once_more(client):
+    client.set("picture", bytes(2**20))
+    client.bgrewriteaof()
+    while client.info("persistence")["aof_rewrite_in_progress"]:
+        time.sleep(0.01)
+    assert client.info("persistence")["aof_base_size"] > 2**20
+
+
 def test_nobody_gets_in_without_the_password(server):
     with (
         redis.Redis.from_url(re.sub(":[^:]*@", "", server.url)) as stranger,

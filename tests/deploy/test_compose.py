@@ -85,6 +85,7 @@ def test_a_dashboard_ships_so_that_it_may_only_look_and_redis_so_that_it_loses_n
     words = SERVICES["redis"]["command"]
     said = dict(zip(words[1::2], words[2::2], strict=True))
     assert (said["--maxmemory-policy"], said["--appendonly"]) == ("noeviction", "yes")
+    assert said["--rdbcompression"] == "no"  # pictures are that already
 
 
 def test_what_is_to_stay_is_written_where_a_volume_is() -> None:
