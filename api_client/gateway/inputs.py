@@ -1,5 +1,6 @@
 """What callers send: texts, and pictures as data URIs or web addresses; never a path."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -28,7 +29,8 @@ async def embed(
     """
     kinds = [modality or guess(one) for one in inputs]
     texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
-    images = pictures(inputs, kinds)
+    # 32 MB of base64 take a tenth of a second and more, and others would wait for it.
+    images = await asyncio.to_thread(pictures, inputs, kinds)
     also = Kind.TEXT if texts else None
     seen = await client.embed_images_detailed(images, model=model, also=also) if images else []
     model = seen[0].model if seen else model

@@ -6,6 +6,7 @@ import numpy as np
 import openai
 import pytest
 
+from api_client.gateway import inputs
 from api_client.gateway.app import build
 from api_client.gateway.settings import GatewaySettings
 from api_client.testing import FakeAsyncClient, FakeClient
@@ -40,6 +41,19 @@ def test_a_picture_as_a_data_uri(client):
     uri = "data:image/png;base64," + base64.b64encode(b"picture").decode()
     [row] = client.embeddings.create(model="fake/small", input=uri).data
     assert np.allclose(row.embedding, FakeClient().embed_images([b"picture"])[0], atol=1e-6)
+
+
+def test_others_are_answered_while_pictures_are_read(client, monkeypatch):
+    read, answered = inputs.of_data_uri, []
+
+    def reading(uri):
+        answered.extend(client.with_options(timeout=2).models.list())
+        return read(uri)
+
+    monkeypatch.setattr(inputs, "of_data_uri", reading)
+    uri = "data:image/png;base64," + base64.b64encode(b"picture").decode()
+    client.embeddings.create(model="fake/small", input=uri)
+    assert answered
 
 
 def test_models_are_listed_and_found(client):
