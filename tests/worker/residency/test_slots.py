@@ -652,6 +652,19 @@ def test_a_place_is_free_when_its_model_has_gone_and_not_before():
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
 
 
+def test_a_model_on_its_way_out_for_another_has_no_leases():
+    bench, gate = Bench(slots=1), Gate("lower")
+    bench.use("a", before=gate)
+    with threads() as pool:
+        b = pool.submit(bench.use, "b")
+        assert gate.reached.wait(SOON_S)
+        with pytest.raises(ModelBusy):
+            bench.use("a")
+        gate.open.set()
+        b.result(SOON_S)
+    assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
+
+
 def test_host_memory_is_promised_from_the_beginning_of_a_move():
     bench, gate = Bench(host_bytes=150, pinned=frozenset({"a"})), Gate("lower")
     bench.use("a", before=gate)
