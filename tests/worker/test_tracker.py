@@ -1,4 +1,5 @@
 import threading
+from queue import SimpleQueue
 
 import pytest
 import redis
@@ -443,6 +444,26 @@ def test_an_event_is_written_at_once_and_not_with_the_next_beat(make, store, key
     tracker.slots.load(VISION)
     [(_, entries)] = store.xread({keys.events: 0}, block=WITHIN_S * 1000)
     assert entries
+    tracker.close()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        lambda tracker: tracker.say("ready"),
+        lambda tracker: tracker.show_soon(),
+        lambda tracker: tracker.change(Knobs(slots=3)),
+        lambda tracker: tracker.make_current("clip/b", reach="worker"),
+    ],
+    ids=["how it is", "a load has begun", "settings", "the current model"],
+)
+def test_what_people_look_for_is_shown_at_once(make, note):
+    tracker, beats = make(beat_s=3600), SimpleQueue()
+    tracker.attach(tracker.slots, tracker.room, Ledger(), renew=lambda: beats.put("beat"))
+    tracker.start()
+    assert beats.get(timeout=WITHIN_S)
+    note(tracker)
+    assert beats.get(timeout=WITHIN_S)
     tracker.close()
 
 
