@@ -46,6 +46,20 @@ def test_a_fleet_at_work_is_told_at_a_glance():
     }
 
 
+def test_a_fleet_is_well_while_all_of_its_workers_are_ready():
+    shown = tiles(picture(Fleet(workers=(worker(),))))
+    assert shown["Workers ready"] == ("1 of 1", "cuda:0", "success")
+
+
+def test_a_model_tells_when_it_steps_down_and_an_overdue_one_does_so_now():
+    held = [model(str(ago), last_used=NOW - ago, vram_timeout_s=600) for ago in (590, 3600)]
+    [shown] = picture(Fleet(workers=(worker(held=held, device_total=1),)))["workers"]
+    assert [one["steps_down"] for one in shown["models"]] == [
+        {"to": "host", "in_s": 10},
+        {"to": "host", "in_s": 0},
+    ]
+
+
 def test_an_empty_fleet_is_in_danger_and_nothing_else_is():
     assert tiles(picture(Fleet())) == {
         "Workers ready": ("0 of 0", "none", "danger"),
