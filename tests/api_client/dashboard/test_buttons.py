@@ -14,6 +14,7 @@ import pytest
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 
+from api_client.dashboard.buttons import Buttons
 from api_client.dashboard.server import Dashboard
 from api_client.dashboard.settings import DashboardSettings
 from api_client.testing import FakeClient
@@ -77,6 +78,16 @@ def press(at):
             auth=("clipyard", PASSWORD),
             timeout=120,
         )
+
+
+def test_more_buttons_than_may_wait_at_once_take_their_turns():
+    let_go, buttons = threading.Event(), Buttons(2)
+    waiting = [buttons.submit(let_go.wait) for _ in range(2)]
+    last = buttons.submit(str, 7)
+    until(lambda: all(one.running() for one in waiting))
+    assert not last.done()
+    let_go.set()
+    assert last.result(timeout=10) == "7"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
