@@ -124,6 +124,23 @@ def test_without_a_compiler_pillow_decodes_everything(
     assert np.array_equal(levels(decoded), levels(libjpeg(content)))
 
 
+def test_it_is_compiled_once_and_what_came_of_another_source_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source, other = tmp_path / "eighth.c", tmp_path / "eighth-other.so"
+    source.write_bytes(native._SOURCE.read_bytes())
+    other.touch()
+    monkeypatch.setattr(native, "_SOURCE", source)
+    native.main()
+    [made] = tmp_path.glob("*.so")
+    assert made != other
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    native.main()
+    made.unlink()
+    with pytest.raises(SystemExit, match="large JPEGs will take twice as long"):
+        native.main()
+
+
 def test_a_strict_compiler_has_nothing_to_say(tmp_path: Path) -> None:
     strict = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
     assert native.compile_to(tmp_path / "eighth.so", *strict) is None
