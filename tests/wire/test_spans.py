@@ -43,6 +43,12 @@ def test_without_the_setting_nothing_is_recorded_and_nothing_is_made():
         spans.served(method="GET", route="/", status=200)
 
 
+def test_a_span_that_cannot_be_made_stops_nobody(made, caplog):
+    spans.past(Name.FORWARD, 0.0, float("nan"))
+    assert made() == {}
+    assert "no span clipyard.forward" in caplog.text
+
+
 def test_without_the_extra_the_setting_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "api_client.wire.otel")
     monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.celery", None)
