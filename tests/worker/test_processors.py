@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.processors import ASIDE, available, step_aside
+from worker.processors import ASIDE, available, decode_threads, step_aside
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,10 @@ def test_a_container_gets_no_more_cores_than_its_share(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert available(root=tmp_path) == cores
+
+
+def test_each_core_has_one_thread_that_decodes() -> None:
+    assert decode_threads() == available()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
