@@ -810,6 +810,20 @@ def test_a_message_that_a_worker_holds_is_not_sent_again(valkey_url, prefix, sto
     line.close()
 
 
+def test_a_worker_that_comes_back_is_a_reason_to_send_again_once(store, keys):
+    now = [0.0]
+    vigil = Vigil(Roll(keys, clock=lambda: now[0]), since=time.time())
+
+    def is_lost():
+        now[0] += STALE_S
+        return done(vigil.look("r1", queue=None), store)
+
+    enlist(store, keys, NODE)
+    assert not is_lost()
+    store.hset(keys.worker(NODE), "started_at", str(time.time() + 5))
+    assert [is_lost() for _ in range(3)] == [True, False, False]
+
+
 def test_calls_of_one_client_that_wait_together_look_at_the_workers_together(store, keys):
     now = [0.0]
     roll = Roll(keys, clock=lambda: now[0])
