@@ -14,6 +14,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from celery import Celery, signals
@@ -23,7 +24,6 @@ from kombu.transport import virtual
 __all__ = ["Envelopes"]
 
 _Form = dict[str, Any]
-_Kind = tuple[str, str, int]
 
 
 class _Paper(virtual.Channel):  # type: ignore[misc]  # kombu has no types
@@ -49,7 +49,7 @@ class Envelopes:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._forms: dict[_Kind, tuple[_Form, Any]] = {}
+        self._form = cache(self._asked)
 
     def write(
         self,
@@ -76,7 +76,7 @@ class Envelopes:
             shown: what Flower and Celery's events show of the fields.
             headers: beside Celery's own.
         """
-        form, embed = self._form((task, queue, step))
+        form, embed = self._form(task, queue, step)
         body: tuple[list[Any], dict[str, Any], Any] = ([], dict(fields), embed)
         about = {
             **form["headers"],
@@ -111,16 +111,9 @@ class Envelopes:
             control.revoke(list(ids), terminate=True, connection=nowhere)
             return json.dumps(nowhere.default_channel.written)
 
-    def _form(self, kind: _Kind) -> tuple[_Form, Any]:
-        """What is the same in every message of a kind: all of it, and the last part of the body."""
-        if kind not in self._forms:
-            form = self._asked(*kind)
-            _, _, embed = json.loads(b64decode(form["body"]))
-            self._forms[kind] = form, embed
-        return self._forms[kind]
-
-    def _asked(self, task: str, queue: str, step: int) -> _Form:
-        """Of Celery and kombu."""
+    def _asked(self, task: str, queue: str, step: int) -> tuple[_Form, Any]:
+        """Of Celery and kombu, what is the same in every message of a kind: all of it, and the last
+        part of the body."""
         message = self._app.amqp.create_task_message(
             "", task, argsrepr="()", kwargsrepr="", ignore_result=True
         )
@@ -134,4 +127,5 @@ class Envelopes:
                 **message.properties,
             )
             form: _Form = paper.written
-            return form
+        _, _, embed = json.loads(b64decode(form["body"]))
+        return form, embed
