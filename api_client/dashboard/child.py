@@ -1,10 +1,11 @@
 """The dashboard as one more process of the stack that `clipyard up` runs."""
 
+import secrets
 import sys
 
 from ..stack.up import Extra
 from ..wire.address import netloc
-from .settings import DashboardSettings, new_password
+from .settings import DashboardSettings
 
 __all__ = ["WORKER_ENV", "extra"]
 
@@ -17,7 +18,7 @@ def extra() -> Extra:
     at, env = netloc(settings.dashboard_host, settings.dashboard_port), {}
     address = f"http://{at}/models"
     if settings.dashboard_password is None:
-        password = new_password()
+        password = secrets.token_urlsafe(12)
         env = {"CLIPYARD_DASHBOARD_PASSWORD": password}
         address += f"  (user {settings.dashboard_user}, password {password})"
     argv = (sys.executable, "-m", "api_client", "dashboard")

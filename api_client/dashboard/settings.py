@@ -1,6 +1,5 @@
 """Where the dashboard listens, who may come in, and whether they may change anything."""
 
-import secrets
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr
@@ -40,8 +39,3 @@ class DashboardSettings(Settings):
         """`user:password`, as HTTP's basic authentication has it. Never log it."""
         password = self.dashboard_password
         return f"{self.dashboard_user}:{password.get_secret_value() if password else ''}"
-
-
-def new_password() -> str:
-    """One that nobody guesses."""
-    return secrets.token_urlsafe(12)
