@@ -93,6 +93,9 @@ class Bench:
     def tiers(self):
         return {slot.model_id: slot.tier for slot in self.slots.view()}
 
+    def lower(self, name):
+        return self.slots.apply([Move(name, Tier.HOST, "idle")])
+
     def told(self, *kinds):
         return [(event.kind, event.model) for event in self.events if event.kind in kinds]
 
@@ -129,6 +132,18 @@ class Gate:
         if step == self._step:
             self.reached.set()
             assert self.open.wait(SOON_S)
+
+    @contextmanager
+    def holding(self, call, *args, **options):
+        """What another thread calls waits here while the block lasts, and then comes to its end."""
+        with ThreadPoolExecutor(1) as pool:
+            called = pool.submit(call, *args, **options)
+            try:
+                assert self.reached.wait(SOON_S)
+                yield called
+            finally:
+                self.open.set()
+            called.result(SOON_S)
 
 
 def test_a_lease_is_a_model_that_runs():
@@ -331,7 +346,7 @@ def test_a_failed_load_evicts_nobody():
 def test_a_model_needs_as_much_of_the_device_as_was_measured_there():
     bench = Bench(slots=5, device_bytes=350)
     bench.use("a", device_bytes=300)
-    bench.slots.apply([Move("a", Tier.HOST, "idle")])
+    bench.lower("a")
     bench.use("b")
     bench.use("a", device_bytes=300)
     assert bench.tiers == {"b": Tier.HOST, "a": Tier.DEVICE}
@@ -407,7 +422,7 @@ def test_a_model_goes_where_nobody_can_tell_how_much_host_memory_is_free(monkeyp
     bench.use("a")
     with monkeypatch.context() as patch:
         patch.setattr(bench.ledger, "host_shortfall", no_files_left)
-        bench.slots.apply([Move("a", Tier.HOST, "idle")])
+        bench.lower("a")
     assert bench.events[-1].kind is EventKind.UNLOADED
     bench.use("a")
     assert bench.tiers == {"a": Tier.DEVICE}
@@ -599,14 +614,11 @@ def test_an_unload_drains_and_who_comes_meanwhile_loads_anew():
 def test_who_comes_during_an_unload_loads_anew():
     bench, gate = Bench(wait_s=PATIENT_S), Gate("unload")
     bench.use("a", before=gate)
-    with threads() as pool:
-        gone = pool.submit(bench.slots.unload, "a", reason="asked", wait_s=0)
-        assert gate.reached.wait(SOON_S)
+    with threads() as pool, gate.holding(bench.slots.unload, "a", reason="asked", wait_s=0) as gone:
         late = pool.submit(bench.use, "a")
         until(bench.slots, lambda: bench.slots._changed._waiters)
-        gate.open.set()
-        assert gone.result(SOON_S)
-        late.result(SOON_S)
+    assert gone.result(SOON_S)
+    late.result(SOON_S)
     assert bench.loads == ["a", "a"]
 
 
@@ -627,28 +639,20 @@ def test_nobody_else_is_pushed_out_while_one_is_leaving():
     bench, gate = Bench(slots=2, wait_s=PATIENT_S), Gate("lower")
     bench.use("a", before=gate)
     bench.use("b")
-    with threads() as pool:
-        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
-        assert gate.reached.wait(SOON_S)
+    with threads() as pool, gate.holding(bench.lower, "a"):
         c = pool.submit(bench.use, "c")
         until(bench.slots, lambda: bench.slots._lifts)
-        gate.open.set()
-        swept.result(SOON_S)
-        c.result(SOON_S)
+    c.result(SOON_S)
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE, "c": Tier.DEVICE}
 
 
 def test_a_place_is_free_when_its_model_has_gone_and_not_before():
     bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("lower")
     bench.use("a", before=gate)
-    with threads() as pool:
-        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
-        assert gate.reached.wait(SOON_S)
+    with threads() as pool, gate.holding(bench.lower, "a"):
         b = pool.submit(bench.use, "b")
         until(bench.slots, lambda: bench.slots._lifts and bench.slots._changed._waiters)
-        gate.open.set()
-        swept.result(SOON_S)
-        b.result(SOON_S)
+    b.result(SOON_S)
     assert bench.tiers == {"a": Tier.HOST, "b": Tier.DEVICE}
 
 
@@ -669,14 +673,10 @@ def test_host_memory_is_promised_from_the_beginning_of_a_move():
     bench, gate = Bench(host_bytes=150, pinned=frozenset({"a"})), Gate("lower")
     bench.use("a", before=gate)
     bench.use("b")
-    with threads() as pool:
-        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
-        assert gate.reached.wait(SOON_S)
-        also = pool.submit(bench.slots.apply, [Move("b", Tier.HOST, "idle")])
+    with threads() as pool, gate.holding(bench.lower, "a"):
+        also = pool.submit(bench.lower, "b")
         until(bench.slots, lambda: bench.slots._slots.get("b").state == "leaving")
-        gate.open.set()
-        swept.result(SOON_S)
-        also.result(SOON_S)
+    also.result(SOON_S)
     assert bench.tiers == {"a": Tier.HOST}
     assert bench.told(EventKind.LOWERED) == [(EventKind.LOWERED, "a")]
 
@@ -684,28 +684,21 @@ def test_host_memory_is_promised_from_the_beginning_of_a_move():
 def test_one_model_moves_at_a_time_so_that_its_bytes_can_be_seen():
     bench, gate, lifted = Bench(slots=3, wait_s=PATIENT_S), Gate("lower"), Event()
     bench.use("a", before=gate)
-    with threads() as pool:
-        swept = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
-        assert gate.reached.wait(SOON_S)
+    with threads() as pool, gate.holding(bench.lower, "a"):
         b = pool.submit(bench.use, "b", before=lambda step: step != "lift" or lifted.set())
         until(bench.slots, lambda: any(slot.state == "lifting" for slot in bench.slots._slots))
         assert not lifted.wait(0.05)
-        gate.open.set()
-        swept.result(SOON_S)
-        b.result(SOON_S)
+    b.result(SOON_S)
     assert lifted.is_set()
 
 
 def test_a_place_is_taken_from_the_beginning_of_a_lift():
     bench, gate = Bench(slots=1, total=150, wait_s=PATIENT_S), Gate("lift")
-    with threads() as pool:
-        likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
-        assert gate.reached.wait(SOON_S)
+    with threads() as pool, gate.holding(warm, bench, "a", Tier.DEVICE, before=gate) as likely:
         b = pool.submit(bench.use, "b")
         until(bench.slots, lambda: bench.slots._lifts and bench.slots._changed._waiters)
-        gate.open.set()
-        assert likely.result(SOON_S)
-        b.result(SOON_S)
+    assert likely.result(SOON_S)
+    b.result(SOON_S)
     assert bench.told(EventKind.OUT_OF_MEMORY) == []
 
 
@@ -725,15 +718,11 @@ def test_a_busy_victim_gets_no_new_leases_until_it_has_gone():
 
 def test_what_does_not_fit_into_host_memory_together_is_loaded_one_after_the_other():
     bench, gate = Bench(host_total=250, wait_s=PATIENT_S), Gate("load")
-    with threads() as pool:
-        a = pool.submit(bench.use, "a", size=150, before=gate)
-        assert gate.reached.wait(SOON_S)
+    with threads() as pool, gate.holding(bench.use, "a", size=150, before=gate):
         b = pool.submit(bench.use, "b", size=150)
         until(bench.slots, lambda: bench.slots._changed._waiters or len(bench.loads) == 2)
         meanwhile = list(bench.loads)
-        gate.open.set()
-        a.result(SOON_S)
-        b.result(SOON_S)
+    b.result(SOON_S)
     assert meanwhile == ["a"]
     assert bench.told(EventKind.OUT_OF_MEMORY) == []
 
@@ -747,7 +736,7 @@ def test_a_load_waits_for_what_comes_into_host_memory_where_that_is_short_for_bo
             coming = pool.submit(bench.slots.warm, a, to=Tier.HOST, reason="likely")
         else:
             bench.slots.load(a)
-            coming = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+            coming = pool.submit(bench.lower, "a")
         assert gate.reached.wait(SOON_S)
         b = pool.submit(bench.use, "b", size=150)
         until(bench.slots, lambda: bench.slots._changed._waiters or len(bench.loads) == 2)
@@ -762,12 +751,8 @@ def test_a_load_waits_for_what_comes_into_host_memory_where_that_is_short_for_bo
 def test_a_warm_up_takes_nothing_that_is_promised_to_what_is_being_lowered():
     bench, gate = Bench(host_total=250), Gate("lower")
     bench.use("a", size=150, before=gate)
-    with threads() as pool:
-        lowering = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
-        assert gate.reached.wait(SOON_S)
+    with gate.holding(bench.lower, "a"):
         warmed = bench.slots.warm(entry("b", size=150), to=Tier.HOST, reason="likely")
-        gate.open.set()
-        lowering.result(SOON_S)
     assert not warmed
     assert bench.tiers == {"a": Tier.HOST}
 
@@ -787,7 +772,7 @@ def test_no_load_begins_between_the_look_at_host_memory_and_the_promise_of_it(mo
             return short
 
         monkeypatch.setattr(bench.ledger, "host_shortfall", looked)
-        bench.slots.apply([Move("a", Tier.HOST, "idle")])
+        bench.lower("a")
     assert meanwhile == ["a"]
 
 
@@ -796,9 +781,9 @@ def test_what_does_not_fit_into_host_memory_together_is_lowered_one_after_the_ot
     with threads() as pool:
         bench.use("a", size=150, before=gate)
         bench.use("b", size=150)
-        a = pool.submit(bench.slots.apply, [Move("a", Tier.HOST, "idle")])
+        a = pool.submit(bench.lower, "a")
         assert gate.reached.wait(SOON_S)
-        b = pool.submit(bench.slots.apply, [Move("b", Tier.HOST, "idle")])
+        b = pool.submit(bench.lower, "b")
         until(bench.slots, lambda: bench.slots._slots.get("b").state is State.LEAVING)
         gate.open.set()
         a.result(SOON_S)
@@ -813,7 +798,7 @@ def test_what_is_lowered_leaves_host_memory_to_a_load_under_way(bring):
 
     def meanwhile(step):
         if step == "load":
-            bench.slots.apply([Move("a", Tier.HOST, "idle")])
+            bench.lower("a")
 
     if bring == "use":
         bench.use("b", before=meanwhile)
@@ -909,14 +894,10 @@ def test_who_cannot_wait_for_a_model_leaves_no_lease_behind_when_it_comes(monkey
     def no_thread():
         raise RuntimeError("can't start new thread")
 
-    with threads() as pool:
-        bringing = pool.submit(bench.use, "a", before=gate)
-        assert gate.reached.wait(SOON_S)
+    with gate.holding(bench.use, "a", before=gate):
         monkeypatch.setattr(bench.slots._room, "_parked", no_thread)
         with pytest.raises(RuntimeError):
             bench.use("a")
-        gate.open.set()
-        bringing.result(SOON_S)
     assert {slot.model_id: slot.leases for slot in bench.slots.view()} == {"a": 0, "b": 0}
 
 
@@ -956,13 +937,9 @@ def test_those_who_shared_a_load_do_not_wait_for_the_first_to_finish():
 
 def test_who_has_no_time_for_a_load_that_others_began_leaves_it_to_them():
     bench, gate = Bench(), Gate("load")
-    with threads() as pool:
-        first = pool.submit(bench.use, "a", before=gate)
-        assert gate.reached.wait(SOON_S)
-        with pytest.raises(ModelBusy, match="still on its way"):
-            bench.use("a", patience_s=0.0)
-        gate.open.set()
-        first.result(SOON_S)
+    refused = pytest.raises(ModelBusy, match="still on its way")
+    with gate.holding(bench.use, "a", before=gate), refused:
+        bench.use("a", patience_s=0.0)
     assert [slot.leases for slot in bench.slots.view()] == [0]
 
 
@@ -1006,34 +983,22 @@ def test_one_error_serves_everyone_who_waits_for_it():
 def test_a_hit_waits_neither_for_a_load_nor_for_a_move_of_another_model(step):
     bench, gate = Bench(slots=2), Gate(step)
     bench.use("a")
-    with threads() as pool:
-        b = pool.submit(bench.use, "b", before=gate)
-        assert gate.reached.wait(SOON_S)
+    with gate.holding(bench.use, "b", before=gate):
         bench.use("a")
-        gate.open.set()
-        b.result(SOON_S)
 
 
 def test_a_lift_does_not_wait_for_the_load_of_another_model():
     bench, gate = Bench(slots=1), Gate("load")
     bench.use("a", "b")
-    with threads() as pool:
-        c = pool.submit(bench.use, "c", before=gate)
-        assert gate.reached.wait(SOON_S)
+    with gate.holding(bench.use, "c", before=gate):
         bench.use("a")
-        gate.open.set()
-        c.result(SOON_S)
 
 
 def test_the_victim_can_be_used_while_the_newcomer_loads():
     bench, gate = Bench(slots=1, wait_s=PATIENT_S), Gate("load")
     bench.use("a")
-    with threads() as pool:
-        b = pool.submit(bench.use, "b", before=gate)
-        assert gate.reached.wait(SOON_S)
+    with gate.holding(bench.use, "b", before=gate):
         bench.use("a", "a")
-        gate.open.set()
-        b.result(SOON_S)
     assert bench.loads == ["a", "b"]
 
 
@@ -1248,14 +1213,11 @@ def test_a_model_that_cannot_be_warmed_up_leaves_nothing_behind(caplog):
 
 def test_who_asks_for_a_model_that_is_being_warmed_up_gets_it():
     bench, gate = Bench(), Gate("load")
-    with threads() as pool:
-        likely = pool.submit(warm, bench, "a", Tier.HOST, before=gate)
-        assert gate.reached.wait(SOON_S)
+    with threads() as pool, gate.holding(warm, bench, "a", Tier.HOST, before=gate) as likely:
         asked = pool.submit(bench.use, "a")
         until(bench.slots, lambda: _joined(bench, "a") == 1)
-        gate.open.set()
-        assert likely.result(SOON_S)
-        asked.result(SOON_S)
+    assert likely.result(SOON_S)
+    asked.result(SOON_S)
     assert bench.tiers == {"a": Tier.DEVICE}
     assert bench.loads == ["a"]
 
@@ -1263,11 +1225,9 @@ def test_who_asks_for_a_model_that_is_being_warmed_up_gets_it():
 def test_whoever_waits_for_a_place_goes_before_a_model_that_is_warmed_up():
     bench, gate = Bench(slots=3, device_bytes=250, wait_s=PATIENT_S), Gate("load")
     with threads() as pool, bench.lease("c"):
-        likely = pool.submit(warm, bench, "a", Tier.DEVICE, before=gate)
-        assert gate.reached.wait(SOON_S)
-        big = pool.submit(bench.use, "big", size=200)
-        until(bench.slots, lambda: bench.slots._lifts)
-        gate.open.set()
+        with gate.holding(warm, bench, "a", Tier.DEVICE, before=gate) as likely:
+            big = pool.submit(bench.use, "big", size=200)
+            until(bench.slots, lambda: bench.slots._lifts)
         assert not likely.result(SOON_S)
         assert not warm(bench, "b", Tier.HOST)
         assert not big.done()
@@ -1278,12 +1238,8 @@ def test_nothing_is_warmed_up_while_somebody_waits_for_a_model(step, at_rest):
     bench, gate = Bench(slots=3), Gate(step)
     for name in at_rest:
         warm(bench, name, Tier.HOST, before=gate)
-    with threads() as pool:
-        asked = pool.submit(bench.use, "a", before=gate)
-        assert gate.reached.wait(SOON_S)
+    with gate.holding(bench.use, "a", before=gate):
         assert not warm(bench, "b", Tier.HOST)
-        gate.open.set()
-        asked.result(SOON_S)
 
 
 def test_without_an_accelerator_there_is_one_tier():
@@ -1291,7 +1247,7 @@ def test_without_an_accelerator_there_is_one_tier():
     bench.use("a", "b", "c")
     assert bench.tiers == {"b": Tier.DEVICE, "c": Tier.DEVICE}
     assert bench.host.used == 200
-    assert bench.slots.apply([Move("b", Tier.HOST, "idle")]) == []
+    assert bench.lower("b") == []
 
 
 def test_without_an_accelerator_no_limit_of_its_bytes_counts():
