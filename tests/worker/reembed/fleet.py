@@ -105,6 +105,11 @@ class Desk:
         self.tend()
         return spec.id
 
+    def run(self, source, sink, **given: Any) -> list[str]:
+        """Submit a job, and have all that comes of it delivered."""
+        self.submit(source, sink, **given)
+        return self.post.deliver_all()
+
     def tend(self) -> None:
         from tasks import reembed
 
@@ -115,6 +120,11 @@ class Desk:
         changed = self.store.eval(script, len(keys), *keys, *arguments)
         self.tend()
         return changed
+
+    def rerun(self, script: str) -> None:
+        """Change it, and have all that comes of that delivered."""
+        assert self.do(script)
+        self.post.deliver_all()
 
     def status(self) -> JobStatus:
         return JobStatus.of("job", self.store.hgetall(self.keys.job("job")))

@@ -88,9 +88,8 @@ def report(sink):
         return json.load(file)
 
 
-def test_a_job_goes_from_its_submission_to_its_report(here, desk, post, pictures, sink):
-    desk.submit(pictures, sink)
-    assert set(post.deliver_all()) == {"done"}
+def test_a_job_goes_from_its_submission_to_its_report(here, desk, pictures, sink):
+    assert set(desk.run(pictures, sink)) == {"done"}
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 20, 0)
     found = rows(sink)
@@ -112,10 +111,8 @@ def test_a_job_that_is_submitted_again_skips_what_is_done_and_can_be_retried(
 ):
     whole = (tmp_path / "pictures" / "003.png").read_bytes()
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
-    desk.submit(pictures, sink)
-    post.deliver_all()
-    desk.do(RETRY_FAILED)
-    post.deliver_all()
+    desk.run(pictures, sink)
+    desk.rerun(RETRY_FAILED)
 
     desk.submit(pictures, sink, submitted_at=1.0)  # Redis has lost everything
     post.deliver_all()
@@ -124,16 +121,14 @@ def test_a_job_that_is_submitted_again_skips_what_is_done_and_can_be_retried(
     )
     assert embedded == 20 - 1 + 2 * 7
     (tmp_path / "pictures" / "003.png").write_bytes(whole)
-    assert desk.do(RETRY_FAILED)
-    post.deliver_all()
+    desk.rerun(RETRY_FAILED)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
 def test_a_job_that_is_submitted_again_has_the_items_that_it_began_with(
     desk, post, pictures, sink, tmp_path
 ):
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     (tmp_path / "pictures" / "000.png").unlink()
     post.sent.clear()
     desk.submit(pictures, sink, submitted_at=1.0)  # Redis has lost everything
@@ -145,12 +140,11 @@ def test_a_job_that_is_submitted_again_has_the_items_that_it_began_with(
 
 @pytest.mark.parametrize(("folder", "size"), [("pictures", 5), ("others", 8)])
 def test_another_job_under_the_id_of_an_earlier_one_is_refused(
-    desk, post, pictures, sink, tmp_path, folder, size
+    desk, pictures, sink, tmp_path, folder, size
 ):
-    desk.submit(pictures, sink)
-    post.deliver_all()
-    desk.submit(folder_of(tmp_path / folder), sink, chunk_size=size, submitted_at=1.0)
-    assert post.deliver_all() == ["refused"]
+    desk.run(pictures, sink)
+    source = folder_of(tmp_path / folder)
+    assert desk.run(source, sink, chunk_size=size, submitted_at=1.0) == ["refused"]
     assert "holds the papers of another job 'job'" in desk.status().reason
 
 
@@ -171,12 +165,11 @@ def test_of_two_jobs_that_come_to_a_folder_of_papers_at_once_one_is_refused(tmp_
 
 
 def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
-    desk, post, pictures, sink, tmp_path
+    desk, pictures, sink, tmp_path
 ):
     whole = (tmp_path / "pictures" / "003.png").read_bytes()
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     assert (desk.status().done, desk.status().failed) == (19, 1)
     assert report(sink)["failure_codes"] == {"image_unreadable": 1}
     [failed] = report(sink)["failed_items"]
@@ -186,57 +179,48 @@ def test_unreadable_items_are_recorded_with_their_codes_and_can_be_retried(
     assert f"What failed</h2>\n<table><tr><th>image_unreadable</th><td>{told}</td></tr>" in page
 
     (tmp_path / "pictures" / "003.png").write_bytes(whole)
-    assert desk.do(RETRY_FAILED)
-    post.deliver_all()
+    desk.rerun(RETRY_FAILED)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert all(row["vector"] for row in rows(sink))
 
 
 def test_pictures_in_files_and_shards_of_another_encoding_are_embedded(
-    desk, post, pictures, sink, tmp_path
+    desk, pictures, sink, tmp_path
 ):
     folder, latin = tmp_path / "pictures", os.fsdecode(b"caf\xe9.png")
     (folder / "019.png").rename(folder / latin)
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     assert (desk.status().done, desk.status().failed) == (20, 0)
     assert r"caf\xe9.png" in {row["id"] for row in rows(sink)}
 
     with tarfile.open(tmp_path / "s.tar", "w", encoding="utf-8") as shard:
         shard.add(folder / latin, latin)
     place = Place(kind="webdataset", where=str(tmp_path / "s.tar"))
-    desk.submit(place, sink, id="shards")
-    post.deliver_all()
+    desk.run(place, sink, id="shards")
     assert r"s/caf\xe9" in {row["id"] for row in rows(sink)}
 
 
-def test_a_chunk_of_which_nothing_was_kept_can_be_retried_in_a_database(
-    desk, post, pictures, tmp_path
-):
+def test_a_chunk_of_which_nothing_was_kept_can_be_retried_in_a_database(desk, pictures, tmp_path):
     chunk = sorted((tmp_path / "pictures").iterdir())[:8]
     whole = [file.read_bytes() for file in chunk]
     for file in chunk:
         file.write_bytes(b"")
-    desk.submit(pictures, Place(kind="lancedb", where=str(tmp_path / "lance")))
-    post.deliver_all()
+    desk.run(pictures, Place(kind="lancedb", where=str(tmp_path / "lance")))
     assert (desk.status().done, desk.status().failed) == (12, 8)
 
     for file, content in zip(chunk, whole, strict=True):
         file.write_bytes(content)
-    assert desk.do(RETRY_FAILED)
-    post.deliver_all()
+    desk.rerun(RETRY_FAILED)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
-def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, post, pictures, sink, tmp_path):
+def test_a_retry_keeps_the_vectors_whose_pictures_have_gone(desk, pictures, sink, tmp_path):
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     before = {row["id"]: row["vector"] for row in rows(sink)}
     for file in (tmp_path / "pictures").glob("*.png"):
         file.unlink()
-    assert desk.do(RETRY_FAILED)
-    post.deliver_all()
+    desk.rerun(RETRY_FAILED)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 19)
     assert {row["id"]: row["vector"] for row in rows(sink)} == before
 
@@ -281,8 +265,7 @@ def test_a_job_that_was_resumed_records_what_is_still_out_of_reach(
     desk.submit(half_dead, sink, window=1, patience_s=0)
     assert [post.deliver(), post.deliver()] == ["done", "trouble"]
     assert desk.status().state is JobState.PAUSED
-    desk.do(RESUME)
-    post.deliver_all()
+    desk.rerun(RESUME)
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 8, 8)
 
@@ -321,16 +304,14 @@ def test_a_file_system_that_is_not_mounted_is_waited_for(
     assert desk.status().reason == f"w@here: {str(folder)!r} is empty: is its file system mounted?"
     folder.rmdir()
     elsewhere.rename(folder)
-    desk.do(RESUME)
-    post.deliver_all()
+    desk.rerun(RESUME)
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 20, 0)
 
 
-def test_names_that_are_stale_hold_nobody_up(desk, post, pictures, sink, tmp_path):
+def test_names_that_are_stale_hold_nobody_up(desk, pictures, sink, tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"pictures/gone/{n}.png\n" for n in range(20)))
-    desk.submit(Place(kind="list", where=str(tmp_path / "list.txt")), sink)
-    assert set(post.deliver_all()) == {"done"}
+    assert set(desk.run(Place(kind="list", where=str(tmp_path / "list.txt")), sink)) == {"done"}
     assert (desk.status().state, desk.status().failed) == (JobState.COMPLETE, 20)
 
 
@@ -476,15 +457,13 @@ def test_a_planner_that_took_longer_than_any_may_goes_on_while_the_job_waits_for
     assert outcome == ("dropped" if is_lost else "done")
 
 
-def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tmp_path):
+def test_a_job_that_is_to_pause_at_a_failure_does(desk, pictures, sink, tmp_path):
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
-    desk.submit(pictures, sink, on_failure="pause")
-    post.deliver_all()
+    desk.run(pictures, sink, on_failure="pause")
     status = desk.status()
     assert (status.state, status.failed) == (JobState.PAUSED, 1)
     assert "003.png" in status.reason
-    desk.do(RESUME)
-    post.deliver_all()
+    desk.rerun(RESUME)
     assert desk.status().state is JobState.COMPLETE
 
 
@@ -499,34 +478,28 @@ def test_a_job_that_is_to_pause_at_a_failure_does(desk, post, pictures, sink, tm
     ],
 )
 def test_a_source_that_cannot_be_used_ends_the_job_with_a_sentence(
-    desk, post, sink, tmp_path, source, reason
+    desk, sink, tmp_path, source, reason
 ):
     (tmp_path / "twice.txt").write_text("a\na\n")
     given = {name: value.format(tmp_path) for name, value in source.items()}
-    desk.submit(Place(**given), sink)
-    assert post.deliver_all() == ["refused"]
+    assert desk.run(Place(**given), sink) == ["refused"]
     assert desk.status().state is JobState.FAILED
     assert reason in desk.status().reason
 
 
-def test_a_name_of_another_encoding_may_stand_in_the_sentence_that_ends_a_job(
-    desk, post, sink, tmp_path
-):
+def test_a_name_of_another_encoding_may_stand_in_the_sentence_that_ends_a_job(desk, sink, tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w", encoding="utf-8") as shard:
         for ending in (b"jpg", b"json"):
             member = tarfile.TarInfo(os.fsdecode(b"caf\xe9." + ending))
             member.size = 1
             shard.addfile(member, io.BytesIO(b"5"))
-    desk.submit(Place(kind="webdataset", where=str(tmp_path / "s.tar")), sink)
-    assert post.deliver_all() == ["refused"]
+    assert desk.run(Place(kind="webdataset", where=str(tmp_path / "s.tar")), sink) == ["refused"]
     assert r"caf\xe9.json is no JSON object" in desk.status().reason
 
 
-def test_a_sink_of_another_space_ends_the_job_with_the_way_out(desk, post, pictures, sink):
-    desk.submit(pictures, sink)
-    post.deliver_all()
-    desk.submit(pictures, sink, id="job2", model="fake/b")
-    assert post.deliver_all() == ["refused"]
+def test_a_sink_of_another_space_ends_the_job_with_the_way_out(desk, pictures, sink):
+    desk.run(pictures, sink)
+    assert desk.run(pictures, sink, id="job2", model="fake/b") == ["refused"]
 
 
 @pytest.mark.parametrize(
@@ -547,8 +520,7 @@ def test_a_model_that_cannot_be_used_ends_the_job_with_a_sentence(
     ]
     with at_work(store, keys, tmp_path, entries=entries):
         desk = Desk(store, keys, post)
-        desk.submit(pictures, sink, **given)
-        assert post.deliver_all() == ["refused"]
+        assert desk.run(pictures, sink, **given) == ["refused"]
         assert reason in desk.status().reason
 
 
@@ -566,8 +538,7 @@ def test_a_model_that_comes_to_answer_in_another_space_pauses_the_job_and_fails_
         entries=[Entry("fake/moved", backend="fake", options={"before": pulled_anew})],
     ):
         desk = Desk(store, keys, post)
-        desk.submit(pictures, sink, model="fake/moved")
-        post.deliver_all()
+        desk.run(pictures, sink, model="fake/moved")
         status = desk.status()
         assert (status.state, status.failed) == (JobState.PAUSED, 0)
         assert "other weights" in status.reason
@@ -600,8 +571,7 @@ def test_a_full_disk_is_tried_again_and_then_pauses_the_job_with_the_reason(
     assert desk.status().state is JobState.PAUSED
     assert "No space left on device" in desk.status().reason
     assert set(post.deliver_all()) == {"stopped"}
-    desk.do(RESUME)
-    post.deliver_all()
+    desk.rerun(RESUME)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
@@ -654,8 +624,7 @@ def test_a_collection_that_was_deleted_is_made_again(desk, post, pictures, tmp_p
     client._client.collections["c"].close()  # which local mode forgets to do
     client.delete_collection("c")
     assert post.deliver() == "trouble"
-    desk.do(RESUME)
-    post.deliver_all()
+    desk.rerun(RESUME)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
@@ -679,8 +648,7 @@ def test_a_worker_that_cannot_read_a_job_that_has_begun_pauses_it(
     assert set(post.deliver_all()) == {"unreadable"}
     store.hset(keys.job("job"), "spec", spec)
     assert desk.status().state is JobState.PAUSED
-    desk.do(RESUME)
-    post.deliver_all()
+    desk.rerun(RESUME)
     assert desk.status().state is JobState.COMPLETE
     store.hset(keys.job("job"), "spec", json.dumps({**json.loads(spec), "version": 0}))
     with pytest.raises(BadRequest, match="an older version of Clipyard"):
@@ -718,8 +686,7 @@ def test_a_job_outlives_a_change_of_keys_only_where_its_own_is_still_accepted(
         with pytest.raises(NotSigned, match="CLIPYARD_OLD_SIGNING_KEY"):
             duty.opened(runtime.here(), "job")
     with at_work(store, keys, tmp_path, signing_key=new, old_signing_key=old):
-        desk.do(RESUME)
-        post.deliver_all()
+        desk.rerun(RESUME)
         assert desk.status().state is JobState.COMPLETE
 
 
@@ -804,24 +771,21 @@ def test_a_chunk_whose_marker_is_there_is_not_done_again(desk, post, pictures, s
 
 
 def test_a_vector_that_went_missing_from_the_sink_is_found_and_made_again(
-    desk, post, pictures, sink, tmp_path
+    desk, pictures, sink, tmp_path
 ):
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     [first, *_] = sorted((tmp_path / "sink").glob("part-*.parquet"))
     first.unlink()
-    assert desk.do(VERIFY)
-    post.deliver_all()
+    desk.rerun(VERIFY)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert first.exists()
 
 
 @pytest.mark.parametrize("spoilt", [2.0, np.nan])
 def test_a_vector_that_is_not_of_length_one_any_more_is_found_and_made_again(
-    desk, post, pictures, sink, spoilt
+    desk, pictures, sink, spoilt
 ):
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     whole = rows(sink)
     [first, *_] = sorted(Path(sink.where).glob("part-*.parquet"))
     table = parquet.read_table(first)
@@ -831,24 +795,21 @@ def test_a_vector_that_is_not_of_length_one_any_more_is_found_and_made_again(
     at = table.schema.get_field_index("vector")
     parquet.write_table(table.set_column(at, table.schema.field(at), column), first)
     assert rows(sink) != whole
-    assert desk.do(VERIFY)
-    post.deliver_all()
+    desk.rerun(VERIFY)
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
     assert rows(sink) == whole
 
 
 def test_a_check_that_finds_one_vector_missing_keeps_the_others_whose_pictures_have_gone(
-    desk, post, pictures, tmp_path
+    desk, pictures, tmp_path
 ):
     place = Place(kind="qdrant", where=str(tmp_path / "q"), options={"collection": "c"})
-    desk.submit(pictures, place)
-    post.deliver_all()
+    desk.run(pictures, place)
     for file in (tmp_path / "pictures").glob("*.png"):
         file.unlink()
     client, _ = qdrant._connected(place.where)
     client.delete("c", [qdrant.point_id("003.png")])
-    assert desk.do(VERIFY)
-    post.deliver_all()
+    desk.rerun(VERIFY)
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
 
@@ -908,11 +869,10 @@ def test_a_job_that_ends_leaves_alone_what_another_one_plans_beside_it(desk, pos
 
 
 def test_a_sink_that_loses_everything_ends_incomplete_and_says_what_is_missing(
-    desk, post, pictures, sink, monkeypatch
+    desk, pictures, sink, monkeypatch
 ):
     monkeypatch.setattr(shards.Parquet, "write", lambda self, shard: None)
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     status = desk.status()
     assert status.state is JobState.INCOMPLETE
     assert status.reason == "20 items are neither in the sink nor recorded"
@@ -936,7 +896,7 @@ def test_the_rate_does_not_hang_on_the_clocks_of_workers(
     assert report(sink)["seconds"] >= 0.05
 
 
-def test_what_is_there_and_what_is_missing_add_up(desk, post, pictures, sink, monkeypatch):
+def test_what_is_there_and_what_is_missing_add_up(desk, pictures, sink, monkeypatch):
     write = shards.Parquet.write
 
     def without_the_third(self, shard):
@@ -947,16 +907,13 @@ def test_what_is_there_and_what_is_missing_add_up(desk, post, pictures, sink, mo
         write(self, replace(shard, rows=rows))
 
     monkeypatch.setattr(shards.Parquet, "write", without_the_third)
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     told, status = report(sink), desk.status()
     assert (told["vectors"], told["missing"], told["missing_ids"]) == (19, 1, ["003.png"])
     assert (status.done, status.reason) == (19, "1 items are neither in the sink nor recorded")
 
 
-def test_an_item_that_the_sink_refuses_is_a_recorded_failure(
-    desk, post, pictures, sink, monkeypatch
-):
+def test_an_item_that_the_sink_refuses_is_a_recorded_failure(desk, pictures, sink, monkeypatch):
     write, refused = shards.Parquet.write, {"003.png": ItemError("its id is too long")}
 
     def without_the_third(self, shard):
@@ -965,8 +922,7 @@ def test_an_item_that_the_sink_refuses_is_a_recorded_failure(
         return refused
 
     monkeypatch.setattr(shards.Parquet, "write", without_the_third)
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
     assert [told["message"] for told in report(sink)["failed_items"]] == ["its id is too long"]
@@ -982,15 +938,14 @@ def test_a_cancelled_job_is_done_no_further(desk, post, pictures, sink):
 
 
 def test_a_job_that_is_cancelled_while_it_is_checked_gets_no_report_that_says_complete(
-    desk, post, pictures, sink, monkeypatch
+    desk, pictures, sink, monkeypatch
 ):
     def compared(*given, **more):
         desk.do(CANCEL, "by hand", 1)
         return check.compare(*given, **more)
 
     monkeypatch.setattr(job_module, "compare", compared)
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     assert desk.status().state is JobState.CANCELLED
     assert not Path(sink.where, "_job-job", "report.json").exists()
 
@@ -1047,16 +1002,15 @@ def test_a_chunk_whose_place_was_taken_goes_back_before_it_is_begun_and_never_la
     assert len(asked) == 1
 
 
-def test_texts_are_embedded_and_those_that_are_none_recorded(desk, post, sink, tmp_path, caplog):
+def test_texts_are_embedded_and_those_that_are_none_recorded(desk, sink, tmp_path, caplog):
     (tmp_path / "t.jsonl").write_text('{"text": "a dog"}\n{"text": " "}\n{"text": "\\ud83d"}\n')
-    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
-    post.deliver_all()
+    desk.run(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
     assert [row["error"] for row in rows(sink)] == [None, "text_invalid", "text_invalid"]
     assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_texts_of_like_length_are_embedded_together_and_stored_in_their_order(
-    here, desk, post, sink, tmp_path, monkeypatch
+    here, desk, sink, tmp_path, monkeypatch
 ):
     slices, embed = [], here.batcher.embed
 
@@ -1069,8 +1023,7 @@ def test_texts_of_like_length_are_embedded_together_and_stored_in_their_order(
     lengths = [5, 80, 7, 90, 6, 70]
     lines = (json.dumps({"text": "a" * length}) for length in lengths)
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
-    post.deliver_all()
+    desk.run(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
     assert slices == [[90, 80, 70], [7, 6, 5]]
     assert [row["id"] for row in rows(sink)] == [f"t.jsonl:{n}" for n in range(1, 7)]
 
@@ -1116,14 +1069,13 @@ def test_a_device_that_is_lost_while_redis_is_away_ends_its_worker(
 
 
 def test_a_failure_that_is_told_with_half_a_character_is_recorded(
-    desk, post, pictures, sink, monkeypatch
+    desk, pictures, sink, monkeypatch
 ):
     def fetch(self, item):
         raise ItemError("it is called \ud83d")
 
     monkeypatch.setattr(Folder, "fetch", fetch)
-    desk.submit(pictures, sink)
-    post.deliver_all()
+    desk.run(pictures, sink)
     assert desk.status().failed == 20
     assert report(sink)["failed_items"][0]["message"] == r"it is called \ud83d"
 
@@ -1142,31 +1094,27 @@ def test_texts_that_were_cut_are_counted_over_all_rounds(desk, post, sink, tmp_p
     ("gone", "script"), [(1, VERIFY), (3, RETRY_FAILED)], ids=["check", "retry"]
 )
 def test_texts_that_were_cut_are_counted_once_when_one_of_a_chunk_is_done_again(
-    desk, post, tmp_path, gone, script
+    desk, tmp_path, gone, script
 ):
     texts = ["a dog", " ", "a dog " * 100, "a cat " * 100]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     place = Place(kind="lancedb", where=str(tmp_path / "lance"), options={"table": "t"})
-    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), place)
-    post.deliver_all()
+    desk.run(Place(kind="texts", where=str(tmp_path / "t.jsonl")), place)
     lancedb.connect(place.where).open_table("t").delete(f"id = 't.jsonl:{gone}'")
-    assert desk.do(script)
-    post.deliver_all()
+    desk.rerun(script)
     assert lancedb.connect(place.where).open_table("t").count_rows() == 3
     assert (desk.status().state, desk.status().cut) == (JobState.COMPLETE, 2)
 
 
-def test_a_retry_adds_to_the_cut_texts_of_markers_that_do_not_say_which(desk, post, sink, tmp_path):
+def test_a_retry_adds_to_the_cut_texts_of_markers_that_do_not_say_which(desk, sink, tmp_path):
     texts = ["a dog", " ", "a dog " * 100, "a cat " * 100]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    desk.submit(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
-    post.deliver_all()
+    desk.run(Place(kind="texts", where=str(tmp_path / "t.jsonl")), sink)
     [file] = tmp_path.rglob("chunks/*/*.json")
     told = json.loads(file.read_text())
     del told["cut_rows"]
     file.write_text(json.dumps(told))
-    assert desk.do(RETRY_FAILED)
-    post.deliver_all()
+    desk.rerun(RETRY_FAILED)
     assert desk.status().cut == 2
 
 
@@ -1175,11 +1123,9 @@ def test_a_chunk_that_a_check_wants_again_keeps_its_losses(desk, post, pictures,
     desk.submit(pictures, place, id="before")  # its vector of what cannot be read any more stays
     post.deliver_all()
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
-    desk.submit(pictures, place)
-    post.deliver_all()
+    desk.run(pictures, place)
     lancedb.connect(place.where).open_table("t").delete("id = '004.png'")
-    assert desk.do(VERIFY)
-    post.deliver_all()
+    desk.rerun(VERIFY)
     status = desk.status()
     assert (status.state, status.done, status.failed) == (JobState.COMPLETE, 19, 1)
 
@@ -1211,23 +1157,20 @@ def test_a_chunk_that_is_to_be_done_again_has_no_marker_that_earlier_versions_ta
 
 
 def test_who_tries_failed_items_again_is_told_to_have_done_no_others(
-    here, desk, post, pictures, sink, tmp_path
+    here, desk, pictures, sink, tmp_path
 ):
     (tmp_path / "pictures" / "003.png").write_bytes(b"")
-    desk.submit(pictures, sink)
-    post.deliver_all()
-    desk.do(RETRY_FAILED)
-    post.deliver_all()
+    desk.run(pictures, sink)
+    desk.rerun(RETRY_FAILED)
     assert desk.status().workers == {here.node: 20 + 1}
 
 
 def test_a_table_whose_compaction_was_overtaken_is_compacted_at_the_end(
-    desk, post, pictures, tmp_path, monkeypatch
+    desk, pictures, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(lance, "COMPACTED_EVERY", 1000)
     place = Place(kind="lancedb", where=str(tmp_path / "lance"), options={"table": "t"})
-    desk.submit(pictures, place)
-    post.deliver_all()
+    desk.run(pictures, place)
     table = lancedb.connect(place.where).open_table("t")
     assert table.stats()["fragment_stats"]["num_fragments"] == 1
     assert table.count_rows() == 20
@@ -1246,17 +1189,13 @@ def test_shares_of_two_jobs_take_turns(desk, post, pictures, tmp_path):
     assert all(abs(half.count("job") - half.count("job2")) <= 2 for half in halves)
 
 
-def test_a_migration_says_how_much_moved_and_switches_there_and_back(
-    desk, post, pictures, tmp_path
-):
+def test_a_migration_says_how_much_moved_and_switches_there_and_back(desk, pictures, tmp_path):
     old = Place(kind="parquet", where=str(tmp_path / "old"))
     new = Place(kind="parquet", where=str(tmp_path / "new"))
-    desk.submit(pictures, old, id="first")
-    post.deliver_all()
+    desk.run(pictures, old, id="first")
     source = Place(kind="collection", where=old.where, options={"store": "parquet"})
     migration = {"alias": "live", "old": old.model_dump()}
-    desk.submit(source, new, model="fake/b", migration=migration)
-    post.deliver_all()
+    desk.run(source, new, model="fake/b", migration=migration)
     assert desk.status().state is JobState.COMPLETE
 
     moved = report(new)["moved"]
@@ -1285,8 +1224,7 @@ def test_a_migration_waits_for_no_source_only_to_draw_it(
 
     pictures = folder_of(tmp_path / "pictures", count=2)
     old, new = (Place(kind="parquet", where=str(tmp_path / name)) for name in ("old", "new"))
-    desk.submit(pictures, old, id="first")
-    post.deliver_all()
+    desk.run(pictures, old, id="first")
     desk.submit(pictures, new, migration={"alias": "live", "old": old.model_dump()})
     while names.JOB_CHECK not in [name for name, _, _ in post.sent]:
         post.deliver()
@@ -1301,14 +1239,12 @@ def test_a_migration_waits_for_no_source_only_to_draw_it(
     assert caplog.text.count("not all pictures of what moved are drawn: it is away") == 1
 
 
-def test_a_migration_waits_for_no_slow_source_only_to_draw_it(desk, post, tmp_path, monkeypatch):
+def test_a_migration_waits_for_no_slow_source_only_to_draw_it(desk, tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "DRAWING_S", -1)
     pictures = folder_of(tmp_path / "pictures", count=2)
     old, new = (Place(kind="parquet", where=str(tmp_path / name)) for name in ("old", "new"))
-    desk.submit(pictures, old, id="first")
-    post.deliver_all()
-    desk.submit(pictures, new, migration={"alias": "live", "old": old.model_dump()})
-    post.deliver_all()
+    desk.run(pictures, old, id="first")
+    desk.run(pictures, new, migration={"alias": "live", "old": old.model_dump()})
     assert desk.status().state is JobState.COMPLETE
     with Image.open(tmp_path / "new" / "_job-job" / "moved.png") as sheet:
         colours = sheet.convert("RGB").getcolors()
@@ -1320,7 +1256,7 @@ def test_a_migration_waits_for_no_slow_source_only_to_draw_it(desk, post, tmp_pa
 
 @pytest.mark.parametrize(("kind", "folder"), [("parquet", "new"), ("lancedb", "new.lance")])
 def test_no_name_is_led_to_a_collection_that_has_gone_since_it_was_complete(
-    desk, post, pictures, tmp_path, kind, folder
+    desk, pictures, tmp_path, kind, folder
 ):
     def place(name):
         if kind == "parquet":
@@ -1329,8 +1265,7 @@ def test_no_name_is_led_to_a_collection_that_has_gone_since_it_was_complete(
 
     desk.submit(pictures, place("old"), id="first")
     migration = {"alias": "live", "old": place("old").model_dump()}
-    desk.submit(pictures, place("new"), migration=migration)
-    post.deliver_all()
+    desk.run(pictures, place("new"), migration=migration)
     assert desk.status().state is JobState.COMPLETE
     (tmp_path / folder).rename(tmp_path / "elsewhere")
     duty._open.clear()  # another process is asked
@@ -1340,14 +1275,12 @@ def test_no_name_is_led_to_a_collection_that_has_gone_since_it_was_complete(
 
 
 def test_a_migration_whose_old_collection_has_none_of_its_items_reports_no_neighbours(
-    desk, post, pictures, tmp_path
+    desk, pictures, tmp_path
 ):
     old = Place(kind="parquet", where=str(tmp_path / "old"))
     new = Place(kind="parquet", where=str(tmp_path / "new"))
-    desk.submit(folder_of(tmp_path / "others", 1), old, id="first")
-    post.deliver_all()
-    desk.submit(pictures, new, migration={"alias": "live", "old": old.model_dump()})
-    post.deliver_all()
+    desk.run(folder_of(tmp_path / "others", 1), old, id="first")
+    desk.run(pictures, new, migration={"alias": "live", "old": old.model_dump()})
     assert desk.status().state is JobState.COMPLETE
     assert report(new)["moved"] is None
     assert "neighbours" not in (tmp_path / "new" / "_job-job" / "report.html").read_text()
@@ -1380,8 +1313,7 @@ def test_a_migration_whose_old_collection_cannot_be_read_is_not_complete_without
     desk, post, pictures, sink, tmp_path
 ):
     old = Place(kind="parquet", where=str(tmp_path / "old"))
-    desk.submit(pictures, old, id="first")
-    post.deliver_all()
+    desk.run(pictures, old, id="first")
     desk.submit(pictures, sink, migration={"alias": "live", "old": old.model_dump()})
     while desk.status().state is not JobState.CHECKING:
         post.deliver()
@@ -1395,11 +1327,9 @@ def test_a_migration_can_be_tried_and_checked_again_when_its_old_collection_has_
     desk, post, pictures, sink, tmp_path
 ):
     old = Place(kind="parquet", where=str(tmp_path / "old"))
-    desk.submit(pictures, old, id="first")
-    post.deliver_all()
+    desk.run(pictures, old, id="first")
     Path(pictures.where, "999.png").write_bytes(b"no picture")
-    desk.submit(pictures, sink, migration={"alias": "live", "old": old.model_dump()})
-    post.deliver_all()
+    desk.run(pictures, sink, migration={"alias": "live", "old": old.model_dump()})
     Path(old.where).rename(tmp_path / "elsewhere")
     for script in (RETRY_FAILED, VERIFY):
         desk.do(script)
@@ -1412,14 +1342,12 @@ def test_a_migration_can_be_tried_and_checked_again_when_its_old_collection_has_
     ("old", "reason"), [("nowhere", "is no folder that a job wrote"), ("old", "move it aside")]
 )
 def test_what_a_switch_will_lack_ends_a_migration_before_it_begins(
-    desk, post, pictures, tmp_path, old, reason
+    desk, pictures, tmp_path, old, reason
 ):
-    desk.submit(pictures, Place(kind="parquet", where=str(tmp_path / "old")), id="first")
-    post.deliver_all()
+    desk.run(pictures, Place(kind="parquet", where=str(tmp_path / "old")), id="first")
     new = Place(kind="parquet", where=str(tmp_path / "new"))
     place = {"kind": "parquet", "where": str(tmp_path / old)}
-    desk.submit(pictures, new, migration={"alias": "old", "old": place})
-    assert post.deliver_all() == ["refused"]
+    assert desk.run(pictures, new, migration={"alias": "old", "old": place}) == ["refused"]
     assert reason in desk.status().reason
     assert not (tmp_path / "new").exists()
 
@@ -1432,13 +1360,12 @@ def test_what_a_switch_will_lack_ends_a_migration_before_it_begins(
     ],
 )
 def test_an_old_table_whose_vectors_nobody_could_compare_ends_a_migration_before_it_begins(
-    desk, post, pictures, tmp_path, row, said
+    desk, pictures, tmp_path, row, said
 ):
     lancedb.connect(tmp_path).create_table("old", [row])
     old = {"kind": "lancedb", "where": str(tmp_path), "options": {"table": "old"}}
     new = Place(kind="lancedb", where=str(tmp_path), options={"table": "new"})
-    desk.submit(pictures, new, migration={"alias": "live", "old": old})
-    assert post.deliver_all() == ["refused"]
+    assert desk.run(pictures, new, migration={"alias": "live", "old": old}) == ["refused"]
     assert f"has no column {said}" in desk.status().reason
 
 
@@ -1446,24 +1373,22 @@ def test_an_old_table_whose_vectors_nobody_could_compare_ends_a_migration_before
     ("kind", "where", "options"), [("parquet", "live", {}), ("qdrant", "q", {"collection": "live"})]
 )
 def test_a_sink_that_takes_the_name_of_its_migration_ends_it_before_it_begins(
-    desk, post, pictures, tmp_path, kind, where, options
+    desk, pictures, tmp_path, kind, where, options
 ):
     new = Place(kind=kind, where=str(tmp_path / where), options=options)
     old = {"kind": "parquet", "where": str(tmp_path / "old")}
-    desk.submit(pictures, Place(**old), id="first")
-    post.deliver_all()
-    desk.submit(pictures, new, migration={"alias": "live", "old": old})
-    assert post.deliver_all() == ["refused"]
+    desk.run(pictures, Place(**old), id="first")
+    assert desk.run(pictures, new, migration={"alias": "live", "old": old}) == ["refused"]
     assert "the sink needs a name of its own" in desk.status().reason
 
 
-def test_a_job_that_is_no_migration_has_nothing_to_switch(desk, post, pictures, sink):
+def test_a_job_that_is_no_migration_has_nothing_to_switch(desk, pictures, sink):
     desk.submit(pictures, sink)
     with pytest.raises(BadRequest, match="is no migration"):
         switched(duty.opened(runtime.here(), "job"), "new")
 
 
-def test_a_migration_that_is_not_complete_is_not_switched(desk, post, pictures, sink, tmp_path):
+def test_a_migration_that_is_not_complete_is_not_switched(desk, pictures, sink, tmp_path):
     old = {"kind": "parquet", "where": str(tmp_path / "old")}
     desk.submit(pictures, sink, migration={"alias": "live", "old": old})
     with pytest.raises(BadRequest, match="is planning: switch when it is complete"):
@@ -1515,6 +1440,5 @@ def test_a_chunk_whose_workers_die_of_no_item_pauses_the_job_and_resumes_by_hand
     assert post.deliver() == "paused"
     assert "no item is to blame" in desk.status().reason
     post.deliver_all()
-    desk.do(RESUME)
-    post.deliver_all()
+    desk.rerun(RESUME)
     assert desk.status().state is JobState.COMPLETE
