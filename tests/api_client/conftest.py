@@ -211,3 +211,8 @@ def connect(request):
             return driven
 
         yield make
+
+
+@pytest.fixture
+def client(stage, connect):
+    return connect(stage.settings)

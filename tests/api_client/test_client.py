@@ -58,8 +58,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(talks, "SLICE_S", 0.05)
 
 
-def test_rows_come_in_the_order_of_many_messages(stage, connect):
-    client = connect(stage.settings)
+def test_rows_come_in_the_order_of_many_messages(stage, client):
     told = []
     with stage.worker():
         rows = client.embed_texts(TEXTS, progress=told.append)
@@ -70,40 +69,35 @@ def test_rows_come_in_the_order_of_many_messages(stage, connect):
     assert np.allclose(np.linalg.norm(rows, axis=1), 1)
 
 
-def test_texts_of_like_length_travel_together_and_come_back_in_order(stage, connect):
+def test_texts_of_like_length_travel_together_and_come_back_in_order(stage, client):
     texts = ["a" * length for length in (3, 50, 1, 40, 2, 60)]
     with stage.worker():
-        client = connect(stage.settings)
         items = client.embed_texts_detailed(texts)
         alone = [client.embed_texts(text)[0] for text in texts]
     assert [item.vector.tolist() for item in items] == [row.tolist() for row in alone]
     assert sorted(stage.lengths[:3]) == [[2, 1], [40, 3], [60, 50]]
 
 
-def test_pictures_go_by_path_url_and_value(stage, connect, tmp_path):
+def test_pictures_go_by_path_url_and_value(stage, client, tmp_path):
     not_utf8 = tmp_path / "caf\udce9.jpg"
     not_utf8.write_bytes(b"bytes")
     with stage.worker():
-        rows = connect(stage.settings).embed_images(
-            ["a.jpg", "https://x/b.jpg", b"bytes", b"bytes", not_utf8]
-        )
+        rows = client.embed_images(["a.jpg", "https://x/b.jpg", b"bytes", b"bytes", not_utf8])
     assert np.array_equal(rows[2], rows[3])
     assert np.array_equal(rows[2], rows[4])
     assert len({row.tobytes() for row in rows}) == 3
 
 
-def test_no_items_are_no_rows_of_the_models_dimension(stage, connect):
+def test_no_items_are_no_rows_of_the_models_dimension(stage, client):
     stage.show_worker()
-    client = connect(stage.settings)
     assert client.embed_images([]).shape == (0, 16)
     assert client.embed_texts([], model="fake/large").shape == (0, 64)
     assert client.embed_texts([], model="auto").shape == (0, 16)
     assert client.embed_images_detailed([]) == []
 
 
-def test_one_bad_item_costs_one_item(stage, connect):
+def test_one_bad_item_costs_one_item(stage, client):
     stage.failing["text 3"] = ImageMissing("gone")
-    client = connect(stage.settings)
     with stage.worker():
         items = client.embed_texts_detailed(TEXTS)
         with pytest.raises(ItemsFailed, match="1 of 9 items failed, the first at 3: gone"):
@@ -111,8 +105,7 @@ def test_one_bad_item_costs_one_item(stage, connect):
     assert [item.vector is None for item in items] == [i == 3 for i in range(9)]
 
 
-def test_a_picture_that_cannot_be_had_here_costs_one_item(stage, connect, tmp_path):
-    client = connect(stage.settings)
+def test_a_picture_that_cannot_be_had_here_costs_one_item(stage, client, tmp_path):
     pictures = [b"one", tmp_path / "caf\udce9.jpg", np.zeros((0, 2, 3), np.uint8), b"two"]
     with stage.worker():
         items = client.embed_images_detailed(pictures)
@@ -123,12 +116,12 @@ def test_a_picture_that_cannot_be_had_here_costs_one_item(stage, connect, tmp_pa
     assert "caf" in str(items[1].error)
 
 
-def test_a_whole_refusal_is_raised_as_what_it_was(stage, connect):
+def test_a_whole_refusal_is_raised_as_what_it_was(stage, client):
     with stage.worker(), pytest.raises(UnknownModel, match="no model 'x/y'"):
-        connect(stage.settings).embed_texts(TEXTS, model="x/y")
+        client.embed_texts(TEXTS, model="x/y")
 
 
-def test_a_stream_reads_its_source_a_window_ahead(stage, connect):
+def test_a_stream_reads_its_source_a_window_ahead(stage, client):
     read = []
 
     def source():
@@ -137,17 +130,17 @@ def test_a_stream_reads_its_source_a_window_ahead(stage, connect):
             yield f"{i}.jpg"
 
     with stage.worker():
-        stream = connect(stage.settings).stream_images(source())
+        stream = client.stream_images(source())
         next(stream)
         window = stage.settings.in_flight * stage.settings.chunk_size
         assert len(read) <= window + stage.settings.chunk_size
         stream.close()
 
 
-def test_a_message_has_the_time_of_those_of_its_call_that_are_before_it(stage, connect):
+def test_a_message_has_the_time_of_those_of_its_call_that_are_before_it(stage, client):
     # With a large model on a CPU the eighth was given up while the first ones were at work.
     with stage.worker():
-        connect(stage.settings).embed_texts(TEXTS[:1] * 6, timeout=1000)
+        client.embed_texts(TEXTS[:1] * 6, timeout=1000)
     first, *others = sorted(stage.deadlines)
     assert [deadline - first for deadline in others] == pytest.approx([1000, 2000], abs=500)
 
@@ -214,13 +207,13 @@ def test_a_redis_that_was_lost_is_not_waited_for_again_to_withdraw(
 @pytest.mark.parametrize(
     "call", [lambda c, them: c.embed_images(them), lambda c, them: list(c.stream_images(them))]
 )
-def test_what_the_callers_own_source_raises_comes_out_as_it_is(stage, connect, call, error):
+def test_what_the_callers_own_source_raises_comes_out_as_it_is(client, call, error):
     def source():
         yield "a.jpg"
         raise error
 
     with pytest.raises(type(error)) as raised:
-        call(connect(stage.settings), source())
+        call(client, source())
     assert raised.value is error
 
 
@@ -240,7 +233,7 @@ def be_away(monkeypatch):
 
 @pytest.mark.parametrize("who", ["taker", "progress", "source"])
 @pytest.mark.parametrize("seconds", [70, 1000])  # past the deadlines; past what answers live
-def test_what_expired_while_somebody_was_away_is_asked_anew(stage, connect, be_away, who, seconds):
+def test_what_expired_while_somebody_was_away_is_asked_anew(stage, client, be_away, who, seconds):
     pictures = [f"{letter}.jpg" for letter in "abcdefgh"]
     answers = stage.keys.answer("*")
     returns = iter([False])
@@ -260,7 +253,7 @@ def test_what_expired_while_somebody_was_away_is_asked_anew(stage, connect, be_a
     options = {"progress": away} if who == "progress" else {}
     with stage.worker():
         given = source() if who == "source" else pictures
-        stream = iter(connect(stage.settings).stream_images(given, timeout=20, **options))
+        stream = iter(client.stream_images(given, timeout=20, **options))
         items = [next(stream), next(stream)]
         if who == "taker":
             away()
@@ -294,7 +287,7 @@ def test_what_is_late_only_while_nobody_takes_items_keeps_its_turn(
 
 @pytest.mark.parametrize(("seconds", "on_the_way"), [(0, 3), (200, 2), (400, 1)])
 def test_as_many_are_on_the_way_as_their_answers_outlast(
-    stage, connect, be_away, seconds, on_the_way
+    stage, client, be_away, seconds, on_the_way
 ):
     read = []
 
@@ -304,7 +297,7 @@ def test_as_many_are_on_the_way_as_their_answers_outlast(
             yield f"{number}.jpg"
 
     with stage.worker():
-        stream = iter(connect(stage.settings).stream_images(source()))
+        stream = iter(client.stream_images(source()))
         for _ in range(2):
             next(stream), next(stream)
             be_away(seconds)
@@ -327,13 +320,12 @@ def test_messages_that_follow_a_choice_ask_for_no_other_kind(stage, connect, mon
     assert {also for _, also in asked[1:]} == {None}
 
 
-def test_an_impossible_stream_is_refused_before_it_is_read(stage, connect):
+def test_an_impossible_stream_is_refused_before_it_is_read(client):
     with pytest.raises(BadRequest, match="batch_size"):
-        connect(stage.settings).stream_images(["a.jpg"], batch_size=0)
+        client.stream_images(["a.jpg"], batch_size=0)
 
 
-def test_models_are_managed_and_seen(stage, connect):
-    client = connect(stage.settings)
+def test_models_are_managed_and_seen(stage, client):
     with stage.worker():
         assert [answer.changed for answer in client.load("fake/large")] == [True]
         assert [answer.changed for answer in client.reload("fake/large")] == [True]
@@ -353,11 +345,11 @@ def test_models_are_managed_and_seen(stage, connect):
             client.dimension("x/y")
 
 
-def test_the_catalogue_of_a_newer_worker_is_read(stage, connect):
+def test_the_catalogue_of_a_newer_worker_is_read(stage, client):
     stage.show_worker()
     entry = MODELS[0].model_dump(mode="json") | {"new": 1}
     stage.store.hset(stage.keys.catalogue, entry["id"], json.dumps(entry))
-    assert connect(stage.settings).dimension(entry["id"]) == entry["dimension"]
+    assert client.dimension(entry["id"]) == entry["dimension"]
 
 
 @pytest.mark.parametrize(
@@ -413,14 +405,14 @@ def test_the_catalogue_of_a_newer_worker_is_read(stage, connect):
         (lambda c: c.handle("../../etc.1"), "is no id"),
     ],
 )
-def test_an_impossible_argument_is_named_before_anything_is_sent(stage, connect, call, argument):
+def test_an_impossible_argument_is_named_before_anything_is_sent(stage, client, call, argument):
     def ours():
         return sorted(stage.store.scan_iter(f"{stage.settings.key_prefix}:*"))
 
     stage.show_worker()
     before = ours()
     with pytest.raises(BadRequest, match=argument):
-        call(connect(stage.settings))
+        call(client)
     assert ours() == before
 
 
@@ -486,9 +478,8 @@ def test_an_answer_of_another_kind_is_one_sentence_of_ours(monkeypatch, ask, fra
     assert f"is none ({told}" in str(refused.value)
 
 
-def test_a_stranger_among_the_workers_or_models_hides_none_of_them(stage, connect):
+def test_a_stranger_among_the_workers_or_models_hides_none_of_them(stage, client):
     stage.show_worker()
-    client = connect(stage.settings)
     ids = [entry.id for entry in client.models()]
     stage.store.hset(stage.keys.catalogue, "fake/new", '{"kinds": ["sound"]}')
     stage.store.sadd(stage.keys.workers, "text@a", "time@a", b"\xff@a")
@@ -501,10 +492,10 @@ def test_a_stranger_among_the_workers_or_models_hides_none_of_them(stage, connec
 
 
 @pytest.mark.parametrize("key", ["workers", "catalogue"])
-def test_what_is_no_list_of_workers_or_models_ends_in_a_sentence(stage, connect, key):
+def test_what_is_no_list_of_workers_or_models_ends_in_a_sentence(stage, client, key):
     stage.store.set(getattr(stage.keys, key), "text")
     with pytest.raises(ClipyardError):
-        connect(stage.settings).model_info("fake/small")
+        client.model_info("fake/small")
 
 
 def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, connect):
@@ -516,19 +507,19 @@ def test_a_submitted_call_that_is_cancelled_says_so_and_is_never_begun(stage, co
     assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
 
 
-def test_pictures_expire_also_when_their_client_is_killed_between_two_of_them(stage, connect):
+def test_pictures_expire_also_when_their_client_is_killed_between_two_of_them(stage, client):
     request = EmbedBatch(texts=("a",), deadline=time.time() + 60)
     call = Call(names.EMBED_BATCH, request, blobs={0: b"a", 1: b"b"})
     with stage.store.pipeline(transaction=False) as pipe:
-        connect(stage.settings)._desk.line.letter(call)(pipe)
+        client._desk.line.letter(call)(pipe)
         del pipe.command_stack[2:]
         pipe.execute()
     assert 0 < stage.store.ttl(stage.keys.blobs(call.id)) <= 60 + stage.settings.answer_ttl_s
 
 
-def test_a_handle_says_when_there_is_no_answer_in_time(stage, connect, quick):
+def test_a_handle_says_when_there_is_no_answer_in_time(stage, client, quick):
     stage.show_worker()
-    handle = connect(stage.settings).submit_texts(["a"])
+    handle = client.submit_texts(["a"])
     # Workers drop what is past its deadline by their clocks: of that its caller hears nothing else.
     with pytest.raises(NoAnswer, match="`clipyard doctor` says of the clocks"):
         handle.wait(timeout=0.2)
@@ -543,9 +534,8 @@ def test_an_address_alone_is_no_settings_and_not_shown(kind):
     )
 
 
-def test_what_pickles_a_client_or_a_handle_hears_what_to_send_instead(stage, connect, quick):
+def test_what_pickles_a_client_or_a_handle_hears_what_to_send_instead(stage, client, quick):
     stage.show_worker()
-    client = connect(stage.settings)
     handle = client.submit_texts(["a"])
     for one, hint in ((client, "make one in each"), (handle, "give its id away")):
         with pytest.raises(TypeError, match=hint):
@@ -590,11 +580,8 @@ def show(stage, node, *, holds=None, state="ready"):
 
 
 @pytest.mark.parametrize("state", ["stopping", "broken"])
-def test_a_model_is_loaded_by_one_that_stays_and_works_if_there_is_one(
-    stage, connect, quick, state
-):
+def test_a_model_is_loaded_by_one_that_stays_and_works_if_there_is_one(stage, client, quick, state):
     show(stage, "a@here", holds="fake/small", state=state)
-    client = connect(stage.settings)
     with pytest.raises(NoAnswer, match=r"^a@here: no answer"):
         client.load("fake/small", timeout=0.1)
     show(stage, "b@there")
@@ -653,8 +640,7 @@ def test_of_several_workers_the_one_that_refuses_is_named_and_those_that_did_it(
 
 
 @pytest.mark.parametrize("asked", [["all"], ["all", "b@there"], ["a@here", "b@there", "a@here"]])
-def test_a_model_is_loaded_once_by_every_worker_if_all_are_asked(stage, connect, quick, asked):
-    client = connect(stage.settings)
+def test_a_model_is_loaded_once_by_every_worker_if_all_are_asked(stage, client, quick, asked):
     with pytest.raises(NoWorker):
         client.load("fake/small", workers=asked, timeout=0.1)
     fleet = ["a@here", "b@there"]
@@ -667,14 +653,14 @@ def test_a_model_is_loaded_once_by_every_worker_if_all_are_asked(stage, connect,
 
 
 @pytest.mark.parametrize("name", ["fake/small", "small"])
-def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect, quick, name):
+def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, client, quick, name):
     store, keys = stage.store, stage.keys
     entry = MODELS[0].model_copy(update={"aliases": ("small",)})
     store.hset(keys.catalogue, entry.id, entry.model_dump_json())
     show(stage, "a@idle")
     show(stage, "b@holding", holds=entry.id)
     with pytest.raises(NoAnswer, match=r"^b@holding: no answer"):
-        connect(stage.settings).load(name, timeout=0.1)
+        client.load(name, timeout=0.1)
     queues = map(names.direct_queue, ("a@idle", "b@holding"))
     assert [store.llen(keys.queue(one, names.INTERACTIVE)) for one in queues] == [0, 1]
 
@@ -689,8 +675,7 @@ def test_a_model_is_loaded_where_it_is_already_by_whichever_name(stage, connect,
         lambda c, **kw: c.set_knobs({"slots": 1}, **kw),
     ],
 )
-def test_a_worker_that_nobody_knows_is_asked_nothing(stage, connect, call):
-    client = connect(stage.settings)
+def test_a_worker_that_nobody_knows_is_asked_nothing(stage, client, call):
     with pytest.raises(NoWorker):
         call(client, workers=["nobody@host"])
     stage.show_worker()
@@ -700,12 +685,12 @@ def test_a_worker_that_nobody_knows_is_asked_nothing(stage, connect, call):
     assert not stage.store.exists(queue)
 
 
-def test_what_a_worker_is_asked_while_it_is_away_waits_for_it(stage, connect, quick):
+def test_what_a_worker_is_asked_while_it_is_away_waits_for_it(stage, client, quick):
     with stage.worker():
         pass
     stage.store.delete(stage.keys.workers, stage.keys.worker(NODE))  # its farewell
     with pytest.raises(NoAnswer):
-        connect(stage.settings).load("fake/large", workers=[NODE], timeout=0.1)
+        client.load("fake/large", workers=[NODE], timeout=0.1)
     assert stage.store.llen(stage.keys.queue(names.direct_queue(NODE), names.INTERACTIVE)) == 1
 
 
@@ -854,12 +839,12 @@ def test_calls_that_began_together_wait_a_moment_for_the_first_look_of_one_of_th
     assert done(second, None) == crew  # it asks nobody
 
 
-def test_a_worker_that_came_back_before_the_first_look_may_have_taken_it_too(stage, connect, quick):
+def test_a_worker_that_came_back_before_the_first_look_may_have_taken_it_too(stage, client, quick):
     stage.show_worker()
     stage.store.hset(stage.keys.worker(NODE), "started_at", str(time.time() + 5))
     queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
     with ThreadPoolExecutor(1) as pool:
-        rows = pool.submit(connect(stage.settings).embed_texts, ["a"], timeout=60)
+        rows = pool.submit(client.embed_texts, ["a"], timeout=60)
         _, taken = stage.store.brpop(queue, 20)
         hold(stage, taken)
         _, again = stage.store.brpop(queue, 20)
@@ -879,14 +864,14 @@ def test_a_message_that_is_nowhere_is_sent_again_under_its_id(stage, asking):
     assert stage.published[0][1].encode() in lost
 
 
-def test_a_submitted_message_that_is_nowhere_is_sent_again_by_whoever_waits(stage, connect, quick):
+def test_a_submitted_message_that_is_nowhere_is_sent_again_by_whoever_waits(stage, client, quick):
     stage.show_worker()
     with Client(stage.settings) as gone:
         id = gone.submit_texts(["a", "b", "c"], timeout=60).id
     queue = stage.keys.queue(names.EMBED, names.BULK)
     _, lost = stage.store.brpop(queue, 20)
     with ThreadPoolExecutor(1) as pool:
-        items = pool.submit(connect(stage.settings).handle(id).wait, 60)
+        items = pool.submit(client.handle(id).wait, 60)
         until(lambda: stage.store.llen(queue) == 2)
         [again] = stage.store.lrange(queue, 0, 0)
         with stage.worker():
@@ -912,9 +897,8 @@ def test_a_message_that_is_late_anyway_is_not_sent_again(stage, connect, quick, 
     assert not stage.store.llen(queue)
 
 
-def test_a_message_that_waits_its_turn_is_not_sent_again(stage, connect, quick):
+def test_a_message_that_waits_its_turn_is_not_sent_again(stage, client, quick):
     stage.show_worker()
-    client = connect(stage.settings)
     with pytest.raises(NoAnswer):
         client.embed_texts(["a"], timeout=1.0)
     assert stage.store.llen(stage.keys.queue(names.EMBED, names.INTERACTIVE)) == 1
@@ -983,9 +967,8 @@ def test_a_client_that_withdrew_something_leaves_no_connection_open(stage):
     until(lambda: open_ones() <= before)
 
 
-def test_a_worker_is_told_of_what_is_withdrawn(stage, connect):
+def test_a_worker_is_told_of_what_is_withdrawn(stage, client):
     with stage.worker():
-        client = connect(stage.settings)
         client.embed_texts(["a"])  # it listens by then
         handle = client.submit_texts(["a"], model="fake/small")
         handle.cancel()
@@ -1002,9 +985,9 @@ def test_what_is_past_its_deadline_is_not_withdrawn_as_well(stage, connect, quic
     assert not list(stage.store.scan_iter(f"{stage.settings.key_prefix}:blobs:*"))
 
 
-def test_an_abandoned_stream_withdraws_what_it_sent(stage, connect):
+def test_an_abandoned_stream_withdraws_what_it_sent(stage, client):
     with stage.worker():
-        stream = connect(stage.settings).stream_images([b"bytes"] * 100, batch_size=1)
+        stream = client.stream_images([b"bytes"] * 100, batch_size=1)
         next(stream)
         assert list(stage.store.scan_iter(stage.keys.blobs("*")))
         stream.close()
@@ -1122,8 +1105,7 @@ def break_off(client):
     return weakref.ref(picture)
 
 
-def test_a_client_keeps_nothing_of_a_stream_that_was_broken_off(stage, connect):
-    client = connect(stage.settings)
+def test_a_client_keeps_nothing_of_a_stream_that_was_broken_off(stage, client):
     with stage.worker():
         kept = break_off(client)
         gc.collect()
@@ -1166,8 +1148,7 @@ def test_streams_that_wait_leave_a_connection_for_their_withdrawal(stage):
     assert all(stage.store.exists(stage.keys.answer(one)) for one in sent)
 
 
-def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, connect):
-    client = connect(stage.settings)
+def test_a_stream_ends_with_its_client_and_leaves_no_item_out(stage, client):
     with stage.worker():
         stream = client.stream_images(f"{i}.jpg" for i in range(100))
         next(stream)
@@ -1288,6 +1269,6 @@ def test_a_login_of_an_acl_file_that_was_printed_too_long_ago_is_told_so(
 
 
 @pytest.mark.parametrize("id", [None, b"x", "\udce9"])
-def test_what_is_no_id_of_a_submitted_call_is_refused(stage, connect, id):
+def test_what_is_no_id_of_a_submitted_call_is_refused(client, id):
     with pytest.raises(BadRequest, match="is no id of a submitted call"):
-        connect(stage.settings).handle(id)
+        client.handle(id)

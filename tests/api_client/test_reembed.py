@@ -316,16 +316,16 @@ def test_a_look_at_a_job_is_not_later_than_its_caller_waits(monkeypatch):
     assert talk.send(None).seconds <= 0.01
 
 
-def test_a_job_is_tended_as_soon_as_it_is_submitted_or_changed(stage, connect):
+def test_a_job_is_tended_as_soon_as_it_is_submitted_or_changed(stage, client):
     asked = stage.keys.queue(names.CONTROL, names.INTERACTIVE)
-    job = connect(stage.settings).reembed("/photos", sink="/vectors", model="m")
+    job = client.reembed("/photos", sink="/vectors", model="m")
     assert stage.store.llen(asked) == 1
     job.pause()
     assert stage.store.llen(asked) == 2
 
 
-def test_who_waits_for_a_job_no_longer_is_told_how_it_stands(stage, connect):
-    job = connect(stage.settings).reembed("/photos", sink="/vectors", model="m", id="j")
+def test_who_waits_for_a_job_no_longer_is_told_how_it_stands(client):
+    job = client.reembed("/photos", sink="/vectors", model="m", id="j")
     with pytest.raises(NoAnswer, match=r"job j is still planning after 0\.01 s"):
         job.wait(0.01)
 
@@ -355,8 +355,7 @@ def test_a_list_of_jobs_takes_as_many_round_trips_as_one_and_leaves_out_what_has
     assert of_three == of_one
 
 
-def test_a_job_in_a_state_that_this_version_does_not_know_hides_no_other_one(stage, connect):
-    client = connect(stage.settings)
+def test_a_job_in_a_state_that_this_version_does_not_know_hides_no_other_one(stage, client):
     for name in "ab":
         client.reembed("/photos", sink="/vectors", model="m", id=name)
     stage.store.hset(stage.keys.job("a"), "state", "dreaming")
@@ -374,8 +373,7 @@ def test_a_job_in_a_state_that_this_version_does_not_know_hides_no_other_one(sta
         (lambda store, key: store.hset(key, "spec", b"\xff"), "names no version"),
     ],
 )
-def test_a_job_whose_books_are_none_hides_no_other_one(stage, connect, spoil, told):
-    client = connect(stage.settings)
+def test_a_job_whose_books_are_none_hides_no_other_one(stage, client, spoil, told):
     for name in "ab":
         client.reembed("/photos", sink="/vectors", model="m", id=name)
     spoil(stage.store, stage.keys.job("a"))
@@ -385,27 +383,26 @@ def test_a_job_whose_books_are_none_hides_no_other_one(stage, connect, spoil, to
         client.job("a").status()
 
 
-def test_what_is_no_list_of_jobs_is_one_sentence(stage, connect):
+def test_what_is_no_list_of_jobs_is_one_sentence(stage, client):
     stage.store.set(stage.keys.jobs, "text")
     with pytest.raises(ClipyardError, match="as the list of jobs is none"):
-        connect(stage.settings).jobs()
+        client.jobs()
 
 
 @pytest.mark.parametrize("job", ["a b", "\udce9", "", None, 7, "x" * 100_000])
-def test_an_id_that_no_job_can_have_is_of_no_job(stage, connect, job):
+def test_an_id_that_no_job_can_have_is_of_no_job(client, job):
     with pytest.raises(UnknownJob, match=r"^there is no job .*; see `clipyard reembed list`$"):
-        connect(stage.settings).job(job)
+        client.job(job)
 
 
-def test_a_reason_that_is_not_utf8_is_written_down_escaped(stage, connect):
-    client = connect(stage.settings)
+def test_a_reason_that_is_not_utf8_is_written_down_escaped(stage, client):
     job = client.reembed("/photos", sink="/vectors", model="m", id="j")
     stage.store.hset(stage.keys.job("j"), "state", "running")
     assert job.pause("caf\udce9").reason == r"caf\udce9"
 
 
-def test_of_two_who_resume_a_job_at_once_the_second_is_told_that_it_runs(stage, connect):
-    connect(stage.settings).reembed("/photos", sink="/vectors", model="m", id="j")
+def test_of_two_who_resume_a_job_at_once_the_second_is_told_that_it_runs(stage, client):
+    client.reembed("/photos", sink="/vectors", model="m", id="j")
     stage.store.hset(stage.keys.job("j"), "state", "paused")
     talk = talks.change(Line(stage.settings), "j", "resume", reason="")
     said = next(talk)(stage.store)
