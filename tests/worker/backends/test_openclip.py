@@ -109,6 +109,11 @@ def backend(tmp_path: Path) -> OpenClip:
     return OpenClip(Placement(cache_dir=tmp_path / "cache"))
 
 
+@pytest.fixture
+def model(backend: OpenClip, small: Entry) -> ClipModel:
+    return backend.load(small)
+
+
 def images(model: ClipModel, pictures: list[Image.Image]) -> NDArray[np.float32]:
     return model.run(Kind.IMAGE, [model.prepare_image(picture) for picture in pictures])
 
@@ -295,14 +300,12 @@ def test_the_best_precision_of_a_cpu_is_one_that_it_computes_natively() -> None:
 # Texts
 
 
-def test_only_a_text_that_was_cut_is_called_truncated(backend: OpenClip, small: Entry) -> None:
-    model = backend.load(small)
+def test_only_a_text_that_was_cut_is_called_truncated(model: ClipModel) -> None:
     flags = [model.prepare_text("word " * words).truncated for words in (0, 21, 22, 23, 24, 200)]
     assert flags == [False, False, False, True, True, True]
 
 
-def test_a_text_is_as_long_as_what_is_computed_of_it(backend: OpenClip, small: Entry) -> None:
-    model = backend.load(small)
+def test_a_text_is_as_long_as_what_is_computed_of_it(model: ClipModel) -> None:
     lengths = [model.prepare_text("word " * words).length for words in (0, 3, 22, 200)]
     assert lengths == [2, 5, 24, 24]
 
@@ -317,20 +320,14 @@ LONG_TEXTS = [
 ]
 
 
-def test_the_first_lines_of_a_long_text_have_the_tokens_of_all_of_it(
-    backend: OpenClip, small: Entry
-) -> None:
-    model = backend.load(small)
+def test_the_first_lines_of_a_long_text_have_the_tokens_of_all_of_it(model: ClipModel) -> None:
     prepared = [model.prepare_text(text) for text in LONG_TEXTS]
     whole = open_clip.tokenize(LONG_TEXTS, context_length=24)
     assert np.array_equal(np.stack([one.tokens for one in prepared]), whole.numpy())
     assert all(one.truncated for one in prepared)
 
 
-def test_no_more_lines_of_a_long_text_are_cleaned_than_are_read(
-    backend: OpenClip, small: Entry
-) -> None:
-    model = backend.load(small)
+def test_no_more_lines_of_a_long_text_are_cleaned_than_are_read(model: ClipModel) -> None:
     tokenizer = model._tokens._tokenizer
     seen: list[int] = []
     clean = tokenizer.clean_fn
@@ -339,10 +336,7 @@ def test_no_more_lines_of_a_long_text_are_cleaned_than_are_read(
     assert max(seen) < 10_000
 
 
-def test_tokenizing_from_many_threads_gives_each_text_its_own_tokens(
-    backend: OpenClip, small: Entry
-) -> None:
-    model = backend.load(small)
+def test_tokenizing_from_many_threads_gives_each_text_its_own_tokens(model: ClipModel) -> None:
     many = [f"picture number {i} of {i * i}" for i in range(300)]
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(model.prepare_text, many))
@@ -1044,9 +1038,8 @@ def test_an_unloaded_model_lets_go_of_its_file(
 
 
 def test_a_batch_that_does_not_fit_is_a_memory_error(
-    backend: OpenClip, small: Entry, monkeypatch: pytest.MonkeyPatch
+    model: ClipModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = backend.load(small)
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
