@@ -5,13 +5,15 @@ import random
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from . import family, plan
 from .plan import Fault, Kind
 from .world import World, replace
+
+Mend = Callable[[], object]
 
 
 class Chaos:
@@ -47,8 +49,12 @@ class Chaos:
 
     def _happen(self, fault: Fault, stop: threading.Event) -> None:
         try:
-            with self._alone[fault.resource], _WAYS[fault.kind](self._world, fault):
-                stop.wait(fault.lasts_s)
+            with self._alone[fault.resource]:
+                mend = _WAYS[fault.kind](self._world, fault)
+                try:
+                    stop.wait(fault.lasts_s)
+                finally:
+                    mend()
             self.done.append(fault)
         except _Nobody:
             pass
@@ -61,20 +67,19 @@ class _Nobody(Exception):
     """The process that a fault is meant for is dead at the moment."""
 
 
-@contextmanager
-def _signalled(world: World, fault: Fault, *, number: signal.Signals) -> Iterator[None]:
+def _nothing() -> None:
+    """What is to be done where somebody else mends it."""
+
+
+def _signalled(world: World, fault: Fault, *, number: signal.Signals) -> Mend:
     _send(_pid(world, fault.target), number)
-    yield
+    return _nothing
 
 
-@contextmanager
-def _paused(world: World, fault: Fault) -> Iterator[None]:
+def _paused(world: World, fault: Fault) -> Mend:
     pid = _pid(world, fault.target or plan.REDIS)
     _send(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _send(pid, signal.SIGCONT)
+    return partial(_send, pid, signal.SIGCONT)
 
 
 def _pid(world: World, target: str) -> int:
@@ -89,101 +94,70 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-@contextmanager
-def _redis_down(world: World, fault: Fault, *, number: signal.Signals) -> Iterator[None]:
+def _redis_down(world: World, fault: Fault, *, number: signal.Signals) -> Mend:
     world.valkey.end(number)
-    try:
-        yield
-    finally:
-        world.valkey.start()
+    return world.valkey.start
 
 
-@contextmanager
-def _cut(world: World, fault: Fault) -> Iterator[None]:
+def _cut(world: World, fault: Fault) -> Mend:
     world.proxy.cut(fault.amount, random.Random(fault.number))
-    yield
+    return _nothing
 
 
-@contextmanager
-def _dropped(world: World, fault: Fault) -> Iterator[None]:
+def _dropped(world: World, fault: Fault) -> Mend:
     world.proxy.drop(fault.amount, random.Random(fault.number))
-    yield
+    return _nothing
 
 
-@contextmanager
-def _stalled(world: World, fault: Fault) -> Iterator[None]:
+def _stalled(world: World, fault: Fault) -> Mend:
     world.proxy.stall()
-    try:
-        yield
-    finally:
-        world.proxy.flow()
+    return world.proxy.flow
 
 
-@contextmanager
-def _clock_jumped(world: World, fault: Fault) -> Iterator[None]:
+def _clock_jumped(world: World, fault: Fault) -> Mend:
     world.clocks.move(fault.target, by_s=fault.amount)
-    try:
-        yield
-    finally:
-        world.clocks.move(fault.target, by_s=0)
+    return partial(world.clocks.move, fault.target, by_s=0)
 
 
-@contextmanager
-def _disk_full(world: World, fault: Fault) -> Iterator[None]:
+def _disk_full(world: World, fault: Fault) -> Mend:
     """Redis's is mended as operations.md has it: make room, then have its file written anew."""
     disk = world.disks[fault.target]
     disk.fill()
-    try:
-        yield
-    finally:
+
+    def mend() -> None:
         disk.free()
         if fault.target == plan.REDIS:
             world.valkey.write_anew()
 
+    return mend
 
-@contextmanager
-def _out_of_memory(world: World, fault: Fault, *, step: str) -> Iterator[None]:
+
+def _out_of_memory(world: World, fault: Fault, *, step: str) -> Mend:
     order = family.order(world.orders, fault.target, step)
     order.write_text(f"{fault.amount:g}")
-    try:
-        yield
-    finally:
-        order.unlink()
+    return order.unlink
 
 
-@contextmanager
-def _replaced(world: World, fault: Fault) -> Iterator[None]:
+def _replaced(world: World, fault: Fault) -> Mend:
     replace(world.checkpoint, world.versions[fault.number % len(world.versions)])
-    yield
+    return _nothing
 
 
-@contextmanager
-def _truncated(world: World, fault: Fault) -> Iterator[None]:
+def _truncated(world: World, fault: Fault) -> Mend:
     """In its place, under whoever has it mapped."""
     size = world.checkpoint.stat().st_size
     os.truncate(world.checkpoint, int(size * fault.amount))
-    try:
-        yield
-    finally:
-        replace(world.checkpoint, world.versions[0])
+    return partial(replace, world.checkpoint, world.versions[0])
 
 
-@contextmanager
-def _host_slow(world: World, fault: Fault) -> Iterator[None]:
+def _host_slow(world: World, fault: Fault) -> Mend:
     world.host.delay_s = fault.amount
-    try:
-        yield
-    finally:
-        world.host.delay_s = 0.0
+    return partial(setattr, world.host, "delay_s", 0.0)
 
 
-@contextmanager
-def _host_dead(world: World, fault: Fault) -> Iterator[None]:
+def _host_dead(world: World, fault: Fault) -> Mend:
     world.host.dead = True
-    try:
-        yield
-    finally:
-        world.host.dead = False
+    return partial(setattr, world.host, "dead", False)
 
 
 _WAYS = {
