@@ -177,24 +177,23 @@ def test_metadata_of_a_name_of_ours_leads_to_no_other_picture(make, kind):
         ({"id": 7, "meta": None, "n": 1}, {"n": 1}),
     ],
 )
-def test_a_table_that_no_job_wrote_can_be_walked(tmp_path, doors, row, expected):
-    lancedb.connect(tmp_path).create_table("photos", [{"ref": "/p/7.jpg", **row}])
-    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "photos"})
-    assert list(open_sink(place, None, doors).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
+def test_a_table_that_no_job_wrote_can_be_walked(make, tmp_path, row, expected):
+    lancedb.connect(tmp_path / "lance").create_table("photos", [{"ref": "/p/7.jpg", **row}])
+    assert list(make("lancedb", None).rows()) == [("7", {"ref": "/p/7.jpg", **expected})]
 
 
-def test_pictures_that_a_table_holds_themselves_are_no_metadata(tmp_path, doors, postgres_url):
+def test_pictures_that_a_table_holds_themselves_are_no_metadata(make, tmp_path, postgres_url):
     rows = [{"id": "7", "ref": "/p/7.jpg", "picture": b"x", "pages": [{"bytes": b"x"}]}]
-    lancedb.connect(tmp_path).create_table("old", rows)
+    lancedb.connect(tmp_path / "lance").create_table("old", rows)
     with psycopg.connect(postgres_url) as owner:
         owner.execute("CREATE TABLE old (id text, ref text, picture bytea)")
         owner.execute("INSERT INTO old VALUES ('7', '/p/7.jpg', 'x')")
-    for kind, where in (("lancedb", str(tmp_path)), ("pgvector", postgres_url)):
-        old = open_sink(Place(kind=kind, where=where, options={"table": "old"}), None, doors)
+    for kind in ("lancedb", "pgvector"):
+        old = make(kind, None, "old")
         assert list(old.rows()) == [("7", {"ref": "/p/7.jpg"})]
 
 
-def test_a_walk_asks_a_table_for_neither_its_pictures_nor_its_vectors(doors, postgres_url):
+def test_a_walk_asks_a_table_for_neither_its_pictures_nor_its_vectors(make, postgres_url):
     """They are most of it: a hundred thousand rows of 512 numbers took 13 s of a core, not 0.8."""
     with psycopg.connect(postgres_url) as owner:
         owner.execute(
@@ -203,8 +202,7 @@ def test_a_walk_asks_a_table_for_neither_its_pictures_nor_its_vectors(doors, pos
         )
         columns = "'7' AS id, '/p/7.jpg' AS ref, much() AS picture, much() AS embedding"
         owner.execute(f"CREATE VIEW old AS SELECT {columns}".encode())
-    place = Place(kind="pgvector", where=postgres_url, options={"table": "old"})
-    old = open_sink(place, None, doors)
+    old = make("pgvector", None, "old")
     assert list(old.rows()) == [("7", {"ref": "/p/7.jpg"})]
 
 
@@ -247,16 +245,16 @@ def test_a_schema_that_a_login_may_not_use_is_named_with_the_grant_it_wants(door
 
 
 def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbers(
-    tmp_path, doors, postgres_url
+    make, tmp_path, postgres_url
 ):
     rows = [{"id": 7, "vector": [1.0, 0.0]}, {"id": 8, "vector": None}]
-    lancedb.connect(tmp_path).create_table("old", rows, on_bad_vectors="null")
+    lancedb.connect(tmp_path / "lance").create_table("old", rows, on_bad_vectors="null")
     with psycopg.connect(postgres_url) as owner:
         owner.execute("CREATE EXTENSION vector")
         owner.execute("CREATE TABLE old (id bigint, embedding vector(2))")
         owner.execute("INSERT INTO old VALUES (7, '[1, 0]'), (8, NULL)")
-    for kind, where in (("lancedb", str(tmp_path)), ("pgvector", postgres_url)):
-        old = open_sink(Place(kind=kind, where=where, options={"table": "old"}), None, doors)
+    for kind in ("lancedb", "pgvector"):
+        old = make(kind, None, "old")
         same(old.read(["7", "8", "a.jpg"]), {"7": np.array([1.0, 0.0])})
 
 
@@ -271,7 +269,7 @@ def test_vectors_of_a_table_that_no_job_wrote_are_read_by_the_names_of_its_numbe
         ("varchar(9)", ("7", "a.jpg")),
     ],
 )
-def test_ids_of_any_type_are_found_by_their_index(doors, postgres_url, kind, ids):
+def test_ids_of_any_type_are_found_by_their_index(make, postgres_url, kind, ids):
     with psycopg.connect(postgres_url) as owner:
         owner.execute("CREATE EXTENSION vector")
         owner.execute(f"CREATE TABLE old (id {kind} PRIMARY KEY, embedding vector(2))")
@@ -280,9 +278,7 @@ def test_ids_of_any_type_are_found_by_their_index(doors, postgres_url, kind, ids
         # So that no plan reads all rows that has another way.
         owner.execute(f"ALTER DATABASE {owner.info.dbname} SET enable_seqscan = off".encode())
         owner.execute("CREATE VIEW scans AS SELECT seq_scan FROM pg_stat_user_tables")
-    old = open_sink(
-        Place(kind="pgvector", where=postgres_url, options={"table": "old"}), None, doors
-    )
+    old = make("pgvector", None, "old")
     with psycopg.connect(postgres_url) as looking:
         before = looking.execute("SELECT seq_scan FROM scans").fetchone()
     none = ["", "b", "٣", "9223372036854775808", "1e999999", "NaN"]
@@ -293,22 +289,20 @@ def test_ids_of_any_type_are_found_by_their_index(doors, postgres_url, kind, ids
 
 @pytest.mark.parametrize("kind", ["real[]", "text"])
 def test_vectors_of_a_table_that_no_job_wrote_may_be_of_any_type_that_can_be_one(
-    doors, postgres_url, kind
+    make, postgres_url, kind
 ):
     with psycopg.connect(postgres_url) as owner:
         owner.execute("CREATE EXTENSION vector")
         owner.execute(f"CREATE TABLE old (id text, embedding {kind})")
         owner.execute(f"INSERT INTO old VALUES ('7', '[1, 0]'::vector::{kind})")
-    place = Place(kind="pgvector", where=postgres_url, options={"table": "old"})
-    old = open_sink(place, None, doors)
+    old = make("pgvector", None, "old")
     same(old.read(["7"]), {"7": np.array([1.0, 0.0])})
 
 
-def test_a_table_whose_column_can_be_no_vectors_is_refused_whatever_is_asked(doors, postgres_url):
+def test_a_table_whose_column_can_be_no_vectors_is_refused_whatever_is_asked(make, postgres_url):
     with psycopg.connect(postgres_url) as owner:
         owner.execute("CREATE TABLE old (id text, embedding bytea)")
-    place = Place(kind="pgvector", where=postgres_url, options={"table": "old"})
-    old = open_sink(place, None, doors)
+    old = make("pgvector", None, "old")
     with pytest.raises(JobRefused, match="cannot cast type bytea to vector"):
         old.read([""])
 
@@ -366,18 +360,17 @@ def test_a_new_collection_has_no_vector_of_a_name(tmp_path, doors):
         open_sink(place, SPACE, doors)
 
 
-def test_a_table_whose_lists_may_be_of_any_length_is_none_of_vectors(tmp_path, doors):
+def test_a_table_whose_lists_may_be_of_any_length_is_none_of_vectors(make, tmp_path):
     columns = ("id", "ref", "model", "fingerprint", "meta")
     row = {name: "" for name in columns} | {"vector": [1.0, 2.0]}
     schema = pa.schema([*((n, pa.string()) for n in columns), ("vector", pa.list_(pa.float32()))])
-    lancedb.connect(tmp_path).create_table("old", [row], schema=schema)
-    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "old"})
+    lancedb.connect(tmp_path / "lance").create_table("old", [row], schema=schema)
     with pytest.raises(
         JobRefused, match=r"is of type list<.*>, and vectors are lists of one length"
     ):
-        open_sink(place, None, doors).read([""])
+        make("lancedb", None, "old").read([""])
     with pytest.raises(JobRefused, match="is not one of a job's"):
-        open_sink(place, SPACE, doors)
+        make("lancedb", name="old")
 
 
 def test_a_database_that_goes_away_while_it_is_walked_is_worth_another_try(make, postgres_url):
@@ -478,23 +471,21 @@ def test_a_broken_file_of_a_folder_that_is_walked_is_named(make, tmp_path, body)
         list(sink.rows())
 
 
-def test_a_table_without_ids_is_refused_with_what_it_has(tmp_path, doors):
-    lancedb.connect(tmp_path).create_table("photos", [{"key": "a", "path": "/p/a.jpg"}])
-    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "photos"})
+def test_a_table_without_ids_is_refused_with_what_it_has(make, tmp_path):
+    lancedb.connect(tmp_path / "lance").create_table("photos", [{"key": "a", "path": "/p/a.jpg"}])
     with pytest.raises(JobRefused, match="has no column 'id'; it has key, path"):
-        list(open_sink(place, None, doors).rows())
+        list(make("lancedb", None).rows())
 
 
 @pytest.mark.parametrize(
     ("time", "kind"),
     [(2**60, pa.timestamp("us")), (0, pa.timestamp("us", "Mars/Olympus")), (2**30, pa.date32())],
 )
-def test_a_time_of_a_table_that_python_cannot_hold_is_a_sentence(tmp_path, doors, time, kind):
+def test_a_time_of_a_table_that_python_cannot_hold_is_a_sentence(make, tmp_path, time, kind):
     row = pa.table({"id": ["7"], "ref": ["/p/7.jpg"], "taken": pa.array([time], kind)})
-    lancedb.connect(tmp_path).create_table("old", row)
-    place = Place(kind="lancedb", where=str(tmp_path), options={"table": "old"})
+    lancedb.connect(tmp_path / "lance").create_table("old", row)
     with pytest.raises(JobRefused, match=r"the table old in .* cannot be read: \w+Error: "):
-        list(open_sink(place, None, doors).rows())
+        list(make("lancedb", None, "old").rows())
 
 
 def test_a_name_is_switched_and_switched_back(make, kind):
