@@ -43,6 +43,7 @@ from worker.processors import CLAIMS
 
 PATIENCE_S = 30.0
 BATCH = 8
+AS_TEXT: dict[str, Any] = {"kind": Kind.TEXT, "prepare": lambda n: PreparedText(str(n))}
 
 
 class Puppet:
@@ -201,7 +202,7 @@ def test_calls_that_share_a_forward_pass_each_have_it_in_their_own_trace(
 ) -> None:
     def ask(number: int) -> int:
         with spans.serving({}):  # a text: it counts as queued once it is prepared
-            desk.embed(number, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+            desk.embed(number, **AS_TEXT)
             return trace.get_current_span().get_span_context().trace_id
 
     held = desk.occupy_device()
@@ -232,7 +233,7 @@ def test_interactive_work_overtakes_bulk(desk: Desk) -> None:
     held = desk.occupy_device()
     bulk = desk.ask(*range(2 * BATCH), priority=Priority.BULK)
     desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
-    text = desk.ask(99, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    text = desk.ask(99, **AS_TEXT)
     desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH + 1)
     desk.release.set()
     for call in (held, bulk, text):
@@ -323,7 +324,7 @@ def test_an_interactive_text_does_not_wait_for_busy_decoders(desk: Desk) -> None
 
     bulk = desk.ask(*range(BATCH), prepare=slow, priority=Priority.BULK)
     assert all(at_work.acquire(timeout=PATIENCE_S) for _ in range(2))  # both decoders
-    text = desk.ask(5, kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    text = desk.ask(5, **AS_TEXT)
     try:
         assert_rows(text.result(PATIENCE_S / 2), [5])
     finally:
@@ -332,7 +333,7 @@ def test_an_interactive_text_does_not_wait_for_busy_decoders(desk: Desk) -> None
 
 
 def test_the_texts_of_one_interactive_call_share_one_forward_pass(desk: Desk) -> None:
-    desk.embed(*range(5), kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    desk.embed(*range(5), **AS_TEXT)
     assert desk.model.runs == [[0, 1, 2, 3, 4]]
 
 
@@ -758,8 +759,7 @@ def test_a_call_that_expires_while_it_waits_is_dropped_before_the_forward_pass()
     now = [1000.0]
     with a_desk(wall=lambda: now[0]) as desk:
         desk.occupy_device()
-        text: dict[str, Any] = {"kind": Kind.TEXT, "prepare": lambda n: PreparedText(str(n))}
-        late = desk.ask(1, deadline=1001.0, **text)  # counts as queued once it is prepared
+        late = desk.ask(1, deadline=1001.0, **AS_TEXT)  # counts as queued once it is prepared
         desk.wait_for(lambda: desk.batcher.pulse().queued == 1)
         now[0] = 1002.0
         desk.release.set()
@@ -770,12 +770,11 @@ def test_a_call_that_expires_while_it_waits_is_dropped_before_the_forward_pass()
 
 def test_those_behind_fill_up_the_batch_of_one_that_has_gone_and_no_more() -> None:
     now = [1000.0]
-    text: dict[str, Any] = {"kind": Kind.TEXT, "prepare": lambda n: PreparedText(str(n))}
     with a_desk(wall=lambda: now[0]) as desk:
         desk.occupy_device()
-        late = desk.ask(1, 2, deadline=1001.0, **text)
+        late = desk.ask(1, 2, deadline=1001.0, **AS_TEXT)
         desk.wait_for(lambda: desk.batcher.pulse().queued == 2)
-        others = desk.ask(*range(10, 10 + 2 * BATCH), **text)
+        others = desk.ask(*range(10, 10 + 2 * BATCH), **AS_TEXT)
         desk.wait_for(lambda: desk.batcher.pulse().queued == 2 + 2 * BATCH)
         now[0] = 1002.0
         desk.release.set()
@@ -868,7 +867,7 @@ def test_who_waits_behind_a_call_that_goes_is_prepared_in_its_place(desk: Desk) 
     withdrawn = desk.ask(*range(2 * BATCH), cancelled=cancelled, **bulk)  # all that may be ahead
     desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH)
     behind = desk.ask(100, **bulk)
-    desk.ask(1, model=Puppet(), kind=Kind.TEXT, prepare=lambda n: PreparedText(str(n)))
+    desk.ask(1, model=Puppet(), **AS_TEXT)
     desk.wait_for(lambda: desk.batcher.pulse().queued == 2 * BATCH + 2)
     desk.wait_for(nothing_to_decode)
     leaves.set()
@@ -993,15 +992,12 @@ def test_a_lone_text_wakes_nobody_but_the_first_runner(monkeypatch: pytest.Monke
 
         monkeypatch.setattr(Turns, question, heard)
 
-    def text(number: int) -> PreparedText:
-        return PreparedText(str(number), truncated=False)
-
     with a_desk(runners=2) as desk:
         desk.model = Puppet(parallel=2)
         desk.wait_for(lambda: {"decode-0", "decode-1"} <= set(asked))
         asked.clear()
         for number in range(3):
-            desk.embed(number, kind=Kind.TEXT, prepare=text)
+            desk.embed(number, **AS_TEXT)
         assert set(asked) == {"run-0"}
 
 
