@@ -14,7 +14,6 @@ from typing import Self
 
 import redis
 
-from ..wire.broker import takes_no_writes
 from .child import Child, Running
 from .errors import NoServerBinary, ServerFailed
 from .home import held, private_directory, rewrite
@@ -159,8 +158,9 @@ class PrivateValkey:
         try:
             return bool(client.ping())
         except redis.RedisError as error:
-            # Else it is not listening yet, loading, or somebody else's on that port.
-            return takes_no_writes(error)
+            # It answers, if its disk is full. Else it is not listening yet, loading, or somebody
+            # else's on that port.
+            return str(error).startswith("MISCONF")
 
 
 def _free_port() -> int:

@@ -1,3 +1,3 @@
 """Which Clipyard this is: the day of the newest row under Upgrading, or a later one."""
 
-VERSION = "2026.12.01"
+VERSION = "2026.12.1"

@@ -77,7 +77,8 @@ def show(store, keys):
     return show
 
 
-def test_a_working_fleet_has_nothing_to_mend_but_what_the_tests_broke(look, running, client):
+def test_a_working_fleet_has_nothing_to_mend_but_what_the_tests_broke(look, running, client_of):
+    client = client_of()
     with pytest.raises(LoadFailed):
         client.load("fake/broken")
     until(lambda: any(event.model == "fake/broken" for event in client.status().events))
