@@ -30,7 +30,7 @@ async def embed(
     kinds = [modality or guess(one) for one in inputs]
     texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
     # 32 MB of base64 take a tenth of a second and more, and others would wait for it.
-    images = await asyncio.to_thread(pictures, inputs, kinds)
+    images = await asyncio.to_thread(pictures, inputs, kinds) if "image" in kinds else []
     also = Kind.TEXT if texts else None
     seen = await client.embed_images_detailed(images, model=model, also=also) if images else []
     model = seen[0].model if seen else model

@@ -216,14 +216,16 @@ class _Pool(redis.ConnectionPool):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """One sends at a time. Whoever waits in vain goes all the same, and gives the turn back
-        for who cannot: Ctrl-C may have come just before."""
-        self._turn.acquire(timeout=TURN_S)
+        """One sends at a time, but for whoever has waited in vain: with him a new row begins, as
+        who has the old turn may be long at it, or was interrupted before it could end it."""
+        mine = self._turn
+        if not mine.acquire(timeout=TURN_S):
+            mine = self._turn = Lock()
+            mine.acquire()
         try:
             yield
         finally:
-            with suppress(RuntimeError):
-                self._turn.release()
+            mine.release()
 
 
 class _Redis(redis.Redis):
