@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from celery.bootsteps import StartStopStep
@@ -91,6 +91,11 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
         """Of the start Celery keeps the time of day, which may be set meanwhile."""
         self.begun_at = time_accepted
         super().on_accepted(pid, time_accepted)
+
+    def maybe_expire(self) -> bool:
+        """Whether it is too late for this message. Celery would let go of every later one of its id
+        as well, for three hours: of what is sent again because the clock here was wrong."""
+        return self.expires is not None and datetime.now(UTC) > self.expires
 
     def acknowledge(self) -> None:
         with self._settling:

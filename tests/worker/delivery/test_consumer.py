@@ -1,10 +1,11 @@
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 import redis
-from celery.worker import control
+from celery.worker import control, state
 
 from api_client.wire.broker import celery_app
 from api_client.wire.settings import Settings
@@ -175,3 +176,14 @@ def test_a_command_that_cannot_be_done_is_told_in_a_line_to_who_asked_and_in_the
     [line] = caplog.records
     assert command in line.getMessage()
     assert line.exc_info is None
+
+
+def test_what_came_too_late_is_done_when_it_is_sent_again():
+    def is_too_late(until):
+        return consumer.Request.maybe_expire(SimpleNamespace(id="once", expires=until))
+
+    now = datetime.now(UTC)
+    assert is_too_late(now - timedelta(hours=1))
+    assert not is_too_late(now + timedelta(hours=1))
+    assert not is_too_late(None)
+    assert "once" not in state.revoked
