@@ -356,8 +356,14 @@ Send = Callable[[Settings, dict[str, bytes]], None]
 
 @at_once
 def test_much_is_sent_in_turn(
-    valkey_url: str, prefix: str, store: redis.Redis, sends: list[str], send: Send
+    monkeypatch: pytest.MonkeyPatch,
+    valkey_url: str,
+    prefix: str,
+    store: redis.Redis,
+    sends: list[str],
+    send: Send,
 ) -> None:
+    monkeypatch.setattr(broker, "TURN_S", 60.0)
     values = {f"{prefix}{number}": bytes([number]) * 8 * MANY for number in range(4)}
     send(Settings.read(redis_url=valkey_url), values)
     assert sends == ["begun", "sent"] * len(values)
