@@ -123,7 +123,7 @@ def test_another_process_finds_what_is_there(make, kind):
     sink.write(shard(0))
     if kind == "qdrant":  # a process has one client for good
         sink._client.close()
-        qdrant._clients.clear()
+        qdrant._made.cache_clear()
     same(make(kind).read(["0/0", "0/2", "0/3"], chunk=0), wanted(shard(0)))
 
 
@@ -579,15 +579,6 @@ def test_threads_that_open_a_folder_of_qdrant_at_the_same_instant_share_it(tmp_p
 
     with ThreadPoolExecutor(4) as workers:
         assert len({id(client) for client, _ in workers.map(opened, range(4))}) == 1
-
-
-def test_a_folder_of_qdrant_that_was_removed_is_made_anew(make, tmp_path):
-    make("qdrant").write(shard(0))
-    rmtree(tmp_path / "q")
-    sink = make("qdrant", Space(model="fake/other", fingerprint="f2", dimension=8, job="j2"))
-    sink.write(shard(1))
-    assert set(sink.read(["0/0", "1/0"])) == {"1/0"}
-    assert (tmp_path / "q" / "collection" / "photos").is_dir()
 
 
 def test_the_same_chunk_gives_the_same_bytes(make, tmp_path):

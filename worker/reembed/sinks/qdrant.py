@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from threading import Lock, RLock
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -31,9 +32,7 @@ ANSWER_S = 60  # its client waits for 5; a server that builds its index takes lo
 PASSING = frozenset({408, 409, 429})  # too slow, somebody else is just at it, too often
 OURS = ("id", "model", "fingerprint")  # payload fields beside `ref` and the item's metadata
 
-LOCK = ".lock"  # of local mode, in its folder
 _connecting = Lock()
-_clients: dict[str, tuple[QdrantClient, Any]] = {}
 
 
 class Qdrant:
@@ -212,13 +211,11 @@ def point_id(item_id: str) -> str | int:
 
 def _connected(where: str) -> tuple[QdrantClient, Any]:
     """One client a place: local mode takes its folder for itself, and knows no threads."""
-    with _connecting:  # two who come at once would both find none
-        was_removed = "://" not in where and not os.path.exists(os.path.join(where, LOCK))
-        if where not in _clients or was_removed:
-            _clients[where] = _made(where)
-        return _clients[where]
+    with _connecting:  # two who come at once would both miss the cache
+        return _made(where)
 
 
+@cache
 def _made(where: str) -> tuple[QdrantClient, Any]:
     if "://" in where:
         key = os.environ.get("QDRANT_API_KEY")
