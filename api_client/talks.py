@@ -147,12 +147,12 @@ class Line:
     def submit(self, call: Call) -> Talk[None]:
         """`send` for whoever will wait, in this process or another.
 
-        A copy of the message is kept until the deadline, which whoever waits can send again. It
-        would not be the first then, so neither is this one: a worker looks for an answer before it.
+        A copy of the message is kept, which whoever waits can send again. It would not be the
+        first then, so neither is this one: a worker looks for an answer before it.
         """
         message = self._message(replace(call, is_first=False))
-        key, fields = self.keys.sent(call.id), {"queue": self._queue(call), "message": message}
-        ttl_s = max(1, math.ceil(_seconds_left(call.until)))
+        key, ttl_s = self.keys.sent(call.id), self._stay_s(call)
+        fields = {"queue": self._queue(call), "message": message, "until": call.until}
 
         def keep(pipe: Any) -> None:
             pipe.hset(key, mapping=fields)
@@ -165,8 +165,7 @@ class Line:
         return self._letter(call, self._message(call))
 
     def _letter(self, call: Call, message: str) -> Part:
-        key, queue = self.keys.blobs(call.id), self._queue(call)
-        ttl_s = int(_seconds_left(call.until) + self.settings.answer_ttl_s)
+        key, queue, ttl_s = self.keys.blobs(call.id), self._queue(call), self._stay_s(call)
 
         def put(pipe: Any) -> None:
             # One by one: Redis reads large values twice as fast that way. The expiry is right
@@ -196,6 +195,11 @@ class Line:
                 names.FIRST: call.is_first,
             },
         )
+
+    def _stay_s(self, call: Call) -> int:
+        """How long what a call needs stays in Redis: past its end as long as an answer does, for
+        a Redis whose clock jumps ahead."""
+        return int(_seconds_left(call.until) + self.settings.answer_ttl_s)
 
     def _queue(self, call: Call) -> str:
         """The list that its message is pushed to."""
@@ -290,8 +294,11 @@ class Line:
             if is_lost and _seconds_left(call.until) > 0:
                 yield from self.send(replace(call, is_first=False))
             return
-        queue, copy = yield lambda r: r.hmget(self.keys.sent(request_id), "queue", "message")
-        if (yield from vigil.look(request_id, queue=queue)) and copy:
+        kept = self.keys.sent(request_id)
+        queue, copy, until = yield lambda r: r.hmget(kept, "queue", "message", "until")
+        is_lost = yield from vigil.look(request_id, queue=queue)
+        # Clients of before 2026-12-01 kept no copy beyond its end, and did not tell when that is.
+        if is_lost and copy and _seconds_left(float(until or math.inf)) > 0:
             again = self._envelopes.again(copy, tag=_another_tag(request_id))
             yield lambda r: r.lpush(queue, again)
 

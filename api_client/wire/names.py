@@ -105,8 +105,8 @@ class Keys:
         return f"{self._prefix}:blobs:{request}"
 
     def sent(self, request: str) -> str:
-        """Hash: the message of a submitted request, and the list that it was pushed to, for whoever
-        waits to send it again. Expires."""
+        """Hash: the message of a submitted request, the list that it was pushed to and when it is
+        too late, in unix seconds, for whoever waits to send it again. Expires."""
         return f"{self._prefix}:sent:{request}"
 
     def queue(self, queue: str, priority: int) -> str:

@@ -883,7 +883,8 @@ def test_a_submitted_message_that_is_nowhere_is_sent_again_by_whoever_waits(stag
     tags = {one["properties"]["delivery_tag"] for one in both}
     assert len(tags) == 2  # else whoever acknowledges one gives up the other
     assert all(tag.startswith(f"{first} ") for tag in tags)
-    assert stage.store.ttl(stage.keys.sent(first)) > 0
+    # A Redis whose clock jumps by less than that loses neither.
+    assert stage.store.ttl(stage.keys.sent(first)) > stage.settings.answer_ttl_s
 
 
 def test_a_message_that_is_late_anyway_is_not_sent_again(stage, connect, quick, monkeypatch):
