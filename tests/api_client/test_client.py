@@ -887,10 +887,13 @@ def test_a_submitted_message_that_is_nowhere_is_sent_again_by_whoever_waits(stag
     assert stage.store.ttl(stage.keys.sent(first)) > stage.settings.answer_ttl_s
 
 
-def test_a_message_that_is_late_anyway_is_not_sent_again(stage, connect, quick, monkeypatch):
+@pytest.mark.parametrize("by_id", [False, True])
+def test_a_message_that_is_late_anyway_is_not_sent_again(stage, connect, quick, monkeypatch, by_id):
     monkeypatch.setattr(vigil, "SEARCH_EVERY", 1)
     stage.show_worker()
-    handle = connect(stage.settings).submit_texts(["a"], timeout=0.05)
+    client = connect(stage.settings)
+    handle = client.submit_texts(["a"], timeout=0.05)
+    handle = client.handle(handle.id) if by_id else handle
     queue = stage.keys.queue(names.EMBED, names.INTERACTIVE)
     assert stage.store.brpop(queue, 20)  # whoever takes it drops it
     with pytest.raises(NoAnswer):
