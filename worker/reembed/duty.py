@@ -186,13 +186,13 @@ def _met(app: Celery, job: Job, claim: Claim, state: JobState, error: Exception)
     here, ledger, spec, what = runtime.here(), job.ledger, job.spec, claim.what
     with _opening:
         _open.pop(_key(here, spec), None)  # what it holds open may be what is broken, or gone
-    sentence = storable(f"{here.node}: {error}")
     if isinstance(error, Unfit):
         ledger.unfit(here.node)
         if _pass_on(app, ledger, spec, what, ledger.unfit_workers()):
             ledger.give_back(claim)
             return "passed on"
     if isinstance(error, ClipyardError):
+        sentence = storable(f"{here.node}: {error}")
         if state is JobState.PLANNING and not error.retryable:
             log.warning("job %s cannot begin: %s", spec.id, sentence)
             ledger.end(JobState.FAILED, sentence, at=state)

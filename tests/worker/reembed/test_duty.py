@@ -575,6 +575,21 @@ def test_a_full_disk_is_tried_again_and_then_pauses_the_job_with_the_reason(
     assert (desk.status().state, desk.status().done) == (JobState.COMPLETE, 20)
 
 
+def test_what_a_plug_in_raises_need_not_say_anything(desk, post, pictures, sink, monkeypatch):
+    class Wordless(Exception):
+        def __str__(self):
+            raise TypeError("it has no words for it")
+
+    def failing(*_):
+        raise Wordless
+
+    desk.submit(pictures, sink)
+    post.deliver()
+    monkeypatch.setattr(shards.Parquet, "write", failing)
+    assert post.deliver() == "trouble"
+    assert desk.status().trouble == "w@here: internal error Wordless, see its log"
+
+
 def test_for_a_sink_that_is_away_nothing_is_embedded_and_the_worker_is_named(
     desk, post, pictures, sink, monkeypatch, here
 ):
