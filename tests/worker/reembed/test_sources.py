@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import os
+import re
+import subprocess
 import sys
 import tarfile
 
@@ -541,6 +543,31 @@ def test_a_shard_that_ends_between_two_members_is_refused(source, tmp_path):
         ids(source("webdataset", tmp_path / "x.tar"))
     os.truncate(tmp_path / "x.tar", 2 * 1536 + 1024)
     assert ids(source("webdataset", tmp_path / "x.tar")) == ["x/0", "x/1"]
+
+
+def test_shards_that_are_cut_are_told_together(source, tmp_path):
+    for n in range(8):
+        write_tar(tmp_path / f"{n}.tar", [("a.png", b"x" * 600)])
+    for n, size in {1: 1536, 2: 1536, 4: 1000, 5: 1536, 7: 0}.items():
+        os.truncate(tmp_path / f"{n}.tar", size)
+    with pytest.raises(JobRefused) as refused:
+        ids(source("webdataset", tmp_path / "{0..8}.tar"))
+    assert re.findall(r"(\d)\.tar", str(refused.value)) == ["1", "2", "4", "5"]
+    assert str(refused.value).endswith(" and 1 more")  # 8.tar is not there
+    os.truncate(tmp_path / "1.tar", 0)
+    with pytest.raises(JobRefused, match=r"1\.tar is no whole.*; no such zeros .*2\.tar, .*4\.tar"):
+        ids(source("webdataset", tmp_path / "{0..4}.tar"))
+
+
+def test_shards_that_cat_has_joined_are_refused_and_those_that_tar_has_are_read(source, tmp_path):
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", b"x" * 600)])
+    body = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(body + (tmp_path / "b.tar").read_bytes())
+    with pytest.raises(JobRefused, match=r"ends at byte 1536, and more follows.*--concatenate"):
+        ids(source("webdataset", tmp_path / "x.tar"))
+    subprocess.run(["tar", "--concatenate", "-f", "a.tar", "b.tar"], cwd=tmp_path, check=True)
+    assert ids(source("webdataset", tmp_path / "a.tar")) == ["a/a", "a/b"]
 
 
 def test_a_tar_that_is_none_and_one_that_is_missing_are_refused(source, tmp_path):

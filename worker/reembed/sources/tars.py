@@ -5,7 +5,9 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from .refs import content, member
 
 META_BYTES = 64 * 1024  # of a caption or a JSON file beside a picture
 MOST_SHARDS = 10**6  # of a run; their names are held in memory
+TOLD = 3  # of the shards that are cut
+READ_AT_ONCE = 2**20
 
 
 class Tars:
@@ -43,7 +47,7 @@ class Tars:
     def walk(self) -> Iterator[Item]:
         if not self._shards:
             raise JobRefused(f"there is no shard {self._where!r} on this worker")
-        for shard, name in self._shards:
+        for number, (shard, name) in enumerate(self._shards, start=1):
             try:
                 with tarfile.open(shard, "r:") as tar:
                     for item in _samples(shard, tar):
@@ -57,7 +61,10 @@ class Tars:
                     f"say folder:{shard} if it holds pictures"
                 ) from None
             except (tarfile.TarError, ValueError) as error:  # of an extended header, too
-                raise JobRefused(f"{shard} is no whole, uncompressed tar file: {error}") from None
+                more = _cut(file for file, _ in self._shards[number:])
+                raise JobRefused(
+                    f"{shard} is no whole, uncompressed tar file: {error}{more}"
+                ) from None
             except OSError as error:
                 raise StoreDown(f"{shard}: {error.strerror}") from error
 
@@ -111,8 +118,9 @@ def _samples(shard: Path, tar: tarfile.TarFile) -> Iterator[Item]:
 
 
 def _refuse_rest(tar: tarfile.TarFile) -> None:
-    """A header that is broken or cut ends the walk like the end of the file, which is zeros; and so
-    does a cut between two members, which leaves none."""
+    """A header that is broken or cut ends the walk like the end of the file, which is zeros; so
+    does a cut between two members, which leaves none, and the end of the first of several files
+    that were joined."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if (found := tar.fileobj.read(tarfile.BLOCKSIZE)).strip(b"\0"):
@@ -122,6 +130,28 @@ def _refuse_rest(tar: tarfile.TarFile) -> None:
             "the zeros at its end are missing, as of one that was cut or is being written; a whole "
             "one gets them by `truncate -s +1024`"
         )
+    if any(rest.strip(b"\0") for rest in iter(partial(tar.fileobj.read, READ_AT_ONCE), b"")):
+        raise tarfile.ReadError(
+            f"it ends at byte {tar.offset}, and more follows, as where `cat` has joined several: "
+            "name these, or join them by `tar --concatenate`"
+        )
+
+
+def _cut(shards: Iterable[Path]) -> str:
+    """Which of the shards that follow are cut as well, so that nobody mends a thousand one by one;
+    the end of each is looked at."""
+    cut = [str(shard) for shard in shards if _lacks_zeros(shard)]
+    if not cut:
+        return ""
+    more = f" and {len(cut) - TOLD} more" if len(cut) > TOLD else ""
+    return f"; no such zeros are at the end of {', '.join(cut[:TOLD])}{more}"
+
+
+def _lacks_zeros(shard: Path) -> bool:
+    with suppress(OSError), shard.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - tarfile.BLOCKSIZE))
+        return file.read() != bytes(tarfile.BLOCKSIZE)
+    return False
 
 
 def _pictures(
