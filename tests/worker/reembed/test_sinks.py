@@ -1069,35 +1069,46 @@ def test_a_table_of_many_chunks_is_compacted_as_it_grows(make, monkeypatch):
     assert sum(1 for _ in sink.rows()) == 27
 
 
-def test_what_lancedb_remembers_is_each_tables_own_and_grows_with_no_chunk(make, monkeypatch):
-    """Shared, it let two upserts at once leave an id twice in a table that was made anew."""
+@pytest.fixture
+def sessions(monkeypatch):
+    """What LanceDB remembers, of each table that was opened."""
     made, session = [], lancedb.Session
-    monkeypatch.setattr(lance, "REMEMBERED_BYTES", 2**18)
     monkeypatch.setattr(
         lancedb, "Session", lambda **sizes: made.append(session(**sizes)) or made[-1]
     )
+    return made
+
+
+def test_what_lancedb_remembers_is_each_tables_own_and_grows_with_no_chunk(
+    make, sessions, monkeypatch
+):
+    """Shared, it let two upserts at once leave an id twice in a table that was made anew."""
+    monkeypatch.setattr(lance, "VERSIONS_BYTES", 2**18)
     for name in ("one", "two"):
         sink = make("lancedb", name=name)
         for number in range(20):
             sink.write(shard(number))
-    one, two = made
+    one, two = sessions
     assert one is not two
     assert 0 < one.size_bytes <= 2 * 2**18
     assert 0 < two.size_bytes <= 2 * 2**18
 
 
-def test_what_lancedb_remembers_of_an_index_grows_with_no_row(make, monkeypatch):
-    made, session = [], lancedb.Session
-    monkeypatch.setattr(lance, "REMEMBERED_BYTES", 2**18)
-    monkeypatch.setattr(
-        lancedb, "Session", lambda **sizes: made.append(session(**sizes)) or made[-1]
-    )
+@pytest.mark.parametrize(
+    ("versions", "index", "least", "most"),
+    [(2**18, 2**18, 0, 2 * 2**18), (2**16, lance.INDEX_BYTES, 2**20, 2**22)],
+)
+def test_an_index_is_remembered_as_a_whole_up_to_a_bound_of_its_own(
+    make, sessions, monkeypatch, versions, index, least, most
+):
+    monkeypatch.setattr(lance, "VERSIONS_BYTES", versions)
+    monkeypatch.setattr(lance, "INDEX_BYTES", index)
     items = [Item(id=f"{n:050}", ref="") for n in range(2**14)]
     sink = make("lancedb")
     sink.write(Shard(Chunk(0, items), [np.eye(8, dtype=np.float32)[0]] * len(items)))
     for at in range(0, len(items), 2**12):
         assert len(sink.read([item.id for item in items[at : at + 2**12]])) == 2**12
-    assert 0 < made[0].size_bytes <= 2 * 2**18
+    assert least < sessions[0].size_bytes <= most
 
 
 def test_a_chunk_is_not_written_again_because_others_overtook_its_compaction(make, monkeypatch):
