@@ -1022,7 +1022,21 @@ def test_workers_that_opened_it_before_merge_and_see_what_others_wrote(make, kin
 
 @pytest.mark.parametrize("kind", ["lancedb", "pgvector"])
 def test_workers_that_upsert_a_chunk_at_the_same_instant_leave_it_once(make, kind):
-    sinks = [make(kind) for _ in range(4)]
+    upserted_by_four([make(kind) for _ in range(4)])
+
+
+def test_a_table_that_was_given_the_key_keeps_one_row_an_item(make, tmp_path):
+    """By the lines that operations.md has for it."""
+    sink = make("lancedb")
+    unmarked = [pa.field(field.name, field.type) for field in sink._table.schema]
+    store = lancedb.connect(tmp_path / "lance")
+    table = store.create_table("others", schema=pa.schema(unmarked))
+    table.alter_columns({"path": "id", "nullable": False})
+    table.set_unenforced_primary_key("id")
+    upserted_by_four([make("lancedb", name="others") for _ in range(4)])
+
+
+def upserted_by_four(sinks):
     start = Barrier(len(sinks))
 
     def upsert(sink, number):
