@@ -77,6 +77,7 @@ def test_whoever_the_clock_asks_first_tells_every_worker_and_keeps_house(here):
     unfetched = keys.reply_queue(names.binding("", "client.reply.celery.pidbox"))
     store.lpush(unfetched, "pong")
 
+    here.tracker.beat()  # by which it is known that this worker is there
     assert sweep_fleet.run.__func__(SimpleNamespace(app=app)) == 1
     [(name, options)] = sent
     assert (name, options["queue"]) == (names.SWEEP, names.direct_queue(here.node))
