@@ -17,11 +17,17 @@ from celery import concurrency
 from celery.app import trace
 from celery.bootsteps import StartStopStep
 from celery.exceptions import CPendingDeprecationWarning
-from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutdown
+from celery.signals import (
+    celeryd_after_setup,
+    celeryd_init,
+    setup_logging,
+    worker_ready,
+    worker_shutdown,
+)
 
 from api_client.wire import logs, spans
 from api_client.wire.broker import celery_app, check_server
-from api_client.wire.errors import ClipyardError
+from api_client.wire.errors import BadSettings, ClipyardError
 from api_client.wire.settings import cannot_start
 
 from . import runtime
@@ -82,6 +88,12 @@ try:
     app.Task.Request = "worker.delivery.consumer:Request"
 except ClipyardError as error:
     cannot_start(error)  # one line a mistake, and no traceback above it
+
+
+@celeryd_init.connect  # type: ignore[untyped-decorator]
+def _refuse(options: dict[str, Any], **_: Any) -> None:
+    if options.get("autoscale"):  # a message over which our pool would have to grow is lost
+        cannot_start(BadSettings("--autoscale is not for these workers: leave it out"))
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
