@@ -271,7 +271,8 @@ def _beat(worker: WorkerStatus, *, now: float) -> Found:
     if sweep_is_missing(worker, now=now):
         since = max(worker.last_sweep_at, worker.started_at)
         found = f"{worker.name} has not been swept for {now - since:.0f} s"
-        mend = "start `celery -A beat_schedule beat`: idle models stay in memory without it"
+        # What one whose clock is behind sends has expired, and no log has a line of it.
+        mend = "start `celery -A beat_schedule beat`, or set its clock: idle models stay in memory"
         yield Finding(Check.BEAT, Health.WARNING, found, mend)
 
 
