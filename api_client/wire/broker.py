@@ -384,7 +384,7 @@ def _repeated_after(patience_s: float) -> tuple[type[redis.RedisError], ...]:
     to the primary."""
     has_time = patience_s >= _silence_s(patience_s)
     away = LOST if has_time else (redis.ConnectionError,)
-    return (*away, redis.exceptions.ReadOnlyError)
+    return (*away, redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 
 
 def _tries(patience_s: float) -> int:

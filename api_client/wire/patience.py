@@ -82,5 +82,9 @@ def _alone(tries: Tries | AsyncTries) -> Iterator[None]:
     except redis.AuthenticationError:
         left = 0
         raise
+    except redis.ResponseError as error:
+        if "UNBLOCKED" in str(error):  # so hears of it who waits as a server becomes a replica
+            raise redis.exceptions.ReadOnlyError(str(error)) from None
+        raise
     finally:
         tries.update_retries(left)

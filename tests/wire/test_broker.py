@@ -114,24 +114,74 @@ def test_what_redis_answered_is_known_of_an_awaited_pipeline_too(valkey_of_my_ow
     assert takes_no_writes(alone.value)
 
 
-async def _awaited_ids_around_a_refusal(settings: Settings) -> list[int]:
+async def _awaited_ids_around_a_refusal(
+    settings: Settings, ask: Callable[[Any], Any], refusal: type[Exception]
+) -> list[int]:
     async with async_redis_client(settings, patience_s=0) as store:
         ids = [await store.client_id()]
-        with pytest.raises(redis.exceptions.ReadOnlyError):
-            await store.set("a", "b")
+        with pytest.raises(refusal):
+            await ask(store)
         return [*ids, await store.client_id()]
 
 
-def test_a_connection_to_who_has_become_a_replica_is_given_up(valkey_of_my_own) -> None:
+@pytest.mark.parametrize(
+    ("ask", "refusal"),
+    [
+        (lambda store: store.set("a", "b"), redis.exceptions.ReadOnlyError),
+        (lambda store: store.pipeline().set("a", "b").execute(), redis.exceptions.ReadOnlyError),
+        (lambda store: store.get("a"), redis.exceptions.MasterDownError),
+    ],
+    ids=["a write", "a pipeline", "a read"],
+)
+def test_a_connection_to_who_has_become_a_replica_is_given_up(
+    valkey_of_my_own, ask: Callable[[Any], Any], refusal: type[Exception]
+) -> None:
     settings = Settings.read(redis_url=valkey_of_my_own.url)
     with redis_client(settings, patience_s=0) as store:
         before = store.client_id()
+        store.config_set("replica-serve-stale-data", "no")
         store.replicaof("127.0.0.1", 1)
-        with pytest.raises(redis.exceptions.ReadOnlyError), store.pipeline() as pipe:
-            pipe.set("a", "b").execute()
+        with pytest.raises(refusal):
+            ask(store)
         assert store.client_id() != before
-    before, after = asyncio.run(_awaited_ids_around_a_refusal(settings))
+    before, after = asyncio.run(_awaited_ids_around_a_refusal(settings, ask, refusal))
     assert before != after
+
+
+def waited(settings: Settings, ask: Callable[[Any], Any]) -> Any:
+    with redis_client(settings) as store:
+        return ask(store)
+
+
+def awaited(settings: Settings, ask: Callable[[Any], Any]) -> Any:
+    async def answer() -> Any:
+        async with async_redis_client(settings, patience_s=30) as store:
+            return await ask(store)
+
+    return asyncio.run(answer())
+
+
+@pytest.mark.parametrize("wait", [waited, awaited])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.blmove("a", "a", 30, "LEFT", "LEFT"),
+        lambda store: store.pipeline(False).blmove("a", "a", 30, "LEFT", "LEFT").execute(),
+    ],
+    ids=["a command", "a pipeline"],
+)
+def test_who_waits_at_a_failover_waits_on_at_the_new_primary(
+    valkey_of_my_own, wait: Callable[..., Any], ask: Callable[[Any], Any]
+) -> None:
+    settings = Settings.read(redis_url=valkey_of_my_own.url)
+    with redis_client(settings) as store, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(wait, settings, ask)
+        while not store.info("clients")["blocked_clients"]:
+            assert not answer.done()
+        store.replicaof("127.0.0.1", 1)
+        store.replicaof("NO", "ONE")
+        store.rpush("a", "b")
+        assert answer.result() in (b"b", [b"b"])
 
 
 def test_who_waits_for_redis_looks_again_every_other_second(
