@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ..aio import AsyncClient
@@ -13,6 +14,9 @@ from ..wire.messages import Kind
 
 Modality = Literal["text", "image"]
 
+# 32 MB of base64 take a tenth of a second and more: neither the event loop waits for it, nor who
+# takes asyncio's own threads, for names to be looked up and messages to be made.
+_DECODERS = ThreadPoolExecutor(2, "decode")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,30}://", re.IGNORECASE)
 
 
@@ -29,8 +33,11 @@ async def embed(
     """
     kinds = [modality or guess(one) for one in inputs]
     texts = [one for one, kind in zip(inputs, kinds, strict=True) if kind == "text"]
-    # 32 MB of base64 take a tenth of a second and more, and others would wait for it.
-    images = await asyncio.to_thread(pictures, inputs, kinds) if "image" in kinds else []
+    if any(map(is_data_uri, inputs)):
+        here = asyncio.get_running_loop()
+        images = await here.run_in_executor(_DECODERS, pictures, inputs, kinds)
+    else:
+        images = pictures(inputs, kinds)
     also = Kind.TEXT if texts else None
     seen = await client.embed_images_detailed(images, model=model, also=also) if images else []
     model = seen[0].model if seen else model

@@ -1,6 +1,8 @@
 """The real openai client and langchain-openai against a gateway that listens."""
 
+import asyncio
 import base64
+import threading
 
 import numpy as np
 import openai
@@ -54,6 +56,26 @@ def test_others_are_answered_while_pictures_are_read(client, monkeypatch):
     uri = "data:image/png;base64," + base64.b64encode(b"picture").decode()
     client.embeddings.create(model="fake/small", input=uri)
     assert answered
+
+
+@pytest.mark.parametrize("other", ["a text", "http://a/b.jpg"])
+def test_pictures_that_are_read_take_no_thread_that_others_need(monkeypatch, other):
+    goes_on = threading.Event()
+    monkeypatch.setattr(inputs, "of_data_uri", lambda _: goes_on.wait() and b"picture")
+
+    async def asked(given):
+        return await inputs.embed(FakeAsyncClient(), [given], model=None, modality=None)
+
+    async def all_of_them():
+        uploads = [asyncio.create_task(asked("data:image/png;base64,")) for _ in range(40)]
+        try:
+            await asyncio.sleep(0)  # each has asked for its thread
+            await asyncio.wait_for(asked(other), 10)
+        finally:
+            goes_on.set()
+            await asyncio.gather(*uploads)
+
+    asyncio.run(all_of_them())
 
 
 def test_models_are_listed_and_found(client):
