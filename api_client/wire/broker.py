@@ -4,7 +4,9 @@ Why each setting has its value: docs/why.md, "How messages survive".
 """
 
 import asyncio
+import os
 import re
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from itertools import accumulate, count, takewhile
@@ -333,6 +335,7 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
         **_REDIS_OPTIONS,
     )
     pool, one_at_a_time = client.connection_pool, asyncio.Lock()
+    contexts: dict[tuple[Any, ...], Any] = {}  # what TLS trusts, by the files that say so
 
     @asynccontextmanager
     async def turn() -> AsyncIterator[None]:
@@ -352,8 +355,14 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
         one."""
 
         def _connection_arguments(self) -> Any:
+            """What the files of TLS hold is read anew once they have changed. It takes 30 ms: 64
+            that connected at once did so for longer than connecting may take."""
             if tls := getattr(self, "ssl_context", None):
-                tls.context = None  # or it trusts for good what the file of the CA held at first
+                if (files := _files_of(tls)) not in contexts:
+                    tls.context = None
+                    contexts.clear()
+                    contexts[files] = tls.get()
+                tls.context = contexts[files]
             return super()._connection_arguments()
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -366,6 +375,14 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
 
     pool.connection_class = Piecewise
     return client
+
+
+def _files_of(tls: Any) -> tuple[Any, ...]:
+    """Others, once anything is put in their place."""
+    cafile, capath, *_ = ssl.get_default_verify_paths()
+    files = (cafile, capath, tls.ca_certs, tls.ca_path, tls.certfile, tls.keyfile)
+    found = (os.stat(file) for file in files if file)
+    return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
 
 
 def _is_much(command: Any) -> bool:

@@ -184,3 +184,23 @@ def test_connections_that_were_there_before_a_new_ca_trust_it(
 
     with Terminator(certificate, inner) as terminator:
         asyncio.run(pings(terminator))
+
+
+def test_those_that_connect_at_once_read_the_ca_once(
+    monkeypatch: pytest.MonkeyPatch, port: tuple[int, str], certificate: Path
+) -> None:
+    read: list[ssl.SSLContext] = []
+    make = ssl.create_default_context
+
+    def making() -> ssl.SSLContext:
+        read.append(make())
+        return read[-1]
+
+    async def wait() -> None:
+        asked = settings(port, f"?ssl_ca_certs={certificate}")
+        async with async_redis_client(asked, patience_s=1) as client:
+            await asyncio.gather(*(client.blpop(["tls:nothing"], 0.01) for _ in range(3)))
+
+    monkeypatch.setattr(ssl, "create_default_context", making)
+    asyncio.run(wait())
+    assert len(read) == 1
