@@ -226,7 +226,7 @@
     } catch {
       [live, told] = [false, "The dashboard does not answer"];
     }
-    if (!live) $id("well").textContent = "As it was last seen.";
+    if (!live && $id("tiles").firstChild) $id("well").textContent = "As it was last seen.";
     if ($id("live").textContent !== told) $id("live").textContent = told; // else read out again
     $id("live-dot").classList.toggle("status-dot-live", live);
     return live;

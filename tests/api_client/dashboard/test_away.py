@@ -49,6 +49,15 @@ def test_while_redis_is_away_it_says_so_and_when_it_is_back_it_goes_on(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_page_that_has_seen_nothing_yet_does_not_say_how_it_was(
+    looking_on, chromium, valkey_of_my_own
+):
+    valkey_of_my_own.stop()
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see("document.getElementById('live').textContent.includes('cannot reach Redis')")
+    assert chromium.run("return document.getElementById('well').textContent") == "Looking…"
+
+
 def test_a_command_to_workers_fails_while_redis_is_away(valkey_of_my_own, prefix):
     settings = Settings.read(redis_url=valkey_of_my_own.url, key_prefix=prefix)
     with celery_app(settings) as app:
