@@ -165,9 +165,13 @@ def test_one_whose_disk_is_full_has_started(tmp_path, monkeypatch):
             pytest.skip("no disk may be mounted here")
         home, log = disk.folder / "it", tmp_path / "log"
         with PrivateValkey(home, log=log) as server, redis.Redis.from_url(server.url) as client:
+            expires_at, pipe = time.time() + 2, client.pipeline()
             for number in range(200):  # the next one begins with a page or more of their names
-                client.set(f"{number:0200}", "expires while nobody runs", px=500)
+                pipe.set(f"{number:0200}", "expires while nobody runs", pxat=int(expires_at * 1000))
+            pipe.execute()
+        still_s = expires_at - time.time()
+        assert still_s > 0
         disk.fill()
-        time.sleep(0.5)
+        time.sleep(still_s)
         with PrivateValkey(home, log=log):
             pass
