@@ -2,17 +2,21 @@
 
 import asyncio
 import base64
+import itertools
 import threading
 
+import httpx
 import numpy as np
 import openai
 import pytest
 
 from api_client.gateway import inputs
+from api_client.gateway import openai as openai_paths
 from api_client.gateway.app import build
 from api_client.gateway.settings import GatewaySettings
 from api_client.testing import FakeAsyncClient, FakeClient
 
+HERE = "http://127.0.0.1"
 TOKEN = "a-token-of-some-length"
 
 
@@ -76,6 +80,31 @@ def test_pictures_that_are_read_take_no_thread_that_others_need(monkeypatch, oth
             await asyncio.gather(*uploads)
 
     asyncio.run(all_of_them())
+
+
+def test_others_have_their_turns_while_many_vectors_are_written(monkeypatch, settings):
+    turns, seen = itertools.count(), []
+    encoded = openai_paths.encoded
+    monkeypatch.setattr(
+        openai_paths, "encoded", lambda *asked: seen.append(next(turns)) or encoded(*asked)
+    )
+
+    async def others():
+        while True:
+            next(turns)
+            await asyncio.sleep(0)
+
+    async def ask():
+        gateway = httpx.ASGITransport(build(FakeAsyncClient(), settings))
+        async with httpx.AsyncClient(transport=gateway, base_url=HERE) as http:
+            others_ask = asyncio.create_task(others())
+            answer = await http.post("/v1/embeddings", json={"input": ["a", "b", "c"]})
+            others_ask.cancel()
+            return answer.json()["data"]
+
+    rows = asyncio.run(ask())
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    assert np.diff(seen).min() > 1
 
 
 def test_models_are_listed_and_found(client):
