@@ -34,6 +34,7 @@ from api_client.wire.broker import (
 from api_client.wire.errors import BadSettings
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
+from tests.flow.processes import Valkey
 
 
 def test_a_message_is_sent_without_declaring_its_queue_first(
@@ -471,6 +472,25 @@ def test_a_command_never_goes_on_in_a_connection_that_did_not_see_it_begin(
     settings, picture = Settings.read(redis_url=valkey_url), bytes(512 * LARGE)
     arrived = asyncio.run(closed_within(settings, prefix, picture))
     assert arrived == {b"0": picture, b"1": picture}
+
+
+async def closed_with_half_a_command_sent(server: Valkey) -> None:
+    settings = Settings.read(redis_url=f"{server.url}?socket_connect_timeout=0.5")
+    client = async_redis_client(settings, patience_s=2)
+    await client.ping()
+    with server.silent():
+        sending = asyncio.create_task(client.set("a", bytes(2048 * LARGE)))
+        while not is_half_sent(client):
+            await asyncio.sleep(0)
+        await client.aclose()
+        sending.cancel()
+        await asyncio.wait([sending])
+
+
+def test_a_client_is_closed_though_redis_takes_nothing_of_what_was_half_sent(
+    valkey_of_my_own: Valkey,
+) -> None:
+    asyncio.run(closed_with_half_a_command_sent(valkey_of_my_own))
 
 
 def test_a_login_is_checked_and_a_redis_that_is_away_is_no_reason_to_end(valkey_url: str) -> None:
