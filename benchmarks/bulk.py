@@ -1,7 +1,4 @@
-"""End to end through Redis and Celery, against the best loop written by hand for the same cores.
-
-A quick run measures the first size only, beside the better of two hand-written loops.
-"""
+"""End to end through Redis and Celery, against the best loop written by hand for the same cores."""
 
 import tempfile
 import time
@@ -27,7 +24,7 @@ from .stack import stack
 IMAGES = {(640, 480): 384, (4000, 3000): 192}  # of each size; fewer where they take longer
 ROUND_S = 10.0
 GOAL = 0.95
-QUICK_IMAGES, QUICK_PLANS = 64, 2
+QUICK_IMAGES, QUICK_PLANS = 64, 2  # of the first size; the second is left out
 WITHIN_S = 70.0  # of one size
 PROMISING = 4  # plans of the hand-written loop that are tried twice
 TRIED = 64  # images that each plan is tried with, and of our warm-up

@@ -1,7 +1,4 @@
-"""Against the usual loop: open_clip's preprocessing one by one, float32, batches of 32.
-
-A quick run measures the first size only.
-"""
+"""Against the usual loop: open_clip's preprocessing one by one, float32, batches of 32."""
 
 import time
 from collections.abc import Sequence
@@ -26,7 +23,7 @@ BATCH = 32
 AUTO_GOALS = {(640, 480): 3.3, (4000, 3000): 7.5}
 EXACT_GOAL = 1.0
 USUAL, OURS = 64, 256
-QUICK, QUICK_WARM_UPS = 32, 8
+QUICK, QUICK_WARM_UPS = 32, 8  # pictures of the first size; the second is left out
 WITHIN_S = 60.0  # of one size and kind
 
 
