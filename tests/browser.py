@@ -68,6 +68,19 @@ class Browser:
     def resize(self, *, height: int) -> None:
         self._ask("window/rect", width=1400, height=height)
 
+    @contextmanager
+    def forced_colours(self) -> Iterator[None]:
+        """As for who has set high contrast."""
+        self._emulate({"name": "forced-colors", "value": "active"})
+        try:
+            yield
+        finally:
+            self._emulate()
+
+    def _emulate(self, *features: dict[str, str]) -> None:
+        told = {"features": features}
+        self._ask("goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params=told)
+
     def shot(self, path: Path) -> None:
         answer = self._driver.get(f"/session/{self._session}/screenshot").json()["value"]
         path.write_bytes(base64.b64decode(answer))

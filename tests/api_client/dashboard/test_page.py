@@ -163,6 +163,18 @@ def test_a_long_name_is_not_written_over_what_stands_beside_it(looking_on, chrom
     assert chromium.run(f"return {cell}.scrollWidth <= {cell}.offsetWidth")
 
 
+def test_what_is_taken_and_done_is_seen_in_forced_colours_too(page, fleet, caller, workers, unload):
+    a_job(fleet, caller, items=50)
+    drawn = """(selector => {
+        const part = document.querySelector(selector);
+        return part && getComputedStyle(part).backgroundColor !== arguments[0];
+    })"""
+    with page.forced_colours():
+        canvas = page.run("return getComputedStyle(document.body).backgroundColor")
+        for part in (".models-slots .taken", ".models-memory .bg-secondary", "#jobs .progress-bar"):
+            page.see(f"{drawn}('{part}')", canvas)
+
+
 def test_a_bulk_job_is_watched_from_its_start_to_its_end(page, fleet, caller):
     job = a_job(fleet, caller)
     row = f"document.querySelector('[data-job=\"{job.id}\"]')?.innerText ?? ''"
