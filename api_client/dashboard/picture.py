@@ -18,6 +18,7 @@ def drawn(
     """JSON for the page. Times of day are unix seconds, spans are seconds."""
     told = alarms(fleet, now=now)
     shown = [job for job in jobs if not job.state.is_final or now - job.ended_at < ENDED_SHOWN_S]
+    ails = any(w.trouble or w.complaints for w in fleet.workers) or _paused(shown)
     return {
         "now": now,
         "read_only": read_only,
@@ -28,7 +29,7 @@ def drawn(
             _jobs_tile(shown),
         ],
         "alarms": told,
-        "well": not told and not any(w.trouble or w.complaints for w in fleet.workers),
+        "well": not told and not ails,
         "current": fleet.current,
         "workers": [_worker(worker, now=now) for worker in fleet.workers],
         "queues": {
@@ -82,11 +83,16 @@ def _waiting_tile(fleet: Fleet, *, now: float) -> dict[str, Any]:
 
 def _jobs_tile(jobs: Iterable[JobStatus]) -> dict[str, Any]:
     going = [job for job in jobs if not job.state.is_final]
-    paused = sum(job.state is JobState.PAUSED for job in going)
+    paused = _paused(going)
     left = sum(job.left for job in going)
     told = f"{left:,} items to go" + (f", {paused} paused" if paused else "")
-    about = told if going else "none at work"
-    return _tile("Bulk jobs", len(going), about, mood="active" if going else "success")
+    mood = "danger" if paused else "active" if going else "success"
+    return _tile("Bulk jobs", len(going), told if going else "none at work", mood=mood)
+
+
+def _paused(jobs: Iterable[JobStatus]) -> int:
+    """How many go on only when somebody resumes them."""
+    return sum(job.state is JobState.PAUSED for job in jobs)
 
 
 def _worker(worker: Worker, *, now: float) -> dict[str, Any]:

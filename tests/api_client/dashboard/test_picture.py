@@ -42,8 +42,9 @@ def test_a_fleet_at_work_is_told_at_a_glance():
         "Workers ready": ("1 of 2", "cuda:0", "danger"),
         "Models on a device": (2, "1 in use, 1 in host memory", "success"),
         "Messages waiting": (5, "the oldest for 12 s", "active"),
-        "Bulk jobs": (2, "4,010 items to go, 1 paused", "active"),
+        "Bulk jobs": (2, "4,010 items to go, 1 paused", "danger"),
     }
+    assert tiles(picture(fleet, jobs[0]))["Bulk jobs"] == (1, "4,000 items to go", "active")
 
 
 def test_a_fleet_is_well_while_all_of_its_workers_are_ready():
@@ -78,6 +79,12 @@ def test_a_job_that_is_over_stays_for_a_while():
 def test_a_worker_whose_clock_is_ahead_was_swept_just_now():
     [shown] = picture(Fleet(workers=(worker(last_sweep_at=NOW + 3600),)))["workers"]
     assert shown["swept_s"] == 0
+
+
+def test_all_is_not_well_while_a_job_waits_for_somebody_to_resume_it():
+    fleet = Fleet(workers=(worker(),))
+    assert not picture(fleet, job(JobState.PAUSED, items=10))["well"]
+    assert picture(fleet, job(JobState.RUNNING, items=10))["well"]
 
 
 def test_memory_is_told_model_by_model():
