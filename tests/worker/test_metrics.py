@@ -70,6 +70,19 @@ def test_items_are_counted_by_model_and_by_what_became_of_them(meter, value):
         assert value("clipyard_stage_seconds_sum", model="m", stage=stage) == seconds
 
 
+def test_a_stage_of_two_minutes_is_told_from_one_of_half_a_minute(meter, value):
+    answer = Embedded(
+        model="m", dimension=2, fingerprint="f", items=1, timings=Timings(queue_s=100, forward_s=40)
+    )
+    meter.answered("clipyard.embed_batch", (answer, np.empty((1, 2), np.float32)), encode_s=0.01)
+
+    def within(stage, seconds):
+        return value("clipyard_stage_seconds_bucket", le=seconds, model="m", stage=stage)
+
+    assert (within("forward", "30.0"), within("forward", "60.0")) == (0, 1)
+    assert (within("queue", "60.0"), within("queue", "120.0")) == (0, 1)
+
+
 def test_a_refused_request_counts_under_its_code(meter, value):
     meter.answered("clipyard.unload", ModelBusy("in use"), encode_s=0.0)
     meter.answered(
