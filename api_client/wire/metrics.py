@@ -134,8 +134,8 @@ JOB_ITEMS = _worker(
 JOB_STAGE_S = _worker(
     "job_stage_seconds",
     _H,
-    "Time of one chunk of a bulk job in a stage: read (of the manifest), decode, forward, write "
-    "(into the sink).",
+    "Time of one chunk of a bulk job in a stage: read (of the manifest, and until a worker has "
+    "its sink open), decode, forward, write (into the sink).",
     "stage",
     "model",
     buckets=LONG_S,
