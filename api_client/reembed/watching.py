@@ -44,9 +44,10 @@ def _looks(job: Job) -> Iterator[JobStatus]:
 
 def drawn(status: JobStatus, *, rate: float) -> list[Padding | Text]:
     """A bar, and below it what people ask for."""
+    left = 0 if status.state.is_at_rest else status.items - finished(status)
     lines = [
         f"{status.state}  {finished(status)}/{status.items}  failed {status.failed}  "
-        f"{_pace(status.items - finished(status), rate)}",
+        f"{_pace(left, rate)}",
         f"stages  {stages(status)}",
         f"workers  {', '.join(f'{name} {items}' for name, items in status.workers.items())}",
     ]

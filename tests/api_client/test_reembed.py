@@ -221,6 +221,11 @@ def test_a_rate_is_told_once_it_is_known_and_however_slow_it_is(rate, told):
     assert str(watching.drawn(status(1.0, 0), rate=rate)[1]).endswith(told)
 
 
+@pytest.mark.parametrize("state", [JobState.PAUSED, JobState.CANCELLED])
+def test_nothing_is_left_to_wait_for_when_a_job_does_not_go_on(state):
+    assert "left" not in str(watching.drawn(status(1.0, 300, state=state), rate=20.0)[1])
+
+
 def test_a_terminal_of_eighty_columns_has_room_for_what_people_ask_for():
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     spent = {"read_s": 9_999, "decode_s": 9_999, "forward_s": 36e6, "write_s": 36e5}
