@@ -30,6 +30,7 @@ DEVICE_ROW = (
     "document.querySelector("
     "`[data-worker='${arguments[0]}'] [data-model='fake/vision'][data-tier=device]`)"
 )
+DRAWN = (".models-slots .taken", ".models-memory .bg-secondary", "#jobs .progress-bar")
 UNLOADED = "document.querySelector('#events tr[data-kind=unloaded]').innerText"
 
 
@@ -179,8 +180,15 @@ def test_what_is_taken_and_done_is_seen_in_forced_colours_too(page, fleet, calle
     })"""
     with page.forced_colours():
         canvas = page.run("return getComputedStyle(document.body).backgroundColor")
-        for part in (".models-slots .taken", ".models-memory .bg-secondary", "#jobs .progress-bar"):
+        for part in DRAWN:
             page.see(f"{drawn}('{part}')", canvas)
+
+
+def test_what_is_taken_and_done_is_printed_too(page, fleet, caller, unload):
+    a_job(fleet, caller, items=50)
+    style = "(selector => getComputedStyle(document.querySelector(selector)).printColorAdjust)"
+    page.see("document.querySelector('#jobs .progress-bar')")
+    assert {page.run(f"return {style}('{part}')") for part in DRAWN} == {"exact"}
 
 
 def test_a_bulk_job_is_watched_from_its_start_to_its_end(page, fleet, caller):
