@@ -13,7 +13,7 @@
   const EVENT = { loaded: "success", lifted: "success", lowered: "secondary", unloaded: "secondary",
     evicted: "warning", refused: "danger", out_of_memory: "danger" };
   const JOB = { running: "primary", complete: "success", paused: "warning", incomplete: "danger", failed: "danger" };
-  const RATE_OVER_S = 60;
+  const RATE_FROM_S = 15, RATE_OVER_S = 60; // chunks end several at once: a few seconds tell nothing
   const SLOTS_DRAWN = 32; // who wants no limit allows a million
 
   function make(tag, attributes = {}, ...children) {
@@ -108,7 +108,7 @@
     seen.push([now, job.done + job.failed]);
     while (seen[0][0] < now - RATE_OVER_S) seen.shift();
     const seconds = now - seen[0][0];
-    return job.running && seconds > 0 ? (job.done + job.failed - seen[0][1]) / seconds : 0;
+    return job.running && seconds >= RATE_FROM_S ? (job.done + job.failed - seen[0][1]) / seconds : 0;
   }
 
   function jobRows(job, now) {

@@ -304,6 +304,17 @@ def test_a_bulk_job_is_shown_with_its_progress(looking_on, chromium, store, keys
     assert chromium.run(f"return {told}.offsetWidth === {told}.closest('tbody').offsetWidth")
 
 
+def test_the_first_chunks_that_end_tell_no_rate(looking_on, chromium, store, keys, valkey_url):
+    submit("nightly", store, keys, valkey_url)
+    store.hset(keys.job("nightly"), mapping={"state": "running", "chunks": 4, "items": 4000})
+    chromium.open(f"http://clipyard:{PASSWORD}@{looking_on}/models")
+    chromium.see("document.querySelector('[data-job=nightly]')")
+    store.hset(keys.job("nightly"), "done", 2000)
+    row = "[...document.querySelector('[data-job=nightly]').cells].map(cell => cell.innerText)"
+    chromium.see(f"{row}.includes('2,000 of 4,000')")
+    assert chromium.run(f"return {row}.slice(6, 8)") == ["", ""]
+
+
 def test_what_others_wrote_is_shown_as_text(looking_on, chromium, store, keys, valkey_url):
     submit("nightly", store, keys, valkey_url)
     reason = "<img src=x onerror='window.hit=1'>"
