@@ -276,6 +276,13 @@ def test_calls_that_are_refused_as_a_whole_raise_the_alert_of_failing_items(tmp_
         _hold(tmp_path, _firing("ClipyardFailingItems", each_minute, fires=fires))
 
 
+@promtool
+@pytest.mark.parametrize(("state", "fires"), [("paused", True), ("running", False)])
+def test_somebody_hears_of_a_job_that_goes_on_only_when_it_is_resumed(tmp_path, state, fires):
+    series = {f'jobs{{state="{state}",instance="{name}"}}': "1x20" for name in ("a", "b")}
+    _hold(tmp_path, _firing("ClipyardPausedJob", series, fires=fires))
+
+
 def _firing(alert, series, *, fires):
     """Whether one does after a quarter of an hour of these values, one a minute."""
     return {
