@@ -69,10 +69,12 @@ def _disk(folder: Path, least_free_bytes: int) -> Iterator[Complaint]:
 
 
 def _gpu(device: str, asked: str, root: Path) -> Iterator[Complaint]:
-    if device == "cpu" and asked == "auto" and any(root.glob("dev/nvidia[0-9]*")):
+    is_there = any(root.glob("dev/nvidia[0-9]*"))
+    if device == "cpu" and (is_there if asked == "auto" else asked != "cpu"):
+        wanted = "there is an NVIDIA GPU" if asked == "auto" else f"{asked} was asked for"
         yield Complaint(
             about=ComplaintAbout.GPU,
-            found="there is an NVIDIA GPU, and this worker runs on the CPU",
+            found=f"{wanted}, and this worker runs on the CPU",
             mend="look at its log; install a torch built for the driver's CUDA, free some of "
             "the GPU's memory, or say CLIPYARD_DEVICE=cpu if that is meant",
         )

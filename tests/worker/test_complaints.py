@@ -61,3 +61,9 @@ def test_a_gpu_that_torch_does_not_see_is_told_unless_the_cpu_is_meant(
     (tmp_path / "root" / "dev" / "nvidia0").touch()
     seen = [one.about for one in about(on=device, device=asked)]
     assert seen == [ComplaintAbout.GPU] * told
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_told(about):
+    [told] = about(on="cpu", device="cuda:0")
+    assert told.about == ComplaintAbout.GPU
+    assert told.found == "cuda:0 was asked for, and this worker runs on the CPU"
