@@ -39,7 +39,7 @@ def load(call: Call[Load]) -> Managed:
 
 @answering(names.RELOAD, Reload)
 def reload(call: Call[Reload]) -> Managed:
-    """What cannot be read again, as a file that is half copied, still serves as it was."""
+    """What its family's check refuses, as a file that is half copied, still serves as it was."""
     here, request = runtime.here(), call.request
     entry = here.catalogue[request.model]
     here.families.check(entry)

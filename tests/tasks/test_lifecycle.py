@@ -1,6 +1,9 @@
+import os
+import shutil
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import pytest
 from celery.contrib.testing.worker import start_worker
@@ -9,12 +12,17 @@ from api_client.status import read_fleet
 from api_client.wire import codec, names
 from api_client.wire.broker import celery_app
 from api_client.wire.codec import unpack_record
-from api_client.wire.errors import BadCheckpoint
 from api_client.wire.messages import Event, Knobs
 from tests.tasks import fleet
 from worker import runtime
-from worker.backends.registry import BUILT_IN
+from worker.backends import content
+from worker.backends.base import Placement
+from worker.backends.registry import BUILT_IN, Families
+from worker.catalogue import BUILT_IN as CATALOGUE
+from worker.catalogue import Catalogue
 from worker.delivery import answers
+from worker.residency.ledger import Ledger
+from worker.residency.slots import Slots
 from worker.settings import WorkerSettings
 
 NODE = "gpu0@here"
@@ -115,14 +123,48 @@ def test_reload_reads_the_model_again(ask, here):
     assert here.slots.view()[0].loaded_at > loaded_at
 
 
-def test_a_model_that_cannot_be_read_again_stays_as_it_was(ask, here, monkeypatch):
-    def cut_short(entry):
-        raise BadCheckpoint("half of the file is missing")
+@pytest.fixture
+def checkpoint(here, tmp_path, monkeypatch):
+    """The file of a model of open_clip, which the worker has then; its entry wants this content."""
+    entry = Catalogue.read(CATALOGUE)["shapes/demo"]
+    file = tmp_path / "weights.safetensors"
+    shutil.copyfile(entry.checkpoint, file)
+    entry = replace(entry, checkpoint=file, sha256=content.sha256(file))
+    families = Families(Placement(cache_dir=tmp_path / "cache"))
+    families.check(entry)  # the first one imports torch, for longer than an answer is waited for
+    own = Slots(
+        check=families.check,
+        load=families.load,
+        limits=here.slots.limits,
+        ledger=Ledger(),
+        unified=True,
+    )
+    parts = {"catalogue": Catalogue([entry]), "families": families, "slots": own}
+    for name, part in parts.items():
+        monkeypatch.setattr(here, name, part)
+    return file
 
-    ask(names.LOAD, model="a")
-    monkeypatch.setattr(here.families, "check", cut_short)
-    assert ask(names.RELOAD, model="a").failure.message == "half of the file is missing"
-    assert held(here) == {"clip/a": "device"}
+
+def cut_short(file):
+    os.truncate(file, 1000)
+
+
+def write_other_weights(file):
+    file.write_bytes(file.read_bytes()[:-2] + b"\0\0")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [(cut_short, "truncated or corrupt"), (write_other_weights, "does not have the SHA-256")],
+)
+def test_a_model_whose_file_is_spoilt_stays_as_it_was_when_it_is_to_be_read_again(
+    ask, here, checkpoint, spoil, told
+):
+    ask(names.LOAD, model="shapes/demo")
+    before = here.slots.view()
+    spoil(checkpoint)
+    assert told in ask(names.RELOAD, model="shapes/demo").failure.message
+    assert here.slots.view() == before
 
 
 def test_a_model_that_is_to_stay_still_is_once_it_was_read_again(ask, here):

@@ -77,13 +77,14 @@ class OpenClip:
         )
 
     def check(self, entry: Entry) -> int:
-        """Bytes of the weights; refuses what can be refused without reading them."""
+        """Bytes of the weights; refuses what can be refused without loading them."""
         recipe = Recipe.of(entry)
         model, tokenizer = self._build(recipe)
         recipe.preprocessing(model)  # refuses what open_clip would
         source = self._local(entry) or hub.cached(recipe.source, self._hub_dir)
         if source is not None:
             self._require_usable(source, model)
+            self._require_content(source, entry)
             _require_network(source, model, recipe)
         elif not recipe.source:
             raise WeightsUnavailable(self._nowhere(entry))
@@ -99,8 +100,7 @@ class OpenClip:
         if model is None or checked != entry:
             model, tokenizer = self._build(recipe)
         source = self._source(entry, recipe)
-        if entry.sha256 and self._checkpoints.sha256(source) != entry.sha256.lower():
-            raise BadCheckpoint(f"{source} does not have the SHA-256 that {entry.id} asks for")
+        self._require_content(source, entry)
         for doubt in recipe.doubts:
             log.warning(
                 "%s: %s; write an entry with %s as `checkpoint`, and the tag of what that was "
@@ -186,6 +186,10 @@ class OpenClip:
             self._checkpoints.remember(source, what, usable)
         except OSError:
             self._usable(source, model)  # says what is wrong with the file
+
+    def _require_content(self, source: Path, entry: Entry) -> None:
+        if entry.sha256 and self._checkpoints.sha256(source) != entry.sha256.lower():
+            raise BadCheckpoint(f"{source} does not have the SHA-256 that {entry.id} asks for")
 
     def _usable(self, source: Path, model: nn.Module) -> weights.State:
         """The tensors of a checkpoint under this model's names.

@@ -794,8 +794,9 @@ def test_a_wrong_sha256_is_refused(backend: OpenClip, small: Entry) -> None:
     wrong = Entry(
         id="x", architecture=small.architecture, checkpoint=small.checkpoint, sha256="0" * 64
     )
-    with pytest.raises(BadCheckpoint, match="SHA-256"):
-        backend.load(wrong)
+    for step in (backend.check, backend.load):
+        with pytest.raises(BadCheckpoint, match="SHA-256"):
+            step(wrong)
 
 
 def test_a_checkpoint_that_is_not_there_is_unavailable(backend: OpenClip, small: Entry) -> None:
