@@ -14,7 +14,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, TypeVar
 
-from api_client.wire.errors import BackendFailed, BadSettings, ClipyardError, LoadFailed
+from api_client.wire.errors import (
+    BackendFailed,
+    BadSettings,
+    ClipyardError,
+    LoadFailed,
+    OutOfMemory,
+)
 
 from ..catalogue import BUILT_IN as SHIPPED
 from ..catalogue import Catalogue, Entry, sound
@@ -186,9 +192,16 @@ class Families:
 
         Raises:
             BackendFailed: the family raises what it should not; so do `load` and `describe`.
+            OutOfMemory: a check, unlike a load, is not tried again with less in memory.
         """
         backend = self._able(entry)
-        return self._call(entry.backend, f"check of {entry.id}", lambda: int(backend.check(entry)))
+        step = f"check of {entry.id}"
+        try:
+            return self._call(entry.backend, step, lambda: int(backend.check(entry)))
+        except ClipyardError:
+            raise
+        except MemoryError as error:
+            raise OutOfMemory(f"{entry.id} does not fit: {error}") from error
 
     def load(self, entry: Entry) -> Model:
         """See `Backend.load`.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from api_client.wire.errors import BackendFailed, BadSettings, LoadFailed
+from api_client.wire.errors import BackendFailed, BadSettings, LoadFailed, OutOfMemory
 from api_client.wire.messages import Kind, Priority
 from worker.backends.base import About, Placement
 from worker.backends.fake import Fake
@@ -198,6 +198,17 @@ def test_a_check_that_answers_no_number_is_one_sentence(monkeypatch):
     families.register("odd", Lengths)
     monkeypatch.setattr(Lengths, "check", lambda model: None)
     with pytest.raises(BackendFailed, match=r"odd: check of odd/one raised TypeError\(.*NoneType"):
+        families.check(Entry("odd/one", backend="odd"))
+
+
+def test_a_check_that_runs_out_of_memory_is_no_internal_error(monkeypatch):
+    def check(model):
+        raise MemoryError("2 GB of 1")
+
+    families = Families(Placement())
+    families.register("odd", Lengths)
+    monkeypatch.setattr(Lengths, "check", check)
+    with pytest.raises(OutOfMemory, match=r"^odd/one does not fit: 2 GB of 1$"):
         families.check(Entry("odd/one", backend="odd"))
 
 
