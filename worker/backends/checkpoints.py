@@ -80,8 +80,11 @@ class Checkpoints:
         return self._folder / f"{_key(source, form)}.safetensors"
 
     def _make(self, file: Path, write: Callable[[Path], None]) -> None:
-        for left_by_a_crash in self._folder.glob(f"{file.stem}.*.tmp"):
-            left_by_a_crash.unlink(missing_ok=True)
+        for left_by_a_crash in self._folder.glob("*.tmp"):
+            if left_by_a_crash.name.startswith(file.stem):
+                left_by_a_crash.unlink(missing_ok=True)
+            else:  # perhaps of a source that was replaced since, and is never asked for again
+                _remove_unless_held(left_by_a_crash)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             write(temporary)
@@ -102,11 +105,7 @@ class Checkpoints:
         for _, size, file in sorted(files):
             if excess > 0 and file != keep:
                 excess -= size
-                try:
-                    with _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                        file.unlink(missing_ok=True)  # whoever has it mapped keeps it
-                except BlockingIOError:
-                    pass  # about to be mapped
+                _remove_unless_held(file)  # whoever has it mapped keeps it
 
 
 def _is_whole(file: Path) -> bool:
@@ -125,9 +124,16 @@ def _key(source: Path, form: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
+def _remove_unless_held(file: Path) -> None:
+    """By another process, which writes it or is about to map it; or by another user."""
+    with suppress(OSError), _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        file.unlink(missing_ok=True)
+
+
 @contextmanager
 def _locked(file: Path, how: int) -> Iterator[None]:
-    with file.with_suffix(".lock").open("w") as lock:
+    """A prepared file, whole or half written."""
+    with file.with_name(f"{file.name.partition('.')[0]}.lock").open("w") as lock:
         fcntl.flock(lock, how)
         yield
 

@@ -91,6 +91,21 @@ def test_what_a_killed_process_left_is_swept_by_the_next(source: Path, folder: P
     assert not list(folder.glob("*.tmp"))
 
 
+def test_what_a_killed_process_left_of_another_source_is_swept_unless_it_is_being_written(
+    source: Path, folder: Path
+) -> None:
+    checkpoints = Checkpoints(folder)
+    left, written = (
+        prepare(checkpoints, source, form=form).with_suffix(".4711.tmp") for form in "ab"
+    )
+    left.write_bytes(b"half")
+    with checkpoints.prepared(source, form="b", write=lambda file: None):
+        written.write_bytes(b"half")
+        source.write_bytes(b"other weights")
+        prepare(checkpoints, source)
+        assert list(folder.glob("*.tmp")) == [written]
+
+
 def test_the_file_used_longest_ago_makes_room(source: Path, folder: Path) -> None:
     checkpoints = Checkpoints(folder, limit_bytes=2500)
     old, used = (prepare(checkpoints, source, form=form) for form in "ab")
