@@ -140,6 +140,8 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
 
 
 def _unidentified(data: bytes) -> str:
+    if data.startswith(_JPEG):
+        return "is a JPEG that Pillow cannot read: it is cut short, or not of 8 bits"
     if data[4:12] not in _AVIF:
         return f"is none of {', '.join(FORMATS)}"
     if AvifImagePlugin.SUPPORTED:

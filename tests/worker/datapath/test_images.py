@@ -484,6 +484,14 @@ def test_what_is_no_whole_picture_is_unreadable(reader: ImageReader, content: by
         blob(reader, content)
 
 
+def test_a_jpeg_that_pillow_does_not_know_is_still_called_one(reader: ImageReader) -> None:
+    whole = encoded(PHOTO, "JPEG")
+    of_12_bits = whole.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c")
+    for content in (of_12_bits, whole[:20]):
+        with pytest.raises(ImageUnreadable, match=r"is a JPEG that .* cut short, or not of 8 bits"):
+            blob(reader, content)
+
+
 MODES: dict[str, Callable[[], bytes]] = {
     "cmyk": lambda: encoded(PHOTO.convert("CMYK"), "JPEG"),
     "grey": lambda: encoded(PHOTO.convert("L"), "JPEG"),
