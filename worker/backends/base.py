@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -71,6 +72,11 @@ class Traits:
     max_batch: int = 4096
     brief: int = 4096
     parallel: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("dimension", "max_batch", "brief", "parallel"):  # the batcher counts by them
+            if not isinstance(told := getattr(self, name), Integral) or told < 1:
+                raise ValueError(f"{name} is {told!r}; make it a whole number, 1 or more")
 
 
 def fingerprint(space: object, entry: Entry) -> str:

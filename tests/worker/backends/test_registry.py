@@ -282,6 +282,15 @@ def test_a_plug_in_that_answers_wrongly_is_named_and_the_next_one_is_served(kind
     batcher.close()
 
 
+@pytest.mark.parametrize("rows", [0, 2.5, "8", None])
+def test_a_plug_in_that_takes_no_number_of_rows_is_not_loaded(monkeypatch, rows):
+    families = Families(Placement())
+    families.register("odd", Lengths)
+    monkeypatch.setattr(Lengths, "max_batch", rows)
+    with pytest.raises(BackendFailed, match=rf"odd/one raised .*max_batch is {rows!r}; make it a"):
+        families.load(Entry("odd/one", backend="odd"))
+
+
 @pytest.mark.parametrize("family", ["built in", "plugged in"])
 def test_vectors_of_another_length_than_the_entry_says_are_refused(family):
     families = Families(Placement(), [HERE])
