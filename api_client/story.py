@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from .status import Fleet, StepDown, Worker, step_down
+from .status import Fleet, Worker, step_down
 from .wire.messages import Event, EventKind, ModelStatus
 
 __all__ = ["span", "why"]
@@ -65,11 +65,13 @@ def _goes(worker: Worker, model: ModelStatus) -> list[str]:
     step = step_down(worker, model)
     if step is None:
         return [*sentences, f"A request asked {worker.name} to keep it."]
+    at = step.at
     if step.to == "host":
-        left_s = step.at - worker.beat_at
-        sentences.append(f"Unused, it goes to host memory of {worker.name} {_in(left_s)}.")
-        step = StepDown("nowhere", max(step.at, model.last_used + model.ram_timeout_s))
-    return [*sentences, f"Unused, it leaves {worker.name} {_in(step.at - worker.beat_at)}."]
+        sentences.append(
+            f"Unused, it goes to host memory of {worker.name} {_in(at - worker.beat_at)}."
+        )
+        at = max(at, model.last_used + model.ram_timeout_s)
+    return [*sentences, f"Unused, it leaves {worker.name} {_in(at - worker.beat_at)}."]
 
 
 ARRIVALS = (EventKind.LOADED, EventKind.LIFTED)

@@ -1,7 +1,9 @@
 import re
 
+import pytest
+
 from api_client.status import Fleet, Worker
-from api_client.story import why
+from api_client.story import span, why
 from api_client.wire.messages import Event, EventKind, ModelStatus, WorkerStatus
 
 NOW = 1_800_000_000.0
@@ -28,8 +30,13 @@ def fleet_of(status, *models, events=()):
 
 
 def test_why_tells_where_a_model_is_who_brought_it_and_what_goes_next():
-    arrival = event(EventKind.LIFTED, at=NOW - 300, reason="asked for", asked_by="ann")
-    fleet = fleet_of(worker(), model(next_out=True), events=(arrival,))
+    story = (
+        event(EventKind.REFUSED, at=NOW - 100),
+        event(EventKind.LOADED, at=NOW - 200, model_id="clip/b"),
+        event(EventKind.LIFTED, at=NOW - 300, reason="asked for", asked_by="ann"),
+        event(EventKind.LOADED, at=NOW - 400),
+    )
+    fleet = fleet_of(worker(), model(next_out=True), events=story)
     sentences = why(fleet, "clip/a")
     assert re.fullmatch(
         r"clip/a is on the device of gpu0@a, last used 60 s ago; "
@@ -41,6 +48,22 @@ def test_why_tells_where_a_model_is_who_brought_it_and_what_goes_next():
         "Unused, it goes to host memory of gpu0@a in 9 min.",
         "Unused, it leaves gpu0@a in 29 min.",
     ]
+
+
+def test_why_tells_of_each_worker_what_happened_there():
+    story = (
+        event(EventKind.UNLOADED, at=NOW, worker="gpu1@a", reason="full"),
+        event(EventKind.LOADED, at=NOW - 200, worker="gpu1@a"),
+        event(EventKind.LOADED, at=NOW - 300, reason="asked for"),
+    )
+    here, gone, *_ = why(fleet_of(worker(), model(), events=story), "clip/a")
+    assert re.search(r"gpu0@a, last used 60 s ago; loaded at .* \(asked for\)\.", here)
+    assert re.fullmatch(r"On gpu1@a unloaded at .* \(full\)\.", gone)
+
+
+def test_a_model_on_its_way_there_is_not_said_to_go():
+    where, _ = why(fleet_of(worker(), model(state="loading")), "clip/a")
+    assert where == "clip/a is being loaded on gpu0@a."
 
 
 def test_why_tells_who_goes_first():
@@ -70,8 +93,9 @@ def test_why_tells_of_a_model_that_was_lost_with_its_process_and_not_of_how_it_w
 
 
 def test_a_model_in_use_or_pinned_or_kept_is_not_said_to_go():
-    assert "in use by 2 requests" in why(fleet_of(worker(), model(leases=2)), "clip/a")[0]
-    assert not any("Unused" in one for one in why(fleet_of(worker(), model(leases=2)), "clip/a"))
+    for leases, told in ((1, "1 request"), (2, "2 requests")):
+        where, _ = why(fleet_of(worker(), model(leases=leases)), "clip/a")
+        assert where == f"clip/a is on the device of gpu0@a, in use by {told}."
     assert any("pinned" in one for one in why(fleet_of(worker(), model(pinned=True)), "clip/a"))
     kept = why(fleet_of(worker(), model(keep_alive_s=-1)), "clip/a")
     assert "A request asked gpu0@a to keep it." in kept
@@ -104,3 +128,11 @@ def test_what_is_overdue_goes_with_the_next_sweep():
 
 def test_a_model_nobody_has_heard_of_is_said_to_be_one():
     assert why(Fleet(), "clip/z")[-1].startswith("The event stream tells nothing of it")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h")],
+)
+def test_a_span_is_told_in_the_largest_unit_of_which_there_are_two(seconds, told):
+    assert span(seconds) == told
