@@ -52,8 +52,10 @@ class Listing:
         rows = {**self._rows, **_rows(found)}
         told: Told = self._store.hgetall(self._key)  # type: ignore[assignment]
         with self._store.pipeline() as pipe:
-            is_first = self._doubts is None
-            doubts = self._doubt(pipe, rows, told) if is_first else self._settle(pipe, told)
+            left = self._doubts
+            doubts = (
+                self._doubt(pipe, rows, told) if left is None else self._settle(pipe, left, told)
+            )
             # Reading costs Redis less than writing, which its append-only file and replicas repeat.
             if news := dict(rows.items() - told.items()):
                 pipe.hset(self._key, mapping=news)
@@ -68,11 +70,9 @@ class Listing:
         self._doubted_until = self._clock() + KEPT_S
         return doubts
 
-    def _settle(self, pipe: "redis.client.Pipeline", told: Told) -> Rows:
+    def _settle(self, pipe: "redis.client.Pipeline", left: Rows, told: Told) -> Rows:
         """Those that nobody has listed again; none once they have gone."""
-        if not self._doubts:
-            return {}
-        doubts = dict(self._doubts.items() & told.items())
+        doubts = dict(left.items() & told.items())
         if doubts and self._clock() >= self._doubted_until:
             pipe.hdel(self._key, *doubts)
             return {}

@@ -58,7 +58,10 @@ def test_what_no_live_worker_has_any_more_is_listed_no_longer(worker, listed, cl
     worker("a", "gone").renew([])
     left = worker("a")
     left.renew([])
-    clock.now += KEPT_S
+    clock.now += KEPT_S - 1
+    left.renew([])
+    assert listed() == {"a", "gone"}
+    clock.now += 1
     left.renew([])
     assert listed() == {"a"}
 
