@@ -30,6 +30,18 @@ def test_an_image_root_that_is_not_there_is_told(about, tmp_path):
     assert "unmounted" in root.found
 
 
+def test_an_image_root_that_is_no_folder_is_told(about, tmp_path):
+    file = tmp_path / "file"
+    file.touch(mode=0o755)
+    assert [one.about for one in about(image_roots=(file,))] == [ComplaintAbout.IMAGE_ROOT]
+
+
+@pytest.mark.parametrize("missing", [os.R_OK, os.X_OK])
+def test_an_image_root_that_cannot_be_read_is_told(about, tmp_path, monkeypatch, missing):
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & missing)  # root may always
+    assert about(image_roots=(tmp_path,))[0].about == ComplaintAbout.IMAGE_ROOT
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "file/below"])
 def test_a_folder_that_cannot_even_be_looked_at_is_told(about, tmp_path, name):
     (tmp_path / "file").touch()
@@ -39,16 +51,22 @@ def test_a_folder_that_cannot_even_be_looked_at_is_told(about, tmp_path, name):
     assert "cannot be looked at" in disk.found
 
 
-def test_a_folder_for_checkpoints_that_is_read_only_is_told(about, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # root may always
+@pytest.mark.parametrize("missing", [os.W_OK, os.X_OK])
+def test_a_folder_for_checkpoints_that_is_read_only_is_told(about, monkeypatch, missing):
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & missing)  # root may always
     [disk] = about()
     assert disk.about == ComplaintAbout.DISK
     assert "cannot be written to" in disk.found
 
 
-def test_a_full_disk_is_told(about):
-    [disk] = about(least_free_bytes=10**18)
-    assert disk.about == ComplaintAbout.DISK
+def test_a_full_disk_is_told_with_what_is_left(about, tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.complaints.free_bytes", lambda _: 1_260_000_000)
+    assert about(least_free_bytes=1_260_000_000) == ()
+    [disk] = about(least_free_bytes=2_000_000_000)
+    assert (disk.about, disk.found) == (
+        ComplaintAbout.DISK,
+        f"1.3 GB free below {tmp_path / 'cache'}",
+    )
 
 
 @pytest.mark.parametrize(
