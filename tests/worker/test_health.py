@@ -24,7 +24,7 @@ def test_a_model_that_fails_among_others_that_work_is_named_and_breaks_nobody():
     assert (found.state, "of a/b failed" in found.trouble) == ("ready", True)
 
 
-def test_what_stops_nobody_is_told_and_taken_back():
+def test_what_stops_nobody_is_told_and_taken_back(caplog):
     said, wrong = [], ["the model family slow hangs in load", ""]
     health = Health(
         pulse=lambda: CALM, probe=lambda: None, say=said.append, trouble=lambda: wrong.pop(0)
@@ -34,6 +34,9 @@ def test_what_stops_nobody_is_told_and_taken_back():
     assert [(found.state, found.trouble) for found in said] == [
         ("ready", "the model family slow hangs in load"),
         ("ready", ""),
+    ]
+    assert caplog.messages == [
+        "this worker is ready, and in trouble: the model family slow hangs in load"
     ]
 
 
@@ -54,8 +57,13 @@ def test_a_forward_pass_that_goes_on_never_ending_is_no_news():
 
 
 def test_a_worker_that_will_end_for_a_long_pass_is_broken_by_then():
-    pulse = replace(CALM, active_s=11)
-    assert verdict(pulse, wedged_after_s=10).state == "broken"
+    health = Health(
+        pulse=lambda: replace(CALM, active_s=11),
+        probe=lambda: None,
+        say=lambda _: None,
+        wedged_after_s=10,
+    )
+    assert health.look().state == "broken"
 
 
 class Device:
