@@ -1,3 +1,5 @@
+import re
+
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -62,9 +64,34 @@ def test_an_object_whose_name_could_lead_elsewhere_is_not_asked_for(
         stores.read(f"{PREFIX}{name}")
 
 
-def test_a_file_that_is_named_by_a_url_is_to_be_named_by_its_path(stores: Stores) -> None:
-    with pytest.raises(ImageForbidden, match="pass the path of a file alone"):
-        stores.read("file:///photos/a.png")
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("file:///photos/a.png", "; pass the path of a file alone"),
+        ("FILE:///photos/a.png", "; pass the path of a file alone"),
+        ("s3://bucket/a.png", ""),
+    ],
+)
+def test_a_file_that_is_named_by_a_url_is_to_be_named_by_its_path(
+    stores: Stores, url: str, hint: str
+) -> None:
+    told = re.escape(f"'{url}' is outside the image stores ({PREFIX}){hint}")
+    with pytest.raises(ImageForbidden, match=f"^{told}$"):
+        stores.read(url)
+
+
+def test_where_no_store_is_open_the_refusal_names_the_setting() -> None:
+    with pytest.raises(ImageForbidden, match=r"\(none; set CLIPYARD_IMAGE_STORES\)"):
+        Stores([], max_bytes=50).read(f"{PREFIX}a.png")
+
+
+def test_of_a_long_url_both_ends_are_shown(stores: Stores) -> None:
+    url = f"s3://bucket/{'folder/' * 100}picture.png"
+    with pytest.raises(
+        ImageForbidden, match=r"'s3://bucket/folder/.*\.\.\..*picture\.png'"
+    ) as refused:
+        stores.read(url)
+    assert len(str(refused.value)) < 300
 
 
 def test_a_store_is_bounded_and_says_what_is_missing(stores: Stores) -> None:
