@@ -19,7 +19,7 @@ def groups(controller: str, *, root: Path = Path("/")) -> Iterator[tuple[Literal
         return
     version: Literal[1, 2]
     for hierarchy, controllers, path in (line.split(":", 2) for line in lines):
-        if hierarchy == "0" and not controllers:
+        if hierarchy == "0":
             top, version = root / "sys/fs/cgroup", 2
         elif controller in controllers.split(","):
             top, version = root / "sys/fs/cgroup" / controller, 1

@@ -24,6 +24,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"cpu.max": "9900000 100000\n"}, 8),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
         ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/other/cpu.cfs_quota_us": "1\n", "cpu/other/cpu.cfs_period_us": "100000\n"}, 8),
         ({"a.slice/b.service/cpu.max": "200000 100000\n"}, 2),
         ({"a.slice/cpu.max": "100000 100000\n", "a.slice/b.service/cpu.max": "max 100000\n"}, 1),
     ],
@@ -35,6 +36,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         "v2 more",
         "v1 unlimited",
         "v1",
+        "v1 of another controller",
         "a service of systemd",
         "its slice",
     ],
@@ -43,7 +45,9 @@ def test_a_container_gets_no_more_cores_than_its_share(
     tmp_path: Path, files: dict[str, str], cores: int
 ) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("1:cpu,cpuacct:/box\n0::/a.slice/b.service\n")
+    (tmp_path / "proc/self/cgroup").write_text(
+        "2:memory:/other\n1:cpu,cpuacct:/box\n0::/a.slice/b.service\n"
+    )
     for name, text in files.items():
         file = tmp_path / "sys/fs/cgroup" / name
         file.parent.mkdir(parents=True, exist_ok=True)
