@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from api_client.results import ItemsFailed, items_of, matrix, same_space, similarity
+from api_client.results import ItemsFailed, comparable, items_of, matrix, same_space, similarity
 from api_client.wire.errors import BY_CODE, ImageMissing, SpaceMismatch
 from api_client.wire.messages import Embedded, Failure
 
@@ -16,6 +16,9 @@ ANSWER = Embedded(
     items=3,
     failures={1: Failure.of(ImageMissing("no file /x"))},
     truncated=(2,),
+    device="cuda:0",
+    precision="float16",
+    chosen="it is loaded",
 )
 
 
@@ -26,6 +29,12 @@ def test_neighbours_of_a_failed_item_keep_their_rows():
     assert isinstance(items[1].error, FileNotFoundError)
     assert np.array_equal(items[2].vector, ROWS[1])
     assert [item.truncated for item in items] == [False, False, True]
+
+
+def test_each_item_tells_who_computed_it_and_why():
+    for item in items_of(ANSWER, ROWS):
+        assert (item.model, item.fingerprint) == ("a/b", "f")
+        assert (item.device, item.precision, item.chosen) == ("cuda:0", "float16", "it is loaded")
 
 
 def test_who_keeps_an_item_keeps_no_others_with_it():
@@ -45,6 +54,14 @@ def test_a_matrix_is_refused_while_an_item_failed_but_the_items_are_kept():
     with pytest.raises(ItemsFailed, match="1 of 3 items failed, the first at 1: no file /x") as e:
         matrix(items)
     assert list(e.value.items) == items
+    assert np.array_equal(matrix([items[2], items[0]]), ROWS[::-1])
+
+
+def test_items_of_two_spaces_cannot_be_compared_though_their_dimensions_are_alike():
+    items = [items_of(ANSWER.model_copy(update={"fingerprint": f}), ROWS)[0] for f in "ffg"]
+    assert np.array_equal(comparable(items[:2]), ROWS[[0, 0]])
+    with pytest.raises(SpaceMismatch, match="two vector spaces"):
+        comparable(items)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +95,8 @@ def test_the_similarity_of_two_vectors_is_a_number_that_goes_wherever_numbers_go
 
 
 def test_similarity_is_the_cosine_whatever_the_lengths():
-    assert similarity(np.array([2.0, 0]), np.array([[5.0, 0], [0, 1], [-1, 0]])) == pytest.approx(
-        [1, 0, -1]
-    )
+    others = np.array([[5.0, 0], [0, 1], [-1, 0], [0, 0]])
+    assert similarity(np.array([2.0, 0]), others) == pytest.approx([1, 0, -1, 0])
 
 
 def test_vectors_of_different_dimensions_cannot_be_compared():
