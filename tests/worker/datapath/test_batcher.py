@@ -613,6 +613,18 @@ def test_no_batch_is_larger_than_the_setting_or_the_model_allows(
         assert max(map(len, desk.model.runs)) == most
 
 
+def test_what_fits_of_one_model_limits_neither_another_nor_its_other_kind(desk: Desk) -> None:
+    many = range(2 * BATCH)
+    desk.model.fits = 2
+    assert_rows(desk.embed(*many, priority=Priority.BULK), many)
+    desk.model.fits = BATCH
+    desk.model.runs.clear()
+    other = Puppet("other")
+    desk.embed(*many, model=other, priority=Priority.BULK)
+    desk.embed(*many, **AS_TEXT, priority=Priority.BULK)
+    assert [max(map(len, model.runs)) for model in (other, desk.model)] == [BATCH, BATCH]
+
+
 def test_an_item_that_does_not_fit_alone_is_out_of_memory(desk: Desk) -> None:
     desk.model.fits = 0
     [outcome] = desk.embed(1).vectors
@@ -714,6 +726,14 @@ def test_a_back_end_that_drops_a_row_costs_that_row_only(desk: Desk) -> None:
     assert [isinstance(outcome, BackendFailed) for outcome in rows.vectors] == [
         number == 3 for number in range(BATCH)
     ]
+
+
+def test_a_row_in_half_precision_is_normalised_though_its_square_is_out_of_range(
+    desk: Desk,
+) -> None:
+    desk.model.misbehave = lambda numbers: np.array([[300, 400]], np.float16)
+    [vector] = desk.embed(1).vectors
+    assert vector == pytest.approx([0.6, 0.8])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
