@@ -31,9 +31,9 @@ def client(server):
         yield client
 
 
-def fake_server(directory: Path, *, version: str) -> None:
+def fake_server(directory: Path, *, script: str) -> None:
     program = directory / "redis-server"
-    program.write_text(f"#!/bin/sh\necho Redis server v={version} sha=0\n")
+    program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
 
 
@@ -47,17 +47,24 @@ def test_the_bundled_server_is_found_without_importing_its_package():
 
 
 def test_a_recent_server_on_path_does_when_none_is_bundled(tmp_path, monkeypatch):
-    fake_server(tmp_path, version="7.2.4")
+    fake_server(tmp_path, script="echo Redis server v=7.2.4 sha=0")
     monkeypatch.setattr(valkey, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert server_binary() == tmp_path / "redis-server"
 
 
-def test_an_old_server_on_path_is_named_in_the_error_beside_what_to_install(tmp_path, monkeypatch):
-    fake_server(tmp_path, version="6.2.14")
+@pytest.mark.parametrize(
+    ("script", "version"), [("echo Redis server v=6.2.14 sha=0", 6), ("exit 1", 0)]
+)
+def test_an_old_server_on_path_is_named_in_the_error_beside_what_to_install(
+    tmp_path, monkeypatch, script, version
+):
+    fake_server(tmp_path, script=script)
     monkeypatch.setattr(valkey, "_bundled", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoServerBinary, match=r"redis-server is version 6.*-e '\.\[stack\]'"):
+    with pytest.raises(
+        NoServerBinary, match=rf"redis-server is version {version}\).*-e '\.\[stack\]'"
+    ):
         server_binary()
 
 
@@ -107,6 +114,11 @@ def test_a_server_killed_hard_keeps_what_it_acknowledged(tmp_path):
         os.kill(first.running.pid, signal.SIGKILL)
     with PrivateValkey(tmp_path / "it") as again, redis.Redis.from_url(again.url) as client:
         assert client.get("picture") == b"vector"
+
+
+def test_the_server_holds_its_directory_as_long_as_it_runs(server):
+    process = psutil.Process(server.running.pid)
+    assert f"{process.cwd()}/valkey.conf" in [file.path for file in process.open_files()]
 
 
 def test_two_servers_never_share_a_directory(tmp_path):
