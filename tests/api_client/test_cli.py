@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -136,11 +137,14 @@ def rows_of(file):
 
 @pytest.mark.parametrize("ending", vectorfile.ENDINGS)
 def test_vectors_are_written_where_they_are_wanted(clipyard, pictures, tmp_path, ending):
-    out, files = tmp_path / "results" / f"vectors{ending}", [pictures / "a.png", pictures / "b.png"]
+    out = tmp_path / "results" / "of today" / f"vectors{ending}"
+    files = [pictures / "a.png", pictures / "b.png"]
     code, _, _ = clipyard("embed", pictures, "-o", out)
     assert code == 0
     references, vectors = rows_of(out)
     assert references in (None, [str(file) for file in files])
+    if ending == ".parquet":
+        assert parquet.read_schema(out).field("vector").type == pa.list_(pa.float32(), 16)
     with FakeClient() as client:
         assert np.array_equal(vectors, client.embed_images(files))
 
@@ -187,11 +191,12 @@ def test_neither_a_pipe_nor_a_device_is_taken_for_a_file(clipyard, tmp_path, is_
     assert pipe.is_fifo()
 
 
-def test_parquet_that_cannot_be_written_is_refused_before_the_work(clipyard, monkeypatch):
+def test_parquet_that_cannot_be_written_is_refused_before_the_work(clipyard, tmp_path, monkeypatch):
     monkeypatch.setattr(vectorfile, "find_spec", lambda _: None)
     code, said, error = clipyard("text", "words", "-o", "vectors.parquet", client=object())
     assert (code, said) == (2, "")
     assert "pip install -e '.[sinks]'" in error
+    assert clipyard("text", "words", "-o", tmp_path / "vectors.jsonl")[0] == 0
 
 
 def test_a_place_that_is_looked_at_stays_as_it_is(tmp_path):
