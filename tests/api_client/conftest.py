@@ -92,8 +92,7 @@ class Stage:
 
     Attributes:
         published: what reached the worker, as (task, id).
-        lengths: of the texts of each message.
-        deadlines: of each message.
+        requests: what each of these asked for.
         failing: item -> the error it gets.
     """
 
@@ -102,8 +101,7 @@ class Stage:
         self.store = redis.Redis.from_url(url)
         self.keys = Keys(prefix)
         self.published: list[tuple[str, str]] = []
-        self.lengths: list[list[int]] = []
-        self.deadlines: list[float] = []
+        self.requests: list[Request] = []
         self._starts = 0
         self.failing: dict[str, ClipyardError] = {}
 
@@ -131,8 +129,7 @@ class Stage:
             def task(self, **fields):
                 stage.published.append((task_name, self.request.id))
                 request = kind.model_validate(fields)
-                stage.deadlines.append(request.deadline)
-                stage.lengths.append([len(text) for text in getattr(request, "texts", None) or ()])
+                stage.requests.append(request)
                 blobs = stage.store.hgetall(stage.keys.blobs(self.request.id))
                 frame = answers.frame(request, {int(i): blob for i, blob in blobs.items()})
                 with stage.store.pipeline() as pipe:

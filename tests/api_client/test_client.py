@@ -75,7 +75,8 @@ def test_texts_of_like_length_travel_together_and_come_back_in_order(stage, clie
         items = client.embed_texts_detailed(texts)
         alone = [client.embed_texts(text)[0] for text in texts]
     assert [item.vector.tolist() for item in items] == [row.tolist() for row in alone]
-    assert sorted(stage.lengths[:3]) == [[2, 1], [40, 3], [60, 50]]
+    lengths = [[len(text) for text in request.texts] for request in stage.requests[:3]]
+    assert sorted(lengths) == [[2, 1], [40, 3], [60, 50]]
 
 
 def test_pictures_go_by_path_url_and_value(stage, client, tmp_path):
@@ -141,7 +142,7 @@ def test_a_message_has_the_time_of_those_of_its_call_that_are_before_it(stage, c
     # With a large model on a CPU the eighth was given up while the first ones were at work.
     with stage.worker():
         client.embed_texts(TEXTS[:1] * 6, timeout=1000)
-    first, *others = sorted(stage.deadlines)
+    first, *others = sorted(request.deadline for request in stage.requests)
     assert [deadline - first for deadline in others] == pytest.approx([1000, 2000], abs=500)
 
 
@@ -343,6 +344,23 @@ def test_models_are_managed_and_seen(stage, client):
         assert not client.is_loaded("fake/small")
         with pytest.raises(UnknownModel, match="x/y"):
             client.dimension("x/y")
+
+
+def test_what_a_worker_is_asked_for_is_what_the_call_said(stage, client):
+    with stage.worker():
+        client.load("fake/large", keep_alive_s=60)
+        client.switch("fake/large")
+        client.switch("fake/large", workers=[NODE])
+        client.unload("fake/large")
+        client.unload(scope="family", family="fake")
+        begun = time.time()
+        client.submit_texts(["a"]).wait(timeout=20)
+    load, fleet, one, unload, family, text = stage.requests
+    assert (load.model, load.keep_alive_s) == ("fake/large", 60)
+    assert [switch.reach for switch in (fleet, one)] == ["fleet", "worker"]
+    assert (unload.model, unload.scope) == ("fake/large", "one")
+    assert (family.model, family.scope, family.family) == (None, "family", "fake")
+    assert text.deadline - begun == pytest.approx(stage.settings.answer_ttl_s, abs=60)
 
 
 def test_the_catalogue_of_a_newer_worker_is_read(stage, client):
