@@ -20,9 +20,9 @@ from celery import Celery
 from rich.console import Console
 
 from api_client.stack import up
-from api_client.stack.devices import devices_in
+from api_client.stack.devices import devices_in, visible_devices
 from api_client.stack.errors import CrashLoop, InUse, NoCheckout, StackError
-from api_client.stack.home import held, rewrite
+from api_client.stack.home import held, private_directory, rewrite
 from api_client.stack.settings import StackSettings
 from api_client.stack.supervisor import Patience
 from api_client.stack.up import Extra, Options, find_checkout, node_names, run, temporary_stack
@@ -128,6 +128,16 @@ def test_cuda_numbers_the_gpus_it_shows_from_zero(cuda_visible, devices):
     assert devices_in(GPUS, cuda_visible=cuda_visible) == devices
 
 
+def test_the_gpus_are_asked_for_where_there_is_a_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_devices(cuda_visible=None) == ("cpu",)
+    program = tmp_path / "nvidia-smi"
+    for script, devices in ((f"echo '{GPUS}'", ("cuda:0",)), ("exit 9", ("cpu",))):
+        program.write_text(f'#!/bin/sh\n[ "$*" = -L ] || exit 1\n{script}\n')
+        program.chmod(0o755)
+        assert visible_devices(cuda_visible="1") == devices
+
+
 def test_a_device_keeps_its_node_name():
     assert node_names(["cuda:1", "cuda:0", "cpu", "cpu"]) == ["gpu1", "gpu0", "cpu0", "cpu1"]
 
@@ -155,12 +165,14 @@ def test_only_workers_of_a_private_stack_open_and_write_what_their_owner_may(mon
     monkeypatch.setenv("CLIPYARD_REDIS_URL", "redis://where.others.are")
     assert not set(confined) & set(StackSettings.read().for_workers())
     monkeypatch.setenv("CLIPYARD_SINK_ROOTS", '["/srv/vectors"]')
-    assert StackSettings.read().for_workers()["CLIPYARD_SINK_ROOTS"] == '["/srv/vectors"]'
+    asked = StackSettings.read(image_roots=["/photos"], sink_addresses=["pg://db/"]).for_workers()
+    assert [asked[name] for name in confined] == ['["/photos"]', '["/srv/vectors"]', '["pg://db/"]']
 
 
 def test_files_and_folders_are_those_of_where_up_was_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.json").write_text('{"models_dir": "models"}')
+    folders = {f"{name}_dir": name for name in ("models", "cache", "jobs", "log")}
+    (tmp_path / "mine.json").write_text(json.dumps(folders | {"default_model": "a/b"}))
     monkeypatch.setenv("CLIPYARD_CONFIG", "mine.json")
     monkeypatch.setenv("CLIPYARD_CATALOGUE", "mine.toml")
     monkeypatch.setenv("CLIPYARD_SIGNING_KEY_FILE", "signing.key")
@@ -170,7 +182,9 @@ def test_files_and_folders_are_those_of_where_up_was_called(tmp_path, monkeypatc
         options(tmp_path, env=env), url="redis://127.0.0.1", checkout=REPOSITORY
     )
     assert worker.env["CLIPYARD_CATALOGUE"] == f"{tmp_path}/mine.toml"
-    assert worker.env["CLIPYARD_MODELS_DIR"] == f"{tmp_path}/models"
+    for setting, folder in folders.items():
+        assert worker.env[f"CLIPYARD_{setting.upper()}"] == f"{tmp_path}/{folder}"
+    assert worker.env["CLIPYARD_DEFAULT_MODEL"] == "a/b"
     for child in (worker, beat):
         assert child.env["CLIPYARD_CONFIG"] == f"{tmp_path}/mine.json"
         assert child.env["CLIPYARD_SIGNING_KEY_FILE"] == f"{tmp_path}/signing.key"
@@ -212,6 +226,25 @@ def test_a_home_that_takes_no_more_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (tmp_path / "file").open("rb") as full, pytest.raises(StackError, match="CLIPYARD_HOME"):
         rewrite(full.fileno(), "anything")
+
+
+def test_what_was_open_to_others_is_so_no_longer_and_says_what_is_written_last(tmp_path):
+    file = tmp_path / "made" / "too" / "stack.json"
+    private_directory(file.parent)
+    file.parent.chmod(0o755)
+    file.write_text("of a stack that was killed")
+    file.chmod(0o644)
+    with held(private_directory(file.parent) / file.name) as descriptor:
+        rewrite(descriptor, "of this one")
+    assert file.read_text() == "of this one"
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (file.parent, file)] == [0o700, 0o600]
+
+
+def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StackError, match="cannot use"), held(tmp_path / "link"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("is_made_anew", [False, True])
@@ -274,6 +307,11 @@ def test_each_workers_metrics_are_shown_where_it_serves_them(home):
     for worker, port in ((one, 9300), (other, 9301)):
         assert worker.env["CLIPYARD_METRICS_PORT"] == str(port)
         assert f"http://10.0.0.1:{port}/metrics" in shown
+
+
+def test_no_worker_has_metrics_where_no_port_is_set(home):
+    one, other, _ = up._children(options(home, "cpu", "cpu"), url="", checkout=home)
+    assert [worker.env["CLIPYARD_METRICS_PORT"] for worker in (one, other)] == ["0", "0"]
 
 
 def test_nothing_of_where_it_listens_is_cut_where_a_terminal_is_narrow(home):
