@@ -16,9 +16,11 @@ from api_client.status import read_fleet
 from api_client.wire import metrics
 from api_client.wire.errors import BackendFailed
 from api_client.wire.messages import Kind, PathRef, Priority
+from api_client.wire.version import VERSION
 from worker import assembly, runtime
 from worker.backends.fake import FakeModel
 from worker.catalogue import BUILT_IN, Catalogue
+from worker.residency.memory import Bytes, Pressure
 from worker.residency.reservation import Reservations
 from worker.residency.slots import Limits
 from worker.settings import WorkerSettings
@@ -240,6 +242,32 @@ def test_where_sweeps_are_off_nobody_is_told_of_an_interval(here):
     scrapes = [State(worker).collect() for worker in (here, replace(here, settings=off))]
     told = [{one.name for one in scrape} for scrape in scrapes]
     assert told[0] - told[1] == {metrics.SWEEP_INTERVAL_S.name}
+
+
+def test_a_scrape_tells_how_the_worker_is_now(here, monkeypatch):
+    monkeypatch.setattr(here.tracker, "_state", "ready")
+    monkeypatch.setattr(here.tracker, "pressure", lambda: Pressure.HIGH)
+    monkeypatch.setattr(here.tracker, "device_memory", lambda: Bytes(total=9, free=4))
+    monkeypatch.setattr(here.memory, "host", lambda: Bytes(total=7, free=2))
+    with here.slots.lease(here.catalogue["early/one"]):
+        scrape = [sample for one in State(here).collect() for sample in one.samples]
+    told = {(sample.name, *sample.labels.values()): sample.value for sample in scrape}
+    for metric, *labels, value in (
+        (metrics.READY, 1),
+        (metrics.PRESSURE, 2),
+        (metrics.LAST_SWEEP, here.tracker.swept_at),
+        (metrics.SWEEP_INTERVAL_S, here.settings.sweep_interval_s),
+        (metrics.MEMORY_TOTAL, "device", 9),
+        (metrics.MEMORY_TOTAL, "host", 7),
+        (metrics.MEMORY_FREE, "device", 4),
+        (metrics.MEMORY_FREE, "host", 2),
+        (metrics.LEASES, "early/one", 1),
+        (metrics.WAITING_ITEMS, 0),
+        (metrics.FORWARD_AGE_S, 0),
+    ):
+        assert told[(metric.name, *labels)] == value, metric.name
+    [build] = (sample.labels for sample in scrape if sample.name == metrics.BUILD_INFO.name)
+    assert (build["version"], build["device"]) == (VERSION, "cpu")
 
 
 def test_a_pinned_model_that_is_idle_hides_no_thrash_of_the_others(fresh):
