@@ -354,13 +354,15 @@ def test_what_a_worker_is_asked_for_is_what_the_call_said(stage, client):
         client.unload("fake/large")
         client.unload(scope="family", family="fake")
         begun = time.time()
-        client.submit_texts(["a"]).wait(timeout=20)
-    load, fleet, one, unload, family, text = stage.requests
+        for options in ({}, {"timeout": 300}):
+            client.submit_texts(["a"], **options).wait(timeout=20)
+    load, fleet, one, unload, family, *texts = stage.requests
     assert (load.model, load.keep_alive_s) == ("fake/large", 60)
     assert [switch.reach for switch in (fleet, one)] == ["fleet", "worker"]
     assert (unload.model, unload.scope) == ("fake/large", "one")
     assert (family.model, family.scope, family.family) == (None, "family", "fake")
-    assert text.deadline - begun == pytest.approx(stage.settings.answer_ttl_s, abs=60)
+    patience_s = [text.deadline - begun for text in texts]
+    assert patience_s == pytest.approx([stage.settings.answer_ttl_s, 300], abs=60)
 
 
 def test_the_catalogue_of_a_newer_worker_is_read(stage, client):
@@ -668,6 +670,17 @@ def test_a_model_is_loaded_once_by_every_worker_if_all_are_asked(stage, client, 
         client.load("fake/small", workers=asked, timeout=0.1)
     queues = [stage.keys.queue(names.direct_queue(name), names.INTERACTIVE) for name in fleet]
     assert [stage.store.llen(queue) for queue in queues] == [1, 1]
+
+
+def test_a_model_is_read_again_wherever_it_is_unless_the_call_says_where(stage, client, quick):
+    there = {"a@one": "fake/small", "b@two": "fake/small", "c@idle": None}
+    for name, model in there.items():
+        show(stage, name, holds=model)
+    queues = [stage.keys.queue(names.direct_queue(name), names.INTERACTIVE) for name in there]
+    for workers, asked in ((None, [1, 1, 0]), (["c@idle"], [1, 1, 1])):
+        with pytest.raises(NoAnswer):
+            client.reload("fake/small", workers=workers, timeout=0.1)
+        assert [stage.store.llen(queue) for queue in queues] == asked
 
 
 @pytest.mark.parametrize("name", ["fake/small", "small"])
