@@ -199,11 +199,11 @@ def connect(request):
     """Makes clients of either kind, and closes them."""
     with ExitStack() as open_clients:
 
-        def make(settings):
+        def make(settings, **options):
             if request.param == "waiting":
-                return open_clients.enter_context(Client(settings))
+                return open_clients.enter_context(Client(settings, **options))
             runner = open_clients.enter_context(asyncio.Runner())
-            driven = Driven(AsyncClient(settings), runner)
+            driven = Driven(AsyncClient(settings, **options), runner)
             open_clients.callback(driven.close)
             return driven
 

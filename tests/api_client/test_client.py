@@ -307,18 +307,13 @@ def test_as_many_are_on_the_way_as_their_answers_outlast(
     assert len(read) == 2 * (2 + on_the_way + 1)  # it reads a message ahead
 
 
-def test_messages_that_follow_a_choice_ask_for_no_other_kind(stage, connect, monkeypatch):
-    asked, frame = [], FakeWorker.frame
-
-    def heard(self, request, blobs):
-        asked.append((request.model, request.also))
-        return frame(self, request, blobs)
-
-    monkeypatch.setattr(FakeWorker, "frame", heard)
+def test_messages_that_follow_a_choice_ask_for_no_other_kind_and_tell_of_it(stage, client):
     with stage.worker():
-        connect(stage.settings).embed_images(list("abcdef"), model="auto", also="text")
-    assert asked[0] == ("auto", "text")
-    assert {also for _, also in asked[1:]} == {None}
+        items = client.embed_images_detailed(list("abcdef"), model="auto", also="text")
+    first, *others = [(request.model, request.also) for request in stage.requests]
+    assert first == ("auto", "text")
+    assert others == [(items[0].model, None)] * 2
+    assert [item.chosen for item in items] == ["fake/small embeds images and texts"] * 6
 
 
 def test_an_impossible_stream_is_refused_before_it_is_read(client):
@@ -346,7 +341,8 @@ def test_models_are_managed_and_seen(stage, client):
             client.dimension("x/y")
 
 
-def test_what_a_worker_is_asked_for_is_what_the_call_said(stage, client):
+def test_what_a_worker_is_asked_for_is_what_the_call_said(stage, connect):
+    client = connect(stage.settings, asked_by="ann")
     with stage.worker():
         client.load("fake/large", keep_alive_s=60)
         client.switch("fake/large")
@@ -361,6 +357,7 @@ def test_what_a_worker_is_asked_for_is_what_the_call_said(stage, client):
     assert [switch.reach for switch in (fleet, one)] == ["fleet", "worker"]
     assert (unload.model, unload.scope) == ("fake/large", "one")
     assert (family.model, family.scope, family.family) == (None, "family", "fake")
+    assert {request.asked_by for request in stage.requests} == {"ann"}
     patience_s = [text.deadline - begun for text in texts]
     assert patience_s == pytest.approx([stage.settings.answer_ttl_s, 300], abs=60)
 
@@ -672,7 +669,7 @@ def test_a_model_is_loaded_once_by_every_worker_if_all_are_asked(stage, client, 
     assert [stage.store.llen(queue) for queue in queues] == [1, 1]
 
 
-def test_a_model_is_read_again_wherever_it_is_unless_the_call_says_where(stage, client, quick):
+def test_a_model_is_read_again_wherever_it_is_or_where_the_call_says(stage, client, quick):
     there = {"a@one": "fake/small", "b@two": "fake/small", "c@idle": None}
     for name, model in there.items():
         show(stage, name, holds=model)
@@ -681,6 +678,9 @@ def test_a_model_is_read_again_wherever_it_is_unless_the_call_says_where(stage, 
         with pytest.raises(NoAnswer):
             client.reload("fake/small", workers=workers, timeout=0.1)
         assert [stage.store.llen(queue) for queue in queues] == asked
+    with pytest.raises(NoAnswer):
+        client.unload("fake/small", workers=["b@two"], timeout=0.1)
+    assert [stage.store.llen(queue) for queue in queues] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["fake/small", "small"])
