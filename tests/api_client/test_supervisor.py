@@ -23,6 +23,15 @@ IGNORES = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
     "print('here', flush=True)\nwhile True: signal.pause()"
 )
+FOLLOWS = """
+import pathlib, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("here", flush=True)
+signal.sigwait([signal.SIGTERM])
+pathlib.Path({mine!r}).touch()
+while not pathlib.Path({other!r}).exists(): time.sleep(0.01)
+print("bye")
+"""
 BOUND_S = 20.0
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 BRISK = Patience(deaths=3, within_s=60, first_delay_s=0.01)
@@ -89,12 +98,25 @@ def test_a_child_that_cannot_start_as_it_is_set_up_is_not_tried_again(tmp_path, 
 
 
 def test_a_child_that_was_ready_is_started_again_however_often_it_dies(tmp_path, told):
-    brief = python("brief", "import sys, time; print('here', flush=True); time.sleep(0.2)")
+    program = "import sys, time; print('here', flush=True); time.sleep(0.2); sys.exit(2)"
+    brief = python("brief", program)
     brisk = Patience(deaths=3, first_delay_s=0.01, longest_delay_s=0.02)
     with Supervisor([brief], logs=tmp_path, tell=told, patience=brisk):
         for _ in range(4):
             told.until("brief is ready")
             told.until("it starts again")
+
+
+def test_all_are_asked_to_end_before_one_is_waited_for(tmp_path, told):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    children = [
+        python(name, FOLLOWS.format(mine=mine, other=other), grace_s=10)
+        for name, mine, other in (("one", a, b), ("two", b, a))
+    ]
+    with Supervisor(children, logs=tmp_path, tell=told) as supervisor:
+        supervisor.wait_ready(within_s=BOUND_S)
+    for child in children:
+        assert (tmp_path / f"{child.name}.log").read_text().endswith("bye\n")
 
 
 def fail_when_it_ended(supervisor: Supervisor) -> None:
