@@ -573,8 +573,9 @@ def test_a_client_of_the_environment_is_made_anew_where_it_is_sent(monkeypatch, 
 def test_nobody_alive_is_said_soon(stage, connect, quick):
     with pytest.raises(NoWorker, match="clipyard up"):
         connect(stage.settings).embed_texts(["a"])
-    with pytest.raises(NoWorker):
-        connect(stage.settings).switch("a/b")
+    for call in ("switch", "load", "reload"):
+        with pytest.raises(NoWorker):
+            getattr(connect(stage.settings), call)("a/b")
 
 
 def show(stage, node, *, holds=None, state="ready"):
