@@ -46,6 +46,10 @@ def parameters_on_meta() -> Iterator[None]:
         _building.now = False
 
 
+# What first values are made by. timm's truncated ones take four steps.
+_DRAWS = {nn.init.normal_, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.clamp_}
+
+
 class _Undrawn(TorchFunctionMode):
     """No draws on the meta device: the first would bring torch's compiler in, see uncompiled.py."""
 
@@ -53,7 +57,7 @@ class _Undrawn(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function in (Tensor.normal_, nn.init.normal_):
+        if function in _DRAWS:
             tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:
                 return tensor

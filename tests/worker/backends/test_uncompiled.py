@@ -17,7 +17,8 @@ for name in ("open_clip", "timm"):
     families[name]
 from torch import float32
 from worker.backends.recipes import Recipe
-Recipe.of(Entry("tiny", architecture="ViT-B-32")).build(float32)
+for architecture in ("ViT-B-32", "ViT-B-16-SigLIP", "convnext_base"):
+    Recipe.of(Entry("tiny", architecture=architecture)).build(float32)
 assert "torch._dynamo" not in sys.modules
 """
 
