@@ -90,10 +90,15 @@ except ClipyardError as error:
     cannot_start(error)  # one line a mistake, and no traceback above it
 
 
+# A message over which our pool would have to grow is lost; a beat within a worker has no schedule.
+NOT_FOR_US = {"autoscale": "leave it out", "beat": "start `celery -A beat_schedule beat` instead"}
+
+
 @celeryd_init.connect  # type: ignore[untyped-decorator]
 def _refuse(options: dict[str, Any], **_: Any) -> None:
-    if options.get("autoscale"):  # a message over which our pool would have to grow is lost
-        cannot_start(BadSettings("--autoscale is not for these workers: leave it out"))
+    for option, mend in NOT_FOR_US.items():
+        if options.get(option):
+            cannot_start(BadSettings(f"--{option} is not for these workers: {mend}"))
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]

@@ -32,11 +32,20 @@ def test_a_login_that_redis_refuses_ends_worker_and_beat_with_a_sentence(valkey_
     assert "Traceback" not in ran.stderr
 
 
-def test_a_worker_is_not_begun_with_an_option_over_which_messages_would_be_lost(valkey_url):
-    argv = (sys.executable, "-m", "celery", "-A", "tests.light_app", "worker", "--autoscale=3")
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--autoscale=3", "--autoscale is not for these workers: leave it out"),
+        ("-B", "--beat is not for these workers: start `celery -A beat_schedule beat` instead"),
+    ],
+)
+def test_a_worker_is_not_begun_with_an_option_of_celery_that_does_not_hold(
+    valkey_url, option, told
+):
+    argv = (sys.executable, "-m", "celery", "-A", "tests.light_app", "worker", option)
     env = {"CLIPYARD_REDIS_URL": valkey_url}
     ran = subprocess.run(
         argv, env=os.environ | env, capture_output=True, text=True, check=False, timeout=60
     )
     assert ran.returncode == 2
-    assert ran.stderr.endswith("--autoscale is not for these workers: leave it out\n")
+    assert ran.stderr.endswith(f"{told}\n")
