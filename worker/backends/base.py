@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -106,6 +106,14 @@ class PreparedText:
     tokens: NDArray[np.int64] | str
     truncated: bool = False
     length: int = 0
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TypeError: which costs this text, and not the thread that would compare it with others.
+        """
+        if not (isinstance(self.truncated, bool | np.bool_) and isinstance(self.length, Real)):
+            raise TypeError("truncated has to be a bool, and length a number")
 
 
 Prepared = NDArray[np.uint8] | PreparedText  # an image is (height, width, 3), not normalised

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from api_client.wire.errors import BackendFailed, BadSettings, LoadFailed, OutOfMemory
 from api_client.wire.messages import Kind, Priority
-from worker.backends.base import About, Placement
+from worker.backends.base import About, Placement, PreparedText
 from worker.backends.fake import Fake
 from worker.backends.registry import Families
 from worker.backends.simple import SimpleModel
@@ -199,6 +199,12 @@ def test_a_check_that_answers_no_number_is_one_sentence(monkeypatch):
     monkeypatch.setattr(Lengths, "check", lambda model: None)
     with pytest.raises(BackendFailed, match=r"odd: check of odd/one raised TypeError\(.*NoneType"):
         families.check(Entry("odd/one", backend="odd"))
+
+
+@pytest.mark.parametrize("said", [{"length": None}, {"truncated": np.array([True, False])}])
+def test_what_is_said_of_a_text_costs_it_alone_where_it_cannot_be_compared(said):
+    with pytest.raises(TypeError, match=r"^truncated has to be a bool, and length a number$"):
+        PreparedText("a cat", **said)
 
 
 def test_a_check_that_runs_out_of_memory_is_no_internal_error(monkeypatch):
