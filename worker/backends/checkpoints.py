@@ -65,7 +65,7 @@ class Checkpoints:
             answer = compute()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = note.with_suffix(f".{os.getpid()}.tmp")
+            temporary = note.with_suffix(f".{os.getpid()}.note")
             temporary.write_text(json.dumps({what: answer, "of": str(file)}))
             temporary.replace(note)
         except OSError:
