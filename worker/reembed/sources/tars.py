@@ -26,6 +26,7 @@ META_BYTES = 64 * 1024  # of a caption or a JSON file beside a picture
 MOST_SHARDS = 10**6  # of a run; their names are held in memory
 TOLD = 3  # of the shards that are cut
 READ_AT_ONCE = 2**20
+HEADER, HEADER_AT = b"ustar", 257  # in the first block of a member
 
 
 class Tars:
@@ -130,7 +131,11 @@ def _refuse_rest(tar: tarfile.TarFile) -> None:
             "the zeros at its end are missing, as of one that was cut or is being written; a whole "
             "one gets them by `truncate -s +1024`"
         )
-    if any(rest.strip(b"\0") for rest in iter(partial(tar.fileobj.read, READ_AT_ONCE), b"")):
+    if any(
+        block[at : at + len(HEADER)] == HEADER  # anything else may be left over in a last record
+        for block in iter(partial(tar.fileobj.read, READ_AT_ONCE), b"")
+        for at in range(HEADER_AT, len(block), tarfile.BLOCKSIZE)
+    ):
         raise tarfile.ReadError(
             f"it ends at byte {tar.offset}, and more follows, as where `cat` has joined several: "
             "name these, or join them by `tar --concatenate`"
@@ -144,7 +149,7 @@ def _cut(shards: Iterable[Path]) -> str:
     if not cut:
         return ""
     more = f" and {len(cut) - TOLD} more" if len(cut) > TOLD else ""
-    return f"; no such zeros are at the end of {', '.join(cut[:TOLD])}{more}"
+    return f"; the zeros that end a tar file are missing in {', '.join(cut[:TOLD])}{more}, too"
 
 
 def _lacks_zeros(shard: Path) -> bool:
