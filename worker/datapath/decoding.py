@@ -141,7 +141,7 @@ def decode(data: bytes, *, name: str, near: int | None, limits: Limits) -> Image
 
 def _unidentified(data: bytes) -> str:
     if data.startswith(_JPEG):
-        return "is a JPEG that Pillow cannot read: it is cut short, or not of 8 bits"
+        return "is a JPEG that Pillow cannot read: cut short, damaged, or of a kind such as 12 bits"
     if data[4:12] not in _AVIF:
         return f"is none of {', '.join(FORMATS)}"
     if AvifImagePlugin.SUPPORTED:
