@@ -1110,7 +1110,7 @@ def test_what_lancedb_remembers_is_each_tables_own_and_grows_with_no_chunk(
 
 @pytest.mark.parametrize(
     ("versions", "index", "least", "most"),
-    [(2**18, 2**18, 0, 2 * 2**18), (2**16, lance.INDEX_BYTES, 2**20, 2**22)],
+    [(2**18, 2**18, 0, 2 * 2**18), (2**16, lance.INDEX_BYTES, 2**19, 2**22)],
 )
 def test_an_index_is_remembered_as_a_whole_up_to_a_bound_of_its_own(
     make, sessions, monkeypatch, versions, index, least, most

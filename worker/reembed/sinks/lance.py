@@ -34,10 +34,10 @@ KEY = {"lance-schema:unenforced-primary-key": "true"}
 # would be ever slower, and their versions larger than their vectors.
 COMPACTED_EVERY = 256  # chunks
 # Of what LanceDB remembers of a table's versions, of which every chunk leaves 60 kB or more that
-# nobody looks at again, and of its index, 60 bytes a row: where it does not fit, each chunk that a
-# check looks up reads most of it anew. Its own bounds are 1 and 6 GiB a connection. No two tables
-# share it: it goes by paths, and of a table that was made anew two upserts at once would leave an
-# id twice.
+# nobody looks at again, and of its index, the id and 13 bytes a row: where it does not fit, each
+# chunk that a check looks up reads most of it anew. Its own bounds are 1 and 6 GiB a connection. No
+# two tables share it: it goes by paths, and of a table that was made anew two upserts at once would
+# leave an id twice.
 VERSIONS_BYTES = 2**25
 INDEX_BYTES = 2**28
 PLACE_IN_SOURCE = re.compile(r",? ?\S+\.rs:\d+:\d+")  # of LanceDB, in what it says of an error
