@@ -272,7 +272,7 @@ def _beat(worker: WorkerStatus, *, now: float) -> Found:
         since = max(worker.last_sweep_at, worker.started_at)
         found = f"{worker.name} has not been swept for {now - since:.0f} s"
         # What one whose clock is behind sends has expired, and no log has a line of it.
-        mend = "start `celery -A beat_schedule beat`, or set its clock: idle models stay in memory"
+        mend = "start `celery -A beat_schedule beat`; where it runs, set its machine's clock"
         yield Finding(Check.BEAT, Health.WARNING, found, mend)
 
 

@@ -262,7 +262,8 @@ def alarms(fleet: Fleet, *, now: float) -> list[str]:
     if unswept := [w.name for w in fleet.workers if sweep_is_missing(w, now=now)]:
         told.append(
             f"The beat is missing: no sweep of {', '.join(unswept)} for more than {SWEEPS_MISSED} "
-            "intervals. Idle models stay until `celery -A beat_schedule beat` runs."
+            "intervals, and idle models stay. Start `celery -A beat_schedule beat`; where it runs, "
+            "set its machine's clock."
         )
     return told
 

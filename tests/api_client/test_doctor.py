@@ -222,7 +222,7 @@ def test_a_worker_without_a_beat_is_told_by_the_interval_that_holds_there(tell, 
     [missing] = tell()[Check.BEAT]
     assert "not been swept for 50" in missing.found
     assert "beat_schedule" in missing.mend
-    assert "its clock" in missing.mend  # what is sent by one that is behind has expired
+    assert "its machine's clock" in missing.mend  # what is sent by one that is behind has expired
     show(started_at=long_ago, sweep_interval_s=60, last_sweep_at=time.time() - 10)
     assert Check.BEAT not in tell()
     for seldom in (600, None):

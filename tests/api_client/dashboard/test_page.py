@@ -172,7 +172,7 @@ def test_a_long_name_is_not_written_over_what_stands_beside_it(looking_on, chrom
     assert chromium.run(f"return {cell}.scrollWidth <= {cell}.offsetWidth")
 
 
-def test_what_is_taken_and_done_is_seen_in_forced_colours_too(page, fleet, caller, workers, unload):
+def test_what_is_taken_and_done_is_seen_in_forced_colours_too(page, fleet, caller, unload):
     a_job(fleet, caller, items=50)
     drawn = """(selector => {
         const part = document.querySelector(selector);

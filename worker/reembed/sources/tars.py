@@ -138,7 +138,7 @@ def _refuse_rest(tar: tarfile.TarFile) -> None:
     ):
         raise tarfile.ReadError(
             f"it ends at byte {tar.offset}, and more follows, as where `cat` has joined several: "
-            "name these, or join them by `tar --concatenate`"
+            "name these, or join them by `tar --concatenate` of GNU tar, one at a time"
         )
 
 
