@@ -83,6 +83,7 @@ def test_pictures_that_are_read_take_no_thread_that_others_need(monkeypatch, oth
 
 
 def test_others_have_their_turns_while_many_vectors_are_written(monkeypatch, settings):
+    monkeypatch.setattr(openai_paths, "TURN_S", 0)
     turns, seen = itertools.count(), []
     encoded = openai_paths.encoded
     monkeypatch.setattr(
