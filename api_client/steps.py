@@ -6,7 +6,6 @@ takes the steps itself; `AsyncClient` takes the same ones and awaits them.
 
 import time
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -66,10 +65,14 @@ def together(*parts: Part) -> Step:
 
 def each(*parts: Part) -> Talk[list[Any]]:
     """As `together`; in place of what a key of another type than ours holds stands the error."""
-    found: list[Any] = []
-    with suppress(redis.ResponseError):  # of which part it does not tell
-        found = yield together(*parts)
+    try:
+        found: list[Any] = yield together(*parts)
+    except redis.ResponseError as error:
+        if not is_of_another_type(error):
+            raise
+    else:
         return found
+    found = []
     for part in parts:
         try:
             found.append((yield part))

@@ -146,9 +146,11 @@ def test_the_message_that_waits_longest_tells_since_when(store, keys, prefix, va
 def test_what_a_login_may_not_read_is_no_strangers(store, keys, valkey_url, prefix):
     store.acl_setuser(prefix, enabled=True, passwords=["+pw"], keys=["other:*"], commands=["+@all"])
     url = f"redis://{prefix}:pw@{valkey_url.rpartition('@')[2]}"
-    with redis.Redis.from_url(url) as client, pytest.raises(redis.exceptions.NoPermissionError):
-        read_fleet(client, keys)
-    store.acl_deluser(prefix)
+    try:
+        with redis.Redis.from_url(url) as client, pytest.raises(redis.exceptions.NoPermissionError):
+            read_fleet(client, keys)
+    finally:
+        store.acl_deluser(prefix)
 
 
 def test_the_awaiting_client_reads_the_same_fleet(show, store, keys, valkey_url):
