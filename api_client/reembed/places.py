@@ -27,7 +27,7 @@ NAMED = {"qdrant": "collection", "lancedb": "table", "pgvector": "table"}
 STORES = frozenset({*NAMED, "parquet"})  # sinks that can be a source
 SOURCES = {".csv": "list", ".tsv": "list", ".txt": "list", ".parquet": "list", ".jsonl": "texts"}
 SECRETS = {"password", "sslpassword"}  # parameters of PostgreSQL's addresses
-_HOST = re.compile(r"[\w.-]+:\d+/?")
+_HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:]+\]):\d+(/.*)?")
 _KIND = re.compile(r"([a-z][a-z0-9_]*):(?!//)(.+)", re.DOTALL)
 
 
@@ -108,7 +108,8 @@ def _place(kind: str, where: str, options: Mapping[str, str]) -> Place:
         raise BadRequest(f"a place of kind {kind} has an empty name; give an address or a folder")
     if kind == "qdrant" and _HOST.fullmatch(where):
         raise BadRequest(
-            f"{where!r} would be a folder; the server is qdrant:http://{where} (or https)"
+            f"{where!r} is no address; a server is qdrant:http://{where} (or https), a folder of "
+            f"that name qdrant:./{where}"
         )
     if "://" not in where:
         where = os.path.abspath(os.path.expanduser(where))

@@ -73,7 +73,8 @@ def test_a_password_is_not_written_down(address):
         ("", "empty name"),
         ("qdrant:#cats", "empty name"),
         ("http://[::1:6333#cats", r"'http://\[::1:6333#cats' cannot be a place: Invalid IPv6"),
-        ("qdrant:localhost:6333#cats", "the server is qdrant:http://localhost:6333"),
+        ("qdrant:localhost:6333#cats", "a server is qdrant:http://localhost:6333"),
+        ("qdrant:[::1]:6333#cats", r"a folder of that name qdrant:\./\[::1\]:6333"),
         ("qdrant:http://[::1:6333#cats", r"'http://\[::1:6333' cannot be a place: Invalid IPv6"),
     ],
 )
