@@ -103,7 +103,7 @@
 
   const looks = new Map(); // of each job, whatever its id: [when, items finished], for the rate
   function rate(job, now) {
-    const seen = looks.get(job.id) ?? [];
+    const seen = (job.running && looks.get(job.id)) || []; // planning and pauses tell nothing
     looks.set(job.id, seen);
     seen.push([now, job.done + job.failed]);
     while (seen[0][0] < now - RATE_OVER_S) seen.shift();
