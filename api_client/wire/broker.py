@@ -372,6 +372,9 @@ def async_redis_client(settings: Settings, *, patience_s: float) -> "AsyncRedis"
                 await super().disconnect(*args, **options)
             except redis.TimeoutError:
                 writer.transport.abort()
+            except asyncio.CancelledError:
+                writer.transport.abort()
+                raise
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             is_one = isinstance(command, str | bytes)
