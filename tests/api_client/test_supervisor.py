@@ -42,10 +42,10 @@ def python(name: str, program: str, **rest) -> Child:
     return Child(name=name, argv=argv, cwd=Path(), ready=lambda said: "here" in said, **rest)
 
 
-def kill_who_waits() -> None:
+def kill_who_waits(by: int = signal.SIGKILL) -> None:
     family = psutil.Process().children(recursive=True)
     (child,) = (one for one in family if "signal.pause" in one.cmdline()[-1])
-    child.kill()
+    child.send_signal(by)
 
 
 def test_the_delay_doubles_up_to_a_limit_and_then_patience_ends():
@@ -98,12 +98,13 @@ def test_a_child_that_cannot_start_as_it_is_set_up_is_not_tried_again(tmp_path, 
 
 
 def test_a_child_that_was_ready_is_started_again_however_often_it_dies(tmp_path, told):
-    program = "import sys, time; print('here', flush=True); time.sleep(0.2); sys.exit(2)"
-    brief = python("brief", program)
+    ends = "import signal, sys; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(2))"
+    brief = python("brief", f"{ends}; {WAITS}")
     brisk = Patience(deaths=3, first_delay_s=0.01, longest_delay_s=0.02)
     with Supervisor([brief], logs=tmp_path, tell=told, patience=brisk):
         for _ in range(4):
             told.until("brief is ready")
+            kill_who_waits(signal.SIGUSR1)
             told.until("it starts again")
 
 

@@ -177,7 +177,7 @@ def test_one_whose_disk_is_full_has_started(tmp_path, monkeypatch):
             pytest.skip("no disk may be mounted here")
         home, log = disk.folder / "it", tmp_path / "log"
         with PrivateValkey(home, log=log) as server, redis.Redis.from_url(server.url) as client:
-            expires_at, pipe = time.time() + 2, client.pipeline()
+            expires_at, pipe = time.time() + 5, client.pipeline()
             for number in range(200):  # the next one begins with a page or more of their names
                 pipe.set(f"{number:0200}", "expires while nobody runs", pxat=int(expires_at * 1000))
             pipe.execute()
