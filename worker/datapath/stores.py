@@ -4,6 +4,7 @@ Keys, endpoints and regions are fsspec's own configuration (`FSSPEC_S3_ENDPOINT_
 machine's role; none of them passes through here.
 """
 
+import errno
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import unquote
@@ -11,6 +12,8 @@ from urllib.parse import unquote
 import fsspec
 
 from api_client.wire.errors import ImageForbidden, ImageMissing, ImageTooLarge, ImageUnreachable
+
+NO_SUCH_BYTES = {errno.EINVAL, 416}  # of an empty object: S3's driver, and Google's
 
 
 class Stores:
@@ -44,8 +47,7 @@ class Stores:
             )
         protocol, _, path = url.partition("://")
         try:
-            with file_system(protocol).open(path, "rb") as file:
-                data: bytes = file.read(self._max_bytes + 1)
+            data = _first(self._max_bytes + 1, path, file_system(protocol))
         except FileNotFoundError:
             raise ImageMissing(f"there is no object {name}") from None
         except PermissionError:
@@ -59,6 +61,18 @@ class Stores:
         if len(data) > self._max_bytes:
             raise ImageTooLarge(f"{name} has more than {self._max_bytes} bytes")
         return data
+
+
+def _first(most: int, path: str, store: Any) -> bytes:
+    """The first bytes of an object by one request: to open it would be one more, for its size."""
+    try:
+        data: bytes = store.cat_file(path, start=0, end=most)
+    except Exception as error:
+        told = {getattr(error, "errno", None), getattr(error, "code", None)}
+        if not told & NO_SUCH_BYTES or store.size(path) != 0:
+            raise
+        return b""
+    return data
 
 
 def file_system(protocol: str) -> Any:

@@ -1,4 +1,6 @@
+import errno
 import re
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -103,13 +105,45 @@ def test_a_store_is_bounded_and_says_what_is_missing(stores: Stores) -> None:
         Stores(["nosuchprotocol://bucket/"], max_bytes=1).read("nosuchprotocol://bucket/a")
 
 
+class AsS3(MemoryFileSystem):
+    """Of what is empty it has no range, as S3 and Google's storage."""
+
+    asked: ClassVar[list[str]] = []
+
+    def cat_file(self, path: str, start: int = 0, end: int | None = None, **_: Any) -> bytes:
+        self.asked.append("GET")
+        data: bytes = super().cat_file(path, start=start, end=end)
+        if start >= len(super().cat_file(path)):
+            raise OSError(errno.EINVAL, "The requested range is not satisfiable")
+        return data
+
+    def info(self, path: str, **_: Any) -> Any:
+        self.asked.append("HEAD")
+        return super().info(path)
+
+
+def test_a_store_is_asked_once_for_an_object(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AsS3, "asked", [])
+    fsspec.register_implementation("as-s3", AsS3, clobber=True)
+    bucket = Stores(["as-s3://bucket/"], max_bytes=49)
+    with pytest.raises(ImageTooLarge):
+        bucket.read("as-s3://bucket/pictures/a.png")
+    assert AsS3.asked == ["GET"]
+    AsS3().pipe_file("bucket/empty.png", b"")
+    assert bucket.read("as-s3://bucket/empty.png") == b""
+    with pytest.raises(ImageMissing):
+        bucket.read("as-s3://bucket/none.png")
+
+
 def test_an_object_that_the_store_does_not_give_to_this_worker_is_forbidden(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("Access Denied")
 
-    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
     with pytest.raises(ImageForbidden, match="the worker may not read"):
         stores.read(f"{PREFIX}a.png")
 
