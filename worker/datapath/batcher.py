@@ -112,7 +112,10 @@ class Batcher:
         self._to_run = threading.Condition(lock)  # of the first runner
         self._to_help = threading.Condition(lock)  # of the others
         work: dict[str, Callable[[], None]] = {
-            **{f"run-{n}": partial(self._run, n) for n in range(runners)},
+            **{
+                f"run-{n}": partial(self._work, partial(self._step_runner, n))
+                for n in range(runners)
+            },
             **{f"decode-{n}": self._decode for n in range(decode_threads)},
         }
         self._threads = [
@@ -232,14 +235,21 @@ class Batcher:
 
     # Each step is a function of its own, so that an idle thread's frame holds no model.
 
-    def _run(self, number: int) -> None:
-        while self._step_runner(number):
-            pass
+    def _work(self, step: Callable[[], bool]) -> None:
+        """A thread that ends over what nobody foresaw takes its worker along: all that still came
+        would be waited for in vain."""
+        try:
+            while step():
+                pass
+        except BaseException as error:
+            log.critical("a thread of the batcher ends", exc_info=True)
+            self._lose(f"a thread of the batcher has ended: {type(error).__name__}")
+            for call in list(self._calls):
+                call.done.set()
 
     def _decode(self) -> None:
         processors.step_aside()
-        while self._step_decoder():
-            pass
+        self._work(self._step_decoder)
 
     def _step_decoder(self) -> bool:
         with self._to_prepare:

@@ -34,6 +34,7 @@ from api_client.wire.errors import (
 from api_client.wire.messages import Kind, Priority
 from api_client.wire.otel import Recording
 from worker.backends.base import Collated, Footprint, Prepared, PreparedText, Traits
+from worker.datapath import batcher
 from worker.datapath.batcher import Batcher, Rows
 from worker.datapath.outcomes import Known
 from worker.datapath.pace import ENOUGH
@@ -991,6 +992,21 @@ def test_a_lost_device_is_told_to_all_who_wait_and_to_all_who_come(desk: Desk) -
     with pytest.raises(DeviceLost):
         desk.ask(9).result(PATIENCE_S)
     assert len(desk.model.runs) == runs
+
+
+def test_who_waits_for_a_thread_that_ends_over_a_mistake_is_told_and_so_is_who_comes(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mistaken(*_: object) -> None:
+        raise TypeError("nobody foresaw this")
+
+    monkeypatch.setattr(batcher, "_deliver", mistaken)
+    for call in [desk.ask(n) for n in range(3)]:
+        with pytest.raises(DeviceLost, match=r"a thread of the batcher has ended: TypeError$"):
+            call.result(PATIENCE_S)
+    with pytest.raises(DeviceLost):
+        desk.ask(9).result(PATIENCE_S)
+    assert "nobody foresaw this" in caplog.text
 
 
 def test_an_idle_batcher_keeps_no_model_in_memory(desk: Desk) -> None:
