@@ -79,6 +79,7 @@ class Suspects:
         self._noting = threading.Lock()
         self._seat = threading.Lock()  # of the one suspect that runs
         self._device_lost = ""  # why; whoever comes after that is no culprit
+        self._lost_over: set[str] = set()  # but these, that may come once more before the end
 
     @contextmanager
     def begin(self, id: str, what: str = "", *, is_first: bool = False) -> Iterator["Start"]:
@@ -123,13 +124,15 @@ class Suspects:
             start = Start(self, id, is_needless=said is None, crashes=crashes)
             if said and not crashes:
                 start.note()
-        came_late = bool(self._device_lost)
+        came_late = bool(self._device_lost) and id not in self._lost_over
         try:
             yield start
         except DeviceLost as lost:
             self._device_lost = str(lost)
             if came_late:
                 start.give_up()
+            else:
+                self._lost_over.add(id)
             raise
         except LOST:
             raise

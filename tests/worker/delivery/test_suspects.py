@@ -335,6 +335,16 @@ def test_a_suspect_whose_turn_comes_after_the_device_was_lost_is_not_blamed(proc
     assert dead
 
 
+def test_who_took_the_device_along_and_comes_back_before_the_process_ends_stays_blamed(process):
+    dead, here = dies_over(process()), process()
+    for _ in range(2):
+        with pytest.raises(DeviceLost), here.begin("r") as start, start.on_trial():
+            raise DeviceLost("gone")
+    with process().begin("r") as again:
+        assert again.is_condemned
+    assert dead
+
+
 def test_nothing_runs_after_a_message_over_which_the_device_was_lost_untried(process):
     here = process()
     with pytest.raises(DeviceLost), here.begin("load"):
