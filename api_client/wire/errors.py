@@ -38,7 +38,7 @@ They carry one sentence each: what was asked, and what would work. They cross th
 (code, sentence, retryable) and are raised again as the same class on the other side.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 OURS = "Value error, "  # what Pydantic puts before a sentence of ours
+NAMED = 3  # in a sentence about many
 
 
 class ClipyardError(Exception):
@@ -269,6 +270,12 @@ BY_CODE = {kind.code: kind for kind in _tree(ClipyardError)}
 def first_line(error: BaseException) -> str:
     """What of another library's error fits into a sentence of ours; without its full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Of many, the first ones and how many there are beside, for a sentence."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def first_mistake(error: "ValidationError", *, whole: str = "") -> str:

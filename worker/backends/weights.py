@@ -14,12 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from api_client.wire.errors import BadCheckpoint, WeightsUnavailable, first_line
+from api_client.wire.errors import BadCheckpoint, WeightsUnavailable, first_line, some_of
 
 State = Mapping[str, Tensor]
 
 NO_PICKLE = (pickle.UnpicklingError, EOFError)  # of what torch does not open
-NAMED = 3  # tensors named in a sentence about many
 _FORBIDDEN = re.compile(r"\bGLOBAL (\S+)")
 
 
@@ -84,7 +83,7 @@ def differences(expected: State, state: State) -> str:
         if name in state and state[name].shape != tensor.shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    return "; ".join(f"{_some(names)} {what}" for what, names in found.items() if names)
+    return "; ".join(f"{some_of(names)} {what}" for what, names in found.items() if names)
 
 
 def fits(expected: State, state: State) -> bool:
@@ -138,8 +137,3 @@ def _is_plain(value: object) -> bool:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

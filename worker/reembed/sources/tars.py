@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from api_client.wire.endings import OPENED, PICTURES
-from api_client.wire.errors import JobRefused, StoreDown
+from api_client.wire.errors import JobRefused, StoreDown, some_of
 from api_client.wire.jobs import Place
 
 from ..doors import Doors
@@ -24,7 +24,6 @@ from .refs import content, member
 
 META_BYTES = 64 * 1024  # of a caption or a JSON file beside a picture
 MOST_SHARDS = 10**6  # of a run; their names are held in memory
-TOLD = 3  # of the shards that are cut
 READ_AT_ONCE = 2**20
 HEADER, HEADER_AT = b"ustar", 257  # in the first block of a member
 
@@ -146,10 +145,7 @@ def _cut(shards: Iterable[Path]) -> str:
     """Which of the shards that follow are cut as well, so that nobody mends a thousand one by one;
     the end of each is looked at."""
     cut = [str(shard) for shard in shards if _lacks_zeros(shard)]
-    if not cut:
-        return ""
-    more = f" and {len(cut) - TOLD} more" if len(cut) > TOLD else ""
-    return f"; the zeros that end a tar file are missing in {', '.join(cut[:TOLD])}{more}, too"
+    return f"; the zeros that end a tar file are missing in {some_of(cut)}, too" if cut else ""
 
 
 def _lacks_zeros(shard: Path) -> bool:
