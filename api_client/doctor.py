@@ -26,7 +26,7 @@ from .stack.errors import StackError
 from .stack.settings import StackSettings
 from .stack.up import find_checkout
 from .stack.valkey import OLDEST_MAJOR
-from .status import Fleet, read_fleet, sweep_is_missing
+from .status import START_BEAT, Fleet, read_fleet, sweep_is_missing
 from .steps import is_of_another_type
 from .wire.address import masked
 from .wire.broker import (
@@ -271,9 +271,7 @@ def _beat(worker: WorkerStatus, *, now: float) -> Found:
     if sweep_is_missing(worker, now=now):
         since = max(worker.last_sweep_at, worker.started_at)
         found = f"{worker.name} has not been swept for {now - since:.0f} s"
-        # What one whose clock is behind sends has expired, and no log has a line of it.
-        mend = "start `celery -A beat_schedule beat`; where it runs, set its machine's clock"
-        yield Finding(Check.BEAT, Health.WARNING, found, mend)
+        yield Finding(Check.BEAT, Health.WARNING, found, START_BEAT)
 
 
 def _models(fleet: Fleet) -> Found:

@@ -41,6 +41,8 @@ EVENTS = 200  # of the tail of the stream
 STEPS = (names.INTERACTIVE, names.BULK)
 PRESSURES: tuple[Pressure, ...] = get_args(Pressure)  # rising
 _KINDS = {form for kind in EventKind for form in (f'"{kind}"', f'"{kind}"'.encode())}
+# What one whose clock is behind sends has expired, and no log has a line of it.
+START_BEAT = "start `celery -A beat_schedule beat`; where it runs, set its machine's clock"
 SWEEPS_MISSED = 2.5  # intervals without a sweep, before we call the beat missing
 
 _Record = TypeVar("_Record", bound=Message)
@@ -262,8 +264,7 @@ def alarms(fleet: Fleet, *, now: float) -> list[str]:
     if unswept := [w.name for w in fleet.workers if sweep_is_missing(w, now=now)]:
         told.append(
             f"The beat is missing: no sweep of {', '.join(unswept)} for more than {SWEEPS_MISSED} "
-            "intervals, and idle models stay. Start `celery -A beat_schedule beat`; where it runs, "
-            "set its machine's clock."
+            f"intervals, and idle models stay: {START_BEAT}."
         )
     return told
 
