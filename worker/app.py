@@ -41,8 +41,9 @@ log = logging.getLogger(__name__)
 # By name: Celery imports the tasks when the worker starts, and they import the runtime.
 TASK_MODULES = ["tasks.embed", "tasks.lifecycle", "tasks.sweep", "tasks.reembed"]
 
-# At work at once, beside bulk; mostly they wait for the batcher to join them.
-INTERACTIVE_TASKS = 32
+# At work at once, beside bulk; mostly they wait for the batcher to join them. On a CPU with two
+# cores these are four batches: one for each runner, and one more to be made ready meanwhile.
+INTERACTIVE_TASKS = 64
 
 # OpenMP reads these when torch is imported, which is later than now. A thread has torch's work to
 # itself unless `backends.cores` gives it more. Those that share an operation spin for a fraction
