@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 1000, 20, 300, 40, 96, 16
 INK, FAINT, GRID = "#222222", "#888888", "#e6e6e6"
-COLOURS = ("#1f4e9e", "#e08e1b", "#3a8a4d", "#7b4fa3")
+COLOURS = ("#1f4e9e", "#e08e1b", "#3a8a4d", "#7b4fa3", "#c8384a", "#17a2b8")
 LEAST, MOST = 1 / 4, 16.0  # what is beyond stands at the edge
 RADIUS, ASIDE = 4, 4  # of a dot, and how far it stands above or below the next processor's
 

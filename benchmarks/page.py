@@ -15,9 +15,11 @@ PAGE = DOCS / "performance.md"
 INTRO = """# Performance
 
 Every figure below is a ratio from one run on one machine, printed by the command in its heading
-and kept under `benchmarks/results/`; of each processor the latest run is shown. This page is drawn
-from those files by `python -m benchmarks report`. More is always better; 1 is as good as what
-stands beside it. Goals that depend on what a processor can compute differ from column to column.
+and kept under `benchmarks/results/`; of each processor the latest run is shown, with the code of
+its day: columns without a name of instructions are of November 20 and 21, and were not measured
+again since. This page is drawn from those files by `python -m benchmarks report`. More is always
+better; 1 is as good as what stands beside it. Goals that depend on what a processor can compute
+differ from column to column.
 
 ![The ratios beside their goals](images/performance.png)
 """
