@@ -79,8 +79,9 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
         """
         Raises:
             TypeError: its name or its time limits would fail in the thread that runs it, where
-                nobody settles it: one for each, and the worker would be deaf. Or its stamps would,
-                once Celery has noted the request: it would stay noted for good.
+                nobody settles it: its place would be taken for good, and with the last one the
+                worker would be deaf. Or its stamps would, once Celery has noted the request: it
+                would stay noted for good.
         """
         super().__init__(*args, **options)
         hash(self.name)
@@ -113,7 +114,7 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
         """One that found no memory has failed like any other.
 
         Celery raises instead, and never acknowledges: the message would count against the prefetch
-        limit for ever, until the worker is deaf.
+        limit for ever, and enough of them would leave the worker deaf.
         """
         if isinstance(exc_info.exception, MemoryError):
             exc_info.exception = RuntimeError(repr(exc_info.exception))
