@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
+import redis
+
 from .client import PATIENCE_S, Client, Handle, usable
 from .desk import Desk
 from .embedding import Embedding, Submitted
@@ -226,8 +228,9 @@ class AsyncClient:
             while True:
                 step = go(said)
                 try:
-                    with self._desk.line.reaching():
-                        go, said = talk.send, await self._take(step)
+                    go, said = talk.send, await self._take(step)
+                except redis.RedisError as error:
+                    go, said = talk.throw, self._desk.line.unreached(error)
                 except BaseException as error:
                     go, said = talk.throw, error
         except StopIteration as end:

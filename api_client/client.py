@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, Unpack
 
+import redis
+
 from .desk import Desk
 from .embedding import Embedding, Submitted
 from .inputs import Picture
@@ -328,8 +330,10 @@ class Client:
                 self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def _take(self, step: Step) -> Any:
-        with self._desk.line.reaching():
+        try:
             return step(self._redis)
+        except redis.RedisError as error:
+            raise self._desk.line.unreached(error) from None
 
 
 class Handle:

@@ -97,7 +97,7 @@ class Desk:
         found = inputs.texts(texts)
         order = sorted(range(len(found)), key=lambda at: -len(found[at]))
         items = yield from self._texts([found[at] for at in order], options).all()
-        return [items[at] for at in np.argsort(order)]
+        return [item for _, item in sorted(zip(order, items, strict=True))]
 
     def _texts(self, checked_texts: list[str], options: EmbedOptions) -> Embedding:
         return self._embedding(

@@ -42,6 +42,7 @@ class Embedding:
         self._space: str | None = None
         self._first: Item | None = None  # of all that have come
         self._is_slow = False  # the source: what it gives is sent, and waited for, one by one
+        self._is_spent = False  # likewise: it has no more
         self._is_over = False
         self._process: int | None = None  # that began it
 
@@ -61,7 +62,7 @@ class Embedding:
         self._require_open()
         self._given_at = min(self._given_at, time.time())
         unsent: Call | None = None
-        while len(self._pending) < self._at_once() and (make := (yield from self._next())):
+        while self._has_room() and (make := (yield from self._next())):
             self._require_open()
             if unsent:
                 yield from self._line.send(unsent)
@@ -176,6 +177,7 @@ class Embedding:
             self._makes = self._make_calls((yield from self._named()))
         begun = time.monotonic()
         make = next(self._makes, None)
+        self._is_spent = make is None
         self._is_slow = time.monotonic() - begun > self._share_s()
         return make
 
@@ -193,11 +195,16 @@ class Embedding:
             changes |= {"model": self._first.model, "also": None}
         return replace(call, request=call.request.model_copy(update=changes)) if changes else call
 
-    def _at_once(self) -> int:
-        """Messages on the way. Of a model to be chosen, the first goes alone: the others follow
-        its choice, so that one call never mixes spaces."""
+    def _has_room(self) -> bool:
+        """Whether one more may be on the way. Of a model to be chosen, the first goes alone: the
+        others follow its choice, so that one call never mixes spaces."""
+        if self._is_spent:
+            return False
+        if not self._pending:
+            return True
         is_open = self._options.get("model") == AUTO and not self._first
-        return 1 if is_open else min(self._safe(), self._line.settings.in_flight)
+        at_once = 1 if is_open else min(self._safe(), self._line.settings.in_flight)
+        return len(self._pending) < at_once
 
     def _share_s(self) -> float:
         """How long the source may take for one message. With more, the first ones would be past

@@ -22,6 +22,7 @@ from .wire.settings import LONGEST_S, Settings
 _T = TypeVar("_T")
 MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
 
+_KINDS, _PRIORITIES = tuple(Kind), tuple(Priority)  # an enum looks its members up each time
 
 AskedPriority = Priority | Literal["interactive", "bulk"]
 AskedKind = Kind | Literal["image", "text"]
@@ -72,13 +73,13 @@ def checked(options: EmbedOptions) -> EmbedOptions:
         raise BadRequest(f"batch_size is {size!r}; use 1 to {MAX_ITEMS}")
     if (model := options.get("model")) is not None:
         model_id(model)
-    if (also := options.get("also")) not in (None, *Kind):
-        raise BadRequest(f"also is {also!r:.50}; use {' or '.join(Kind)}")
+    if (also := options.get("also")) not in (None, *_KINDS):
+        raise BadRequest(f"also is {also!r:.50}; use {' or '.join(_KINDS)}")
     if (timeout := options.get("timeout")) is not None:
         patience_s(timeout)
     keep_alive(options.get("keep_alive_s"))
-    if options.get("priority", "bulk") not in list(Priority):
-        raise BadRequest(f"priority is {options['priority']!r}; use {' or '.join(Priority)}")
+    if options.get("priority", "bulk") not in _PRIORITIES:
+        raise BadRequest(f"priority is {options['priority']!r}; use {' or '.join(_PRIORITIES)}")
     if not callable(options.get("progress", print)):
         raise BadRequest(f"progress is {options['progress']!r}; use a function of a number")
     return options

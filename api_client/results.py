@@ -127,7 +127,7 @@ def matrix(items: Sequence[Item]) -> Vectors:
     vectors = [item.vector for item in items if item.vector is not None]
     if len(vectors) != len(items):
         raise ItemsFailed(items)
-    return np.stack(vectors)
+    return np.array(vectors)
 
 
 def similarity(a: Vectors, b: Vectors) -> Any:

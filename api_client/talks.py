@@ -3,8 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import methodcaller
@@ -106,36 +106,33 @@ class Line:
         """Let Celery forget this one; it holds no connection."""
         self._app.close()
 
-    @contextmanager
-    def reaching(self) -> Iterator[None]:
-        """Turns what Redis raises inside into NoBroker."""
-        try:
-            yield
-        except redis.RedisError as error:
-            if takes_no_writes(error):
-                raise NoBroker(
-                    f"Redis at {masked(self.settings.url())} takes no writes; "
-                    "is its disk or its memory full, or is it a replica?"
-                ) from None
-            why = said(error)
-            if isinstance(error, redis.exceptions.NoPermissionError) or why.startswith(_IN_SCRIPT):
-                raise NoBroker(
-                    f"Redis at {masked(self.settings.url())} does not let this login do so ({why});"
-                    " is it that of the right role, CLIPYARD_KEY_PREFIX that of its ACL file, and "
-                    "that file printed by this version?"
-                ) from None
-            if isinstance(error, redis.AuthenticationError):
-                raise NoBroker(login_refused(self.settings.url(), error)) from None
-            if isinstance(error, redis.ResponseError):
-                if not is_unusable(error):  # a stranger's key, or a mistake of ours
-                    raise
-                raise NoBroker(unusable(self.settings.url(), why)) from None
-            # Python 3.13 keeps with this frame the one that threw it in: a circle, as in `Tries`.
-            error.__traceback__ = None
-            raise NoBroker(
-                f"cannot reach Redis at {masked(self.settings.url())} ({error}); "
-                "is it running, and is CLIPYARD_REDIS_URL right?"
-            ) from None
+    def unreached(self, error: redis.RedisError) -> Exception:
+        """The NoBroker that a talk hears of in its place; the error itself, if it is none of the
+        server's making."""
+        url = self.settings.url()
+        if takes_no_writes(error):
+            return NoBroker(
+                f"Redis at {masked(url)} takes no writes; "
+                "is its disk or its memory full, or is it a replica?"
+            )
+        why = said(error)
+        if isinstance(error, redis.exceptions.NoPermissionError) or why.startswith(_IN_SCRIPT):
+            return NoBroker(
+                f"Redis at {masked(url)} does not let this login do so ({why});"
+                " is it that of the right role, CLIPYARD_KEY_PREFIX that of its ACL file, and "
+                "that file printed by this version?"
+            )
+        if isinstance(error, redis.AuthenticationError):
+            return NoBroker(login_refused(url, error))
+        if isinstance(error, redis.ResponseError):
+            # What is left is a stranger's key, or a mistake of ours.
+            return NoBroker(unusable(url, why)) if is_unusable(error) else error
+        # Python 3.13 keeps with this frame the one that threw it in: a circle, as in `Tries`.
+        error.__traceback__ = None
+        return NoBroker(
+            f"cannot reach Redis at {masked(url)} ({error}); "
+            "is it running, and is CLIPYARD_REDIS_URL right?"
+        )
 
     def send(self, call: Call) -> Talk[None]:
         """Lay down the bytes that the message refers to, then the message.

@@ -66,7 +66,7 @@ def embed_batch(call: Call[EmbedBatch]) -> Answer:
             forward_s=rows.forward_s,
         ),
     )
-    return answer, np.stack(vectors) if vectors else np.empty((0, answer.dimension), np.float32)
+    return answer, np.array(vectors) if vectors else np.empty((0, answer.dimension), np.float32)
 
 
 def _choose(request: EmbedBatch) -> Choice:

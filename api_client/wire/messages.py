@@ -181,7 +181,7 @@ class Embedded(Message):
     fingerprint: str
     items: int
     dtype: Literal["float32", "float16"] = "float32"
-    failures: dict[int, Failure] = {}
+    failures: dict[int, Failure] = Field(default_factory=dict)
     truncated: tuple[int, ...] = ()
     chosen: str = ""
     device: str = ""
