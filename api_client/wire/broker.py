@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from itertools import accumulate, count, takewhile
 from threading import Lock, RLock
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -48,6 +49,7 @@ _QUOTED = re.compile(r"""\((['"])(.*)\1,\)""", re.DOTALL)
 
 LARGE = 2**15  # bytes of a value that is not worth a copy
 MANY = 2**21  # bytes of what is sent in turn: it fills the line to Redis for milliseconds
+FRESH_S = 5.0  # since a connection was used: it stands as it stood then
 TURN_S = 1.0  # the longest that a turn is waited for: another's may be slow, or never end
 
 VISIBILITY_TIMEOUT_S = 120  # a worker renews the messages it holds every quarter of this
@@ -186,8 +188,11 @@ class Packer:
 
     def pack(self, *args: Any) -> list[bytes]:
         """What goes to the socket, in pieces."""
-        is_large = any(type(arg) is bytes and len(arg) > LARGE for arg in args)
-        pieces: list[bytes] = (self._large if is_large else self._small).pack(*args)
+        packer: HiredisRespSerializer | PythonRespSerializer = self._small
+        for arg in args:
+            if type(arg) is bytes and len(arg) > LARGE:
+                packer = self._large
+        pieces: list[bytes] = packer.pack(*args)
         return pieces
 
 
@@ -209,12 +214,39 @@ class _Pipeline(redis.client.Pipeline):
 class _Pool(redis.ConnectionPool):
     """Can be used in a fork, also where another thread held its locks at that moment.
 
-    redis-py's own waits there for that thread, which did not come along.
+    redis-py's own waits there for that thread, which did not come along. And each time it looks
+    whether a connection still stands, with seventy Python calls until it is given back. Here one
+    that came back a moment ago goes on as it is; a Redis that was started anew costs it a try.
     """
 
     def reset(self) -> None:
         self._lock, self._event_dispatcher, self._turn = RLock(), EventDispatcher(), Lock()
+        self._fresh: list[tuple[Any, float]] = []  # to redis-py in use; with when they came back
         super().reset()
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        while self._fresh and self.pid == os.getpid():
+            try:
+                connection, since = self._fresh.pop()
+            except IndexError:  # another thread has taken it
+                break
+            if monotonic() - since < FRESH_S:
+                return connection
+            super().release(connection)
+        return super().get_connection(*args, **options)
+
+    def release(self, connection: Any) -> None:
+        stands = connection.is_connected and not connection.should_reconnect()
+        if stands and self.pid == connection.pid == os.getpid():
+            self._fresh.append((connection, monotonic()))
+        else:
+            super().release(connection)
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        with suppress(IndexError):
+            while True:
+                super().release(self._fresh.pop()[0])
+        super().disconnect(inuse_connections)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -255,7 +287,10 @@ def redis_client(settings: Settings, *, patience_s: float = 30.0, **options: Any
         travel as bytes"."""
 
         def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-            with pool.turn() if _is_much(command) else nullcontext():
+            if _is_much(command):
+                with pool.turn():
+                    super().send_packed_command(command, check_health)
+            else:
                 super().send_packed_command(command, check_health)
 
     pool.connection_class = InTurn

@@ -34,7 +34,7 @@ from api_client.wire.broker import (
 from api_client.wire.errors import BadSettings
 from api_client.wire.names import Keys
 from api_client.wire.settings import Settings
-from tests.flow.processes import Valkey
+from tests.flow.processes import Valkey, until
 
 
 def test_a_message_is_sent_without_declaring_its_queue_first(
@@ -282,6 +282,28 @@ def test_a_connection_that_was_lost_is_made_again(valkey_url: str, store: redis.
         for _ in range(2):
             store.client_kill_filter(_id=str(client.client_id()))
         assert client.ping()
+
+
+def test_a_connection_is_looked_at_unless_it_was_used_a_moment_ago(
+    monkeypatch: pytest.MonkeyPatch, valkey_url: str, store: redis.Redis
+) -> None:
+    with redis_client(Settings.read(redis_url=valkey_url), patience_s=0) as client:
+        used = client.client_id()
+        monkeypatch.setattr(client.connection_pool, "_available_connections", None)
+        assert client.client_id() == used
+        monkeypatch.undo()
+        monkeypatch.setattr(broker, "FRESH_S", 0.0)
+        store.client_kill_filter(_id=str(used))
+        assert client.ping()
+
+
+def test_a_pool_that_is_emptied_keeps_none_that_was_used_a_moment_ago(
+    valkey_url: str, store: redis.Redis
+) -> None:
+    with redis_client(Settings.read(redis_url=valkey_url)) as client:
+        used = client.client_id()
+        client.connection_pool.disconnect(inuse_connections=False)
+        until(lambda: str(used) not in {one["id"] for one in store.client_list()})
 
 
 @pytest.mark.parametrize(
