@@ -31,7 +31,7 @@ for name in [name for name in os.environ if name.startswith(SETTINGS)]:
 os.environ["PYTHONPATH"] = str(Path(__file__).with_name("light"))
 # As worker/app.py has it. Tests run side by side, and cores that share an operation would wait for
 # one that another test has: a sixth of the CPU time of those that run models.
-os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT="5000")
+os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT="8000")
 # A worker in this process ends when its last wait for a message has: kombu's takes a second.
 Transport.brpop_timeout = 0.05
 

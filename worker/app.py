@@ -50,7 +50,7 @@ INTERACTIVE_TASKS = 64
 # of a millisecond before they sleep: enough to bridge the gap to the next operation, too short to
 # take the cores that the decoders need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+os.environ.setdefault("GOMP_SPINCOUNT", "8000")
 
 # glibc deals its threads up to eight heaps a core, and none finds what is free in another. Two for
 # all bound what lies free here and there.
