@@ -273,8 +273,8 @@ _GUARDS = {
     ],
     ("worker/delivery/line.py", "worker/delivery/test_line.py"): [
         (
-            "            self._unheard = 0\n            self._connection.disconnect()",
-            "            pass",
+            "        self._unheard = 0\n        self._connection.disconnect()",
+            "        pass",
             "-k next_commands",
         ),
     ],

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 __all__ = ["about", "about_many", "accepted", "current"]
 
 SHOWN = 3  # of those who share a forward pass
+_FITS = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 _current: ContextVar[str] = ContextVar("correlation", default="")
 
@@ -42,5 +43,5 @@ def about_many(correlations: Iterable[str]) -> Iterator[None]:
 
 def accepted(given: object) -> str:
     """An id from outside if it may stand in a log or a header, else nothing."""
-    fits = isinstance(given, str) and re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given)
+    fits = isinstance(given, str) and _FITS.fullmatch(given)
     return str(given) if fits else ""

@@ -103,6 +103,9 @@ def set_up(settings: LogSettings) -> None:
             file = _File(folder / f"{part}.log", delay=True)
             file.addFilter(lambda record, part=part: part_of(record.name) == part)  # type: ignore[misc]
             handlers.append(file)
+    # Which no line of ours tells; looking them up takes as long as the rest of a line.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     for handler in handlers:
         handler.setFormatter(formatter)

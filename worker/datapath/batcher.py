@@ -169,7 +169,7 @@ class Batcher:
         )
         self._sizes.recall(call.space)
         self._submit(call)
-        call.done.wait()
+        call.done.get()
         # Without the lock, which all who have their answer from one pass would wait for.
         self._calls.discard(call)
         self._sizes.save()
@@ -245,7 +245,7 @@ class Batcher:
             log.critical("a thread of the batcher ends", exc_info=True)
             self._lose(f"a thread of the batcher has ended: {type(error).__name__}")
             for call in list(self._calls):
-                call.done.set()
+                call.done.put(None)
 
     def _decode(self) -> None:
         processors.step_aside()

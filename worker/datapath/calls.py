@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from threading import Event
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,10 @@ class Call:
         left: items that are not settled.
         unprepared: items that wait to be prepared, or are being prepared.
         gone: why nobody waits for it any more; its items are dropped.
-        done: set when every item is settled.
+        done: given something when every item is settled. Of an Event, whoever waits is woken up
+            only to wait for its lock.
         group: calls of one group may share a forward pass; the model by identity.
+        space: what a safe batch size is remembered by; the device is for the memory to add.
     """
 
     number: int
@@ -72,25 +74,22 @@ class Call:
     truncated: list[int] = field(default_factory=list)
     decode: Span = field(default_factory=Span)
     forward: Span = field(default_factory=Span)
-    done: Event = field(default_factory=Event)
+    done: SimpleQueue[None] = field(default_factory=SimpleQueue)
     group: Key = field(init=False)
+    space: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.traits = self.model.traits
         self.group = id(self.model), self.kind, self.priority
         self.left = self.unprepared = len(self.items)
         self.outcomes = [None] * self.left
-
-    @property
-    def space(self) -> str:
-        """What a safe batch size is remembered by; the device is for the memory to add."""
-        return f"{self.traits.fingerprint}:{self.traits.precision}:{self.kind}"
+        self.space = f"{self.traits.fingerprint}:{self.traits.precision}:{self.kind}"
 
     def settle(self, index: int, outcome: Outcome) -> None:
         self.outcomes[index] = outcome
         self.left -= 1
         if not self.left:
-            self.done.set()
+            self.done.put(None)
 
 
 @dataclass(eq=False, slots=True)

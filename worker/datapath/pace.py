@@ -45,5 +45,7 @@ class Pace:
 
         None is too late if all are: then a pass shows whether passes still take so long.
         """
+        if len(rivals) < 2:
+            return []
         late = [call for call in rivals if self.is_late(call, ahead=0)]
         return late if len(late) < len(rivals) else []

@@ -32,6 +32,7 @@ from functools import partial, wraps
 from typing import Any, Generic, TypeVar
 
 from celery import Task, shared_task
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import ValidationError
 
@@ -114,13 +115,15 @@ def answering(name: str, kind: type[R]) -> Callable[[Callable[[Call[R]], Answer]
         @shared_task(name=name, bind=True, throws=(ClipyardError,), typing=False)  # type: ignore[untyped-decorator]
         @wraps(body)
         def task(self: Task, /, *nameless: Any, **payload: Any) -> str:
-            given = correlation.accepted(getattr(self.request, names.CORRELATION, None))
-            with correlation.about(given or self.request.id):
+            message = self.request  # looked for in the thread's own memory each time
+            given = correlation.accepted(getattr(message, names.CORRELATION, None))
+            with correlation.about(given or message.id):
                 return _meet(
                     self,
+                    message,
                     body,
-                    lambda: checked(kind, _opened(self, payload), nameless=nameless),
-                    is_first=kind is EmbedBatch and _is_first(self),
+                    lambda: checked(kind, _opened(name, message.id, payload), nameless=nameless),
+                    is_first=kind is EmbedBatch and _is_first(message),
                 )
 
         return task
@@ -149,16 +152,20 @@ def checked(kind: type[R], payload: Mapping[str, Any], *, nameless: tuple[Any, .
     raise BadRequest("; ".join(sentences))
 
 
-def _opened(task: Task, payload: Mapping[str, Any]) -> dict[str, Any]:
-    settings = runtime.here().settings
-    return opened(payload, task=task.name, request=task.request.id, settings=settings)
+def _opened(task: str, request_id: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    return opened(payload, task=task, request=request_id, settings=runtime.here().settings)
 
 
 def _meet(
-    task: Task, body: Callable[[Call[R]], Answer], check: Callable[[], R], *, is_first: bool
+    task: Task,
+    message: Context,
+    body: Callable[[Call[R]], Answer],
+    check: Callable[[], R],
+    *,
+    is_first: bool,
 ) -> str:
-    here, begun, waited_s = runtime.here(), time.monotonic(), _waited_s(task)
-    request_id: str = task.request.id
+    here, begun, waited_s = runtime.here(), time.monotonic(), _waited_s(message)
+    request_id: str = message.id
     spans.past(spans.Name.QUEUE, begun - waited_s, begun)
     try:
         with here.suspects.begin(request_id, task.name, is_first=is_first) as start:
@@ -183,22 +190,22 @@ def _meet(
     return _receipt(here.node, outcome, seconds=time.monotonic() - begun)
 
 
-def _waited_s(task: Task) -> float:
+def _waited_s(message: Context) -> float:
     try:
-        waited_s = time.time() - float(getattr(task.request, names.SENT_AT))
+        waited_s = time.time() - float(getattr(message, names.SENT_AT))
     except (AttributeError, TypeError, ValueError, OverflowError):
         return 0.0  # a stranger's
     return waited_s if 0.0 < waited_s < math.inf else 0.0
 
 
-def _is_first(task: Task) -> bool:
+def _is_first(message: Context) -> bool:
     """Whether its client sent it once only, and no worker has held it before.
 
     Its client may err, as redis-py pushes again where a connection is lost: good enough for what
     may run twice. Where requests are signed it is nobody's word, as no signature covers a header.
     """
-    info = task.request.delivery_info or {}
-    says_first = bool(getattr(task.request, names.FIRST, False)) and not info.get("redelivered")
+    info = message.delivery_info or {}
+    says_first = bool(getattr(message, names.FIRST, False)) and not info.get("redelivered")
     return says_first and not accepted(runtime.here().settings)
 
 
@@ -216,7 +223,7 @@ def _outcome(
             raise _set_aside(task, request, start)
         if request.deadline is not None and time.time() >= request.deadline:
             raise Expired("the request's deadline passed before a worker was free")
-        return _worked(body, Call(task.request.id, request, waited_s), start)
+        return _worked(body, Call(start.id, request, waited_s), start)
     except DeviceLost:
         raise
     except ModelBusy as busy:
@@ -229,10 +236,8 @@ def _outcome(
     except Exception as error:
         if is_beyond_repair(error):  # asked for its free memory, a lost device says so as well
             raise DeviceLost(f"the device is lost: {first_line(error)}") from None
-        log.exception("%s %s failed", task.name, task.request.id)
-        return BackendFailed(
-            f"internal error on {runtime.here().node}, see its log for {task.request.id}"
-        )
+        log.exception("%s %s failed", task.name, start.id)
+        return BackendFailed(f"internal error on {runtime.here().node}, see its log for {start.id}")
 
 
 def _set_aside(task: Task, request: Request, start: Start) -> Quarantined:

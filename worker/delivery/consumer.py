@@ -12,9 +12,10 @@ is what says whether another version still agrees:
 - `kombu.transport.virtual.QoS._delivered`: the messages that a channel has handed out.
 - `kombu.pidbox.Mailbox._publish_reply`: sends the answer to a remote-control command.
 - undocumented, though without an underscore: `Consumer.on_connection_error_before_connected` and
-  `on_connection_error_after_connected`, `Consumer.create_task_handler` with what it calls, and
-  `Consumer.Blueprint.default_steps` of celery; `QoS.restore_by_tag`, `Channel.do_restore`,
-  `Channel.unacked_index_key`, `Channel.conn_or_acquire` and `Transport.channels` of kombu.
+  `on_connection_error_after_connected`, `Consumer.create_task_handler` with what it calls,
+  `Consumer.Blueprint.default_steps`, and what `Request` reads moments with, of celery;
+  `QoS.restore_by_tag`, `Channel.do_restore`, `Channel.unacked_index_key`,
+  `Channel.conn_or_acquire` and `Transport.channels` of kombu.
 """
 
 import logging
@@ -61,6 +62,15 @@ def renewable(requests: Iterable["Request"], *, now: float, longest_run_s: float
     ]
 
 
+def _moment(given: Any) -> datetime:
+    """As Celery writes it in a message, and reads it with a parser in Python."""
+    moment = given if isinstance(given, datetime) else datetime.fromisoformat(given)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+_READERS = {"maybe_iso8601": _moment, "maybe_make_aware": lambda moment, tz: moment}
+
+
 class Request(request.Request):  # type: ignore[misc]  # celery has no types
     """A request that is settled once, whoever comes first, and whatever it failed with.
 
@@ -83,7 +93,7 @@ class Request(request.Request):  # type: ignore[misc]  # celery has no types
                 worker would be deaf. Or its stamps would, once Celery has noted the request: it
                 would stay noted for good.
         """
-        super().__init__(*args, **options)
+        super().__init__(*args, **options, **_READERS)
         hash(self.name)
         sum(limit for limit in self.time_limits if limit)
         set(self.stamped_headers)

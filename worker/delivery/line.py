@@ -7,8 +7,8 @@ Redis does it in that order; what came of it is heard when somebody needs to kno
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -47,7 +47,7 @@ class Line:
         Raises:
             RedisError: they could not be sent; what was unheard will not be heard any more.
         """
-        with self._in_step():
+        try:
             now = time.monotonic()
             if now - self._used_at > FRESH_S and not self._unheard:
                 self._connection.disconnect()  # type: ignore[no-untyped-call]
@@ -56,6 +56,9 @@ class Line:
             # No PING: it would take what is unheard for its own answer.
             self._connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
             self._unheard += len(commands)
+        except BaseException:
+            self._begin_anew()
+            raise
 
     def hear(self) -> list[Any]:
         """The replies to all that was told since the last time.
@@ -64,21 +67,19 @@ class Line:
             RedisError: the connection was lost, one was not there in time, or is an error.
         """
         replies = []
-        with self._in_step():
+        try:
             while self._unheard:
                 replies.append(self._connection.read_response())
                 self._unheard -= 1
+        except BaseException:
+            self._begin_anew()
+            raise
         return replies
 
-    @contextmanager
-    def _in_step(self) -> Iterator[None]:
-        """Whatever goes wrong, the next command begins on a connection without old answers."""
-        try:
-            yield
-        except BaseException:
-            self._unheard = 0
-            self._connection.disconnect()  # type: ignore[no-untyped-call]
-            raise
+    def _begin_anew(self) -> None:
+        """Whatever went wrong, the next command finds no old answers."""
+        self._unheard = 0
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
 
 
 class Lines:
@@ -119,10 +120,11 @@ class Lines:
 
     def _told(self, command: Command) -> Line | None:
         """The line of this thread, if it carried the command."""
-        with suppress(*LOST):
+        try:
             if not hasattr(self._threads, "line"):
                 self._threads.line = Line(self._client.connection_pool)
             line: Line = self._threads.line
             line.tell(command)
-            return line
-        return None
+        except LOST:
+            return None
+        return line

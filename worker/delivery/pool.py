@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
 from functools import partial
-from threading import Event, Lock
+from threading import Lock
 from typing import Any
 
 from celery.concurrency import thread
@@ -179,7 +179,7 @@ class _Run:
         self._task_id = task_id
         self._limit_s = limit_s
         self._deadline = math.inf  # on the monotonic clock, from the start of the run
-        self._terminated = Event()
+        self._is_terminated = False
 
     def __call__(self) -> None:
         self._deadline = time.monotonic() + self._limit_s
@@ -196,10 +196,10 @@ class _Run:
 
     def terminate(self, signal: int | None = None) -> None:
         """Called by Celery for `revoke(terminate=True)` and at the end of a soft shutdown."""
-        self._terminated.set()
+        self._is_terminated = True
 
     def reason(self) -> Reason | None:
-        if self._terminated.is_set():
+        if self._is_terminated:
             return Reason.REVOKED if self._task_id in state.revoked else Reason.SHUTDOWN
         return Reason.TIME_LIMIT if time.monotonic() >= self._deadline else None
 

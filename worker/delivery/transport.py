@@ -176,10 +176,15 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     Message, QoS = Message, QoS
     _kept: Any = None
+    _written: dict[tuple[Any, ...], Any]  # what BRPOP was sent as; the queues take turns
     bulk_tasks = pool.BULK_TASKS
     listens = True
     stands_back: Callable[[], bool] = staticmethod(lambda: False)
     from_transport_options = (*kombu_redis.Channel.from_transport_options, "bulk_tasks")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._written = {}
+        super().__init__(*args, **options)
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -238,11 +243,15 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
             queues = [queue for queue in queues if queue != names.EMBED]
         if stands_back or held >= self.bulk_tasks:
             timeout = LISTENS_AGAIN_S
-        keys = [self._q_for_pri(queue, step) for step in steps for queue in queues]
-        command = self.client._prefix_args(["BRPOP", *keys, timeout or self.brpop_timeout])
-        self._in_poll = self.client.connection
+        client = self.client
+        self._in_poll = connection = client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command(*command)
+        asked = (*queues, *steps, timeout := timeout or self.brpop_timeout)
+        if asked not in self._written:
+            keys = [self._q_for_pri(queue, step) for step in steps for queue in queues]
+            command = client._prefix_args(["BRPOP", *keys, timeout])
+            self._written[asked] = connection.pack_command(*command)
+        connection.send_packed_command(self._written[asked])
 
     def _bulk_held(self) -> int:
         # This thread alone changes either: Celery has its event loop acknowledge what threads end.

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import redis
+from celery.exceptions import InvalidTaskError
 from celery.worker import control, state
 
 from api_client.wire.broker import celery_app
@@ -176,6 +177,25 @@ def test_a_command_that_cannot_be_done_is_told_in_a_line_to_who_asked_and_in_the
     [line] = caplog.records
     assert command in line.getMessage()
     assert line.exc_info is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "2026-01-01T12:00:00+00:00",
+        "2026-01-01T13:00:00+01:00",
+        "2026-01-01T12:00:00",
+        datetime(2026, 1, 1, 12, tzinfo=UTC),
+    ],
+)
+def test_when_a_message_expires_is_told_in_iso_8601_with_or_without_a_zone(told):
+    assert request_of(expires=told, eta=told).expires == datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("told", ["soon", 5, ["2026-01-01"]])
+def test_a_message_that_expires_at_no_moment_is_none(told):
+    with pytest.raises(InvalidTaskError):
+        request_of(expires=told)
 
 
 def test_what_came_too_late_is_done_when_it_is_sent_again():
