@@ -187,7 +187,7 @@ class Embedding:
         Args:
             behind: how many of this call are on the way.
         """
-        call: Call = yield Blocking(make)
+        call: Call = (yield make) if isinstance(make, Blocking) else make()
         changes: dict[str, Any] = {}
         if behind:
             changes["deadline"] = call.until + behind * self._patience_s()

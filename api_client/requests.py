@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from . import inputs
 from .inputs import Picture
+from .steps import Blocking
 from .talks import Call
 from .wire import names
 from .wire.errors import BadRequest, first_mistake, nearest
@@ -20,7 +21,7 @@ from .wire.messages import AUTO, MAX_ITEMS, EmbedBatch, Kind, Knobs, Priority, R
 from .wire.settings import LONGEST_S, Settings
 
 _T = TypeVar("_T")
-MakeCall = Callable[[], Call]  # encodes pictures: not for the event loop
+MakeCall = Blocking | Callable[[], Call]  # what encodes pictures is not for the event loop
 
 _KINDS, _PRIORITIES = tuple(Kind), tuple(Priority)  # an enum looks its members up each time
 
@@ -186,7 +187,8 @@ def image_calls(
     """One call per message, yet to be made. Reads `images` one message ahead, and no further."""
     first = 0
     for chunk, priority in _cut(images, options, settings):
-        yield partial(_image_call, chunk, first, options, settings, asked_by, priority)
+        make = partial(_image_call, chunk, first, options, settings, asked_by, priority)
+        yield Blocking(make)
         first += len(chunk)
 
 

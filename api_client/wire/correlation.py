@@ -22,14 +22,17 @@ def current() -> str:
     return _current.get()
 
 
-@contextmanager
-def about(correlation: str) -> Iterator[None]:
+class about:
     """What is logged and sent in the block belongs to this id."""
-    token = _current.set(correlation)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+
+    def __init__(self, correlation: str) -> None:
+        self._correlation = correlation
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._correlation)
+
+    def __exit__(self, *raised: object) -> None:
+        _current.reset(self._token)
 
 
 @contextmanager

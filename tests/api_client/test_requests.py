@@ -193,7 +193,7 @@ def test_numbers_of_numpy_are_numbers():
 def test_what_follows_is_told_where_a_model_is_chosen_only(model, sent):
     options = checked({"model": model, "also": "text"})  # older workers refuse what they don't know
     [make] = image_calls(["a.jpg"], options, SETTINGS, "")
-    assert make().request.also == sent
+    assert make.do().request.also == sent
 
 
 def test_an_option_that_is_none_of_ours_is_a_type_error():
@@ -228,7 +228,7 @@ def test_a_signed_request_names_the_digest_of_its_bytes():
     pictures = ["a.jpg", b"bytes"]
     signing = Settings.read(chunk_size=2, signing_key="k" * 16)
     [plain], [sealed] = (
-        [make().request.images for make in image_calls(pictures, {}, settings, "")]
+        [make.do().request.images for make in image_calls(pictures, {}, settings, "")]
         for settings in (SETTINGS, signing)
     )
     assert plain[1].sha256 is None
