@@ -34,6 +34,7 @@ from .line import Line
 
 log = logging.getLogger(__name__)
 
+HEARS_AGAIN_S = 0.5  # what became of what it told
 LISTENS_AGAIN_S = 0.05  # for what it leaves to others now
 CLOSE_S = 10.0  # two clocks that are compared every few seconds
 
@@ -87,10 +88,10 @@ class Message(virtual.Message):  # type: ignore[misc]  # kombu has no types
 class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
     """Notes in Redis what is held, and strikes out what is done, without waiting each time.
 
-    What Redis says is heard once the message is on its way, with the next look at the queues: at
-    the latest a second later, and there a refusal is raised as one of the queues' own. kombu waits
-    twice for each message, which is a third of what its event loop does. The commands are kombu's,
-    without its transactions: of two that are sent together, one alone does no harm.
+    What Redis says is heard once the message is on its way, of many messages together, with a look
+    at the queues: at the latest a second later, and there a refusal is raised as one of theirs.
+    kombu waits twice for each message, which is a third of what its event loop does. The commands
+    are kombu's, without its transactions: of two that are sent together, one alone does no harm.
 
     Since when it is held, and for how long that may be, goes by Redis' clock. By the workers' own,
     what one held that runs an hour ahead came back after an hour, and to it all that others held
@@ -98,6 +99,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
     """
 
     _line: Line | None = None
+    _heard_at = 0.0
     _ahead_s: float | None = None  # this machine's clock, of Redis'
 
     @property
@@ -147,9 +149,11 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
             virtual.QoS.ack(self, delivery_tag)
             raise
 
-    def hear(self) -> None:
-        """Raise what became of what was told, if anything did."""
-        if self._line is not None:
+    def hear(self, *, at_once: bool = False) -> None:
+        """Raise what became of what was told, if anything did; not with every message."""
+        now = monotonic()
+        if self._line is not None and (at_once or now - self._heard_at >= HEARS_AGAIN_S):
+            self._heard_at = now
             self._line.hear()
 
     def _compare_clocks(self) -> float:
@@ -211,7 +215,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     def close(self) -> None:
         """What was told is done before the connection goes."""
         with suppress(*self.connection_errors):
-            self.qos.hear()
+            self.qos.hear(at_once=True)
         super().close()
 
     def _inplace_augment_message(self, message: Any, *address: Any) -> None:

@@ -92,7 +92,7 @@ def take(channel: Channel, tag: str) -> None:
 
 def take_and_hear(channel: Channel, tag: str) -> None:
     take(channel, tag)
-    channel.qos.hear()
+    channel.qos.hear(at_once=True)
 
 
 def test_a_channel_makes_its_client_once_for_each_pool(url: str, prefix: str) -> None:
@@ -109,11 +109,11 @@ def test_what_is_held_is_in_redis_until_it_is_acknowledged(url: str, prefix: str
     with channel_to(url, prefix) as channel, client_of(url) as store:
         take(channel, "one")
         take(channel, "two")
-        channel.qos.hear()
+        channel.qos.hear(at_once=True)
         assert store.hkeys(keys.held) == [b"one", b"two"]
         assert channel.qos.restore_by_tag("two") is None
         channel.basic_ack("one")
-        channel.qos.hear()
+        channel.qos.hear(at_once=True)
         assert not store.exists(keys.held)
         assert store.llen(keys.queue(names.EMBED, names.INTERACTIVE)) == 1
         take(channel, "three")
@@ -130,8 +130,8 @@ def test_a_refusal_is_raised_with_the_next_look_and_the_one_after_finds_all_in_o
         store.config_set("maxmemory", 1)
         take(channel, "refused")
         with pytest.raises(OutOfMemoryError):
-            channel.qos.hear()
-        channel.qos.hear()
+            channel.qos.hear(at_once=True)
+        channel.qos.hear(at_once=True)
         store.config_set("maxmemory", 0)
         take_and_hear(channel, "held")
         assert store.hkeys(Keys(prefix).held) == [b"held"]
@@ -203,6 +203,22 @@ def test_what_is_held_since_a_time_to_come_is_held_since_now(url: str, prefix: s
         channel.qos.restore_visible()
         assert store.zscore(index, "one") == before
         assert before <= store.zscore(index, "two") < before + 60
+
+
+def test_what_became_of_many_messages_is_heard_together(
+    monkeypatch: pytest.MonkeyPatch, valkey_of_my_own: Valkey, prefix: str
+) -> None:
+    url = valkey_of_my_own.url
+    with channel_to(url, prefix) as channel, client_of(url) as store:
+        take_and_hear(channel, "before")
+        store.config_set("maxmemory", 1)
+        take(channel, "refused")
+        channel.qos.hear()
+        later = time.monotonic() + transport.HEARS_AGAIN_S
+        monkeypatch.setattr(transport, "monotonic", lambda: later)
+        with pytest.raises(OutOfMemoryError):
+            channel.qos.hear()
+        store.config_set("maxmemory", 0)
 
 
 def test_a_lost_line_is_found_lost_once(url: str, prefix: str) -> None:
