@@ -106,7 +106,7 @@ def test_bytes_that_were_swapped_on_the_way_are_not_embedded(installation: Insta
     """Who may write to Redis, but has no key."""
     settings = installation.settings()
     [make] = requests.image_calls([b"what was signed"], {}, settings, "test")
-    swapped = replace(make(), blobs={0: b"something else"})
+    swapped = replace(make.do(), blobs={0: b"something else"})
     with installation.client() as client:
         client._hold(client._desk.line.send(swapped))
         message = client._hold(client._desk.line.wait(swapped)).message
