@@ -402,6 +402,7 @@ def test_a_real_worker_and_its_redis_come_back_after_kill_9(home, checkout, told
         told.until("cpu0 is ready")
         with redis.Redis.from_url(stack.url) as client:
             client.set("kept", 1)
+            assert client.waitaof(1, 0, 10_000)[0] == 1  # a busy disk puts even the write off
         kill(by_command="-n cpu0@%h", spare=others)
         told.until("cpu0 was ended by signal 9")
         kill(by_command="valkey-server 127.0.0.1", spare=others)
